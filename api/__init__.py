@@ -1,0 +1,1 @@
+"""How it is asked: one file per endpoint or command, parse, one call, format; no rules."""

@@ -1,0 +1,1 @@
+"""What is true now: one file per question, with its table, its rows and its query."""

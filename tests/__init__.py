@@ -1,0 +1,1 @@
+"""What is shown: each file mirrors the room and file it tests; the rest try the whole house."""

@@ -1,0 +1,41 @@
+"""The two tiers: by default seeded and small, with `--full` the counts that the promises were made with."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+FULL_TIMEOUT_SECONDS = 3600
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run every trial with its full count; takes hours")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the time-out's own plugin reads the option
+def pytest_configure(config: pytest.Config) -> None:
+    # Slow cores make any single example late at times, which says nothing about the property.
+    common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], stateful_step_count=50)
+    settings.register_profile("default", common, max_examples=200, derandomize=True)
+    settings.register_profile("full", common, max_examples=2_000, print_blob=True)
+    settings.load_profile("full" if config.option.full else "default")
+    if config.option.full and config.option.timeout is None:
+        config.option.timeout = FULL_TIMEOUT_SECONDS
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether this run is of the full tier."""
+    return bool(pytestconfig.option.full)
+
+
+@pytest.fixture(scope="session")
+def count(full: bool) -> Callable[[int, int], int]:
+    """Choose between a trial's count in the default tier and in the full one: `count(6, 60)`."""
+    return lambda default, in_full: in_full if full else default
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run every `async def` test on the event loop that the server runs on."""
+    return "asyncio", {"use_uvloop": True}

@@ -1,0 +1,242 @@
+"""Every request that a grant can receive: plain values, no secrets; each carries its own time and command id.
+
+`at` is the wall clock in microseconds as the command was taken up; decisions use the later of it and the grant's last
+`at`. `command_id` (32 lower-case hex digits) stays the same when a lost race makes the command be decided again, so
+that an outcome which looked unknown can be recognised as one's own (I-11).
+
+`Rules` is what stands outside the grant and bears on it: read in the transaction that the decision is appended in.
+With state, command and rules in hand, `decide` is a pure function.
+"""
+
+from typing import TypeAlias
+
+import msgspec
+
+from ledger.events import GrantEvent, Words
+from ledger.policy import Policy
+from ledger.refusals import Refusal
+
+
+class EpochEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """The raise of a client's or subject's epoch that ended a grant: the first that hits it."""
+
+    event_id: str
+    at: int
+    refusal: Refusal  # REVOKED_BY_SUBJECT, REVOKED_BY_OPERATOR or REUSE_DETECTED
+    reason_class: str
+
+
+class ClientRules(msgspec.Struct, frozen=True, kw_only=True):
+    """A client as it rules at this moment. `v` is the version of its last event that changed its settings; `scope`
+    the most it may be granted, `resource` what it may ask for (the first is the default audience; () is the issuer).
+    `authenticates` is False for `none`; `sender_bound` where it must prove a key."""
+
+    client_id: str
+    v: int
+    scope: Words
+    resource: Words
+    policy: Policy
+    authenticates: bool
+    sender_bound: bool
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands outside the grant at the moment of decision. `client` is the grant's own client, None while it is
+    disabled. `active_key_id` makes new tokens; `distrusted` maps a distrusted key id to the event that said so."""
+
+    control: int
+    client: ClientRules | None
+    client_epoch: int
+    subject_epoch: int
+    epoch_end: EpochEnd | None
+    active_key_id: int
+    distrusted: dict[int, str]
+    clock_skew_seconds: int = 10
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What every command says."""
+
+    at: int
+    command_id: str
+
+
+class Presenter(msgspec.Struct, frozen=True, kw_only=True):
+    """Who presents a token: their client, whether it authenticated, the commitment of their context, their key."""
+
+    client_id: str
+    authenticated: bool
+    auth_method: str
+    context: str
+    proof_jkt: str | None = None
+    proof_x5t_s256: str | None = None
+
+    @property
+    def key_bound(self) -> bool:
+        """A key was shown with the request."""
+        return self.proof_jkt is not None or self.proof_x5t_s256 is not None
+
+
+class FirstRedemption(msgspec.Struct, frozen=True, kw_only=True):
+    """How an older generation was first redeemed, read from the grant's own history: by which context, when, and the
+    event that retired it (the rotation; where it was never rotated, its redemption)."""
+
+    context: str
+    at: int
+    rotation_event_id: str
+
+
+class IssueGrant(Command, frozen=True, kw_only=True):
+    """A grant shall come to be, with generation 0 (RFC 6749 1.5). Lifetimes only shorten what the policy gives.
+
+    `issued_at_least` is the latest `before` that an epoch of its client or subject has: the grant is not older.
+    """
+
+    grant_id: str
+    client_id: str
+    subject_id: str
+    scope: Words
+    resource: Words | None
+    refresh_token_ttl_seconds: int | None
+    grant_ttl_seconds: int | None
+    nonce_sha256: str
+    issued_by: str
+    issued_at_least: int
+    session: str | None = None
+    device: str | None = None
+    bound_jkt: str | None = None
+    bound_x5t_s256: str | None = None
+    auth_time: int | None = None
+    acr: str | None = None
+    amr: Words | None = None
+
+
+class RedeemToken(Command, frozen=True, kw_only=True):
+    """A refresh token of this grant, genuine in tag and secret, is presented for an access token (RFC 6749 6).
+
+    `generation` and `key_id` are the token's. `scope` and `resource` are what was asked, None when left out.
+    `first_redemption` is given for a generation that is two or more behind. `retry_after_seconds` is set where the
+    burst limit would refuse a redemption. `fresh` says that the state was just read from the store anew.
+    """
+
+    presenter: Presenter
+    generation: int
+    key_id: int
+    scope: Words | None
+    resource: Words | None
+    first_redemption: FirstRedemption | None = None
+    retry_after_seconds: int | None = None
+    fresh: bool = False
+
+
+class RevokeByClient(Command, frozen=True, kw_only=True):
+    """The owner gives its grant back by one of its refresh tokens, current or retired (RFC 7009 2.1)."""
+
+    client_id: str
+
+
+class RevokeAccessToken(Command, frozen=True, kw_only=True):
+    """The owner gives one access token back; the grant lives (RFC 7009 2.1)."""
+
+    issued_v: int
+    client_id: str
+
+
+class RevokeGrant(Command, frozen=True, kw_only=True):
+    """An operator ends the grant. `reason` is a commitment."""
+
+    reason_class: str
+    reason: str | None
+    requested_by: str
+
+
+class SuspendGrant(Command, frozen=True, kw_only=True):
+    """An operator stops the grant until it is reinstated."""
+
+    reason_class: str
+    reason: str | None
+    requested_by: str
+
+
+class ReinstateGrant(Command, frozen=True, kw_only=True):
+    """An operator lets a suspended grant go on; after reuse or rollback this wants `trust="current"`."""
+
+    reason: str | None
+    requested_by: str
+    trust: str | None
+
+
+class RecordForeignClient(Command, frozen=True, kw_only=True):
+    """Another client presented a genuine token of this grant; to be written after its answer."""
+
+    presenter: Presenter
+    generation: int
+
+
+class CountPresentations(Command, frozen=True, kw_only=True):
+    """What was counted in memory shall be flushed: `count` presentations since the last flush of this grant."""
+
+    count: int
+    first_at: int
+    last_at: int
+    last_generation: int
+    last_context: str
+
+
+GrantCommand: TypeAlias = (
+    IssueGrant
+    | RedeemToken
+    | RevokeByClient
+    | RevokeAccessToken
+    | RevokeGrant
+    | SuspendGrant
+    | ReinstateGrant
+    | RecordForeignClient
+    | CountPresentations
+)
+
+
+class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
+    """An access token as the event `v` minted it. Times are whole microseconds that are whole seconds."""
+
+    v: int
+    scope: Words
+    resource: Words | None
+    cnf_jkt: str | None
+    cnf_x5t_s256: str | None
+    format: str
+    signing_key_id: int
+    issued_at: int
+    expires_at: int
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to an issuance, a redemption or a retry. `generation` and `key_id` name the refresh token to hand
+    out, None where it is withheld; `last_v` the version whose position the answer carries; `retry` its verdict."""
+
+    access_token: AccessToken
+    generation: int | None
+    key_id: int
+    idle_expires_at: int | None
+    absolute_expires_at: int | None
+    last_v: int
+    retry: str | None = None
+
+
+class RefusedOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A refusal that the decision's own events made history: they are durable before it is told (I-05)."""
+
+    refusal: Refusal
+    event_id: str
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command comes to: events to append together or not at all (perhaps none), and the answer.
+
+    `outcome` is None for acts whose answer is the grant itself. `ends_subject` asks for a raise of the subject's epoch
+    in the same transaction (`on_reuse = "revoke_subject"`).
+    """
+
+    events: list[GrantEvent]
+    outcome: Served | RefusedOutcome | None = None
+    ends_subject: bool = False

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.servers"]  # shared_server, own_server
 FULL_TIMEOUT_SECONDS = 3600
 
 

@@ -1,0 +1,131 @@
+"""The black-box vectors V1–V67 of the token endpoint as transcripts, each run against a real server process."""
+
+import re
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Server, clients_toml, running
+from tests.transcripts import Expected, Run, Vector, load, parse, run_vector
+from tests.wire import Answer, check_answer, secrets_in
+
+VECTORS = load()
+H = (("Date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("Cache-Control", "no-store"), ("Pragma", "no-cache"))
+TOKEN = "rt1_" + 72 * "A"
+
+
+@pytest.fixture
+def server_for(
+    request: pytest.FixtureRequest, tmp_path: Path, shared_server: Server, window_seconds: int
+) -> Iterator[Server]:
+    """The shared server; for a vector that ends the process one of its own."""
+    if not request.node.callspec.params["vector"].restarts:
+        yield shared_server
+        return
+    with running(tmp_path / "server", clients=clients_toml(window_seconds=window_seconds)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=[vector.number for vector in VECTORS])
+def test_vector(vector: Vector, server_for: Server, window_seconds: int) -> None:
+    """Each request of the transcript gets the answer that stands below it (RFC 6749 5 and 6)."""
+    run_vector(vector, server_for, {"window": str(window_seconds), "half": str(window_seconds / 2)})
+
+
+def test_every_vector_has_its_transcript() -> None:
+    """V1–V67 are all there but for V32: CORS comes with the protocol surface."""
+    assert {f"V{number}" for number in range(1, 68)} - {"V32"} == {
+        match[0] for vector in VECTORS if (match := re.match(r"V\d+", vector.number))
+    }
+
+
+def test_no_log_of_the_vectors_holds_a_token(shared_server: Server) -> None:
+    """V96 over all that this worker's server has logged so far at DEBUG; its end asks once more (I-20)."""
+    run_vector(VECTORS[0], shared_server, {})
+    assert shared_server.tokens
+    assert shared_server.log()
+    shared_server.check_log()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "told"),
+    [
+        ('{"scope": "read"}', '{"scope": "read write"}', "body.scope: 'read write', not 'read'"),
+        ('{"error": "{{a|b}}"}', '{"error": "c"}', "body.error: 'c' does not match '{{a|b}}'"),
+        ('{"error": "{{a|b}}"}', '{"error": "a", "more": 1}', "body: ['more'] not expected"),
+        ('{"error": "{{a|b}}", "at": 1}', '{"error": "a"}', "body: ['at'] missing in ['error']"),
+        ('{"expires_in": "{{1..9}}"}', '{"expires_in": 10}', "body.expires_in: 10 outside 1..9"),
+        ('{"expires_in": "{{1..9}}"}', '{"expires_in": "5"}', "body.expires_in: '5' is no integer"),
+        ('{"refresh_token": "{{new RT1}}"}', '{"refresh_token": "first"}', "body.refresh_token: RT1 is not new"),
+        ('{"refresh_token": "{{RT0}}"}', '{"refresh_token": "other"}', "body.refresh_token: 'other' does not match"),
+    ],
+)
+def test_an_answer_that_differs_is_caught(tmp_path: Path, wanted: str, found: str, told: str) -> None:
+    """The broken twin of every vector: a body other than the transcript's fails, and the failure says where."""
+    run = Run(Server(tmp_path), {"RT0": "first"}, "127.0.0.1")
+    run.answers = [Answer(200, H, found.encode())]
+    with pytest.raises(AssertionError, match=re.escape(told)):
+        run._judge([Expected(1, frozenset({200}), (), wanted)])
+
+
+def test_two_successors_among_parallel_answers_are_caught(tmp_path: Path) -> None:
+    """I-03's broken twin: what is new in one of several answers must be the same in all of them."""
+    run = Run(Server(tmp_path), {}, "127.0.0.1")
+    kind = Expected(2, frozenset({200}), (), '{"refresh_token": "{{new RT1}}"}')
+    run.answers = [Answer(200, H, b'{"refresh_token": "one"}')] * 2
+    run._judge([kind])
+    run.answers = [Answer(200, H, b'{"refresh_token": "two"}'), Answer(200, H, b'{"refresh_token": "three"}')]
+    with pytest.raises(AssertionError, match="'three' does not match"):
+        run._judge([kind])
+
+
+@pytest.mark.parametrize(
+    "text", ["-- issue to www", "== V1 · x\n-- make coffee", "== V1 · x\nGET / HTTP/1.1", "== V1 · x\n< 200"]
+)
+def test_a_line_that_no_rule_knows_is_no_transcript(text: str) -> None:
+    """A step misspelled must not pass for a step done."""
+    with pytest.raises(AssertionError):
+        parse(text, "x.txt")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (500, (), b'{"error": "server_error"}'),
+        (307, (), b""),
+        (400, (("Pragma", "no-store"),), b'{"error": "invalid_grant"}'),
+        (400, (), b'{"error": "invalid_grant", "reason": null}'),
+        (400, (), b'{"error": "invalid_grant", "error_description": "say \\"no\\""}'),
+        (400, (), b'{"error": "invalid_grant", "error_description": "Secr3t! is wrong"}'),
+        (400, (), b'{"error": "invalid_grant", "error_description": "no token ' + TOKEN.encode() + b'"}'),
+        (400, (), b"nope"),
+        (200, (), b'{"access_token": "a", "token_type": "bearer", "expires_in": 1}'),
+    ],
+)
+def test_an_answer_that_breaks_what_all_keep_is_caught(
+    status: int, headers: tuple[tuple[str, str], ...], body: bytes
+) -> None:
+    """V96's broken twins: status, headers, null, charset, a secret or a token told, a shape of no token response."""
+    now = Answer(status, (*headers, *_kept(headers)), body)
+    with pytest.raises(AssertionError):
+        check_answer(now, "POST", "/token", ["Secr3t!"])
+
+
+def _kept(changed: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    kept = (*H[1:], ("Date", formatdate(usegmt=True)), ("Content-Type", "application/json"))
+    return tuple(pair for pair in kept if pair[0] not in dict(changed))
+
+
+def test_an_answer_that_keeps_it_all_passes() -> None:
+    """The twins above fail for what is broken in them, not for what they share."""
+    check_answer(Answer(400, _kept(()), b'{"error": "invalid_grant"}'), "POST", "/token", ["Secr3t!"])
+
+
+def test_a_token_in_a_log_is_caught() -> None:
+    """I-20's broken twin: a token by its spelling, by its tail alone, a secret; ordinary lines pass."""
+    assert [] == secrets_in(b"event=started grant=019a3f2a6e0b7c11a2b3c4d5e6f70809", [TOKEN], ["Secr3t!"])
+    assert ["a token at byte 2"] == secrets_in(b"t=rt1_" + 60 * b"Z", [], [])
+    assert ["the tail of a token at byte 2"] == secrets_in(b"t=" + TOKEN[-30:].encode(), [TOKEN], [])
+    assert ["secret number 0"] == secrets_in(b"password Secr3t! refused", [], ["Secr3t!"])

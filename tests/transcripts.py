@@ -1,0 +1,425 @@
+"""Read and run the transcripts: requests as they are sent, what must come back, and a few steps between.
+
+A transcript is a text file. `== V1 · TE-9 · title` opens a vector, `#` starts a remark, `-- ...` is a step (`STEPS`),
+lines after `>` are one request, byte for byte, lines after `<` what its answer must be: a status, then headers, then
+the body as JSON. `H` after the status stands for the headers of every answer that carries or judges a token; `...` as a
+member allows further ones, a `?` after a member's name lets it be absent. Between `{{` and `}}` stand
+
+    in requests     a name, `base64 TEXT`, `length` (of the body), `byte ff`, `repeat 9 TEXT`, `fields 9`, `flip NAME`,
+                    `operator ROLE` (its bearer token)
+    in answers      `new NAME` (remember it; it differs from all that was remembered before), a name (the same value
+                    again), `text`, `int`, `1..300`, `this|that`
+"""
+
+import base64
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.servers import OPERATORS, Server, eventually
+from tests.wire import Answer, Json
+
+FOLDER = Path(__file__).with_name("transcripts")
+H = {"Content-Type": "application/json", "Cache-Control": "no-store", "Pragma": "no-cache"}
+_PLACE = re.compile(r"\{\{(.*?)\}\}")
+_STATUS = re.compile(r"(?:(?P<count>\d+) x )?(?P<statuses>\d{3}(?: \| \d{3})*)(?P<h> H)?")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One kind of answer: how many of them, with which status, headers and body."""
+
+    count: int
+    statuses: frozenset[int]
+    headers: tuple[tuple[str, str], ...]
+    body: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step, or a request with the answers it must get."""
+
+    line: int
+    words: str = ""
+    request: str = ""
+    answer: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One vector of a transcript."""
+
+    number: str
+    title: str
+    place: str
+    steps: tuple[Step, ...]
+
+    @property
+    def restarts(self) -> bool:
+        """Whether it ends the server's process, and so needs one of its own."""
+        return any(step.words.startswith("kill") for step in self.steps)
+
+
+def load(folder: Path = FOLDER) -> list[Vector]:
+    """Return the vectors of all transcripts in a folder; a line that no rule knows is an error that names it."""
+    return [vector for path in sorted(folder.glob("*.txt")) for vector in parse(path.read_text("utf-8"), path.name)]
+
+
+def parse(text: str, name: str) -> list[Vector]:
+    """Return the vectors of one transcript."""
+    vectors: list[Vector] = []
+    steps: list[Step] = []
+    blocks = [(number, line) for number, line in enumerate(text.split("\n"), 1) if not line.startswith("#")]
+    while blocks:
+        number, line = blocks.pop(0)
+        if line.startswith("== "):
+            label, _, title = line[3:].partition(" · ")
+            steps = []
+            vectors.append(Vector(label, title, f"{name}:{number}", ()))
+        elif line.startswith("-- "):
+            answer = _block(blocks, "<") if line.startswith("-- history") else []
+            steps.append(Step(number, words=line[3:], answer=tuple(answer)))
+            assert any(pattern.fullmatch(line[3:]) for pattern, _ in STEPS), f"{name}:{number}: no such step: {line}"
+        elif line.startswith(">"):
+            blocks.insert(0, (number, line))
+            request = "\r\n".join(_block(blocks, ">"))
+            steps.append(Step(number, request=request, answer=tuple(_block(blocks, "<"))))
+        else:
+            assert not line.strip(), f"{name}:{number}: neither step, request nor answer: {line}"
+            continue
+        assert vectors, f"{name}:{number}: no vector is open"
+        vectors[-1] = Vector(vectors[-1].number, vectors[-1].title, vectors[-1].place, tuple(steps))
+    return vectors
+
+
+def _block(blocks: list[tuple[int, str]], mark: str) -> list[str]:
+    lines = []
+    while blocks and blocks[0][1].startswith(mark):
+        lines.append(blocks.pop(0)[1][1:].removeprefix(" "))
+    return lines
+
+
+def expectations(lines: tuple[str, ...]) -> list[Expected]:
+    """Return what an answer block asks for: one kind of answer, or several with their counts."""
+    kinds: list[tuple[re.Match[str], list[str]]] = []
+    for line in lines:
+        head = _STATUS.fullmatch(line)
+        if head:
+            kinds.append((head, []))
+        else:
+            kinds[-1][1].append(line)
+    found = []
+    for head, rest in kinds:
+        start = next((place for place, line in enumerate(rest) if line == "" or line.startswith("{")), len(rest))
+        pairs = [(line.partition(": ")[0], line.partition(": ")[2]) for line in rest[:start]]
+        statuses = frozenset(int(status) for status in head["statuses"].split(" | "))
+        headers = [*H.items(), *pairs] if head["h"] else pairs
+        found.append(Expected(int(head["count"] or 1), statuses, tuple(headers), "\n".join(rest[start:]).strip()))
+    return found
+
+
+@dataclass
+class Run:
+    """One vector on its way: what it has remembered, who is calling, what holds for the next request."""
+
+    server: Server
+    names: dict[str, str]
+    source: str
+    sendings: int = 1
+    at_once: bool = False
+    until_generation: str = ""
+    marked: float = 0.0
+    answers: list[Answer] = field(default_factory=list)
+    fresh: set[str] = field(default_factory=set)
+
+    def step(self, step: Step) -> None:
+        """Do one step or one exchange."""
+        if step.request:
+            self._exchange(step)
+            return
+        for pattern, act in STEPS:
+            if match := pattern.fullmatch(step.words):
+                act(self, {key: value or "" for key, value in match.groupdict().items()}, step.answer)
+                return
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def bytes_of(self, request: str) -> bytes:
+        """Return a request as it goes out; its length is counted last."""
+        head, gap, body = request.partition("\r\n\r\n")
+        content = self._fill(body)
+        return self._fill(head.replace("{{length}}", str(len(content)))) + (gap.encode() or b"\r\n\r\n") + content
+
+    def _fill(self, text: str) -> bytes:
+        parts = _PLACE.split(text)
+        return b"".join(self._place(part) if number % 2 else part.encode() for number, part in enumerate(parts))
+
+    def _place(self, words: str) -> bytes:
+        word, _, rest = words.partition(" ")
+        if word == "base64":
+            return base64.b64encode(rest.encode())
+        if word == "byte":
+            return bytes.fromhex(rest)
+        if word == "repeat":
+            times, _, what = rest.partition(" ")
+            return int(times) * what.encode()
+        if word == "fields":
+            return "&".join(f"field{number}=1" for number in range(int(rest))).encode()
+        if word == "flip":
+            token = self.names[rest]
+            return (token[:40] + ("A" if token[40] != "A" else "B") + token[41:]).encode()
+        if word == "operator":
+            return OPERATORS[rest].encode()
+        return self.names[words].encode()
+
+    def _exchange(self, step: Step) -> None:
+        raw = self.bytes_of(step.request)
+        if self.until_generation:
+            self._send_and_cut(raw)
+            return
+        if self.at_once:
+            self.answers = self._all_at_once(raw)
+        else:
+            self.answers = [self.server.exchange(raw, source=self.source) for _ in range(self.sendings)]
+        kinds = expectations(step.answer)
+        if len(kinds) == 1 and self.sendings > 1 and kinds[0].count == 1:
+            kinds = [Expected(self.sendings, kinds[0].statuses, kinds[0].headers, kinds[0].body)]
+        self.sendings, self.at_once = 1, False
+        self._judge(kinds)
+
+    def _all_at_once(self, raw: bytes) -> list[Answer]:
+        """Open every connection and send every head first, then release the bodies together."""
+        head, gap, body = raw.partition(b"\r\n\r\n")
+        connections = [self.server.connect(source=self.source) for _ in range(self.sendings)]
+        answers: list[Answer] = []
+        gate = threading.Barrier(self.sendings)
+
+        def send(number: int) -> None:
+            with connections[number] as connection:
+                connection.send(head + gap)
+                gate.wait(30)
+                connection.send(body)
+                answers.append(connection.answer())
+
+        threads = [threading.Thread(target=send, args=(number,)) for number in range(self.sendings)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert self.sendings == len(answers), f"{len(answers)} answers to {self.sendings} requests"
+        return [self.server.checked(raw, answer) for answer in answers]
+
+    def _send_and_cut(self, raw: bytes) -> None:
+        grant_id, generation = self.names[self.until_generation.split()[0]], int(self.until_generation.split()[1])
+        self.until_generation = ""
+        connection = self.server.connect(source=self.source)
+        connection.send(raw)
+        eventually(lambda: self.server.look(grant_id)["generation"] == generation, what="the commit")
+        connection.cut()
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def _judge(self, kinds: list[Expected]) -> None:
+        told = [f"{answer.status} {answer.body[:200].decode('utf-8', 'replace')}" for answer in self.answers]
+        counts = {kind.statuses: kind.count for kind in kinds}
+        for statuses, count in counts.items():
+            assert count == sum(answer.status in statuses for answer in self.answers), f"{count} x {statuses} in {told}"
+        assert sum(counts.values()) == len(self.answers), told
+        self.fresh = set()
+        for answer in self.answers:
+            kind = next(kind for kind in kinds if answer.status in kind.statuses)
+            for name, wanted in kind.headers:
+                self._same(wanted, answer.header(name), f"header {name}")
+            if kind.body == "(empty)":
+                assert b"" == answer.body
+            elif kind.body:
+                self._same(json.loads(kind.body), answer.json(), "body")
+
+    def _same(self, wanted: Json, found: Json, where: str) -> None:
+        if isinstance(wanted, dict):
+            self._same_members(wanted, found, where)
+        elif isinstance(wanted, list):
+            assert len(wanted) == len(found), f"{where}: {found}"
+            for place, (item, other) in enumerate(zip(wanted, found, strict=True)):
+                self._same(item, other, f"{where}[{place}]")
+        elif isinstance(wanted, str) and "{{" in wanted:
+            self._same_text(wanted, found, where)
+        else:
+            assert wanted == found, f"{where}: {found!r}, not {wanted!r}"
+            assert type(wanted) is type(found), f"{where}: {found!r} has another type than {wanted!r}"
+
+    def _same_members(self, wanted: dict[str, Json], found: Json, where: str) -> None:
+        assert isinstance(found, dict), f"{where}: {found!r} is no object"
+        members = {name.removesuffix("?"): value for name, value in wanted.items() if name != "..."}
+        missing = {name for name in members if f"{name}?" not in wanted} - set(found)
+        assert not missing, f"{where}: {sorted(missing)} missing in {sorted(found)}"
+        assert "..." in wanted or set(found) <= set(members), (
+            f"{where}: {sorted(set(found) - set(members))} not expected"
+        )
+        for name, value in members.items():
+            if name in found:
+                self._same(value, found[name], f"{where}.{name}")
+
+    def _same_text(self, wanted: str, found: Json, where: str) -> None:
+        whole = _PLACE.fullmatch(wanted)
+        if whole and (bounds := re.fullmatch(r"(\d+)\.\.(\d+)", whole[1])):
+            assert type(found) is int, f"{where}: {found!r} is no integer"
+            assert int(bounds[1]) <= found <= int(bounds[2]), f"{where}: {found} outside {whole[1]}"
+            return
+        assert isinstance(found, str), f"{where}: {found!r} is no string"
+        names: list[str] = []
+        parts = _PLACE.split(wanted)
+        pattern = "".join(self._pattern(p, names) if n % 2 else re.escape(p) for n, p in enumerate(parts))
+        match = re.fullmatch(pattern, found, re.DOTALL)
+        assert match, f"{where}: {found!r} does not match {wanted!r}"
+        for name, value in zip(names, match.groups(), strict=True):
+            assert value.isdigit() or value not in self.names.values(), f"{where}: {name} is not new"
+            self.names[name] = value
+            self.fresh.add(name)
+
+    def _pattern(self, words: str, names: list[str]) -> str:
+        if words == "text":
+            return ".*"
+        if words == "int":
+            return r"\d+"
+        if "|" in words:
+            return "(?:" + "|".join(map(re.escape, words.split("|"))) + ")"
+        name = words.removeprefix("new ")
+        if name == words or name in self.fresh:  # all answers to requests sent at once share what is new in them
+            return re.escape(self.names[name])
+        names.append(name)
+        return "(.+)"
+
+
+Groups = Mapping[str, str]
+Act = Callable[[Run, Groups, tuple[str, ...]], None]
+
+
+def _issue(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    members = json.loads(words["members"] or "{}")
+    if words["subject"]:
+        members["subject"] = run.names.setdefault(words["subject"], run.server.new_subject())
+    grant = run.server.issue(words["client"].strip('"'), **members)
+    values = (grant.grant_id, grant.refresh_token, grant.access_token)
+    run.names.update(zip((words["names"] or "GRANT RT0 AT0").split(), values, strict=True))
+
+
+def _wait(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    filled = _PLACE.sub(lambda match: run.names[match[1]], words["seconds"])
+    seconds = float(sum(float(term.replace(" ", "")) for term in re.findall(r"[+-]? ?[\d.]+", filled)))
+    start = run.marked if words["marked"] else time.monotonic()
+    time.sleep(max(0.0, start + seconds - time.monotonic()))
+
+
+def _mark(run: Run, _: Groups, __: tuple[str, ...]) -> None:
+    run.marked = time.monotonic()
+
+
+def _lives(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    answer = run.server.refresh(words["client"].strip('"'), run.names[words["token"]], source=run.server.new_address())
+    assert 200 == answer.status, f"{words['token']} is dead: {answer.body!r}"
+    if words["scope"]:
+        assert words["scope"] == answer.json()["scope"]
+    if words["successor"]:
+        run.names[words["successor"]] = answer.json()["refresh_token"]
+
+
+def _dead(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    answer = run.server.refresh(words["client"].strip('"'), run.names[words["token"]], source=run.server.new_address())
+    assert 400 == answer.status, f"{words['token']} lives"
+    assert "invalid_grant" == answer.json()["error"]
+    assert words["reason"] == answer.json().get("reason")
+
+
+def _access(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    told = run.server.introspect(run.names[words["token"]])
+    if words["state"] == "active":
+        assert told.get("active") is True
+    else:
+        assert {"active": False} == told
+
+
+def _history(run: Run, words: Groups, lines: tuple[str, ...]) -> None:
+    grant_id = run.names[words["grant"]]
+    wanted = [line.split()[0] for line in lines]
+
+    def told() -> list[Json]:
+        return run.server.events(grant_id)
+
+    eventually(lambda: len(told()) >= len(wanted), within_seconds=5, what=f"a history of {len(wanted)} events")
+    events = told()
+    assert sorted(wanted) == sorted(event["topic"] for event in events)
+    # The order of commands is told; what one command recorded together is compared in the order of the transcript.
+    first = {event["command_id"]: place for place, event in reversed(list(enumerate(events)))}
+    events.sort(key=lambda event: (first[event["command_id"]], wanted.index(event["topic"])))
+    assert wanted == [event["topic"] for event in events]
+    for line, event in zip(lines, events, strict=True):
+        for pair in line.split()[1:]:
+            name, _, value = pair.partition("=")
+            run._same(value, _plain(event["data"].get(name, "absent")), f"{event['topic']} {name}")
+
+
+def _plain(value: Json) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _sendings(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    run.sendings, run.at_once = int(words["count"]), words["how"] == "at once"
+
+
+def _cut(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    run.until_generation = f"{words['grant']} {words['generation']}"
+
+
+def _other_address(run: Run, _: Groups, __: tuple[str, ...]) -> None:
+    run.source = run.server.new_address()
+
+
+def _kill(run: Run, _: Groups, __: tuple[str, ...]) -> None:
+    run.server.restart(kill=True)
+
+
+def _remember_body(run: Run, _: Groups, __: tuple[str, ...]) -> None:
+    run.names["the body"] = run.answers[-1].body.decode()
+
+
+def _same_body(run: Run, _: Groups, __: tuple[str, ...]) -> None:
+    assert run.names["the body"] == run.answers[-1].body.decode()
+
+
+_CLIENT = r'(?P<client>"[^"]+"|[\w-]+)'
+STEPS: list[tuple[re.Pattern[str], Act]] = [
+    (re.compile(pattern), act)
+    for pattern, act in (
+        (rf"issue to {_CLIENT}( for (?P<subject>\w+))?( with (?P<members>\{{.*\}}))?( as (?P<names>.+))?", _issue),
+        (r"wait (until )?(?P<seconds>[\d.{}\w +-]+?) s(?P<marked> after the mark)?", _wait),
+        (r"mark", _mark),
+        (rf'(?P<token>\w+) lives for {_CLIENT}( with scope "(?P<scope>[^"]*)")?( as (?P<successor>\w+))?', _lives),
+        (rf"(?P<token>\w+) is dead for {_CLIENT}: (?P<reason>\w+)", _dead),
+        (r"(?P<token>\w+) is (?P<state>active|inactive)", _access),
+        (r"history of (?P<grant>\w+)", _history),
+        (r"(?P<count>\d+) (?P<how>at once|in turn)", _sendings),
+        (r"cut the connection, nothing read, once (?P<grant>\w+) is at generation (?P<generation>\d+)", _cut),
+        (r"from another address", _other_address),
+        (r"kill the server, start it again", _kill),
+        (r"remember the body", _remember_body),
+        (r"the body is the remembered one", _same_body),
+    )
+]
+
+
+def run_vector(vector: Vector, server: Server, figures: Mapping[str, str]) -> None:
+    """Run one vector from an address of its own; a failure says at which line of which transcript."""
+    run = Run(server, {"host": f"localhost:{server.port}", **figures}, server.new_address())
+    for step in vector.steps:
+        try:
+            run.step(step)
+        except (AssertionError, KeyError, OSError) as error:
+            place = f"{vector.place.partition(':')[0]}:{step.line}"
+            raise AssertionError(f"{vector.number}, {place}: {error or repr(error)}") from error

@@ -1,0 +1,278 @@
+"""The key ring: the only file that reads keys. Every keyed hash of the ledger is made here.
+
+The ring is one readable JSON file outside the database, mode 0600. It holds a ring id, which the store remembers; a
+root, which never rotates (hashes of client secrets and operator tokens, look-ups of subjects, idempotency keys); and
+numbered keys, which make tokens and can be rotated and distrusted. The file says nothing of which key is active: that
+is history and stands in events. Losing the ring means that every token and every stored secret hash is dead; losing
+the database with it kept costs no secret, since the ring alone mints no token.
+
+No key is ever used itself: each purpose has a subkey of its own (HKDF with SHA-256, RFC 5869), and under it keyed
+BLAKE2b (RFC 7693) makes the code. So what one purpose shows the world helps nobody with another.
+"""
+
+import hashlib
+import os
+import secrets
+import shlex
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Annotated, NoReturn, TypeAlias
+
+import msgspec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from ledger import times, whole_files
+from ledger.refusals import LedgerError
+
+Random: TypeAlias = Callable[[int], bytes]
+"""A source of that many unpredictable bytes: `secrets.token_bytes` but in tests."""
+
+KEY_ID_MAX = 255
+"""A key id is one byte of every token, and never used twice: a ring can be rotated 254 times."""
+
+KEY_IDS_LOW = 16
+"""With this many ids left or fewer the ring runs short, and whoever lists or rotates keys is told."""
+
+_FILE_VERSION = 1
+_FILE_BYTES_MAX = 1 << 20
+
+
+class Purpose(StrEnum):
+    """What a subkey is for. The value goes into its derivation: changing one changes every code made under it."""
+
+    REFRESH_TAG = "refresh token tag"
+    REFRESH_SECRET = "refresh token secret"
+    ACCESS_TAG = "access token tag"
+    ACCESS_SECRET = "access token secret"
+    CODE_TAG = "authorization code tag"
+    CODE_SECRET = "authorization code secret"
+    # of the root
+    CREDENTIAL = "client secret or operator token"
+    SUBJECT_LOOKUP = "subject lookup"
+    IDEMPOTENCY_KEY = "idempotency key"
+    IDEMPOTENCY_BODY = "idempotency body"
+
+
+class KeyNotHeld(Exception):
+    """Something names a key that this ring does not hold. Nothing about it can be believed or refuted here."""
+
+    def __init__(self, key_id: int) -> None:
+        super().__init__(f"key {key_id} is not in the key ring")
+        self.key_id = key_id
+
+
+class Concealed:
+    """A value that holds a secret: no text form shows it, and it is not for pickling."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} holds a secret and cannot be pickled or copied")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RingKey(Concealed):
+    """One numbered key: `secret` is 32 random bytes, `created_at` microseconds since 1970."""
+
+    id: int
+    secret: bytes
+    created_at: int
+
+    def __repr__(self) -> str:
+        return f"<RingKey {self.id}>"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class KeyRing(Concealed):
+    """The keys of one ledger: an immutable value. `ring_id` is 32 lower-case hex digits, `root` 32 bytes."""
+
+    ring_id: str
+    root: bytes
+    keys: Mapping[int, RingKey]
+    _keyed: dict[tuple[int, Purpose, int], "hashlib.blake2b"] = field(default_factory=dict, init=False, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<KeyRing {self.ring_id} with keys {sorted(self.keys)}>"
+
+    # ------------------------------------------------------------ codes
+
+    def mac(self, key_id: int, purpose: Purpose, message: bytes, size: int) -> bytes:
+        """The keyed code of a message under one numbered key, `size` (1–64) bytes long.
+
+        Different sizes are unrelated codes, not cuts of one another. Raises KeyNotHeld.
+        """
+        keyed = self._keyed.get((key_id, purpose, size))
+        if keyed is None:
+            keyed = self._make_keyed(key_id, purpose, size)
+        code = keyed.copy()  # made once, copied per use: a quarter of the cost of keying anew
+        code.update(message)
+        return code.digest()
+
+    def root_mac(self, purpose: Purpose, message: bytes, size: int) -> bytes:
+        """The keyed code of a message under the root, which outlives every rotation. `size` as for `mac`."""
+        return self.mac(0, purpose, message, size)
+
+    def _make_keyed(self, key_id: int, purpose: Purpose, size: int) -> "hashlib.blake2b":
+        if key_id == 0:
+            secret, name = self.root, "root"
+        elif key_id in self.keys:
+            secret, name = self.keys[key_id].secret, f"key {key_id}"
+        else:
+            raise KeyNotHeld(key_id)
+        info = f"token-ledger 1, {name}, {purpose}".encode()
+        subkey = HKDF(SHA256(), length=32, salt=bytes.fromhex(self.ring_id), info=info).derive(secret)
+        keyed = hashlib.blake2b(key=subkey, digest_size=size)
+        self._keyed[key_id, purpose, size] = keyed
+        return keyed
+
+    # ------------------------------------------------------------ key ids
+
+    @property
+    def ids_left(self) -> int:
+        """How many more keys this ring can be given."""
+        return KEY_ID_MAX - max(self.keys, default=0)
+
+    def with_new_key(self, now: int, *, above: int = 0, random: Random = secrets.token_bytes) -> "KeyRing":
+        """This ring and one key more, whose id is above every id here and above `above`, the highest one that the
+        store's events name (a ring file brought back from a backup may not know it). `now` in microseconds.
+
+        Raises LedgerError where all ids are used up.
+        """
+        key_id = max(*self.keys, above) + 1
+        if key_id > KEY_ID_MAX:
+            raise LedgerError(f"key ring {self.ring_id}: all {KEY_ID_MAX} key ids are used up, no key can be added")
+        keys = {**self.keys, key_id: RingKey(key_id, random(32), now)}
+        return KeyRing(self.ring_id, self.root, MappingProxyType(keys))
+
+    # ------------------------------------------------------------ the file
+
+    @classmethod
+    def new(cls, now: int, *, random: Random = secrets.token_bytes) -> "KeyRing":
+        """A ring that no file holds yet, with key 1. `now` in microseconds."""
+        return cls(random(16).hex(), random(32), MappingProxyType({1: RingKey(1, random(32), now)}))
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], *, now: int | None = None) -> "KeyRing":
+        """Make a new ring and its file, durable on return. Never replaces a file: raises LedgerError."""
+        ring = cls.new(time.time_ns() // 1000 if now is None else now)
+        try:
+            whole_files.write_new(os.fspath(path), ring._encoded())
+        except FileExistsError:
+            raise LedgerError(f"{path}: a key ring is never replaced, and there is a file already") from None
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot create the key ring: {error.strerror}") from None
+        return ring
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "KeyRing":
+        """Read a ring back. Raises LedgerError where the file is not there, readable by others, damaged, or of
+        another version; the line never shows what the file holds."""
+        return _decoded(os.fspath(path), _read_private(os.fspath(path)))
+
+    def reload(self, path: str | os.PathLike[str]) -> "KeyRing":
+        """Read the file again and check that it continues this ring. Raises LedgerError where it is another ring,
+        lacks a key held before or has changed one; this ring then goes on."""
+        fresh = KeyRing.load(path)
+        if fresh.ring_id != self.ring_id:
+            raise LedgerError(f"{path}: this is another key ring ({fresh.ring_id}) than the one in use")
+        if missing := sorted(self.keys.keys() - fresh.keys.keys()):
+            raise LedgerError(f"{path}: lacks key {missing[0]}, which is in use")
+        if fresh.root != self.root or any(fresh.keys[held] != self.keys[held] for held in self.keys):
+            raise LedgerError(f"{path}: holds other keys under the ids in use")
+        return fresh
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Replace the ring's file, mode 0600. The file and its place in the directory are durable on return; a crash
+        before leaves the old file whole. Raises LedgerError."""
+        try:
+            whole_files.write_over(os.fspath(path), self._encoded(), durable=True)
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot save the key ring: {error.strerror}") from None
+
+    def _encoded(self) -> bytes:
+        keys = [_KeyOnFile(key.id, key.secret.hex(), times.text(key.created_at)) for key in self.keys.values()]
+        stored = _RingOnFile(_FILE_VERSION, self.ring_id, self.root.hex(), sorted(keys, key=lambda key: key.id), "")
+        stored.checksum = _checksum(stored)
+        return msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n"
+
+
+_Hex16: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+_Hex32: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Moment: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")]
+
+
+class _KeyOnFile(msgspec.Struct, forbid_unknown_fields=True):
+    id: Annotated[int, msgspec.Meta(ge=1, le=KEY_ID_MAX)]
+    secret: _Hex32
+    created_at: _Moment
+
+
+class _RingOnFile(msgspec.Struct, forbid_unknown_fields=True):
+    """The file. `checksum` tells a damaged key from a foreign token: without it one flipped digit would make every
+    token of that key look forged."""
+
+    version: int
+    ring_id: _Hex16
+    root: _Hex32
+    keys: Annotated[list[_KeyOnFile], msgspec.Meta(min_length=1)]
+    checksum: str
+
+
+class _VersionOnFile(msgspec.Struct):
+    version: int
+
+
+def _checksum(stored: _RingOnFile) -> str:
+    covered = [stored.version, stored.ring_id, stored.root, *(msgspec.structs.astuple(key) for key in stored.keys)]
+    return hashlib.sha256(msgspec.json.encode(covered)).hexdigest()
+
+
+def _decoded(path: str, content: bytes) -> KeyRing:
+    """Read the file's content. What msgspec says of a mismatch names members and types, never values."""
+    try:
+        version = msgspec.json.decode(content, type=_VersionOnFile).version
+        if version != _FILE_VERSION:
+            raise LedgerError(f"{path}: key ring of version {version}, this program reads version {_FILE_VERSION}")
+        stored = msgspec.json.decode(content, type=_RingOnFile)
+        keys = [RingKey(key.id, bytes.fromhex(key.secret), times.micros(key.created_at)) for key in stored.keys]
+    except (msgspec.MsgspecError, ValueError) as error:
+        what = f": {error}" if isinstance(error, msgspec.ValidationError) else ""
+        raise LedgerError(f"{path}: truncated or no key ring{what}") from None
+    if len({key.id for key in keys}) != len(keys):
+        raise LedgerError(f"{path}: the key ring names a key id twice")
+    if not secrets.compare_digest(_checksum(stored), stored.checksum.encode("utf-8", "replace").decode()):
+        raise LedgerError(f"{path}: the key ring is damaged, its checksum does not match: restore it from a backup")
+    return KeyRing(stored.ring_id, bytes.fromhex(stored.root), MappingProxyType({key.id: key for key in keys}))
+
+
+def _read_private(path: str) -> bytes:
+    """Read a file that nobody else may read. The checks look at the opened file, not at a name that can change."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not hang the start
+    except FileNotFoundError:
+        raise LedgerError(f"{path}: there is no key ring; `token-ledger init` creates one for a new database") from None
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot read the key ring: {error.strerror}") from None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise LedgerError(f"{path}: the key ring is not a regular file")
+        if status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise LedgerError(f"{path}: others may use the key ring (mode {mode:04o}): chmod 600 {shlex.quote(path)}")
+        if status.st_uid not in (os.geteuid(), 0):
+            raise LedgerError(
+                f"{path}: the key ring belongs to user {status.st_uid}, this process runs as user {os.geteuid()}"
+            )
+        content = file.read(_FILE_BYTES_MAX + 1)
+    if len(content) > _FILE_BYTES_MAX:
+        raise LedgerError(f"{path}: too large for a key ring")
+    return content

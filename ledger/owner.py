@@ -1,0 +1,60 @@
+"""A SQLite file has one owner: the process that holds an exclusive lock on the file `<database>.lock` beside it.
+
+Versions of SQLite before 3.51.3 can corrupt a write-ahead log when two connections write or checkpoint at once. The
+lock is the kernel's (flock): it ends with the process, however that ends, so there is never a stale one. The lock file
+itself stays: removing it would let two processes lock two files of one name.
+"""
+
+import fcntl
+import os
+from types import TracebackType
+
+from ledger.refusals import LedgerError
+
+
+class Owner:
+    """The right to write a database, from `take` until `release` or the end of the process.
+
+    A forked child that does not exec shares the lock and keeps it alive.
+    """
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+
+    @classmethod
+    def take(cls, database: str | os.PathLike[str]) -> "Owner":
+        """Become the owner of a database, which need not exist yet. Never waits.
+
+        Raises LedgerError, naming lock file and owner's process id, where another has it, this process included.
+        """
+        path = os.path.realpath(database) + ".lock"  # one lock, by whatever link the database is reached
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot open the lock file: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            said = os.pread(descriptor, 32, 0).strip() if isinstance(error, BlockingIOError) else b""
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise LedgerError(f"{path}: cannot lock: {error.strerror}") from None
+            who = f"process {said.decode()}" if said.isdigit() else "another process"
+            raise LedgerError(f"{path}: {who} already has the database open, and only one may") from None
+        # A crash before the number is written leaves the lock free and the old number, which nobody then reads.
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return cls(path, descriptor)
+
+    def release(self) -> None:
+        """Let another process be the owner. Safe to repeat."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> "Owner":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()

@@ -1,0 +1,58 @@
+"""Refresh tokens: derived, never stored. `rt1_` and 72 characters: grant, generation, secret (20 bytes), tag (12).
+
+`token_format` says what each part is. Here stands also how a grant gets its id.
+"""
+
+import msgspec
+
+from ledger.keyring import Concealed, KeyNotHeld, KeyRing, Purpose, Random
+from ledger.token_format import TokenFormat
+
+__all__ = ["KeyNotHeld", "Presented", "derive", "genuine", "new_grant_id", "parse"]
+
+_FORMAT = TokenFormat("rt1_", secret=Purpose.REFRESH_SECRET, secret_size=20, tag=Purpose.REFRESH_TAG, tag_size=12)
+
+
+class Presented(Concealed, msgspec.Struct, frozen=True, eq=False):
+    """A refresh token whose tag holds: we issued this, generation g of that grant. Its secret is not judged yet."""
+
+    grant_id: str
+    generation: int
+    key_id: int
+    secret: bytes
+
+
+def derive(ring: KeyRing, key_id: int, grant_id: str, generation: int, nonce: bytes) -> str:
+    """The refresh token of one generation of a grant, the same whenever it is asked for. Raises KeyNotHeld."""
+    return _FORMAT.write(ring, key_id, grant_id, generation, nonce)
+
+
+def parse(ring: KeyRing, text: str) -> Presented | None:
+    """Read a text that may be a refresh token; None for what we never issued. No look-up, so forgeries cost no I/O.
+
+    Raises KeyNotHeld for a well-shaped text that names a key which the ring lacks.
+    """
+    parts = _FORMAT.read(ring, text)
+    return None if parts is None else Presented(*parts)
+
+
+def genuine(ring: KeyRing, presented: Presented, nonce: bytes) -> bool:
+    """Whether the secret is the one that the grant's nonce gives; in constant time. A genuine tag with a wrong
+    secret was made by someone who has the key ring and not the database."""
+    return _FORMAT.genuine(ring, presented.key_id, presented.grant_id, presented.generation, presented.secret, nonce)
+
+
+def new_grant_id(now: int, random: Random) -> str:
+    """A new grant's id: 32 lower-case hex digits in the layout of a UUID version 7 (RFC 9562 5.7).
+
+    From the highest bit: 48 bits milliseconds since 1970, 4 bits version (7), 12 bits fraction of the millisecond
+    (RFC 9562 6.2, method 3), 2 bits variant (10), 12 bits shard (0 today), 50 random bits. So ids sort by `now`
+    (microseconds), and whoever sees one sees when the grant was issued.
+    """
+    milliseconds, microseconds = divmod(now, 1000)
+    assert 0 <= milliseconds < 2**48
+    shard = 0
+    drawn = int.from_bytes(random(7), "big") >> 6
+    high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
+    low = 0b10 << 62 | shard << 50 | drawn
+    return f"{high:016x}{low:016x}"

@@ -1,0 +1,257 @@
+"""Every setting of the program: defaults, over them an optional TOML file, over that the environment.
+
+A name that is none and a value that does not fit are errors of one line, naming the setting and what is allowed. A
+value is never repeated: whoever pastes a secret into the wrong place must not find it in a log.
+"""
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, get_args
+from urllib.parse import urlsplit
+
+from api.logs import LogFormat, LogLevel, one_line
+
+PREFIX = "TOKEN_LEDGER_"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_SQLITE: Final = "sqlite:///"
+_POSTGRESQL: Final = "postgresql://"
+_BESIDE_KEYS_FILE: Final = Path("<KEYS_FILE>.head")  # a default that depends on another setting
+_DEFAULT_ISSUER: Final = ""
+
+
+class SettingsError(Exception):
+    """A setting is wrong: one line that names it and says what is allowed, never the value."""
+
+
+# -- what a value may be: each takes text, or a typed value from the file, and raises ValueError(what is allowed) --
+
+
+def _text(raw: object) -> str:
+    if not isinstance(raw, str) or not raw or not raw.isprintable():
+        raise ValueError("text without control characters")
+    return raw
+
+
+def _path(raw: object) -> Path:
+    if not isinstance(raw, str) or not raw or "\0" in raw:
+        raise ValueError("the path of a file")
+    return Path(raw)
+
+
+def _head_file(raw: object) -> Path | None:
+    return None if raw == "off" else _path(raw)
+
+
+def _database_url(raw: object) -> str:
+    allowed = "sqlite:///FILE (sqlite:////FILE for an absolute path) or postgresql://…"
+    text = raw if isinstance(raw, str) and raw.isprintable() else ""
+    if text.startswith(_POSTGRESQL) and len(text) > len(_POSTGRESQL):
+        return text
+    file = text.removeprefix(_SQLITE)
+    # SQLite's own spellings for "no file at all", and for options, would quietly mean something else.
+    if not text.startswith(_SQLITE) or file in ("", "/", ":memory:") or file.startswith("file:") or set("?#") & {*file}:
+        raise ValueError(allowed)
+    return text
+
+
+def _switch(raw: object) -> bool:
+    values = {"1": True, "true": True, "0": False, "false": False}
+    found = values.get(str(raw).lower()) if isinstance(raw, bool | int | str) else None
+    if found is None:
+        raise ValueError("1, 0, true or false")
+    return found
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def parse(raw: object) -> int:
+        if isinstance(raw, str) and re.fullmatch(r"[0-9]{1,12}", raw):
+            raw = int(raw)
+        if not isinstance(raw, int) or isinstance(raw, bool) or not low <= raw <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return raw
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[object], float]:
+    def parse(raw: object) -> float:
+        if isinstance(raw, str) and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", raw):
+            raw = float(raw)
+        if not isinstance(raw, int | float) or isinstance(raw, bool) or not low <= raw <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return float(raw)
+
+    return parse
+
+
+def _one_of(*values: str) -> Callable[[object], str]:
+    def parse(raw: object) -> str:
+        if not isinstance(raw, str) or raw.lower() not in values:
+            raise ValueError(f"{', '.join(values[:-1])} or {values[-1]}")
+        return raw.lower()
+
+    return parse
+
+
+def _issuer(raw: object) -> str:
+    text = raw if isinstance(raw, str) else ""
+    try:
+        parts = urlsplit(text)
+        port_fits = parts.port != 0
+    except ValueError:
+        port_fits = False
+    plain = re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]+", text) is not None
+    if not plain or not port_fits or parts.scheme not in ("https", "http") or not parts.hostname or {*"?#@"} & {*text}:
+        raise ValueError("an https URL without query, fragment or user (RFC 8414)")
+    return text
+
+
+def _networks(raw: object) -> tuple[Network, ...]:
+    entries = [entry.strip() for entry in raw.split(",")] if isinstance(raw, str) else raw
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError("networks or addresses, separated by commas")
+    try:
+        return tuple(ipaddress.ip_network(entry) for entry in entries if entry)
+    except ValueError:
+        raise ValueError("networks or addresses without host bits, separated by commas") from None
+
+
+# -- the settings -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the program was told; a value here has been checked. Raises SettingsError where two do not go together.
+
+    `head_file` None is `off`. `database_url` may hold a password, so the repr leaves it out.
+    """
+
+    database_url: str = field(default="sqlite:///token-ledger.db", repr=False)
+    keys_file: Path = Path("token-ledger.keys")
+    head_file: Path | None = _BESIDE_KEYS_FILE
+    clients_file: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8443
+    issuer: str = _DEFAULT_ISSUER
+    workers: int = 1
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    allow_plain_http: bool = False
+    trusted_proxies: tuple[Network, ...] = ()
+    tls_client_cert_header: str | None = None
+    clock_skew_seconds: int = 10
+    request_body_bytes_max: int = 8192
+    request_timeout_seconds: float = 10.0
+    keep_alive_seconds: float = 75.0
+    refresh_burst: int = 10
+    refresh_per_second: float = 1.0
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "console"
+
+    def __post_init__(self) -> None:
+        if self.workers > 1 and self.sqlite_path is not None:
+            raise SettingsError("WORKERS: SQLite is served by one process; above 1 needs PostgreSQL as DATABASE_URL")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing, given = ("TLS_CERT", "TLS_KEY") if self.tls_cert is None else ("TLS_KEY", "TLS_CERT")
+            raise SettingsError(f"{missing} is missing: {given} alone serves nothing (one file may hold both)")
+        if self.head_file is _BESIDE_KEYS_FILE:
+            object.__setattr__(self, "head_file", self.keys_file.with_name(self.keys_file.name + ".head"))
+        if self.issuer == _DEFAULT_ISSUER:
+            object.__setattr__(self, "issuer", self._issuer_on(self.port))
+        if self.issuer.startswith("http:") and not self.allow_plain_http:
+            raise SettingsError("ISSUER: allowed is an https URL; http needs ALLOW_PLAIN_HTTP")
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The database file; None where the store is PostgreSQL."""
+        if not self.database_url.startswith(_SQLITE):
+            return None
+        return Path(self.database_url.removeprefix(_SQLITE))
+
+    def on_port(self, port: int) -> "Settings":
+        """Return the same settings on another port (asked for 0, given 40123); an issuer by default follows it."""
+        follows = self.issuer == self._issuer_on(self.port)
+        return replace(self, port=port, issuer=_DEFAULT_ISSUER if follows else self.issuer)
+
+    def _issuer_on(self, port: int) -> str:
+        plain = self.allow_plain_http and self.tls_cert is None
+        return f"{'http' if plain else 'https'}://localhost:{port}"
+
+
+_PARSERS: Final[Mapping[str, Callable[[object], object]]] = {
+    "database_url": _database_url,
+    "keys_file": _path,
+    "head_file": _head_file,
+    "clients_file": _path,
+    "host": _text,
+    "port": _whole(0, 65535),
+    "issuer": _issuer,
+    "workers": _whole(1, 64),
+    "tls_cert": _path,
+    "tls_key": _path,
+    "tls_client_ca": _path,
+    "allow_plain_http": _switch,
+    "trusted_proxies": _networks,
+    "tls_client_cert_header": _text,
+    "clock_skew_seconds": _whole(0, 300),
+    "request_body_bytes_max": _whole(512, 1_048_576),
+    "request_timeout_seconds": _number(0.1, 300),
+    "keep_alive_seconds": _number(0.1, 3600),
+    "refresh_burst": _whole(0, 1_000_000),
+    "refresh_per_second": _number(0, 1_000_000),
+    "log_level": _one_of(*get_args(LogLevel)),
+    "log_format": _one_of(*get_args(LogFormat)),
+}
+
+
+def load(environment: Mapping[str, str], file: Path | None = None) -> Settings:
+    """Read the settings; the environment wins over the file, and an empty variable counts as not set.
+
+    Raises SettingsError for a file that cannot be read, an unknown name, or a value that does not fit.
+    """
+    values = {} if file is None else _from_file(file)
+    for name, text in environment.items():
+        if name.startswith(PREFIX):
+            setting = name.removeprefix(PREFIX).lower()
+            if name != PREFIX + setting.upper() or setting not in _PARSERS:
+                raise SettingsError(_unknown(name, [PREFIX + known.upper() for known in _PARSERS]))
+            if text:
+                values[setting] = _value(setting, text, name)
+    return Settings(**values)
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    where = one_line(str(file))
+    try:
+        with file.open("rb") as opened:
+            table = tomllib.load(opened)
+    except OSError as error:
+        raise SettingsError(f"the settings file {where} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"the settings file {where} is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r"line \d+, column \d+|end of document", str(error))
+        raise SettingsError(f"the settings file {where} is not TOML ({place[0] if place else 'syntax'})") from None
+    for name in table:
+        if name not in _PARSERS:
+            raise SettingsError(f"{where}: {_unknown(name, list(_PARSERS))}")
+    return {name: _value(name, raw, f"{where}: {name}") for name, raw in table.items()}
+
+
+def _value(setting: str, raw: object, where: str) -> object:
+    try:
+        return _PARSERS[setting](raw)
+    except ValueError as error:
+        raise SettingsError(f"{where}: allowed is {error}") from None
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{one_line(name)[:80]} is no setting" + (f"; is {close[0]} meant?" if close else "")

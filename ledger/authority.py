@@ -1,0 +1,313 @@
+"""Authority: what stands outside the grants and bears on each of them, held in memory.
+
+Clients, operators and keys are all here; of subjects, whose number has no bound, the epochs asked about lately. One
+control counter moves in the same transaction as every change to any of it, and every batch of decisions reads the
+counter in the transaction it answers from: while that equals `control`, this view is what the store says (I-06).
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Final, Protocol, TypeAlias, TypeVar
+
+from ledger import snapshots
+from ledger.clients import Client, Operator
+from ledger.commands import ClientRules, EpochEnd, Rules
+from ledger.epochs import Epoch, Raise, Subject, first_hit
+from ledger.events import (
+    AnyEvent,
+    ClientChanged,
+    ClientDisabled,
+    ClientEvent,
+    ClientRegistered,
+    ClientRevoked,
+    KeyActivated,
+    KeyDistrusted,
+    KeyEvent,
+    KeyRotated,
+    OperatorChanged,
+    OperatorEvent,
+    OperatorRegistered,
+    OperatorRemoved,
+    SubjectRevoked,
+    decode,
+)
+from ledger.keyring import KeyRing
+from ledger.keys import STREAM as KEYS_STREAM
+from ledger.keys import Keys
+from ledger.recorders.rows import Head, Reads
+from ledger.secret_hashes import secret_hash
+
+SUBJECTS_IN_MEMORY_MAX = 100_000
+ENDS_IN_MEMORY_MAX = 10_000
+RAISES_IN_MEMORY_MAX = 4_096
+RULES_IN_MEMORY_MAX = 10_000
+PAGE_EVENTS = 1_000
+
+_NO_RAISE: Final = Epoch()  # shared by all subjects that nothing ever ended; never folded into
+_Aggregate = TypeVar("_Aggregate", Client, Operator, Keys, Subject)
+_EndKey: TypeAlias = tuple[str, int, str, int, int]
+
+
+class Held(Protocol):
+    """What a grant keeps of its issuance and its end by epoch depends on."""
+
+    client_id: str
+    subject_id: str
+    client_epoch: int
+    subject_epoch: int
+    issued_at: int
+
+
+class Authority:
+    """The view of one process. Owned by the event loop; what it hands out is never changed afterwards.
+
+    `control` is the counter that the view stands for; whoever appends to an authority stream calls `evolve` and then
+    sets it. Before the first `reload` it is -1, which equals no store's.
+    """
+
+    def __init__(self, reads: Callable[[], Reads], *, clock_skew_seconds: int = 10) -> None:
+        """`reads` gives reading at the moment that decisions are made in: inside the open transaction, where one is."""
+        self._reads = reads
+        self._clock_skew_seconds = clock_skew_seconds
+        self._control = -1
+        self._clear()
+
+    def _clear(self) -> None:
+        self._clients: dict[str, Client] = {}
+        self._operators: dict[str, Operator] = {}
+        self._operators_by_hash: dict[str, Operator] = {}
+        self._keys = Keys()
+        self._client_rules: dict[str, ClientRules] = {}
+        self._subjects: dict[str, Epoch] = {}
+        self._rules: dict[tuple[str, int], Rules] = {}
+        self._ends: dict[_EndKey, EpochEnd] = {}
+        # Raises folded here, by stream: those of the batch under way are not in the store yet. The number orders them.
+        self._raises: dict[str, list[tuple[int, Raise]]] = {}
+        self._raises_folded = 0
+
+    # ------------------------------------------------------------ who there is
+
+    @property
+    def control(self) -> int:
+        """The control counter that this view stands for."""
+        return self._control
+
+    @control.setter
+    def control(self, counter: int) -> None:
+        if counter != self._control:
+            self._control = counter
+            self._rules.clear()
+
+    @property
+    def clients(self) -> Mapping[str, Client]:
+        """Every client that ever was registered, disabled ones too."""
+        return MappingProxyType(self._clients)
+
+    @property
+    def operators(self) -> Mapping[str, Operator]:
+        """Every operator that ever was registered, removed ones too."""
+        return MappingProxyType(self._operators)
+
+    @property
+    def keys(self) -> Keys:
+        """Which keys sign, verify or are distrusted."""
+        return self._keys
+
+    def client(self, client_id: str) -> Client | None:
+        """A client by its id; None where it is disabled or never was."""
+        client = self._clients.get(client_id)
+        return client if client is not None and client.enabled else None
+
+    def operator_by_token(self, ring: KeyRing, token: str) -> Operator | None:
+        """Whose bearer token this is; None: nobody's. Found by its keyed hash: only who has the ring could aim at one."""
+        return self._operators_by_hash.get(secret_hash(ring, token))
+
+    # ------------------------------------------------------------ rules
+
+    def rules(self, grant: Held) -> Rules:
+        """What bears on a decision about this grant, the end by epoch included."""
+        subject = self._subjects.get(grant.subject_id) or self._subject(grant.subject_id)
+        client = self._clients.get(grant.client_id)
+        if subject.hits(grant.subject_epoch, grant.issued_at) or (
+            client is not None and client.epoch.hits(grant.client_epoch, grant.issued_at)
+        ):
+            return self._made(grant.client_id, subject.number, self._end(grant))
+        return self._rules.get((grant.client_id, subject.number)) or self._living(grant.client_id, subject.number)
+
+    def rules_for_issue(self, client_id: str, subject_id: str) -> Rules:
+        """What bears on a grant that shall come to be: nothing has ended it."""
+        number = self._subject(subject_id).number
+        return self._rules.get((client_id, number)) or self._living(client_id, number)
+
+    def issued_at_least(self, client_id: str, subject_id: str) -> int:
+        """The latest `before` that an epoch of this client or subject has: no new grant is older (microseconds)."""
+        client = self._clients.get(client_id)
+        of_client = client.epoch.latest_before if client is not None else 0
+        return max(of_client, self._subject(subject_id).latest_before)
+
+    def _living(self, client_id: str, subject_epoch: int) -> Rules:
+        if len(self._rules) >= RULES_IN_MEMORY_MAX:
+            self._rules.clear()
+        rules = self._rules[client_id, subject_epoch] = self._made(client_id, subject_epoch, None)
+        return rules
+
+    def _made(self, client_id: str, subject_epoch: int, end: EpochEnd | None) -> Rules:
+        client = self._clients.get(client_id)
+        return Rules(
+            control=self._control,
+            client=self._client_rules.get(client_id),
+            client_epoch=client.epoch.number if client is not None else 0,
+            subject_epoch=subject_epoch,
+            epoch_end=end,
+            active_key_id=self._keys.active_id,
+            distrusted=self._keys.distrusted,
+            clock_skew_seconds=self._clock_skew_seconds,
+        )
+
+    # ------------------------------------------------------------ epochs
+
+    def _subject(self, subject_id: str) -> Epoch:
+        epoch = self._subjects.get(subject_id)
+        if epoch is None:
+            name = f"subject:{subject_id}"
+            reads = self._reads()
+            head = reads.stream(name)
+            epoch = _aggregate(reads, name, head, Subject).epoch if head is not None else _NO_RAISE
+            while len(self._subjects) >= SUBJECTS_IN_MEMORY_MAX:
+                del self._subjects[next(iter(self._subjects))]
+            self._subjects[subject_id] = epoch
+        return epoch
+
+    def _end(self, grant: Held) -> EpochEnd:
+        key = (grant.client_id, grant.client_epoch, grant.subject_id, grant.subject_epoch, grant.issued_at)
+        end = self._ends.get(key)
+        if end is None:
+            # The first raise that hits is the end for good: no later one changes it.
+            end = self._first_end(grant)
+            while len(self._ends) >= ENDS_IN_MEMORY_MAX:
+                del self._ends[next(iter(self._ends))]
+            self._ends[key] = end
+        return end
+
+    def _first_end(self, grant: Held) -> EpochEnd:
+        found = [
+            *self._raises_of(f"client:{grant.client_id}", grant.client_epoch),
+            *self._raises_of(f"subject:{grant.subject_id}", grant.subject_epoch),
+        ]
+        for _, _, event in sorted(found, key=lambda each: each[:2]):
+            issued_number = grant.client_epoch if isinstance(event, ClientRevoked) else grant.subject_epoch
+            if (end := first_hit((event,), issued_number, grant.issued_at)) is not None:
+                return end
+        raise AssertionError("an epoch hits a grant and no raise of it does")
+
+    def _raises_of(self, stream: str, above: int) -> Iterator[tuple[int, int, Raise]]:
+        """The raises of one stream numbered above `above`, each with what orders them: those in the store by position,
+        after them those that only this process has."""
+        reads = self._reads()
+        last_v = from_v = above  # raise n stands at version n or later
+        while page := reads.events(stream, from_v + 1, from_v + PAGE_EVENTS):
+            for stored in page:
+                event = decode(stored.body)
+                if isinstance(event, ClientRevoked | SubjectRevoked) and event.epoch > above:
+                    yield 0, stored.position, event
+            last_v = from_v = page[-1].v
+        for number, event in self._raises.get(stream, ()):
+            if event.v > last_v and event.epoch > above:
+                yield 1, number, event
+
+    # ------------------------------------------------------------ following the log
+
+    def reload(self, reads: Reads, control: int) -> None:
+        """Read everything anew: somebody else moved the counter, or what was folded here did not happen after all."""
+        self._control = -1  # a view half read stands for no store
+        self._clear()
+        for name, client in _all(reads, "client", Client):
+            self._clients[name] = client
+            self._know_client(client)
+        for name, operator in _all(reads, "operator", Operator):
+            self._know_operator(self._operators.get(name), operator)
+        head = reads.stream(KEYS_STREAM)
+        if head is not None:
+            self._keys = _aggregate(reads, KEYS_STREAM, head, Keys)
+        self._control = control
+
+    def evolve(self, event: AnyEvent) -> None:
+        """Follow an event that this process appends. Events that are none of authority's change nothing."""
+        match event:
+            case ClientRegistered() | ClientChanged() | ClientDisabled() | ClientRevoked():
+                self._evolve_client(event)
+            case OperatorRegistered() | OperatorChanged() | OperatorRemoved():
+                self._evolve_operator(event)
+            case KeyRotated() | KeyActivated() | KeyDistrusted():
+                self._evolve_keys(event)
+            case SubjectRevoked():
+                epoch = copy.copy(self._subject(event.subject_id))
+                epoch.evolve(event)
+                self._subjects[event.subject_id] = epoch
+            case _:
+                return
+        if isinstance(event, ClientRevoked | SubjectRevoked):
+            self._remember(event)
+        self._rules.clear()
+
+    def _evolve_client(self, event: ClientEvent) -> None:
+        client = copy.deepcopy(self._clients.get(event.client_id)) or Client()
+        client.evolve(event)
+        self._clients[event.client_id] = client
+        self._know_client(client)
+
+    def _know_client(self, client: Client) -> None:
+        if client.enabled:
+            self._client_rules[client.client_id] = client.rules()
+        else:
+            self._client_rules.pop(client.client_id, None)
+
+    def _evolve_operator(self, event: OperatorEvent) -> None:
+        before = self._operators.get(event.name)
+        operator = copy.copy(before) or Operator()
+        operator.evolve(event)
+        self._know_operator(before, operator)
+
+    def _know_operator(self, before: Operator | None, operator: Operator) -> None:
+        for token_hash in before.token_hashes if before is not None else ():
+            if self._operators_by_hash.get(token_hash) is before:
+                del self._operators_by_hash[token_hash]
+        self._operators[operator.name] = operator
+        if operator.enabled:
+            self._operators_by_hash |= dict.fromkeys(operator.token_hashes, operator)
+
+    def _evolve_keys(self, event: KeyEvent) -> None:
+        self._keys = copy.deepcopy(self._keys)
+        self._keys.evolve(event)
+
+    def _remember(self, event: Raise) -> None:
+        while len(self._raises) >= RAISES_IN_MEMORY_MAX:
+            del self._raises[next(iter(self._raises))]
+        self._raises_folded += 1
+        self._raises.setdefault(event.stream, []).append((self._raises_folded, event))
+
+
+def _all(reads: Reads, kind: str, aggregate: type[_Aggregate]) -> Iterator[tuple[str, _Aggregate]]:
+    """Every aggregate of a kind, with what its stream's name says after the colon."""
+    # ";" follows ":" in the order of bytes.
+    rows = reads.select("SELECT name FROM streams WHERE name >= ? AND name < ?", (f"{kind}:", f"{kind};"))
+    for (name,) in rows:
+        assert isinstance(name, str)
+        head = reads.stream(name)
+        assert head is not None
+        yield name.partition(":")[2], _aggregate(reads, name, head, aggregate)
+
+
+def _aggregate(reads: Reads, name: str, head: Head, kind: type[_Aggregate]) -> _Aggregate:
+    found = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind)
+    return found if found is not None else _replayed(reads, name, kind)
+
+
+def _replayed(reads: Reads, name: str, kind: type[_Aggregate]) -> _Aggregate:
+    aggregate, last_v = kind(), 0
+    while page := reads.events(name, last_v + 1, last_v + PAGE_EVENTS):
+        for stored in page:
+            aggregate.evolve(decode(stored.body))  # type: ignore[arg-type]  # a stream holds its own kind's events
+        last_v = page[-1].v
+    return aggregate

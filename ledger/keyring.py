@@ -3,11 +3,11 @@
 The ring is one readable JSON file outside the database, mode 0600. It holds a ring id, which the store remembers; a
 root, which never rotates (hashes of client secrets and operator tokens, look-ups of subjects, idempotency keys); and
 numbered keys, which make tokens and can be rotated and distrusted. The file says nothing of which key is active: that
-is history and stands in events. Losing the ring means that every token and every stored secret hash is dead; losing
-the database with it kept costs no secret, since the ring alone mints no token.
+is history and stands in events. Whoever loses the ring loses every token and every stored secret hash. The ring alone
+mints no token, and neither does the database: back them up together, keep them apart from strangers both.
 
 No key is ever used itself: each purpose has a subkey of its own (HKDF with SHA-256, RFC 5869), and under it keyed
-BLAKE2b (RFC 7693) makes the code. So what one purpose shows the world helps nobody with another.
+BLAKE2b (RFC 7693) makes the MAC. So what one purpose shows the world helps nobody with another.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import secrets
 import shlex
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -27,10 +27,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ledger import times, whole_files
+from ledger.randomness import Randomness
 from ledger.refusals import LedgerError
-
-Random: TypeAlias = Callable[[int], bytes]
-"""A source of that many unpredictable bytes: `secrets.token_bytes` but in tests."""
 
 KEY_ID_MAX = 255
 """A key id is one byte of every token, and never used twice: a ring can be rotated 254 times."""
@@ -43,7 +41,7 @@ _FILE_BYTES_MAX = 1 << 20
 
 
 class Purpose(StrEnum):
-    """What a subkey is for. The value goes into its derivation: changing one changes every code made under it."""
+    """What a subkey is for. The value goes into its derivation: changing one changes every MAC made under it."""
 
     REFRESH_TAG = "refresh token tag"
     REFRESH_SECRET = "refresh token secret"
@@ -102,22 +100,22 @@ class KeyRing(Concealed):
     def __repr__(self) -> str:
         return f"<KeyRing {self.ring_id} with keys {sorted(self.keys)}>"
 
-    # ------------------------------------------------------------ codes
+    # ------------------------------------------------------------ MACs
 
     def mac(self, key_id: int, purpose: Purpose, message: bytes, size: int) -> bytes:
-        """The keyed code of a message under one numbered key, `size` (1–64) bytes long.
+        """The MAC of a message under one numbered key, `size` (1–64) bytes long.
 
-        Different sizes are unrelated codes, not cuts of one another. Raises KeyNotHeld.
+        Different sizes are unrelated MACs, not cuts of one another. Raises KeyNotHeld.
         """
         keyed = self._keyed.get((key_id, purpose, size))
         if keyed is None:
             keyed = self._make_keyed(key_id, purpose, size)
-        code = keyed.copy()  # made once, copied per use: a quarter of the cost of keying anew
-        code.update(message)
-        return code.digest()
+        mac = keyed.copy()  # made once and copied: keying anew costs several times as much
+        mac.update(message)
+        return mac.digest()
 
     def root_mac(self, purpose: Purpose, message: bytes, size: int) -> bytes:
-        """The keyed code of a message under the root, which outlives every rotation. `size` as for `mac`."""
+        """The MAC of a message under the root, which outlives every rotation. `size` as for `mac`."""
         return self.mac(0, purpose, message, size)
 
     def _make_keyed(self, key_id: int, purpose: Purpose, size: int) -> "hashlib.blake2b":
@@ -140,7 +138,7 @@ class KeyRing(Concealed):
         """How many more keys this ring can be given."""
         return KEY_ID_MAX - max(self.keys, default=0)
 
-    def with_new_key(self, now: int, *, above: int = 0, random: Random = secrets.token_bytes) -> "KeyRing":
+    def with_new_key(self, now: int, *, above: int = 0, randomness: Randomness = secrets.token_bytes) -> "KeyRing":
         """This ring and one key more, whose id is above every id here and above `above`, the highest one that the
         store's events name (a ring file brought back from a backup may not know it). `now` in microseconds.
 
@@ -149,15 +147,15 @@ class KeyRing(Concealed):
         key_id = max(*self.keys, above) + 1
         if key_id > KEY_ID_MAX:
             raise LedgerError(f"key ring {self.ring_id}: all {KEY_ID_MAX} key ids are used up, no key can be added")
-        keys = {**self.keys, key_id: RingKey(key_id, random(32), now)}
+        keys = {**self.keys, key_id: RingKey(key_id, randomness(32), now)}
         return KeyRing(self.ring_id, self.root, MappingProxyType(keys))
 
     # ------------------------------------------------------------ the file
 
     @classmethod
-    def new(cls, now: int, *, random: Random = secrets.token_bytes) -> "KeyRing":
+    def new(cls, now: int, *, randomness: Randomness = secrets.token_bytes) -> "KeyRing":
         """A ring that no file holds yet, with key 1. `now` in microseconds."""
-        return cls(random(16).hex(), random(32), MappingProxyType({1: RingKey(1, random(32), now)}))
+        return cls(randomness(16).hex(), randomness(32), MappingProxyType({1: RingKey(1, randomness(32), now)}))
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], *, now: int | None = None) -> "KeyRing":

@@ -5,6 +5,7 @@ lock is the kernel's (flock): it ends with the process, however that ends, so th
 itself stays: removing it would let two processes lock two files of one name.
 """
 
+import contextlib
 import fcntl
 import os
 from types import TracebackType
@@ -12,7 +13,11 @@ from types import TracebackType
 from ledger.refusals import LedgerError
 
 
-class Owner:
+class Owned(LedgerError):
+    """Another process owns the database."""
+
+
+class OwnerLock:
     """The right to write a database, from `take` until `release` or the end of the process.
 
     A forked child that does not exec shares the lock and keeps it alive.
@@ -23,10 +28,11 @@ class Owner:
         self._descriptor: int | None = descriptor
 
     @classmethod
-    def take(cls, database: str | os.PathLike[str]) -> "Owner":
+    def take(cls, database: str | os.PathLike[str]) -> "OwnerLock":
         """Become the owner of a database, which need not exist yet. Never waits.
 
-        Raises LedgerError, naming lock file and owner's process id, where another has it, this process included.
+        Raises Owned, naming lock file and owner's process id, where another has it, this process included;
+        LedgerError where the lock file cannot be used.
         """
         path = os.path.realpath(database) + ".lock"  # one lock, by whatever link the database is reached
         try:
@@ -41,10 +47,11 @@ class Owner:
             if not isinstance(error, BlockingIOError):
                 raise LedgerError(f"{path}: cannot lock: {error.strerror}") from None
             who = f"process {said.decode()}" if said.isdigit() else "another process"
-            raise LedgerError(f"{path}: {who} already has the database open, and only one may") from None
-        # A crash before the number is written leaves the lock free and the old number, which nobody then reads.
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            raise Owned(f"{path}: {who} already has the database open, and only one may") from None
+        # The number only makes the other's error line better: a full disk must not keep anyone from starting.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return cls(path, descriptor)
 
     def release(self) -> None:
@@ -53,7 +60,7 @@ class Owner:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> "Owner":
+    def __enter__(self) -> "OwnerLock":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -2,7 +2,6 @@
 
 A commitment is a hash over a salt and the text. Whoever is shown the text and its salt can recompute it; once the
 private row is erased, nobody can tell what it was, and every event still stands as it was hashed.
-Row types are what the recorder stores; what is `bytes` here is never shown to anyone.
 """
 
 import hashlib
@@ -10,76 +9,48 @@ import re
 
 import msgspec
 
-from ledger.keyring import Concealed, KeyRing, Purpose, Random
+from ledger.keyring import Concealed, KeyRing, Purpose
 from ledger.policy import REASON_CHARACTERS_MAX, SUBJECT_CHARACTERS_MAX, USER_AGENT_CHARACTERS_MAX
+from ledger.randomness import Randomness
 from ledger.token_format import NONCE_BYTES
 
 SALT_BYTES = 16
 SUBJECT_ID_BYTES = 16
-LOOKUP_BYTES = 16
-IDEMPOTENCY_MAC_BYTES = 16
+_MAC_BYTES = 16
 
 _SUBJECT = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{SUBJECT_CHARACTERS_MAX}}}")
 _REASON = re.compile(rf"[^\ud800-\udfff]{{0,{REASON_CHARACTERS_MAX}}}")
 
-# ---------------------------------------------------------------- rows
 
+class PrivateGrant(Concealed, msgspec.Struct, frozen=True):
+    """One row a grant. What is None was never there or is gone: the nonce once the grant has ended for good (nobody
+    can make its tokens any more), all but the subject id once the person was erased.
 
-class PrivateGrant(Concealed, msgspec.Struct, frozen=True, kw_only=True):
-    """One row a grant. `nonce` is None once the grant has ended for good: its tokens can then be made by nobody.
-    `device` and `session` are the texts given at issuance; the two codes stand where an Idempotency-Key was sent."""
+    `device` and `session` are the texts given at issuance; the two MACs stand where an Idempotency-Key was sent.
+    """
 
-    nonce: bytes | None
-    salt: bytes
+    subject_id: str
+    nonce: bytes | None = None
+    salt: bytes | None = None
     device: str | None = None
     session: str | None = None
-    idempotency_key_mac: bytes | None = None
+    idempotency_mac: bytes | None = None
     body_mac: bytes | None = None
 
 
-class PrivateReason(Concealed, msgspec.Struct, frozen=True, kw_only=True):
-    """The text of an event's `reason`, under a salt of its own."""
-
-    event_id: str
-    salt: bytes
-    text: str
-
-
-class PrivateSubject(Concealed, msgspec.Struct, frozen=True, kw_only=True):
-    """One row a person: from an unguessable look-up to the id in events, and who it is."""
-
-    lookup: bytes
-    subject_id: str
-    subject: str
-
-
-class PrivateContext(Concealed, msgspec.Struct, frozen=True, kw_only=True):
-    """Where a request of a grant came from, written with the first event that names this commitment."""
-
-    commitment: str
-    address: str
-    user_agent: str
-
-
-# ---------------------------------------------------------------- what is drawn
-
-
-def new_nonce(random: Random) -> bytes:
+def new_nonce(randomness: Randomness) -> bytes:
     """A grant's nonce (32 bytes), from which with the key ring all its tokens follow."""
-    return random(NONCE_BYTES)
+    return randomness(NONCE_BYTES)
 
 
-def new_salt(random: Random) -> bytes:
+def new_salt(randomness: Randomness) -> bytes:
     """A salt (16 bytes): one a grant, and one for each reason."""
-    return random(SALT_BYTES)
+    return randomness(SALT_BYTES)
 
 
-def new_subject_id(random: Random) -> str:
+def new_subject_id(randomness: Randomness) -> str:
     """What events call a person: 32 lower-case hex digits that say nothing about them."""
-    return random(SUBJECT_ID_BYTES).hex()
-
-
-# ---------------------------------------------------------------- what is computed
+    return randomness(SUBJECT_ID_BYTES).hex()
 
 
 def commitment(salt: bytes, name: str, value: str) -> str:
@@ -103,17 +74,17 @@ def nonce_sha256(nonce: bytes) -> str:
 
 def subject_lookup(ring: KeyRing, subject: str) -> bytes:
     """The key of a person's row (16 bytes), unguessable without the ring. Subjects are compared byte for byte."""
-    return ring.root_mac(Purpose.SUBJECT_LOOKUP, subject.encode(), LOOKUP_BYTES)
+    return ring.root_mac(Purpose.SUBJECT_LOOKUP, subject.encode(), _MAC_BYTES)
 
 
-def idempotency_key_mac(ring: KeyRing, operator: str, key: str) -> bytes:
+def idempotency_mac(ring: KeyRing, operator: str, key: str) -> bytes:
     """How an operator's Idempotency-Key is stored (16 bytes): each operator has its own keys."""
-    return ring.root_mac(Purpose.IDEMPOTENCY_KEY, msgspec.json.encode([operator, key]), IDEMPOTENCY_MAC_BYTES)
+    return ring.root_mac(Purpose.IDEMPOTENCY_KEY, msgspec.json.encode([operator, key]), _MAC_BYTES)
 
 
 def body_mac(ring: KeyRing, body: bytes) -> bytes:
     """How the request that came with an Idempotency-Key is stored (16 bytes). `body` is its canonical JSON."""
-    return ring.root_mac(Purpose.IDEMPOTENCY_BODY, body, IDEMPOTENCY_MAC_BYTES)
+    return ring.root_mac(Purpose.IDEMPOTENCY_BODY, body, _MAC_BYTES)
 
 
 def is_subject(text: str) -> bool:

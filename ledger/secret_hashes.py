@@ -1,7 +1,7 @@
 """Client secrets and operator tokens at rest: keyed hashes under the ring's root, nothing from which to log in.
 
 One form for both, `h1$` and 64 lower-case hex digits. No slow hash: without the ring a hash tells nothing, and the
-hot path pays one keyed code (RFC 6749 2.3.1, 10.1).
+hot path pays one MAC (RFC 6749 2.3.1, 10.1).
 """
 
 import hmac

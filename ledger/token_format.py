@@ -4,9 +4,9 @@ A token is a prefix and the base64url text (RFC 4648 5) of 54 bytes, 76 characte
 
     version 1 | key id 1 | grant id 16 | number 4 | secret and tag, together 32 bytes
 
-Integers are big-endian. The *secret* is a keyed code over grant id, number and the grant's nonce, a random value of its
+Integers are big-endian. The *secret* is a MAC over grant id, number and the grant's nonce, a random value of its
 private row: whoever has the key ring and the private row can make the same token again, neither alone can. The *tag* is
-a keyed code over all bytes before it: it says that this ledger issued the token, without a look-up. Each kind has keys
+a MAC over all bytes before it: it says that this ledger issued the token, without a look-up. Each kind has keys
 of its own for both, so no token passes for one of another kind.
 
 54 bytes fill 72 characters exactly, so there is no padding and no unused bit: a token has one spelling.

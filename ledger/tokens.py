@@ -5,7 +5,8 @@
 
 import msgspec
 
-from ledger.keyring import Concealed, KeyNotHeld, KeyRing, Purpose, Random
+from ledger.keyring import Concealed, KeyNotHeld, KeyRing, Purpose
+from ledger.randomness import Randomness
 from ledger.token_format import TokenFormat
 
 __all__ = ["KeyNotHeld", "Presented", "derive", "genuine", "new_grant_id", "parse"]
@@ -42,7 +43,7 @@ def genuine(ring: KeyRing, presented: Presented, nonce: bytes) -> bool:
     return _FORMAT.genuine(ring, presented.key_id, presented.grant_id, presented.generation, presented.secret, nonce)
 
 
-def new_grant_id(now: int, random: Random) -> str:
+def new_grant_id(now: int, randomness: Randomness) -> str:
     """A new grant's id: 32 lower-case hex digits in the layout of a UUID version 7 (RFC 9562 5.7).
 
     From the highest bit: 48 bits milliseconds since 1970, 4 bits version (7), 12 bits fraction of the millisecond
@@ -52,7 +53,7 @@ def new_grant_id(now: int, random: Random) -> str:
     milliseconds, microseconds = divmod(now, 1000)
     assert 0 <= milliseconds < 2**48
     shard = 0
-    drawn = int.from_bytes(random(7), "big") >> 6
+    drawn = int.from_bytes(randomness(7), "big") >> 6
     high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
     low = 0b10 << 62 | shard << 50 | drawn
     return f"{high:016x}{low:016x}"

@@ -1,0 +1,178 @@
+"""What goes back over HTTP: JSON answers that are never stored, errors in the shape of RFC 6749 5.2.
+
+An `Answer` is complete when it is made: status, headers with the length, body. `await answer.send(send)` is all that an
+endpoint does with it; header and body leave in one write (see `api/protocols.py`). The server adds `Date`.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+Header = tuple[bytes, bytes]
+Send = Callable[[Any], Awaitable[None]]
+
+JSON: Final = (b"content-type", b"application/json")
+NOT_STORED: Final = ((b"cache-control", b"no-store"), (b"pragma", b"no-cache"))
+CLOSE: Final = (b"connection", b"close")
+BASIC_CHALLENGE: Final = (b"www-authenticate", b'Basic realm="token-ledger"')
+BEARER_CHALLENGE: Final = (b"www-authenticate", b"Bearer")
+
+_FOREIGN: Final = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")  # RFC 6749 5.2: what error_description may not hold
+
+
+class Answer:
+    """One whole HTTP answer. Also an ASGI application, so it can stand wherever a Starlette response can."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, body: bytes, headers: list[Header]) -> None:
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+    async def send(self, send: Send) -> None:
+        """Hand the answer to the server. Whether it reached the client is unknown, as always."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+    async def __call__(self, scope: object, receive: object, send: Send) -> None:
+        await self.send(send)
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.status}, {len(self.body)} bytes>"  # a body may hold tokens
+
+
+class BadRequest(Exception):
+    """The request itself is malformed (RFC 6749 5.2 invalid_request): one line that says what would be right.
+
+    The description never repeats what was sent, beyond the name of a parameter. `close` asks for the connection to be
+    ended with the answer.
+    """
+
+    def __init__(
+        self, description: str, *, error: str = "invalid_request", status: int = 400, close: bool = False
+    ) -> None:
+        super().__init__(description)
+        self.description = description
+        self.error = error
+        self.status = status
+        self.close = close
+
+    def answer(self) -> Answer:
+        """Return the answer that this error is; it can be sent any number of times."""
+        return oauth_error(self.status, self.error, self.description, headers=(CLOSE,) if self.close else ())
+
+
+def with_body(status: int, body: bytes, headers: Sequence[Header]) -> Answer:
+    """Return an answer of any kind: the caller's headers and the length of the body."""
+    return Answer(status, body, [*headers, (b"content-length", b"%d" % len(body))])
+
+
+def json_answer(status: int, value: object, *, headers: Sequence[Header] = ()) -> Answer:
+    """Return a JSON answer that no cache keeps (RFC 6749 5.1, TE-10). Members are written in the order given."""
+    return with_body(status, msgspec.json.encode(value), (JSON, *NOT_STORED, *headers))
+
+
+def empty_answer(status: int = 200, *, headers: Sequence[Header] = ()) -> Answer:
+    """Return an answer without a body, as a revocation's 200 is (RFC 7009 2.2)."""
+    return with_body(status, b"", (*NOT_STORED, *headers))
+
+
+def oauth_error(
+    status: int,
+    error: str,
+    description: str | None = None,
+    *,
+    headers: Sequence[Header] = (),
+    retry_after_seconds: int | None = None,
+    **members: str | int | None,
+) -> Answer:
+    """Return an error in the shape of RFC 6749 5.2; a member that is None is left out, never null (TE-11)."""
+    body: dict[str, str | int] = {"error": error}
+    if description is not None:
+        body["error_description"] = describable(description)
+    body |= {name: value for name, value in members.items() if value is not None}
+    if retry_after_seconds is not None:
+        headers = (*headers, (b"retry-after", b"%d" % retry_after_seconds))
+    return json_answer(status, body, headers=headers)
+
+
+def describable(text: str) -> str:
+    """Return the text within the characters of an error_description (TE-12): no quote, no backslash, ASCII only."""
+    return _FOREIGN.sub("?", text.replace('"', "'"))
+
+
+def invalid_client(header_used: bool, description: str = "client authentication failed") -> Answer:
+    """Refuse a client (RFC 6749 5.2): with a challenge where it came with an Authorization header, else a plain 400."""
+    if header_used:
+        return oauth_error(401, "invalid_client", description, headers=(BASIC_CHALLENGE,))
+    return oauth_error(400, "invalid_client", description)
+
+
+def invalid_token(description: str = "a valid operator token is needed") -> Answer:
+    """Refuse an operator without a token that is known (RFC 6750 3.1)."""
+    return oauth_error(401, "invalid_token", description, headers=(BEARER_CHALLENGE,))
+
+
+def method_not_allowed(allow: str) -> Answer:
+    """Refuse a method (TE-1); `allow` is the list for the header, such as `POST`."""
+    return oauth_error(405, "invalid_request", f"allowed here: {allow}", headers=((b"allow", allow.encode("ascii")),))
+
+
+def token_answer(
+    *,
+    access_token: str,
+    refresh_token: str | None,
+    scope: str,
+    token_type: str,
+    expires_in: int,
+    refresh_token_timeout: int | None = None,
+    authorization_expires_in: int | None = None,
+    position: int | None = None,
+    grant_id: str | None = None,
+    status: int = 200,
+) -> Answer:
+    """Return a token response (RFC 6749 5.1); what is None is left out. `position` becomes the header Ledger-Position.
+
+    Filled into a template, which costs a fraction of an encoder; that is lawful only while no text holds what JSON
+    escapes, so a text that does goes through the encoder.
+    """
+    texts = f"{access_token}{refresh_token}{scope}{token_type}{grant_id}"
+    if '"' in texts or "\\" in texts or not texts.isascii() or not texts.isprintable():
+        return _encoded_token_answer(
+            {
+                "access_token": access_token,
+                "refresh_token": refresh_token,
+                "scope": scope,
+                "token_type": token_type,
+                "expires_in": expires_in,
+                "refresh_token_timeout": refresh_token_timeout,
+                "authorization_expires_in": authorization_expires_in,
+                "grant_id": grant_id,
+            },
+            position,
+            status,
+        )
+    refresh = "" if refresh_token is None else f'"refresh_token":"{refresh_token}",'
+    idle = "" if refresh_token_timeout is None else f',"refresh_token_timeout":{refresh_token_timeout}'
+    total = "" if authorization_expires_in is None else f',"authorization_expires_in":{authorization_expires_in}'
+    grant = "" if grant_id is None else f',"grant_id":"{grant_id}"'
+    body = (
+        f'{{"access_token":"{access_token}",{refresh}"scope":"{scope}","token_type":"{token_type}",'
+        f'"expires_in":{expires_in}{idle}{total}{grant}}}'
+    ).encode("ascii")
+    return Answer(status, body, _token_headers(len(body), position))
+
+
+def _encoded_token_answer(members: dict[str, str | int | None], position: int | None, status: int) -> Answer:
+    body = msgspec.json.encode({name: value for name, value in members.items() if value is not None})
+    return Answer(status, body, _token_headers(len(body), position))
+
+
+def _token_headers(length: int, position: int | None) -> list[Header]:
+    headers = [JSON, *NOT_STORED, (b"content-length", b"%d" % length)]
+    if position is not None:
+        headers.append((b"ledger-position", b"%d" % position))
+    return headers

@@ -1,0 +1,187 @@
+"""Request bodies: read with a cap, then parsed strictly, as forms (RFC 6749 appendix B) or as JSON.
+
+Strict means: what could be read in two ways is refused, because somewhere else it is read the other way. A parameter
+given twice, bytes that are no UTF-8, a broken percent escape, a control character in the raw body: all invalid_request,
+and nothing has happened.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from api.answers import BadRequest, Header
+from api.logs import without_secrets
+
+Receive = Callable[[], Awaitable[Any]]
+T = TypeVar("T")
+
+FORM: Final = b"application/x-www-form-urlencoded"
+JSON: Final = b"application/json"
+FIELDS_MAX: Final = 64
+"""More than any grant type of any specification has, and few enough to cost nothing."""
+
+_REPEATABLE: Final = "resource"  # RFC 8707 2
+_BROKEN_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
+_RAW_CONTROL: Final = re.compile("[\x00-\x1f]")
+_PARAMETER_NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,40}")
+_CHARSET: Final = re.compile(rb"""\s*charset\s*=\s*"?'?([^"'\s]*)"?'?\s*""", re.IGNORECASE)
+_BOM: Final = "\ufeff"
+
+
+class TooLarge(BadRequest):
+    """The body is longer than this server reads: 413, and the connection ends, for the rest is not read."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the body is longer than {limit} bytes", status=413, close=True)
+
+
+class ClientGone(Exception):
+    """The client has left before its request was whole: there is nobody to answer and nothing has happened."""
+
+
+class Form:
+    """The parameters of one request: those with a value, one value each, but for `resource`.
+
+    A parameter without a value counts as absent (RFC 6749 3.1). Unknown ones stand here too and are for nobody. The
+    repr shows names only: values hold secrets.
+    """
+
+    __slots__ = ("fields", "resource")
+
+    def __init__(self, fields: dict[str, str], resource: tuple[str, ...] = ()) -> None:
+        self.fields = fields
+        self.resource = resource
+
+    def get(self, name: str) -> str | None:
+        """Return a parameter's value; None where it is absent or empty."""
+        return self.fields.get(name)
+
+    def __repr__(self) -> str:
+        return f"<Form {sorted(self.fields)}, {len(self.resource)} resources>"
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """Read a whole body of at most `limit` bytes. Raises TooLarge, or ClientGone where the client left before."""
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):  # one message nearly always
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise TooLarge(limit)
+        return body
+    chunks, length = [], 0
+    while True:
+        if message["type"] != "http.request":
+            raise ClientGone
+        chunks.append(message.get("body", b""))
+        length += len(chunks[-1])
+        if length > limit:
+            raise TooLarge(limit)
+        if not message.get("more_body"):
+            return b"".join(chunks)
+        message = await receive()
+
+
+def parse(headers: Sequence[Header], body: bytes) -> Form:
+    """Parse a form by the headers it came with. Raises BadRequest; the description says what would be right."""
+    foreign_charset = _check_media_type(headers, FORM)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not UTF-8") from None
+    if not (text.isascii() and text.isprintable()):  # printable ASCII: the usual case, told in one step
+        if _RAW_CONTROL.search(text):
+            raise BadRequest("the body holds a control character; form encoding would escape it")
+        if _BOM in text:
+            raise BadRequest("the body holds a byte order mark")
+    if text.count("&") >= FIELDS_MAX:
+        raise BadRequest(f"the body has more than {FIELDS_MAX} parameters")
+    if "%" in text:
+        if _BROKEN_ESCAPE.search(text):
+            raise BadRequest("the body holds a percent sign that escapes nothing; form encoding writes it as %25")
+        decode = _unescaped
+    elif "+" in text:
+        decode = _unspaced
+    else:
+        decode = None
+    if foreign_charset and not unquote_to_bytes(text).isascii():
+        raise BadRequest("a form is UTF-8 (RFC 6749 appendix B); this charset is not supported beyond ASCII")
+    return _collect(text, decode)
+
+
+def _collect(text: str, decode: Callable[[str], str] | None) -> Form:
+    fields: dict[str, str] = {}
+    resource: list[str] = []
+    for pair in text.split("&"):
+        if not pair:
+            continue
+        name, _, value = pair.partition("=")
+        if decode is not None:
+            name, value = decode(name), decode(value)
+        if name == _REPEATABLE:
+            if value:
+                resource.append(value)
+        elif name in fields:
+            known = name if _PARAMETER_NAME.fullmatch(name) else "one"
+            raise BadRequest(f"a parameter is given twice: {known}")
+        else:
+            fields[name] = value
+    if "" in fields.values():  # counted as given above, for a repeat is a repeat; absent from here on
+        fields = {name: value for name, value in fields.items() if value}
+    return Form(fields, tuple(resource))
+
+
+def _unspaced(part: str) -> str:
+    return part.replace("+", " ")
+
+
+def _unescaped(part: str) -> str:
+    if "%" not in part:
+        return part.replace("+", " ") if "+" in part else part
+    try:
+        text = unquote_to_bytes(part.replace("+", " ")).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("a parameter is not UTF-8 once its percent escapes are read") from None
+    if "\0" in text or _BOM in text:
+        raise BadRequest("a parameter holds a NUL or a byte order mark")
+    return text
+
+
+def parse_json(headers: Sequence[Header], body: bytes, kind: type[T]) -> T:
+    """Parse a JSON body into `kind`, a msgspec struct that forbids unknown fields. Raises BadRequest.
+
+    Of a member that is given twice the last counts, as in most parsers. A byte order mark is refused (RFC 8259 8.1).
+    """
+    _check_media_type(headers, JSON)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        # The library names the place and the types, and an unknown member by its name.
+        raise BadRequest(f"the body does not fit: {without_secrets(str(error))[:200]}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadRequest("the body is not JSON (RFC 8259) in UTF-8") from None
+
+
+def _check_media_type(headers: Sequence[Header], wanted: bytes) -> bool:
+    """Refuse a body of another media type; tell whether a charset other than UTF-8 is named."""
+    found: list[bytes] = []
+    for name, value in headers:
+        if name == b"content-type":
+            found.append(value)
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise BadRequest("a body must not be compressed: send it without Content-Encoding")
+    if len(found) == 1:
+        if found[0] == wanted:
+            return False
+        media_type, _, parameters = found[0].partition(b";")
+        if media_type.strip().lower() == wanted:
+            return _names_another_charset(parameters)
+    told = "missing" if not found else "given twice" if len(found) > 1 else "another"
+    raise BadRequest(f"the Content-Type is {told}: send {wanted.decode()}")
+
+
+def _names_another_charset(parameters: bytes) -> bool:
+    charsets = [found[1].lower() for part in parameters.split(b";") if (found := _CHARSET.fullmatch(part))]
+    return any(charset not in (b"utf-8", b"utf8", b"") for charset in charsets)

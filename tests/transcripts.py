@@ -227,7 +227,9 @@ class Run:
         told = [f"{answer.status} {answer.body[:200].decode('utf-8', 'replace')}" for answer in self.answers]
         counts = {kind.statuses: kind.count for kind in kinds}
         for statuses, count in counts.items():
-            assert count == sum(answer.status in statuses for answer in self.answers), f"{count} x {statuses} in {told}"
+            assert count == sum(answer.status in statuses for answer in self.answers), (
+                f"not {count} x {sorted(statuses)}: {told}"
+            )
         assert sum(counts.values()) == len(self.answers), told
         self.fresh = set()
         for answer in self.answers:

@@ -246,7 +246,7 @@ def _decoded(path: str, content: bytes) -> KeyRing:
         raise LedgerError(f"{path}: truncated or no key ring{what}") from None
     if len({key.id for key in keys}) != len(keys):
         raise LedgerError(f"{path}: the key ring names a key id twice")
-    if not secrets.compare_digest(_checksum(stored), stored.checksum.encode("utf-8", "replace").decode()):
+    if stored.checksum != _checksum(stored):
         raise LedgerError(f"{path}: the key ring is damaged, its checksum does not match: restore it from a backup")
     return KeyRing(stored.ring_id, bytes.fromhex(stored.root), MappingProxyType({key.id: key for key in keys}))
 
@@ -259,18 +259,25 @@ def _read_private(path: str) -> bytes:
         raise LedgerError(f"{path}: there is no key ring; `token-ledger init` creates one for a new database") from None
     except OSError as error:
         raise LedgerError(f"{path}: cannot read the key ring: {error.strerror}") from None
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise LedgerError(f"{path}: the key ring is not a regular file")
-        if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
-            raise LedgerError(f"{path}: others may use the key ring (mode {mode:04o}): chmod 600 {shlex.quote(path)}")
-        if status.st_uid not in (os.geteuid(), 0):
-            raise LedgerError(
-                f"{path}: the key ring belongs to user {status.st_uid}, this process runs as user {os.geteuid()}"
-            )
-        content = file.read(_FILE_BYTES_MAX + 1)
+    try:
+        _check_private(path, os.fstat(descriptor))
+        content = os.pread(descriptor, _FILE_BYTES_MAX + 1, 0)
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot read the key ring: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     if len(content) > _FILE_BYTES_MAX:
         raise LedgerError(f"{path}: too large for a key ring")
     return content
+
+
+def _check_private(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise LedgerError(f"{path}: the key ring is not a regular file")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise LedgerError(f"{path}: others may use the key ring (mode {mode:04o}): chmod 600 {shlex.quote(path)}")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise LedgerError(
+            f"{path}: the key ring belongs to user {status.st_uid}, this process runs as user {os.geteuid()}"
+        )

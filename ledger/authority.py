@@ -120,7 +120,7 @@ class Authority:
         return client if client is not None and client.enabled else None
 
     def operator_by_token(self, ring: KeyRing, token: str) -> Operator | None:
-        """Whose bearer token this is; None: nobody's. Found by its keyed hash: only who has the ring could aim at one."""
+        """Whose bearer token this is; None: nobody's. Found by its keyed hash, so a guess can aim at none."""
         return self._operators_by_hash.get(secret_hash(ring, token))
 
     # ------------------------------------------------------------ rules

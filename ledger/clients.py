@@ -35,7 +35,7 @@ HashSecret = Callable[[str], str]
 ROLES: Final = ("issuer", "auditor", "security", "admin")
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Every setting of one client as it rules, named as in its events; secrets only as keyed hashes.
 
     `auth` is one of `registration.AUTHS`. None: not set, or switched off. Lists that are empty are None, but for

@@ -1,0 +1,477 @@
+"""The ledger as its endpoints and commands know it: one method a request; load → decide → append → answer.
+
+Every answer is given after the commit it stands on, and says what was true in the transaction it was decided in. All
+methods raise `Refused` (nothing to do with the store) or `Unavailable` (nothing may be concluded: ask again).
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ledger import access_tokens, explaining, issuing, operating, presenting, subjects, times, tokens
+from ledger.acts import Act
+from ledger.answers import (
+    Caller,
+    EpochAnswer,
+    Explanation,
+    GrantAct,
+    Introspection,
+    IssueRequest,
+    KeyView,
+    RestoreReport,
+    Source,
+    TokenAnswer,
+)
+from ledger.authority import Authority
+from ledger.batch import Batch, Memory
+from ledger.changes import ApplyReport
+from ledger.clients import ClientSpec, Operator, OperatorSpec
+from ledger.commits import Commits
+from ledger.events import KeyActivated, KeyDistrusted, KeyRotated, LedgerStarted, LedgerStopped, Words
+from ledger.head_file import Head, HeadFile
+from ledger.keyring import KeyNotHeld, KeyRing
+from ledger.keys import Keys
+from ledger.presentations import Bursts
+from ledger.presenting import Desk
+from ledger.private import is_subject
+from ledger.randomness import Randomness
+from ledger.recorders.errors import StoreError
+from ledger.recorders.sqlite import SQLiteStore
+from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
+
+log = logging.getLogger("ledger")
+
+T = TypeVar("T")
+
+TICK_SECONDS = 1.0
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operating side may set about decisions and commits."""
+
+    request_timeout_seconds: float = 10
+    clock_skew_seconds: int = 10
+    refresh_burst: int = 10
+    refresh_per_second: float = 1
+
+
+class Ledger:
+    """One store, served by this process. Made by `open` inside a running event loop, ended by `close`."""
+
+    def __init__(
+        self,
+        store: SQLiteStore,
+        ring: KeyRing,
+        keys_path: Path,
+        head_file: HeadFile,
+        options: Options,
+        *,
+        clock: Callable[[], int],
+        randomness: Randomness,
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        self.store = store
+        self.options = options
+        self.keys_path = keys_path
+        self.authority = Authority(store.within, clock_skew_seconds=options.clock_skew_seconds)
+        self.memory = Memory(store, self.authority, clock=clock, randomness=randomness)
+        self.desk = Desk(ring, self.authority, Bursts(options.refresh_burst, options.refresh_per_second))
+        self.refreshed = 0
+        self.behind: Head | None = None
+        self._head_file = head_file
+        self._head_written = 0
+        self._acknowledged = self.memory.position
+        self._ring_read_at = 0.0
+        self._on_fatal = on_fatal
+        self._ticker: asyncio.Task[None] | None = None
+        self._foreign_tasks: set[asyncio.Future[None]] = set()
+        self._commits = Commits(
+            store,
+            self.memory,
+            deadline_seconds=options.request_timeout_seconds,
+            on_acknowledged=self._acknowledge,
+            on_broken=self._broken,
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        store: SQLiteStore,
+        ring: KeyRing,
+        keys_path: Path,
+        head_file: HeadFile,
+        options: Options,
+        *,
+        clock: Callable[[], int],
+        randomness: Randomness,
+        on_fatal: Callable[[str], None] = lambda line: None,
+    ) -> "Ledger":
+        """Serve an opened store. A new one is given the ring's keys; one whose log ends before the head file's position
+        stays unready until `restore_acknowledge`. `on_fatal` is called when the process must end.
+
+        Raises LedgerError, Unavailable.
+        """
+        head_file.check_writable()
+        ledger = cls(store, ring, keys_path, head_file, options, clock=clock, randomness=randomness, on_fatal=on_fatal)
+        ledger.authority.reload(store.within(), store.control()[0])
+        if not ledger.authority.keys.created_at:
+            await ledger._commits.submit(ledger._first_keys)
+        ledger._compare_with_head_file()
+        ledger._ticker = asyncio.get_running_loop().create_task(ledger._tick())
+        return ledger
+
+    async def close(self) -> None:
+        """Answer who is in line, flush what was counted, write the head file, give the store back."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._ticker
+        with contextlib.suppress(Unavailable):
+            await self._flush_presentations(all_of_them=True)
+        await self._commits.close()
+        if self.behind is None and self._commits.broken is None:
+            with contextlib.suppress(LedgerError):
+                self._write_head()
+        self.store.close()
+
+    # ------------------------------------------------------------ clients
+
+    async def refresh(
+        self, caller: Caller, source: Source, token: str, scope: Words | None, resource: Words | None
+    ) -> TokenAnswer:
+        """Exchange a refresh token for its successor (RFC 6749 6). Durable when it returns.
+
+        Raises Refused: an owner's reason only for the owner, UNKNOWN_TOKEN for everyone else.
+        """
+        presented = self._parsed(token)
+        if presented is None:
+            raise Refused(Refusal.UNKNOWN_TOKEN)
+        answer = await self._decided(
+            lambda batch: presenting.redeem(batch, self.desk, caller, source, presented, scope, resource)
+        )
+        self.refreshed += 1
+        return answer
+
+    async def revoke_token(self, caller: Caller, source: Source, token: str) -> None:
+        """Give a refresh or access token back (RFC 7009). Unknown ones are no error; another client's is refused."""
+        presented = self._parsed(token)
+        if presented is not None:
+            await self._decided(lambda batch: presenting.revoke(batch, self.desk, caller, source, presented))
+            return
+        access = self._parsed_access(token)
+        if access is not None:
+            await self._decided(lambda batch: presenting.revoke_access(batch, self.desk, caller, access))
+
+    async def introspect(self, asker: Caller | Operator, token: str) -> Introspection | None:
+        """What an active token is worth (RFC 7662); None: inactive, or not for this asker."""
+        own = asker if isinstance(asker, Caller) else None
+        presented = self._parsed(token)
+        if presented is not None:
+            return await self._decided(lambda batch: presenting.introspect(batch, self.desk, own, presented))
+        access = self._parsed_access(token)
+        if access is not None:
+            return await self._decided(lambda batch: presenting.introspect_access(batch, self.desk, own, access))
+        return None
+
+    # ------------------------------------------------------------ operators
+
+    async def issue(
+        self, operator: Operator, request: IssueRequest, idempotency_key: str | None, body: bytes
+    ) -> TokenAnswer:
+        """A new grant, or the one that this Idempotency-Key made before. `body` is the request's canonical JSON."""
+        if not is_subject(request.subject):
+            raise Refused(Refusal.INVALID_REQUEST, detail="subject: 1 to 255 characters without control characters")
+        return await self._decided(
+            lambda batch: issuing.issue(batch, self.desk, operator, request, idempotency_key, body)
+        )
+
+    async def act_on_grant(
+        self, operator: Operator, grant_id: str, act: GrantAct, reason: str | None, trust: str | None = None
+    ) -> None:
+        """Revoke, suspend or reinstate a grant. After it returns no refresh against it succeeds (I-06)."""
+        await self._decided(
+            lambda batch: operating.act_on_grant(batch, self.desk, operator, grant_id, act, reason, trust)
+        )
+
+    async def revoke_subject(
+        self, operator: Operator, subject: str, reason: str | None, before: int | None
+    ) -> EpochAnswer:
+        """End all grants of a person at once (I-06)."""
+        return await self._decided(
+            lambda batch: operating.revoke_subject(batch, self.desk, operator, subject, reason, before)
+        )
+
+    async def revoke_client(
+        self, operator: Operator, client_id: str, reason: str | None, before: int | None
+    ) -> EpochAnswer:
+        """End all grants of a client at once (I-06)."""
+        return await self._decided(lambda batch: operating.revoke_client(batch, operator, client_id, reason, before))
+
+    async def explain(self, token: str) -> Explanation:
+        """What a token is and, if it is not good, when, why and by whom it ended. White space around it is ignored."""
+        token = token.strip()
+        presented = self._parsed(token)
+        if presented is not None:
+            return await self._decided(lambda batch: explaining.explain(batch, self.desk, presented))
+        access = self._parsed_access(token)
+        if access is not None:
+            return await self._decided(lambda batch: explaining.explain_access(batch, self.desk, access))
+        return explaining.UNKNOWN
+
+    async def record_read(self, operator: Operator, question: str, grant_id: str | None = None) -> None:
+        """Record that an operator asked a question."""
+        await self._decided(lambda batch: operating.record_read(batch, operator, question, grant_id))
+
+    async def subject_id(self, subject: str) -> str | None:
+        """What events call a person; None: never seen, or erased."""
+        return await self._decided(lambda batch: subjects.subject_id_of(batch, self.desk.ring, subject))
+
+    async def erase(self, operator: Operator, subject: str) -> bool:
+        """Remove a person's data; False: never seen. What was erased has left the file and its log on return."""
+        known = await self._decided(lambda batch: subjects.erase(batch, self.desk.ring, subject, operator.requested_by))
+        if known:
+            await self._truncate_log()
+        return known
+
+    async def apply(
+        self,
+        clients: Sequence[ClientSpec],
+        operators: Sequence[OperatorSpec],
+        *,
+        serial: int | None = None,
+        dry_run: bool = False,
+    ) -> ApplyReport:
+        """Make clients and operators as a file says, an event for each change; they bind at once (I-06).
+
+        Raises LedgerError where the file breaks a rule; nothing is recorded then.
+        """
+        return await self._decided(
+            lambda batch: operating.apply(batch, self.desk, clients, operators, serial=serial, dry_run=dry_run)
+        )
+
+    # ------------------------------------------------------------ keys and restores
+
+    def keys_list(self) -> list[KeyView]:
+        """The keys that the log knows, oldest first."""
+        keys = self.authority.keys
+        return [
+            KeyView(id=key_id, state=keys.state(key_id), created_at=times.text(at))
+            for key_id, at in sorted(keys.created_at.items())
+        ]
+
+    async def keys_rotate(self) -> int:
+        """Add a key that verifies only; its id. The ring's file is durable before the event."""
+        ring = self._grown_ring()
+        key_id = max(ring.keys)
+        await self._decided(
+            partial(operating.decide_keys, requested_by="operator:local", decide=partial(_rotation, key_id=key_id))
+        )
+        return key_id
+
+    async def keys_activate(self, key_id: int) -> None:
+        """Let a key sign from here on."""
+        if key_id not in self.desk.ring.keys:
+            self.reread_ring()
+        if key_id in self.authority.keys.created_at and key_id not in self.desk.ring.keys:
+            raise Refused(Refusal.CONFLICT, detail=f"the key ring of this node lacks key {key_id}")
+        await self._decided(
+            partial(operating.decide_keys, requested_by="operator:local", decide=partial(_activation, key_id=key_id))
+        )
+
+    async def keys_distrust(self, key_id: int) -> None:
+        """Trust a key no more."""
+        await self._decided(
+            partial(operating.decide_keys, requested_by="operator:local", decide=partial(_distrust, key_id=key_id))
+        )
+
+    async def restore_acknowledge(self) -> RestoreReport | None:
+        """Go on after an older backup was put back knowingly; None where the log is not behind the head file."""
+        behind = self.behind
+        if behind is None:
+            return None
+        ring = self._grown_ring()
+        report = await self._commits.submit(
+            lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), max(ring.keys))
+        )
+        self.behind = None
+        self._write_head()
+        return report
+
+    def _grown_ring(self) -> KeyRing:
+        ring = self.desk.ring.reload(self.keys_path)
+        known = self.authority.keys.created_at
+        grown = ring.with_new_key(self.memory.clock(), above=max(known, default=0))
+        grown.save(self.keys_path)  # A crash after this line leaves a key that no event names: it is never used.
+        self.desk.ring = grown
+        return grown
+
+    def reread_ring(self) -> None:
+        """Read the key ring's file again, at most once a second. What is wrong with it is one log line."""
+        now = asyncio.get_running_loop().time()
+        if now - self._ring_read_at < 1:
+            return
+        self._ring_read_at = now
+        try:
+            self.desk.ring = self.desk.ring.reload(self.keys_path)
+        except LedgerError as error:
+            log.error("key_ring_not_read", extra={"fields": {"problem": str(error)}})
+
+    # ------------------------------------------------------------ standing
+
+    def readiness(self) -> str | None:
+        """Why the ledger is not ready; None where it is. Never waits for the store."""
+        if self._commits.broken is not None:
+            return "the store failed"
+        if self.behind is not None:
+            return "the log is behind the head file: a backup was restored; see `token-ledger restore acknowledge`"
+        if self._keys_lacking():
+            return f"the key ring lacks key {min(self._keys_lacking())}, which the log names"
+        if not self._commits.ready:
+            return self._commits.last_error or "no commit has succeeded for 5 seconds"
+        return None
+
+    def _keys_lacking(self) -> set[int]:
+        return self.authority.keys.created_at.keys() - self.desk.ring.keys.keys()
+
+    @property
+    def acknowledged_position(self) -> int:
+        """The last position whose events are durable and answered for."""
+        return self._acknowledged
+
+    @property
+    def commits(self) -> Commits:
+        """The line in front of the store, for its figures and for `rebuild`."""
+        return self._commits
+
+    async def started(self) -> None:
+        """Record that a server serves this store."""
+        await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted))
+
+    async def stopped(self) -> None:
+        """Record that a server ceases to."""
+        with contextlib.suppress(Unavailable):
+            await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped))
+
+    # ------------------------------------------------------------ parts
+
+    async def _decided(self, decide: Callable[[Batch], T]) -> T:
+        if self.behind is not None:
+            raise Unavailable("the log is behind the head file", retry_after_seconds=60)
+        try:
+            return await self._commits.submit(decide)
+        finally:
+            if self.desk.foreign:
+                # Told to nobody, so it is written after the answer has gone out.
+                asyncio.get_running_loop().call_later(0.001, self._record_foreign)
+
+    def _record_foreign(self) -> None:
+        foreign, self.desk.foreign = self.desk.foreign, []
+        for grant_id, presenter, generation in foreign:
+            decide = partial(
+                presenting.record_foreign,
+                desk=self.desk,
+                grant_id=grant_id,
+                presenter=presenter,
+                generation=generation,
+            )
+            task = asyncio.ensure_future(self._commits.submit(decide))
+            self._foreign_tasks.add(task)
+            task.add_done_callback(self._foreign_recorded)
+
+    def _foreign_recorded(self, task: "asyncio.Future[None]") -> None:
+        self._foreign_tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # a lost one is counted by nobody and harms nobody
+
+    def _parsed(self, token: str) -> tokens.Presented | None:
+        try:
+            return tokens.parse(self.desk.ring, token)
+        except KeyNotHeld:
+            self.reread_ring()
+        try:
+            return tokens.parse(self.desk.ring, token)
+        except KeyNotHeld:
+            return None
+
+    def _parsed_access(self, token: str) -> access_tokens.Presented | None:
+        try:
+            return access_tokens.parse(self.desk.ring, token)
+        except KeyNotHeld:
+            return None
+
+    def _first_keys(self, batch: Batch) -> None:
+        for key_id in sorted(self.desk.ring.keys):
+            operating.decide_keys(batch, "operator:local", partial(_rotation, key_id=key_id))
+        operating.decide_keys(batch, "operator:local", partial(_activation, key_id=max(self.desk.ring.keys)))
+
+    def _compare_with_head_file(self) -> None:
+        head = self._head_file.read()
+        if head is not None and head.position > self.memory.position:
+            self.behind = head
+            log.error(
+                "log_behind_head_file",
+                extra={"fields": {"log": self.memory.position, "head_file": head.position, "at": times.text(head.at)}},
+            )
+            return
+        if head is None and not self._head_file.off and self.memory.position > 0:
+            log.warning("head_file_missing", extra={"fields": {"written_anew": self._head_file.path}})
+        self._write_head()
+
+    def _acknowledge(self, position: int) -> None:
+        self._acknowledged = position
+
+    def _broken(self, error: StoreError) -> None:
+        log.critical("store_broken", extra={"fields": {"problem": str(error)}})
+        self._on_fatal(str(error))
+
+    def _write_head(self) -> None:
+        position = self._acknowledged
+        if position != self._head_written:
+            self._head_file.write(position, self.memory.clock())
+            self._head_written = position
+
+    async def _truncate_log(self) -> None:
+        """Readers that look at an older moment keep the log; they are short, so try again for a while."""
+        for _ in range(100):
+            if await self._commits.exclusively(self.store.truncate_log):
+                return
+            await asyncio.sleep(0.05)
+        raise Unavailable("erased, but the write-ahead log is still being read; repeat the command")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                if self._keys_lacking():
+                    self.reread_ring()
+                if self.behind is None and self._commits.broken is None:
+                    self._write_head()
+                    await self._flush_presentations()
+            except (LedgerError, Unavailable) as error:
+                log.error("upkeep_failed", extra={"fields": {"problem": str(error)}})
+
+    async def _flush_presentations(self, *, all_of_them: bool = False) -> None:
+        now = self.memory.clock()
+        for grant_id, counted in self.desk.presentations.due(now, all_of_them=all_of_them):
+            count = counted.count
+            decide = partial(presenting.flush_presentations, desk=self.desk, grant_id=grant_id, counted=counted)
+            if await self._commits.submit(decide):
+                self.desk.presentations.flushed(grant_id, count, now)
+
+
+def _rotation(keys: Keys, act: Act, *, key_id: int) -> KeyRotated:
+    return keys.decide_rotation(key_id, act)
+
+
+def _activation(keys: Keys, act: Act, *, key_id: int) -> KeyActivated | None:
+    return keys.decide_activation(key_id, act)
+
+
+def _distrust(keys: Keys, act: Act, *, key_id: int) -> KeyDistrusted | None:
+    return keys.decide_distrust(key_id, act)

@@ -1,0 +1,298 @@
+"""One batch: what its decisions read and append, and the memory that outlives it.
+
+`Memory` holds what the process knows of the store: aggregates with the heads of their streams, the authority, the last
+position. It may only ever be what the store holds plus the batch under way: whatever a failed batch touched is
+forgotten (`Batch.forget`) and read again.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+from ledger import snapshots
+from ledger.authority import Authority
+from ledger.events import AnyEvent, decode, linked
+from ledger.grant import Grant
+from ledger.private import PrivateGrant
+from ledger.randomness import Randomness
+from ledger.recorders.rows import Head, NewHead, Work
+from ledger.recorders.sqlite import SQLiteStore
+
+A = TypeVar("A")
+
+STREAMS_IN_MEMORY_MAX = 200_000
+AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
+REPLAY_PAGE_EVENTS = 1000
+
+
+class Loaded:
+    """A stream in memory: its head as the store will have it after the batch under way, and its aggregate.
+
+    `contexts` remembers commitments of contexts by their text, so that an unchanged one costs no hash; `private` is
+    the grant's private row, None for other streams.
+    """
+
+    __slots__ = ("aggregate", "contexts", "head", "id", "name", "position", "private", "v")
+
+    def __init__(self, name: str, id: int, v: int, position: int, head: str | None, aggregate: object) -> None:
+        self.name = name
+        self.id = id
+        self.v = v
+        self.position = position
+        self.head = head
+        self.aggregate = aggregate
+        self.private: PrivateGrant | None = None
+        self.contexts: dict[str, str] = {}
+
+
+class Memory:
+    """What one process knows of its store. Owned by the event loop."""
+
+    def __init__(
+        self, store: SQLiteStore, authority: Authority, *, clock: Callable[[], int], randomness: Randomness
+    ) -> None:
+        """`clock` gives the wall clock in microseconds, `randomness` unguessable bytes."""
+        self.store = store
+        self.authority = authority
+        self.clock = clock
+        self.randomness = randomness
+        self.streams: dict[str, Loaded] = {}
+        self.position, self.stream_id = store.last()
+
+    def new_command_id(self) -> str:
+        """32 lower-case hex digits, used once."""
+        return self.randomness(16).hex()
+
+    def forget_everything(self) -> None:
+        """Know nothing any more: every stream is read anew when it is next asked for."""
+        self.streams.clear()
+
+    def trim(self) -> None:
+        """Keep memory bounded: the streams that were loaded first leave first."""
+        streams = self.streams
+        while len(streams) > STREAMS_IN_MEMORY_MAX:
+            del streams[next(iter(streams))]
+
+
+class Batch:
+    """The work of one transaction on the store. Raises StoreBusy at once where the write lock is taken.
+
+    Decisions get at streams by `load`, `grant` or `create`, and append with `append`. `now` is the wall clock, read
+    once a batch; `control` the counter that this transaction stands on.
+    """
+
+    __slots__ = (
+        "_also_changed",
+        "_authority_touched",
+        "_touched",
+        "command_id",
+        "control",
+        "forgotten_subject",
+        "idempotency",
+        "memory",
+        "now",
+        "position",
+        "reason",
+        "serial",
+        "store",
+        "subjects",
+        "work",
+    )  # fmt: skip
+
+    def __init__(self, store: SQLiteStore, memory: Memory) -> None:
+        self.store = store
+        self.memory = memory
+        self.control, self.serial = store.begin()
+        if self.control != memory.authority.control:
+            memory.forget_everything()
+            memory.authority.reload(store.within(), self.control)
+        self.work = Work(store.inline)
+        self.now = memory.clock()
+        self.command_id = ""
+        self.position = memory.position
+        self._touched: dict[str, tuple[Loaded, int]] = {}
+        self._also_changed: set[str] = set()
+        self._authority_touched = False
+        # What this batch has made and no look-up in the store can find yet.
+        self.idempotency: dict[bytes, str] = {}
+        self.subjects: dict[bytes, str] = {}
+        self.reason: tuple[str, bytes, str] | None = None
+        self.forgotten_subject: str | None = None
+
+    # ------------------------------------------------------------ reading
+
+    def load(self, name: str) -> Loaded | None:
+        """A stream by name, None where nothing ever happened to it."""
+        loaded = self.memory.streams.get(name)
+        if loaded is None:
+            head = self.store.head(name)
+            if head is None:
+                return None
+            loaded = self.memory.streams[name] = self._loaded(name, head)
+        return loaded
+
+    def reload(self, name: str) -> Loaded | None:
+        """Read a stream from the store again, unless this batch has appended to it."""
+        if name not in self._touched:
+            self.memory.streams.pop(name, None)
+        return self.load(name)
+
+    def grant(self, grant_id: str) -> tuple[Loaded, Grant] | None:
+        """A grant by its id (32 hex digits)."""
+        loaded = self.load("grant:" + grant_id)
+        if loaded is None:
+            return None
+        assert isinstance(loaded.aggregate, Grant)
+        return loaded, loaded.aggregate
+
+    def aggregate(self, name: str, kind: type[A]) -> A:
+        """A stream's aggregate, a new one where nothing ever happened to it."""
+        loaded = self.load(name)
+        if loaded is None:
+            return kind()
+        assert isinstance(loaded.aggregate, kind)
+        return loaded.aggregate
+
+    def event_at(self, name: str, v: int) -> AnyEvent:
+        """One event of a stream, of the store or of this batch. It must exist."""
+        stored = self.store.event_at(name, v)
+        if stored is not None:
+            return decode(stored.body)
+        stream = self.memory.streams[name].id
+        return next(decode(body) for _, id, at_v, _, body in self.work.events if id == stream and at_v == v)
+
+    def position_at(self, name: str, v: int) -> int:
+        """The position of one event of a stream, of the store or of this batch. It must exist."""
+        stored = self.store.event_at(name, v)
+        if stored is not None:
+            return stored.position
+        stream = self.memory.streams[name].id
+        return next(position for position, id, at_v, _, _ in self.work.events if id == stream and at_v == v)
+
+    def issued_since(self, column: Literal["client_id", "subject_id"], value: str, unbounded: int) -> bool:
+        """Whether a grant of this client or person was issued under the epoch number `unbounded` or a later one: a
+        further raise would end it."""
+        newest = self.store.within().select(
+            "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"  # noqa: S608
+            f" WHERE p.{column} = ? ORDER BY p.stream DESC LIMIT 1",
+            (value,),
+        )
+        names = [*(str(name) for (name,) in newest), *(name for name, (_, v) in self._touched.items() if v == 0)]
+        epoch = "client_epoch" if column == "client_id" else "subject_epoch"
+        return any(
+            isinstance(loaded.aggregate, Grant)
+            and getattr(loaded.aggregate, column) == value
+            and getattr(loaded.aggregate, epoch) >= unbounded
+            for name in names
+            if (loaded := self.load(name)) is not None
+        )
+
+    def _loaded(self, name: str, head: Head) -> Loaded:
+        kind = snapshots.kind_of(name)
+        aggregate = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind) or self._replayed(name, kind)
+        loaded = Loaded(name, head.id, head.v, head.position, head.head, aggregate)
+        if kind is Grant:
+            loaded.private = self.store.private_grant(head.id)
+        return loaded
+
+    def _replayed(self, name: str, kind: type[A]) -> A:
+        aggregate = kind()
+        reader = self.store.within()
+        from_v = 1
+        while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
+            for stored in page:
+                aggregate.evolve(decode(stored.body))  # type: ignore[attr-defined]
+            from_v += len(page)
+        return aggregate
+
+    # ------------------------------------------------------------ appending
+
+    def create(self, name: str, aggregate: object) -> Loaded:
+        """A stream that does not exist yet. It comes to be with its first event."""
+        self.memory.stream_id += 1
+        loaded = self.memory.streams[name] = Loaded(name, self.memory.stream_id, 0, 0, None, aggregate)
+        return loaded
+
+    def load_or_create(self, name: str) -> Loaded:
+        """A stream by name, made where nothing ever happened to it."""
+        return self.load(name) or self.create(name, snapshots.kind_of(name)())
+
+    def append(self, loaded: Loaded, events: Sequence[AnyEvent]) -> list[int]:
+        """Append one command's events to a stream: bytes made, linked, folded, projected. Returns their positions.
+
+        In memory only: durable when the batch is committed, together with everything else in it.
+        """
+        if loaded.name not in self._touched:
+            self._touched[loaded.name] = (loaded, loaded.v)
+        memory = self.memory
+        positions = []
+        for event in events:
+            stored, digest = linked(event, loaded.head)
+            position = memory.position = memory.position + 1
+            self.work.events.append((position, loaded.id, event.v, loaded.position, stored.decode()))
+            loaded.v = event.v
+            loaded.position = position
+            loaded.head = digest
+            loaded.aggregate.evolve(event)  # type: ignore[attr-defined]
+            positions.append(position)
+        self.position = memory.position
+        self.work.project(events, positions)
+        if loaded.name.partition(":")[0] in AUTHORITY_KINDS:
+            self._move_authority(events)
+        return positions
+
+    def _move_authority(self, events: Sequence[AnyEvent]) -> None:
+        self._authority_touched = True
+        self.control += 1
+        self.work.control = self.control
+        for event in events:
+            self.memory.authority.evolve(event)
+        self.memory.authority.control = self.control
+
+    def private(self, loaded: Loaded | None, sql: str, *parameters: object) -> None:
+        """Write private rows in the batch's transaction, in order, after events and heads. `loaded` is the stream whose
+        memory goes with them: forgotten too where the batch does not happen."""
+        self.work.private.append((sql, parameters))
+        if loaded is not None:
+            self._also_changed.add(loaded.name)
+
+    # ------------------------------------------------------------ ending
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is anything to make durable."""
+        work = self.work
+        return bool(work.events or work.private or work.control is not None or work.serial is not None)
+
+    def write(self) -> None:
+        """Put everything into the open transaction. Raises StoreError; nothing is durable yet."""
+        work = self.work
+        for name, (loaded, v_before) in self._touched.items():
+            assert loaded.head is not None
+            head = bytes.fromhex(loaded.head)
+            state = snapshots.encode(loaded.v, head, loaded.aggregate)
+            work.heads.append(NewHead(loaded.id, name, loaded.v, loaded.position, head, state, v_before))
+        if self.writes:
+            self.store.write(work)
+
+    def settle(self) -> None:
+        """The batch is durable."""
+        streams = self.memory.streams
+        if self.forgotten_subject is not None:
+            for name, loaded in list(streams.items()):
+                if isinstance(loaded.aggregate, Grant) and loaded.aggregate.subject_id == self.forgotten_subject:
+                    del streams[name]
+        self.memory.trim()
+
+    def forget(self) -> None:
+        """The batch did not happen, or nobody knows: forget whatever it touched. The transaction may still be open."""
+        memory = self.memory
+        for name in (*self._touched, *self._also_changed):
+            memory.streams.pop(name, None)
+        try:
+            self.store.rollback()
+            memory.position, memory.stream_id = self.store.last()
+            if self._authority_touched:
+                memory.authority.reload(self.store.within(), -1)
+        finally:
+            if self._authority_touched:
+                memory.forget_everything()

@@ -1,0 +1,342 @@
+"""Many decisions, one durable transaction: group commit.
+
+Requests wait in line; a batch takes what has come, reads the control counter in its own transaction, decides each in
+memory, writes the events once, and hands only COMMIT, which waits for the disk, to a thread of its own. Nobody is
+answered before COMMIT has returned (I-02). The next batch begins only when the outcome of the one before is known.
+
+What failing means. Busy: nothing happened, ask again until the requests' deadlines. Full: nothing happened, 503, and it
+heals. Lost race or a fault in one decision: roll back, forget what was touched, decide each alone, so that one loser
+does not sink a batch. Input/output error: the outcome is unknown, answer 503, forget everything, never go on (I-12).
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from ledger.batch import Batch, Memory
+from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
+from ledger.recorders.sqlite import SQLiteStore
+from ledger.refusals import Refused, Unavailable
+
+log = logging.getLogger("ledger")
+
+T = TypeVar("T")
+Decide = Callable[[Batch], T]
+"""One request's work: plain code on a batch. It may run more than once, so time and command id are the batch's."""
+
+BATCH_MAX = 256
+WAITING_MAX = 20_000
+BUSY_RETRY_SECONDS = 0.02
+SWEEP_SECONDS = 0.25
+UNREADY_AFTER_SECONDS = 5.0
+
+
+class Waiting(Generic[T]):
+    """A request in line: what to decide, whom to answer, and until when."""
+
+    __slots__ = ("command_id", "deadline", "decide", "future")
+
+    def __init__(self, decide: Decide[T], command_id: str, future: asyncio.Future[T], deadline: float) -> None:
+        self.decide = decide
+        self.command_id = command_id
+        self.future = future
+        self.deadline = deadline
+
+
+class Commits:
+    """The line of requests in front of one store. Everything but `_commit_thread` runs on the event loop."""
+
+    def __init__(
+        self,
+        store: SQLiteStore,
+        memory: Memory,
+        *,
+        deadline_seconds: float,
+        on_acknowledged: Callable[[int], None],
+        on_broken: Callable[[StoreError], None],
+    ) -> None:
+        """`on_acknowledged` is told the last position of each durable batch; `on_broken` that the store must not be
+        used any more: the process has to end."""
+        self._store = store
+        self._memory = memory
+        self._deadline_seconds = deadline_seconds
+        self._on_acknowledged = on_acknowledged
+        self._on_broken = on_broken
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Waiting[Any]] = deque()
+        self._alone: deque[Waiting[Any]] = deque()
+        self._in_flight: list[tuple[Waiting[Any], Any, bool]] = []
+        self._planned = False
+        self._committing = False
+        self._unserved_since: float | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._closed = False
+        self.broken: StoreError | None = None
+        self.last_error: str | None = None
+        self.batches = 0
+        self.committed = 0
+        self._handover: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._commit_thread, name="commit", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------ coming in
+
+    def submit(self, decide: Decide[T]) -> asyncio.Future[T]:
+        """Put a request in line. The future gives what `decide` returned once its events are durable, raises the
+        Refused it raised (what stood in the same batch is durable then too), or Unavailable."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self.broken is not None or self._closed or len(self._waiting) >= WAITING_MAX:
+            future.set_exception(Unavailable())
+            return future
+        now = self._loop.time()
+        self._waiting.append(Waiting(decide, self._memory.new_command_id(), future, now + self._deadline_seconds))
+        if self._unserved_since is None:
+            self._unserved_since = now
+            if self._sweeper is None:
+                self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        if not self._committing:
+            self._plan()
+        return future
+
+    def _plan(self) -> None:
+        if not self._planned:
+            self._planned = True
+            self._loop.call_soon(self._run)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long a commit has been asked for without one succeeding; 0 where nobody waits."""
+        return 0.0 if self._unserved_since is None else self._loop.time() - self._unserved_since
+
+    @property
+    def ready(self) -> bool:
+        """False once a commit was asked for and none succeeded for 5 s, or the store is broken."""
+        return self.broken is None and self.stalled_seconds < UNREADY_AFTER_SECONDS
+
+    # ------------------------------------------------------------ one batch
+
+    def _run(self) -> None:
+        self._planned = False
+        if self._committing or self.broken is not None:
+            return
+        taken = self._take()
+        if not taken:
+            return
+        try:
+            batch = Batch(self._store, self._memory)
+        except StoreBusy as error:
+            self._put_back(taken, error)
+            return
+        except StoreError as error:
+            self._failed(taken, error)
+            return
+        try:
+            done = [(each, *self._decided(batch, each)) for each in taken]
+            batch.write()
+        except LostRace as error:
+            self._again_alone(batch, taken, error)
+            return
+        except StoreError as error:
+            self._abandon(batch)
+            self._failed(taken, error)
+            return
+        except Exception as error:
+            # A fault in one decision may have left half of its events in memory: nothing of this batch is kept.
+            if len(taken) == 1:
+                self._abandon(batch)
+                self._unserved_since = None if not (self._waiting or self._alone) else self._unserved_since
+                _set_exception(taken[0].future, error)
+                self._after()
+            else:
+                self._again_alone(batch, taken, error)
+            return
+        self._in_flight = done
+        self._committing = True
+        if batch.writes:
+            self._handover.put(batch)  # The connection is the commit thread's from here on.
+        else:
+            self._ended(batch, self._finish_reading())
+
+    def _take(self) -> list[Waiting[Any]]:
+        if self._alone:
+            return [self._alone.popleft()]
+        waiting = self._waiting
+        if len(waiting) <= BATCH_MAX:
+            taken = [each for each in waiting if not each.future.done()]
+            waiting.clear()
+        else:
+            taken = [waiting.popleft() for _ in range(BATCH_MAX)]
+        return taken
+
+    def _decided(self, batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
+        batch.command_id = each.command_id
+        try:
+            return each.decide(batch), False
+        except (Refused, Unavailable) as refusal:
+            return refusal, True
+
+    def _finish_reading(self) -> StoreError | None:
+        try:
+            self._store.rollback()
+        except StoreError as error:
+            return error
+        return None
+
+    def _commit_thread(self) -> None:
+        while True:
+            batch = self._handover.get()
+            if batch is None:
+                return
+            error: StoreError | None = None
+            try:
+                self._store.commit()  # A crash before it returns: nothing of the batch happened, or all of it.
+            except StoreError as failure:
+                error = failure
+            except BaseException as failure:
+                error = StoreBroken(f"the commit failed: {type(failure).__name__}")
+            self._loop.call_soon_threadsafe(self._ended, batch, error)
+
+    def _ended(self, batch: Batch, error: StoreError | None) -> None:
+        self._committing = False
+        done, self._in_flight = self._in_flight, []
+        if error is not None and not self._own_write_found(batch, error):
+            self._abandon(batch)
+            self._failed([each for each, _, _ in done], error)
+            return
+        self.batches += 1
+        self.last_error = None
+        if batch.writes:
+            self.committed += len(done)
+            batch.settle()
+            self._on_acknowledged(batch.position)
+        for each, answer, refused in done:
+            future = each.future
+            if not future.done():  # A client may have gone: what was decided stands, and its retry is served.
+                if refused:
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+        self._after()
+
+    def _after(self) -> None:
+        if self._waiting or self._alone:
+            self._unserved_since = self._loop.time() if self._unserved_since is not None else None
+            self._plan()
+        else:
+            self._unserved_since = None
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+
+    # ------------------------------------------------------------ going wrong
+
+    def _own_write_found(self, batch: Batch, error: StoreError) -> bool:
+        """After a COMMIT that reported an error: is what we wrote there all the same (I-11)?
+
+        Asked on a connection that did not write, by the command ids of the last event. After an input/output error
+        nothing that is read may be believed, so the answer is no and the process ends.
+        """
+        if isinstance(error, StoreBroken) or not batch.work.events:
+            return False
+        try:
+            self._store.rollback()
+            with self._store.reader() as reader:
+                last = reader.after(batch.work.events[-1][0] - 1, 1)
+        except StoreError:
+            return False
+        return bool(last) and last[0].body == batch.work.events[-1][4]
+
+    def _abandon(self, batch: Batch) -> None:
+        batch.forget()
+        try:
+            self._store.rollback()
+        except StoreError as error:
+            self._break(error)
+
+    def _again_alone(self, batch: Batch, taken: list[Waiting[Any]], error: Exception) -> None:
+        self._abandon(batch)
+        if not isinstance(error, LostRace):
+            log.error("decision_failed", exc_info=error)
+        self._alone.extendleft(reversed(taken))
+        if self.broken is None:
+            self._plan()
+
+    def _put_back(self, taken: list[Waiting[Any]], error: StoreBusy) -> None:
+        self.last_error = str(error)
+        if len(taken) == 1 and self._alone:
+            self._alone.appendleft(taken[0])
+        else:
+            self._waiting.extendleft(reversed(taken))
+        self._expire(self._loop.time())
+        if self._waiting or self._alone:
+            self._planned = True
+            self._loop.call_later(BUSY_RETRY_SECONDS, self._run)
+
+    def _failed(self, taken: list[Waiting[Any]], error: StoreError) -> None:
+        self.last_error = str(error)
+        log.error("store_failed", extra={"fields": {"problem": str(error)}})
+        if isinstance(error, StoreBroken):
+            self._break(error)
+        for each in taken:
+            _set_exception(each.future, Unavailable())
+        if self.broken is None and (self._waiting or self._alone):
+            self._planned = True
+            self._loop.call_later(BUSY_RETRY_SECONDS, self._run)
+
+    def _break(self, error: StoreError) -> None:
+        if self.broken is None:
+            self.broken = error
+            self._memory.forget_everything()
+            for each in (*self._alone, *self._waiting):
+                _set_exception(each.future, Unavailable())
+            self._alone.clear()
+            self._waiting.clear()
+            self._on_broken(error)
+
+    # ------------------------------------------------------------ deadlines and the end
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        self._expire(self._loop.time())
+        if self._unserved_since is not None and not self._closed:
+            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _expire(self, now: float) -> None:
+        # What is being committed is only given up on, not undone: its outcome is unknown to whoever waited.
+        for each in [*(flying for flying, _, _ in self._in_flight), *self._waiting, *self._alone]:
+            if each.deadline < now:
+                _set_exception(each.future, Unavailable())
+        if any(each.future.done() for each in self._waiting):
+            self._waiting = deque(each for each in self._waiting if not each.future.done())
+        if any(each.future.done() for each in self._alone):
+            self._alone = deque(each for each in self._alone if not each.future.done())
+
+    async def drain(self) -> None:
+        """Wait until everybody in line has been answered."""
+        while self.broken is None and (self._committing or self._waiting or self._alone):
+            self._idle = self._loop.create_future()
+            await self._idle
+
+    async def exclusively(self, act: Callable[[], T]) -> T:
+        """Run `act` while no batch is under way and none may begin: it has the writing connection for itself."""
+        while self._committing:
+            await asyncio.sleep(0.001)
+        return act()
+
+    async def close(self) -> None:
+        """Answer who is in line, then take nobody in and end the thread. The store stays open."""
+        await self.drain()
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._handover.put(None)
+        await asyncio.to_thread(self._thread.join, 5.0)
+
+
+def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

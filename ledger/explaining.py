@@ -1,0 +1,172 @@
+"""What a token is, in plain words, for whoever has to answer the phone. Changes nothing and records nothing."""
+
+from ledger import access_tokens, times, tokens
+from ledger.answers import Explanation
+from ledger.batch import Batch, Loaded
+from ledger.commands import Rules
+from ledger.events import AnyEvent, GrantEvent
+from ledger.grant import Grant
+from ledger.grant_state import access_token_of
+from ledger.history import first_redemption
+from ledger.presenting import Desk
+from ledger.refusals import Refusal
+from ledger.standing import Standing
+
+UNKNOWN = Explanation(
+    verdict="unknown", text="This is no token of this ledger: it was not made here, or it was not copied whole."
+)
+
+
+def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanation:
+    """What a refresh token would meet if its owner presented it now."""
+    found = batch.grant(presented.grant_id)
+    if found is None:
+        return UNKNOWN
+    loaded, grant = found
+    nonce = loaded.private.nonce if loaded.private is not None else None
+    if nonce is not None and not tokens.genuine(desk.ring, presented, nonce):
+        return UNKNOWN
+    rules = desk.authority.rules(grant)
+    now = max(batch.now, grant.at)
+    standing = grant.judge(now, rules.epoch_end)
+    if standing.status != "active":
+        return _over(batch, desk, loaded, grant, standing, presented.generation)
+    return _alive(batch, desk, loaded, grant, rules, presented, now)
+
+
+def explain_access(batch: Batch, desk: Desk, presented: access_tokens.Presented) -> Explanation:
+    """Whether an opaque access token is good now, and until when."""
+    found = batch.grant(presented.grant_id)
+    if found is None:
+        return UNKNOWN
+    loaded, grant = found
+    nonce = loaded.private.nonce if loaded.private is not None else None
+    if not 1 <= presented.v <= loaded.v:
+        return UNKNOWN
+    if nonce is not None and not access_tokens.genuine(desk.ring, presented, nonce):
+        return UNKNOWN
+    issued = batch.event_at(loaded.name, presented.v)
+    token = access_token_of(_of_grant(issued))
+    if token is None:
+        return UNKNOWN
+    rules = desk.authority.rules(grant)
+    until = times.text(token.expires_at)
+    if nonce is not None and grant.access_token_active(token, batch.now, rules):
+        return Explanation(
+            verdict="access_token_active",
+            text=f"A good access token, until {until}.",
+            event_id=issued.event_id,
+            grant_id=presented.grant_id,
+            at=issued.at,
+        )
+    standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
+    if batch.now >= token.expires_at:
+        why = f"An access token that expired at {until}."
+    elif standing.status != "active":
+        why = f"An access token of a grant that is {standing.status} since {_since(standing)}."
+    else:
+        why = "An access token that was given back, or whose client is disabled."
+    return Explanation(
+        verdict="access_token_inactive",
+        text=why,
+        reason=standing.refusal.value if standing.refusal else None,
+        grant_id=presented.grant_id,
+        at=issued.at,
+        event_id=standing.event_id or issued.event_id,
+    )
+
+
+def _over(batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, standing: Standing, generation: int) -> Explanation:
+    by = _requested_by(batch, standing.event_id)
+    text = f"A refresh token (generation {generation}) of a grant that is {standing.status} since {_since(standing)}"
+    text += f", {_spoken(standing.refusal)}" if standing.refusal else ""
+    text += f", by {by}." if by else "."
+    return Explanation(
+        verdict=standing.status,
+        text=text,
+        grant_id=grant.grant_id,
+        generation=generation,
+        current_generation=grant.generation,
+        reason=standing.refusal.value if standing.refusal else None,
+        at=times.text(standing.at) if standing.at is not None else None,
+        by=by,
+        event_id=standing.event_id,
+        presentations_counted=_counted(desk, grant),
+    )
+
+
+def _alive(
+    batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, rules: Rules, presented: tokens.Presented, now: int
+) -> Explanation:
+    generation, current = presented.generation, grant.generation
+    common = {
+        "grant_id": grant.grant_id,
+        "generation": generation,
+        "current_generation": current,
+        "presentations_counted": _counted(desk, grant),
+    }
+    if current is None or generation > current or grant.key_of(generation) != presented.key_id:
+        text = "A genuine token that is ahead of the log: acknowledged events were lost, as after an older backup."
+        return Explanation(verdict="ahead", text=text, **common)  # type: ignore[arg-type]
+    if presented.key_id in rules.distrusted and (
+        generation < current or rules.client is None or not rules.client.authenticates
+    ):
+        return Explanation(
+            verdict="retired",
+            text=f"A refresh token whose key {presented.key_id} is distrusted: it is refused, and no harm is done.",
+            reason=Refusal.KEY_DISTRUSTED.value,
+            event_id=rules.distrusted[presented.key_id],
+            **common,  # type: ignore[arg-type]
+        )
+    if generation == current:
+        until = "without end" if grant.idle_expires_at is None else f"until {times.text(grant.idle_expires_at)}"
+        text = f"The current refresh token (generation {generation}) of a living grant, {until}."
+        return Explanation(verdict="current", text=text, at=times.text(grant.token_issued_at), **common)  # type: ignore[arg-type]
+    redemption = first_redemption(batch, loaded.name, grant.v, generation)
+    at = times.text(redemption.at) if redemption else None
+    event_id = redemption.rotation_event_id if redemption else None
+    authenticates = rules.client is not None and rules.client.authenticates
+    previous = grant.previous
+    if (
+        generation == current - 1
+        and previous is not None
+        and grant.redeemed is None
+        and previous.retry(now, foreign=False, always_counts=False, proven=authenticates, budget_left=True)
+    ):
+        text = f"The predecessor of the current token, retired at {at}: a retry still gets the same successor."
+        return Explanation(verdict="retry", text=text, at=at, event_id=event_id, reason="rotated", **common)  # type: ignore[arg-type]
+    text = f"A retired refresh token (generation {generation}, now {current}), redeemed first at {at}: to present it"
+    text += " is reuse."
+    return Explanation(verdict="retired", text=text, at=at, event_id=event_id, reason="rotated", **common)  # type: ignore[arg-type]
+
+
+def _counted(desk: Desk, grant: Grant) -> int | None:
+    return (grant.tally.count + desk.presentations.waiting(grant.grant_id)) or None
+
+
+def _since(standing: Standing) -> str:
+    return times.text(standing.at) if standing.at is not None else "an unknown time"
+
+
+def _spoken(refusal: Refusal) -> str:
+    return {
+        Refusal.REUSE_DETECTED: "because a retired token came back",
+        Refusal.EXPIRED_IDLE: "because it was not used for too long",
+        Refusal.EXPIRED_ABSOLUTE: "because its whole lifetime is over",
+        Refusal.REVOKED_BY_CLIENT: "because its client gave it back",
+        Refusal.REVOKED_BY_OPERATOR: "because an operator ended it",
+        Refusal.REVOKED_BY_SUBJECT: "because all grants of this person were ended",
+        Refusal.SUSPENDED: "because it was suspended",
+    }.get(refusal, refusal.value)
+
+
+def _requested_by(batch: Batch, event_id: str | None) -> str | None:
+    if event_id is None:
+        return None
+    stream, _, v = event_id.rpartition("/")
+    batch.load(stream)
+    return getattr(batch.event_at(stream, int(v)), "requested_by", None)
+
+
+def _of_grant(event: AnyEvent) -> GrantEvent:
+    return event  # type: ignore[return-value]  # events of a grant's stream are a grant's

@@ -1,0 +1,97 @@
+"""Presentations that are counted instead of recorded one by one, and the burst limit. In memory, bounded.
+
+Whoever presents a token of an ended grant a million times makes a few events, not a million (I-21): counts are kept
+here and flushed as `grant.presentations_counted`, at most once a minute and grant, when they have passed a power of
+two. A crash loses the tail of a count, never a fact.
+"""
+
+from collections.abc import Iterator
+
+FLUSH_EVERY_SECONDS = 60
+COUNTED_GRANTS_MAX = 10_000
+BURST_GRANTS_MAX = 50_000
+_SECOND = 1_000_000
+
+
+class Counted:
+    """Presentations of one grant since the last flush. Times in microseconds."""
+
+    __slots__ = ("count", "first_at", "flushed_at", "last_at", "last_context", "last_generation")
+
+    def __init__(self, at: int) -> None:
+        self.count = 0
+        self.first_at = at
+        self.last_at = at
+        self.last_generation = 0
+        self.last_context = ""
+        self.flushed_at = 0
+
+
+class Presentations:
+    """What has been counted and not flushed, by grant."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, Counted] = {}
+
+    def count(self, grant_id: str, generation: int, context: str, at: int) -> None:
+        """One more presentation of a generation (for an access token: 0) from a context (a commitment)."""
+        counted = self._counted.get(grant_id)
+        if counted is None:
+            if len(self._counted) >= COUNTED_GRANTS_MAX:  # the one heard of least recently leaves, its tail with it
+                del self._counted[next(iter(self._counted))]
+            counted = self._counted[grant_id] = Counted(at)
+        elif counted.count == 0:
+            counted.first_at = at
+        counted.count += 1
+        counted.last_at = at
+        counted.last_generation = generation
+        counted.last_context = context
+
+    def waiting(self, grant_id: str) -> int:
+        """How many presentations of a grant are counted and in no event yet."""
+        counted = self._counted.get(grant_id)
+        return counted.count if counted else 0
+
+    def due(self, now: int, *, all_of_them: bool = False) -> Iterator[tuple[str, Counted]]:
+        """Grants whose count may be flushed now: a minute has passed since their last flush."""
+        for grant_id, counted in list(self._counted.items()):
+            if counted.count and (all_of_them or now - counted.flushed_at >= FLUSH_EVERY_SECONDS * _SECOND):
+                yield grant_id, counted
+
+    def flushed(self, grant_id: str, count: int, at: int) -> None:
+        """That many presentations of a grant stand in an event now."""
+        counted = self._counted.get(grant_id)
+        if counted is not None:
+            counted.count -= min(count, counted.count)
+            counted.flushed_at = at
+
+
+class Bursts:
+    """How fast unauthenticated clients may redeem one grant: a bucket each, full at first. 0 a second: no limit."""
+
+    def __init__(self, burst: int, per_second: float) -> None:
+        self._burst = burst
+        self._per_second = per_second
+        self._buckets: dict[str, tuple[float, int]] = {}
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._per_second > 0 and self._burst > 0
+
+    def _left(self, grant_id: str, now: int) -> float:
+        left, at = self._buckets.get(grant_id, (float(self._burst), now))
+        return min(float(self._burst), left + max(0, now - at) / _SECOND * self._per_second)
+
+    def retry_after_seconds(self, grant_id: str, now: int) -> int | None:
+        """Whole seconds until the grant may be redeemed again; None where it may be now."""
+        left = self._left(grant_id, now)
+        return None if left >= 1 else max(1, int((1 - left) / self._per_second + 0.999))
+
+    def spend(self, grant_id: str, now: int) -> None:
+        """A redemption happened."""
+        left = self._left(grant_id, now)
+        self._buckets.pop(grant_id, None)
+        if len(self._buckets) >= BURST_GRANTS_MAX:
+            del self._buckets[next(iter(self._buckets))]
+        self._buckets[grant_id] = (left - 1, now)

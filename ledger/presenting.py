@@ -1,0 +1,401 @@
+"""What happens when somebody presents a token: load → decide → append → answer, inside a batch.
+
+Each function is one request's decision. It raises Refused, or returns an answer that is told only after the commit.
+"""
+
+from msgspec.structs import replace
+
+from ledger import access_tokens, tokens
+from ledger.answers import Caller, Introspection, Source, TokenAnswer
+from ledger.authority import Authority
+from ledger.batch import Batch, Loaded
+from ledger.commands import (
+    AccessToken,
+    CountPresentations,
+    Decision,
+    FirstRedemption,
+    Presenter,
+    RecordForeignClient,
+    RedeemToken,
+    RefusedOutcome,
+    RevokeAccessToken,
+    RevokeByClient,
+    Rules,
+    Served,
+)
+from ledger.events import AnyEvent, GrantEvent, GrantExpired, GrantRevoked, TokenRedeemed, Words
+from ledger.grant import Grant, StateMayBeStale
+from ledger.grant_state import access_token_of
+from ledger.history import first_redemption
+from ledger.keyring import KeyRing
+from ledger.presentations import Bursts, Counted, Presentations
+from ledger.private import commitment, context_value, new_salt
+from ledger.refusals import Refusal, Refused
+from ledger.subjects import end_subject
+from ledger.times import SECOND
+
+
+class Desk:
+    """What decisions on presented tokens need beside the batch. `alarms` counts what no honest client does."""
+
+    __slots__ = ("alarms", "authority", "bursts", "foreign", "presentations", "ring")
+
+    def __init__(self, ring: KeyRing, authority: Authority, bursts: Bursts) -> None:
+        self.ring = ring
+        self.authority = authority
+        self.bursts = bursts
+        self.presentations = Presentations()
+        self.foreign: list[tuple[str, Presenter, int]] = []
+        self.alarms: dict[str, int] = {"unknown_grant": 0, "wrong_secret": 0, "ahead_of_log": 0}
+
+
+def redeem(
+    batch: Batch,
+    desk: Desk,
+    caller: Caller,
+    source: Source,
+    presented: tokens.Presented,
+    scope: Words | None,
+    resource: Words | None,
+) -> TokenAnswer:
+    """Exchange a refresh token for its successor (RFC 6749 6, RFC 9700 4.14)."""
+    loaded, grant = _genuine(batch, desk, caller, source, presented)
+    now = batch.now
+    rules = desk.authority.rules(grant)
+    presenter = _presenter(batch, loaded, caller, source)
+    command = RedeemToken(
+        at=now,
+        command_id=batch.command_id,
+        presenter=presenter,
+        generation=presented.generation,
+        key_id=presented.key_id,
+        scope=scope,
+        resource=resource,
+        first_redemption=_first_redemption(batch, loaded, grant, presented.generation, rules),
+        retry_after_seconds=_retry_after(desk, caller, presented.grant_id, now),
+    )
+    try:
+        try:
+            decision = grant.decide(command, rules)
+        except StateMayBeStale:
+            desk.alarms["ahead_of_log"] += 1
+            batch.reload(loaded.name)
+            loaded, grant = _found(batch, presented.grant_id)
+            decision = grant.decide(replace(command, fresh=True), rules)
+    except Refused as refusal:
+        if refusal.counts:
+            desk.presentations.count(presented.grant_id, presented.generation, presenter.context, now)
+        if grant.judge(max(now, grant.at), rules.epoch_end).status == "revoked":
+            _forget_nonce(batch, loaded)
+        raise
+    positions = record(batch, desk, loaded, decision, source, presenter.context)
+    if isinstance(decision.outcome, RefusedOutcome):
+        raise Refused(decision.outcome.refusal, event_id=decision.outcome.event_id)
+    assert isinstance(decision.outcome, Served)
+    if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
+        desk.bursts.spend(presented.grant_id, now)
+    return answer(batch, desk.ring, loaded, grant, decision.outcome, positions)
+
+
+def answer(
+    batch: Batch, ring: KeyRing, loaded: Loaded, grant: Grant, served: Served, positions: list[int]
+) -> TokenAnswer:
+    """The token response: both tokens derived anew from the grant's nonce, lifetimes as of now."""
+    assert loaded.private is not None
+    assert loaded.private.nonce is not None
+    nonce = loaded.private.nonce
+    grant_id = loaded.name[6:]
+    access = served.access_token
+    now = max(batch.now, grant.at)
+    refresh = None
+    if served.generation is not None:
+        refresh = tokens.derive(ring, served.key_id, grant_id, served.generation, nonce)
+    if positions and loaded.v == served.last_v:
+        position = positions[-1]
+    else:
+        position = batch.position_at(loaded.name, served.last_v)
+    return TokenAnswer(
+        access_token=access_tokens.derive(ring, access.signing_key_id, grant_id, access.v, nonce),
+        refresh_token=refresh,
+        scope=access.scope,
+        token_type="bearer" if access.cnf_jkt is None else "DPoP",
+        expires_in=max(0, access.expires_at // SECOND - batch.now // SECOND),
+        refresh_token_timeout=_seconds_left(served.idle_expires_at, now) if refresh else None,
+        authorization_expires_in=_seconds_left(served.absolute_expires_at, now),
+        position=position,
+        grant_id=grant_id,
+    )
+
+
+def record(
+    batch: Batch, desk: Desk, loaded: Loaded, decision: Decision, source: Source | None, context: str | None
+) -> list[int]:
+    """Append what was decided, with the private rows that go with it."""
+    events = decision.events
+    if not events:
+        return []
+    positions = batch.append(loaded, events)
+    if source is not None and context is not None:
+        _keep_context(batch, loaded, source, context)
+    if decision.ends_subject:
+        end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")  # type: ignore[attr-defined]
+    if isinstance(events[-1], GrantRevoked | GrantExpired):
+        _forget_nonce(batch, loaded)
+    return positions
+
+
+def revoke(batch: Batch, desk: Desk, caller: Caller, source: Source, presented: tokens.Presented) -> None:
+    """Give a grant back by one of its refresh tokens (RFC 7009 2.1). An unknown or ended one is no error."""
+    try:
+        loaded, grant = _genuine(batch, desk, caller, source, presented)
+    except Refused:
+        if _known(batch, presented.grant_id, caller):
+            return  # its own, but with a wrong secret or long ended: alike to unknown
+        if batch.grant(presented.grant_id) is None:
+            return
+        raise
+    command = RevokeByClient(at=batch.now, command_id=batch.command_id, client_id=caller.client_id)
+    record(batch, desk, loaded, grant.decide(command, desk.authority.rules(grant)), None, None)
+
+
+def revoke_access(batch: Batch, desk: Desk, caller: Caller, presented: access_tokens.Presented) -> None:
+    """Give one access token back; the grant lives (RFC 7009 2.1)."""
+    found = _access_token(batch, desk, presented)
+    if found is None:
+        return
+    loaded, grant, token = found
+    if grant.client_id != caller.client_id:
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    rules = desk.authority.rules(grant)
+    if not grant.access_token_active(token, batch.now, rules):
+        return
+    command = RevokeAccessToken(
+        at=batch.now, command_id=batch.command_id, issued_v=presented.v, client_id=caller.client_id
+    )
+    record(batch, desk, loaded, grant.decide(command, rules), None, None)
+
+
+def introspect(batch: Batch, desk: Desk, asker: Caller | None, presented: tokens.Presented) -> Introspection | None:
+    """A refresh token's standing, for its own client or (asker None) an operator; None: inactive, or not theirs."""
+    found = batch.grant(presented.grant_id)
+    if found is None:
+        return None
+    loaded, grant = found
+    if asker is not None and asker.client_id != grant.client_id:
+        return None
+    if not _secret_right(desk, loaded, presented) or presented.generation != grant.generation:
+        return None
+    rules = desk.authority.rules(grant)
+    now = max(batch.now, grant.at)
+    if rules.client is None or presented.key_id != grant.key_id or grant.judge(now, rules.epoch_end).status != "active":
+        return None
+    if presented.key_id in rules.distrusted and not rules.client.authenticates:
+        return None
+    return Introspection(
+        token_use="refresh_token",
+        grant_id=presented.grant_id,
+        client_id=grant.client_id,
+        subject=_subject(batch, grant.subject_id),
+        scope=grant.carried_within(rules.client.scope),
+        issued_at=grant.token_issued_at,
+        expires_at=grant.idle_expires_at,
+        auth_time=grant.auth_time,
+        acr=grant.acr,
+        amr=grant.amr,
+    )
+
+
+def introspect_access(
+    batch: Batch, desk: Desk, asker: Caller | None, presented: access_tokens.Presented
+) -> Introspection | None:
+    """An opaque access token's standing, for its own client or (asker None) an operator; None as above."""
+    found = _access_token(batch, desk, presented)
+    if found is None:
+        return None
+    _, grant, token = found
+    if asker is not None and asker.client_id != grant.client_id:
+        return None
+    if not grant.access_token_active(token, batch.now, desk.authority.rules(grant)):
+        return None
+    return Introspection(
+        token_use="access_token",
+        grant_id=presented.grant_id,
+        client_id=grant.client_id,
+        subject=_subject(batch, grant.subject_id),
+        scope=token.scope,
+        issued_at=token.issued_at,
+        expires_at=token.expires_at,
+        resource=token.resource,
+        cnf_jkt=token.cnf_jkt,
+        cnf_x5t_s256=token.cnf_x5t_s256,
+        auth_time=grant.auth_time,
+        acr=grant.acr,
+        amr=grant.amr,
+    )
+
+
+def record_foreign(batch: Batch, desk: Desk, grant_id: str, presenter: Presenter, generation: int) -> None:
+    """Record, once a grant, that another client presented a genuine token of it."""
+    found = batch.grant(grant_id)
+    if found is None:
+        return
+    loaded, grant = found
+    command = RecordForeignClient(at=batch.now, command_id=batch.command_id, presenter=presenter, generation=generation)
+    record(batch, desk, loaded, grant.decide(command, desk.authority.rules(grant)), None, None)
+
+
+def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counted) -> bool:
+    """Put counted presentations of a grant into an event; False where the rules want none now."""
+    found = batch.grant(grant_id)
+    if found is None:
+        return False
+    loaded, grant = found
+    command = CountPresentations(
+        at=batch.now,
+        command_id=batch.command_id,
+        count=counted.count,
+        first_at=counted.first_at,
+        last_at=counted.last_at,
+        last_generation=counted.last_generation,
+        last_context=counted.last_context,
+    )
+    decision = grant.decide(command, desk.authority.rules(grant))
+    record(batch, desk, loaded, decision, None, None)
+    return bool(decision.events)
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _genuine(
+    batch: Batch, desk: Desk, caller: Caller, source: Source, presented: tokens.Presented
+) -> tuple[Loaded, Grant]:
+    """The grant of a token of the caller's own, its secret checked. Everyone else is refused alike (I-19)."""
+    found = batch.grant(presented.grant_id)
+    if found is None:
+        desk.alarms["unknown_grant"] += 1
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    loaded, grant = found
+    right = _secret_right(desk, loaded, presented)
+    if grant.client_id != caller.client_id:
+        if right and not grant.foreign_recorded:
+            presenter = _presenter(batch, loaded, caller, source)
+            desk.foreign.append((presented.grant_id, presenter, presented.generation))
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    if not right:
+        desk.alarms["wrong_secret"] += 1
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    return loaded, grant
+
+
+def _secret_right(desk: Desk, loaded: Loaded, presented: tokens.Presented) -> bool:
+    """Whether the secret is ours. Once a grant has ended its nonce is gone: the tag alone says that we made it."""
+    if loaded.private is None or loaded.private.nonce is None:
+        return True
+    return tokens.genuine(desk.ring, presented, loaded.private.nonce)
+
+
+def _access_token(
+    batch: Batch, desk: Desk, presented: access_tokens.Presented
+) -> tuple[Loaded, Grant, AccessToken] | None:
+    found = batch.grant(presented.grant_id)
+    if found is None:
+        return None
+    loaded, grant = found
+    if loaded.private is None or loaded.private.nonce is None or not 1 <= presented.v <= loaded.v:
+        return None  # without the nonce the grant is over, and its access tokens with it
+    if not access_tokens.genuine(desk.ring, presented, loaded.private.nonce):
+        return None
+    token = access_token_of(_of_grant(batch.event_at(loaded.name, presented.v)))
+    return None if token is None else (loaded, grant, token)
+
+
+def _of_grant(event: AnyEvent) -> GrantEvent:
+    return event  # type: ignore[return-value]  # a grant's stream holds a grant's events
+
+
+def _found(batch: Batch, grant_id: str) -> tuple[Loaded, Grant]:
+    found = batch.grant(grant_id)
+    if found is None:
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    return found
+
+
+def _known(batch: Batch, grant_id: str, caller: Caller) -> bool:
+    found = batch.grant(grant_id)
+    return found is not None and found[1].client_id == caller.client_id
+
+
+def _presenter(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -> Presenter:
+    return Presenter(
+        client_id=caller.client_id,
+        authenticated=caller.authenticated,
+        auth_method=caller.auth_method,
+        context=_context(batch, loaded, source),
+        proof_jkt=caller.proof_jkt,
+        proof_x5t_s256=caller.proof_x5t_s256,
+    )
+
+
+def _context(batch: Batch, loaded: Loaded, source: Source) -> str:
+    value = context_value(source.address, source.user_agent)
+    known = loaded.contexts.get(value)
+    if known is not None:
+        return known
+    # A salt that was erased is replaced for this once: nobody can open that commitment any more, as it should be.
+    salt = loaded.private.salt if loaded.private is not None else None
+    return commitment(salt or new_salt(batch.memory.randomness), "context", value)
+
+
+def _keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) -> None:
+    value = context_value(source.address, source.user_agent)
+    if value in loaded.contexts or loaded.private is None:
+        return
+    if len(loaded.contexts) >= 16:
+        loaded.contexts.clear()
+    loaded.contexts[value] = context
+    batch.private(
+        loaded,
+        "INSERT OR IGNORE INTO private_contexts VALUES (?, ?, ?, ?)",
+        loaded.id,
+        context,
+        source.address,
+        source.user_agent,
+    )
+
+
+def _forget_nonce(batch: Batch, loaded: Loaded) -> None:
+    if loaded.private is None or loaded.private.nonce is None:
+        return
+    loaded.private = replace(loaded.private, nonce=None)
+    batch.private(loaded, "UPDATE private_grants SET nonce = NULL WHERE stream = ?", loaded.id)
+
+
+def _first_redemption(
+    batch: Batch, loaded: Loaded, grant: Grant, generation: int, rules: Rules
+) -> FirstRedemption | None:
+    """Only a generation two or more behind of a grant that lives needs its history; halving finds it."""
+    if grant.generation is None or generation > grant.generation - 2:
+        return None
+    if grant.judge(max(batch.now, grant.at), rules.epoch_end).status != "active":
+        return None
+    return first_redemption(batch, loaded.name, grant.v, generation)
+
+
+def _retry_after(desk: Desk, caller: Caller, grant_id: str, now: int) -> int | None:
+    if caller.authenticated or not desk.bursts.limited:
+        return None
+    return desk.bursts.retry_after_seconds(grant_id, now)
+
+
+def _redeems(events: list[GrantEvent]) -> bool:
+    return any(isinstance(event, TokenRedeemed) for event in events)
+
+
+def _seconds_left(until: int | None, now: int) -> int | None:
+    return None if until is None else max(0, (until - now) // SECOND)
+
+
+def _subject(batch: Batch, subject_id: str) -> str | None:
+    rows = batch.store.within().select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
+    return str(rows[0][0]) if rows else None

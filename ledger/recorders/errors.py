@@ -1,0 +1,21 @@
+"""What a store can say instead of an answer. The recorder translates its engine's errors into these, nobody else."""
+
+
+class StoreError(Exception):
+    """The store did not do what was asked. Whether a commit happened is unknown unless a subclass says otherwise."""
+
+
+class StoreBusy(StoreError):
+    """Somebody else holds the write lock. Nothing happened: ask again."""
+
+
+class StoreFull(StoreError):
+    """No room on the disk. Nothing happened; it heals when there is room again."""
+
+
+class StoreBroken(StoreError):
+    """An input/output error: the outcome is unknown, and the page cache may lie. The process must not go on."""
+
+
+class LostRace(StoreError):
+    """A stream had moved on since it was read. Nothing happened: read it again and decide anew."""

@@ -1,0 +1,70 @@
+"""What one transaction writes, and what reading gives back: plain values between the commit path and a recorder."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from ledger.events import AnyEvent
+from ledger.inline import Inline
+
+
+class Head(NamedTuple):
+    """The head of a stream: its number, the version, position and hash of its last event, and its snapshot."""
+
+    id: int
+    v: int
+    position: int
+    head: str
+    state: bytes
+
+
+class StoredEvent(NamedTuple):
+    """An event as it lies in the store: `body` the stored bytes as text, `back` the position before it (0: none)."""
+
+    position: int
+    stream: int
+    v: int
+    back: int
+    body: str
+
+
+class NewHead(NamedTuple):
+    """A head to be written. `v_before` is the version it is believed to have now; 0 makes the stream."""
+
+    id: int
+    name: str
+    v: int
+    position: int
+    head: bytes
+    state: bytes
+    v_before: int
+
+
+class Work:
+    """Everything that one transaction is to write. Filled by the commit path, emptied by nobody: one a batch."""
+
+    __slots__ = ("control", "events", "heads", "inline", "private", "rows", "serial")
+
+    def __init__(self, inline: Sequence[Inline]) -> None:
+        self.inline = inline
+        self.events: list[tuple[int, int, int, int, str]] = []
+        self.heads: list[NewHead] = []
+        self.rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in inline]
+        self.private: list[tuple[str, tuple[object, ...]]] = []
+        self.control: int | None = None
+        self.serial: int | None = None
+
+    def project(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> None:
+        """Add the inline projections' rows for one command's events of one stream."""
+        for rows, each in zip(self.rows, self.inline, strict=True):
+            for index, parameters in each.rows(events, positions):
+                rows[index].append(parameters)
+
+
+class Reads(Protocol):
+    """Reading that a query needs. Answers come from one committed moment, own acknowledged writes included."""
+
+    def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]: ...
+    def stream(self, name: str) -> Head | None: ...
+    def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]: ...
+    def event_at(self, name: str, v: int) -> StoredEvent | None: ...
+    def after(self, position: int, limit: int) -> list[StoredEvent]: ...

@@ -1,0 +1,307 @@
+"""The store on one SQLite file: write-ahead log, `synchronous=FULL`, one owner, one connection that writes.
+
+Guarantees. What `commit` returned from is on the disk (I-09): WAL and FULL are set and read back at opening, never
+trusted. Events, heads with their snapshots, private rows and inline projection rows of one batch are one transaction.
+A stream's head is written only where it still has the version that the decision was made on. Readers are read-only
+connections, so none of them ever checkpoints: SQLite before 3.51.3 can corrupt a WAL when two connections do.
+
+Ownership of the writing connection: the event loop's between `begin` and `commit`, the commit thread's inside
+`commit`. Nobody else touches it.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from ledger.inline import Inline
+from ledger.owner import OwnerLock
+from ledger.private import PrivateGrant
+from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError, StoreFull
+from ledger.recorders.reading import Reader
+from ledger.recorders.rows import Head, StoredEvent, Work
+from ledger.recorders.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+from ledger.refusals import LedgerError
+
+CHECKPOINT_PAGES = 1000
+_SQLITE_SHM_FULL = 4874  # SQLITE_IOERR_SHMSIZE: the shared-memory file found no room, which is a full disk
+
+
+def translated(error: sqlite3.Error) -> StoreError:
+    """What an engine error means for the caller."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    primary = code & 0xFF
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreBusy("another process holds the write lock")
+    if primary == sqlite3.SQLITE_FULL or code == _SQLITE_SHM_FULL:
+        return StoreFull("no room left on the disk")
+    return StoreBroken(f"the database failed: {name}")
+
+
+class SQLiteStore:
+    """One SQLite database, owned by this process from `open` to `close`."""
+
+    def __init__(self, path: Path, inline: Sequence[Inline], *, synchronous: str = "FULL") -> None:
+        """`synchronous` other than FULL is for the test that must lose data with it; `open` then does not insist."""
+        self.path = path
+        self.inline = tuple(inline)
+        self._synchronous = synchronous
+        self._statements = [[write.sql for write in each.writes] for each in self.inline]
+        self._owner: OwnerLock | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []
+
+    # ------------------------------------------------------------ opening and closing
+
+    def open(self, ring_id: str) -> bool:
+        """Take the file, make or check its tables, read back its durability. True where it was new.
+
+        Raises LedgerError: owned by another process, no ledger database, another key ring's, other inline tables,
+        locked, or a write-ahead log that does not check-point.
+        """
+        self._owner = OwnerLock.take(self.path)
+        try:
+            return self._open(ring_id)
+        except sqlite3.Error as error:
+            self.close()
+            problem = translated(error)
+            if isinstance(problem, StoreBusy):
+                raise LedgerError(f"{self.path}: the database is locked by another program; stop it first") from None
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
+                raise LedgerError(f"{self.path}: this file is no SQLite database") from None
+            raise LedgerError(f"{self.path}: cannot be opened: {problem}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, ring_id: str) -> bool:
+        new = not self.path.exists() or self.path.stat().st_size == 0
+        if new:
+            self.path.touch(mode=0o600)
+        writer = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, timeout=1.0, cached_statements=256
+        )
+        self._writer = writer
+        if not new and writer.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise LedgerError(f"{self.path}: this database is no token ledger; nothing was changed")
+        mode = writer.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        writer.execute(f"PRAGMA synchronous={self._synchronous}")
+        writer.execute("PRAGMA secure_delete=ON")
+        writer.execute("PRAGMA cache_size=-65536")
+        writer.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+        if mode != "wal" or writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            raise LedgerError(f"{self.path}: write-ahead logging cannot be switched on here (journal mode {mode})")
+        if self._synchronous == "FULL" and writer.execute("PRAGMA synchronous").fetchone()[0] != 2:
+            raise LedgerError(f"{self.path}: synchronous=FULL cannot be switched on here")
+        if new:
+            self._create(writer, ring_id)
+        else:
+            self._check(writer, ring_id)
+        # What an earlier life of the database left in the log must reach the file before anything is served: a log
+        # that cannot be check-pointed would only show itself at the next crash.
+        busy, _, _ = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise LedgerError(
+                f"{self.path}: the write-ahead log cannot be check-pointed; another program uses the file"
+            )
+        writer.execute("PRAGMA busy_timeout=0")
+        return new
+
+    def _create(self, writer: sqlite3.Connection, ring_id: str) -> None:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        for statement in SCHEMA:
+            writer.execute(statement)
+        for each in self.inline:
+            for statement in each.ddl:
+                writer.execute(statement)
+        writer.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+        writer.execute("INSERT INTO meta VALUES ('ring_id', ?)", (ring_id,))
+        writer.execute("INSERT INTO meta VALUES ('inline', ?)", (self._inline_names(),))
+        writer.execute("COMMIT")  # A crash before this line leaves an empty file, which the next start makes anew.
+
+    def _check(self, writer: sqlite3.Connection, ring_id: str) -> None:
+        meta = dict(writer.execute("SELECT key, value FROM meta").fetchall())
+        if meta.get("schema") != str(SCHEMA_VERSION):
+            raise LedgerError(f"{self.path}: schema {meta.get('schema')} is not the {SCHEMA_VERSION} of this release")
+        if meta.get("ring_id") != ring_id:
+            raise LedgerError(
+                f"{self.path}: this database belongs to another key ring; give it the one it was made with"
+            )
+        if meta.get("inline") != self._inline_names():
+            raise LedgerError(
+                f"{self.path}: this program has other projection tables than the database ({meta.get('inline')})"
+            )
+
+    def _inline_names(self) -> str:
+        return msgspec.json.encode([each.name for each in self.inline]).decode()
+
+    def close(self) -> None:
+        """Give the file back. Safe to call twice, and in any state."""
+        for reader in self._readers:
+            reader.close()
+        self._readers.clear()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._owner is not None:
+            self._owner.release()
+            self._owner = None
+
+    # ------------------------------------------------------------ the writing connection
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._writer is None:
+            raise StoreBroken("the database is closed")
+        return self._writer
+
+    def begin(self) -> tuple[int, int]:
+        """Take the write lock; return the control counter and serial (0: none). StoreBusy at once: never waits."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            counter, serial = self._connection.execute("SELECT counter, serial FROM control").fetchone()
+            return counter, serial
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def control(self) -> tuple[int, int]:
+        """The control counter and the clients file's last serial (0: none), outside any transaction."""
+        counter, serial = self._select("SELECT counter, serial FROM control", ())[0]
+        return counter, serial
+
+    def last(self) -> tuple[int, int]:
+        """The last position and the last stream number, 0 where there is none yet."""
+        try:
+            position = self._connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()[0]
+            floor = self._connection.execute("SELECT position_floor FROM control").fetchone()[0]
+            stream = self._connection.execute("SELECT ifnull(max(id), 0) FROM streams").fetchone()[0]
+            return max(position, floor), stream
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def head(self, name: str) -> Head | None:
+        """The head of a stream as the open transaction sees it."""
+        return self.within().stream(name)
+
+    def event_at(self, name: str, v: int) -> StoredEvent | None:
+        """One event of a stream as the open transaction sees it."""
+        return self.within().event_at(name, v)
+
+    def within(self) -> Reader:
+        """Reading on the writing connection, inside the open transaction: for decisions, never for long questions."""
+        return Reader(self._connection)
+
+    def private_grant(self, stream: int) -> PrivateGrant | None:
+        """The private row of a grant, None where it was erased."""
+        rows = self._select(
+            "SELECT subject_id, nonce, salt, device, session, idempotency_mac, body_mac FROM private_grants WHERE stream = ?",
+            (stream,),
+        )
+        if not rows:
+            return None
+        subject_id, nonce, salt, device, session, idempotency_mac, body_mac = rows[0]
+        return PrivateGrant(
+            subject_id=subject_id,
+            nonce=nonce,
+            salt=salt,
+            device=device,
+            session=session,
+            idempotency_mac=idempotency_mac,
+            body_mac=body_mac,
+        )
+
+    def _select(self, sql: str, parameters: Sequence[object]) -> list[Any]:
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def write(self, work: Work) -> None:
+        """Put a batch's work into the open transaction. LostRace where a head had moved: nothing may be kept then."""
+        connection = self._connection
+        try:
+            connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", work.events)
+            self._write_heads(connection, work)
+            for statements, kinds in zip(self._statements, work.rows, strict=True):
+                for statement, rows in zip(statements, kinds, strict=True):
+                    if rows:
+                        connection.executemany(statement, rows)
+            for statement, parameters in work.private:
+                connection.execute(statement, parameters)
+            if work.control is not None:
+                connection.execute("UPDATE control SET counter = ?", (work.control,))
+            if work.serial is not None:
+                connection.execute("UPDATE control SET serial = ?", (work.serial,))
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def _write_heads(self, connection: sqlite3.Connection, work: Work) -> None:
+        updates = []
+        for head in work.heads:
+            if head.v_before:
+                updates.append((head.v, head.position, head.head, head.state, head.id, head.v_before))
+            else:
+                connection.execute(
+                    "INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?)",
+                    (head.id, head.name, head.v, head.position, head.head, head.state),
+                )
+        if updates:
+            written = connection.executemany(
+                "UPDATE streams SET v = ?, position = ?, head = ?, state = ? WHERE id = ? AND v = ?", updates
+            ).rowcount
+            if written != len(updates):
+                raise LostRace("a stream had moved on")
+
+    def commit(self) -> None:
+        """Make the open transaction durable. A crash before it returns: all of it or nothing. The commit thread's."""
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def rollback(self) -> None:
+        """Forget the open transaction, if there is one."""
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def truncate_log(self) -> bool:
+        """Move the write-ahead log into the file and empty it, so that what was erased is gone from it too."""
+        try:
+            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    # ------------------------------------------------------------ readers
+
+    @contextmanager
+    def reader(self) -> Iterator[Reader]:
+        """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""
+        connection = self._readers.pop() if self._readers else self._connect_reader()
+        try:
+            connection.execute("BEGIN")
+            yield Reader(connection)
+        except sqlite3.Error as error:
+            raise translated(error) from None
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            self._readers.append(connection)
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        uri = f"file:{quote(str(self.path.absolute()))}?mode=ro"
+        try:
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0)
+            connection.execute("PRAGMA query_only=ON")
+            return connection
+        except sqlite3.Error as error:
+            raise translated(error) from None

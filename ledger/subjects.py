@@ -1,0 +1,107 @@
+"""Persons: the private row that turns a subject into an id and back, their epoch, and their erasure."""
+
+from ledger.acts import Act
+from ledger.batch import Batch
+from ledger.epochs import Subject
+from ledger.keyring import KeyRing
+from ledger.private import commitment, new_salt, new_subject_id, subject_lookup
+
+
+def subject_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
+    """The id of a person, None where nobody of that name was ever seen (or they were erased)."""
+    lookup = subject_lookup(ring, subject)
+    if lookup in batch.subjects:
+        return batch.subjects[lookup]
+    rows = batch.store.within().select("SELECT subject_id FROM private_subjects WHERE lookup = ?", (lookup,))
+    return str(rows[0][0]) if rows else None
+
+
+def subject_id_made(batch: Batch, ring: KeyRing, subject: str) -> str:
+    """The id of a person, made now where nobody of that name was seen before."""
+    known = subject_id_of(batch, ring, subject)
+    if known is not None:
+        return known
+    lookup = subject_lookup(ring, subject)
+    subject_id = batch.subjects[lookup] = new_subject_id(batch.memory.randomness)
+    batch.private(None, "INSERT INTO private_subjects VALUES (?, ?, ?)", lookup, subject_id, subject)
+    return subject_id
+
+
+def end_subject(
+    batch: Batch,
+    subject_id: str,
+    *,
+    requested_by: str,
+    reason_class: str,
+    before: int | None = None,
+    reason: str | None = None,
+) -> int:
+    """Raise a person's epoch: all their grants end, or with `before` those issued earlier. Returns the number that
+    rules now. Writes nothing where that would change nothing."""
+    loaded = batch.load_or_create(f"subject:{subject_id}")
+    subject = loaded.aggregate
+    assert isinstance(subject, Subject)
+    act = Act(at=batch.now, command_id=batch.command_id, requested_by=requested_by)
+    issued_since = batch.issued_since("subject_id", subject_id, subject.epoch.unbounded)
+    code = committed_reason(batch, loaded.name, loaded.v + 1, reason)
+    event = subject.decide_revocation(
+        subject_id, act, before=before, reason=code, reason_class=reason_class, issued_since=issued_since
+    )
+    if event is not None:
+        batch.append(loaded, [event])
+        keep_reason(batch)
+    return subject.epoch.number
+
+
+def committed_reason(batch: Batch, stream: str, v: int, reason: str | None) -> str | None:
+    """The commitment of a reason's text for the event that will stand at `stream`/`v`; its private row is written by
+    `keep_reason`, once there is such an event."""
+    batch.reason = None
+    if reason is None:
+        return None
+    salt = new_salt(batch.memory.randomness)
+    batch.reason = (f"{stream}/{v}", salt, reason)
+    return commitment(salt, "reason", reason)
+
+
+def keep_reason(batch: Batch) -> None:
+    """Write the private row of the reason that was just committed to."""
+    if batch.reason is not None:
+        batch.private(None, "INSERT INTO private_reasons VALUES (?, ?, ?)", *batch.reason)
+        batch.reason = None
+
+
+def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
+    """Remove a person's data: end their live grants, forget their private rows, say so on record. False: never seen.
+
+    Durable with the batch; the pages it stood on are overwritten (secure_delete), and the write-ahead log is to be
+    emptied afterwards. Every event and its hash stays as it is; the same person later gets another id.
+    """
+    subject_id = subject_id_of(batch, ring, subject)
+    if subject_id is None:
+        return False
+    end_subject(batch, subject_id, requested_by="ledger:erase", reason_class="withdrawal")
+    loaded = batch.load_or_create(f"subject:{subject_id}")
+    assert isinstance(loaded.aggregate, Subject)
+    act = Act(at=batch.now, command_id=batch.command_id, requested_by=requested_by)
+    event = loaded.aggregate.decide_erasure(subject_id, act)
+    if event is not None:
+        batch.append(loaded, [event])
+    grants = "SELECT stream FROM private_grants WHERE subject_id = ?"
+    batch.private(None, f"DELETE FROM private_contexts WHERE stream IN ({grants})", subject_id)  # noqa: S608
+    batch.private(
+        None,
+        "DELETE FROM private_reasons WHERE event_id IN (SELECT r.event_id FROM private_reasons r JOIN streams s"  # noqa: S608
+        f" ON r.event_id >= s.name || '/' AND r.event_id < s.name || '0' WHERE s.id IN ({grants}))",
+        subject_id,
+    )
+    batch.private(
+        None,
+        "DELETE FROM private_reasons WHERE event_id >= ? AND event_id < ?",
+        f"subject:{subject_id}/",
+        f"subject:{subject_id}0",
+    )
+    batch.private(None, "DELETE FROM private_grants WHERE subject_id = ?", subject_id)
+    batch.private(None, "DELETE FROM private_subjects WHERE lookup = ?", subject_lookup(ring, subject))
+    batch.forgotten_subject = subject_id
+    return True

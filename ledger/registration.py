@@ -221,11 +221,19 @@ def _key_problems(settings: Settings) -> Iterator[Problem]:
     if settings.jwks is not None and settings.jwks_uri is not None:
         yield "jwks_uri", "stands beside jwks: one of the two"
     for index, text in enumerate(settings.jwks or ()):
-        key = json.loads(text)
+        key = _decoded(text)
         if _JWK_PRIVATE & key.keys() or key.get("kty") == "oct":
             yield f"jwks.keys[{index}]", "holds a private or secret key: give the public one"
         elif not _is_public_key(key):
             yield f"jwks.keys[{index}]", "is no public key (RFC 7517)"
+
+
+def _decoded(text: str) -> dict[str, str | list[str]]:
+    try:
+        key = json.loads(text)
+    except ValueError:
+        return {}
+    return key if isinstance(key, dict) else {}
 
 
 def _is_public_key(key: dict[str, str | list[str]]) -> bool:

@@ -174,13 +174,17 @@ class RecordForeignClient(Command, frozen=True, kw_only=True):
 
 
 class CountPresentations(Command, frozen=True, kw_only=True):
-    """What was counted in memory shall be flushed: `count` presentations since the last flush of this grant."""
+    """What was counted in memory shall be flushed: `count` presentations since the last flush of this grant.
+
+    `at_stop`: the process stops in good order, so the count is told though it has passed no power of two.
+    """
 
     count: int
     first_at: int
     last_at: int
     last_generation: int
     last_context: str
+    at_stop: bool = False
 
 
 GrantCommand: TypeAlias = (
@@ -196,7 +200,7 @@ GrantCommand: TypeAlias = (
 )
 
 
-class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
+class AccessToken(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """An access token as the event `v` minted it. Times are whole microseconds that are whole seconds."""
 
     v: int

@@ -68,8 +68,8 @@ class AccessTokenFact(GrantFact, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PresentedFact(GrantFact, frozen=True, kw_only=True, omit_defaults=True):
-    """An event that a presentation caused, and who presented: the commitment of the context, the RFC 8414 name of the client authentication method
-    (`none` for a public client), and the key shown with this request."""
+    """An event that a presentation caused, and who presented: the commitment of the context, the RFC 8414 name of the
+    client authentication method (`none` for a public client), and the key shown with this request."""
 
     context: str
     auth_method: str

@@ -1,0 +1,283 @@
+"""The grant: one authorization of one client by one subject, one family of refresh tokens. Its rules.
+
+`decide` takes a command and what stands outside the grant, and says which events come of it or raises `Refused`; it
+changes nothing. `evolve` (`grant_state`) follows events and never refuses. What comes of a presented refresh token
+stands in `redeem` and `retired`, issuance and the acts of clients and operators here.
+"""
+
+from typing import assert_never
+
+from ledger import times
+from ledger.commands import (
+    AccessToken,
+    Command,
+    CountPresentations,
+    Decision,
+    EpochEnd,
+    GrantCommand,
+    IssueGrant,
+    RecordForeignClient,
+    RedeemToken,
+    ReinstateGrant,
+    RevokeAccessToken,
+    RevokeByClient,
+    RevokeGrant,
+    Rules,
+    Served,
+    SuspendGrant,
+)
+from ledger.events import (
+    AccessTokenRevoked,
+    ForeignClientPresented,
+    GrantEvent,
+    GrantIssued,
+    GrantReinstated,
+    GrantRevoked,
+    GrantSuspended,
+    PresentationsCounted,
+    RefreshTokenWithheld,
+)
+from ledger.grant_state import NOTHING_COUNTED, GrantState, Tally, access_token_of
+from ledger.lifetimes import access_token_life, idle_end, shortened
+from ledger.members import Stamp, minted, policy_members, shown, stamp
+from ledger.policy import PRESENTATIONS_COUNTED_EVENTS_MAX
+from ledger.redeem import StateMayBeStale, redeem
+from ledger.refusals import Refusal, Refused
+from ledger.retired import FirstRedemptionMissing
+from ledger.scope import granted_resource, granted_scope
+from ledger.standing import Standing
+from ledger.times import SECOND
+
+__all__ = ["FirstRedemptionMissing", "Grant", "StateMayBeStale"]
+
+
+class Grant(GrantState, array_like=True):
+    """The aggregate. `Grant()` is one to which nothing has happened yet."""
+
+    access_token_of = staticmethod(access_token_of)
+
+    def decide(self, command: GrantCommand, rules: Rules) -> Decision:
+        """Say what a command comes to: events to append together or not at all, and the answer.
+
+        Pure. Raises Refused where nothing is to be recorded; StateMayBeStale and FirstRedemptionMissing where the
+        caller must look again. Decisions use the later of the wall clock and the grant's last `at` (I-16).
+        """
+        match command:
+            case RedeemToken():
+                return redeem(self, command, rules)
+            case IssueGrant():
+                return self._issue(command, rules)
+            case RevokeByClient():
+                return self._revoke_by_client(command, rules)
+            case RevokeAccessToken():
+                return self._revoke_access_token(command, rules)
+            case RevokeGrant():
+                return self._revoke(command, rules)
+            case SuspendGrant():
+                return self._suspend(command, rules)
+            case ReinstateGrant():
+                return self._reinstate(command, rules)
+            case RecordForeignClient():
+                return self._record_foreign_client(command, rules)
+            case CountPresentations():
+                return self._count_presentations(command, rules)
+            case _:
+                assert_never(command)
+
+    # ------------------------------------------------------------ issuance
+
+    def _issue(self, command: IssueGrant, rules: Rules) -> Decision:
+        """The grant and generation 0; no refresh token where the client may have none (RFC 6749 1.5)."""
+        client = rules.client
+        if self.v:
+            raise Refused(Refusal.CONFLICT, detail="this grant exists already")
+        if client is None or client.client_id != command.client_id:
+            raise Refused(Refusal.INVALID_REQUEST, detail="client_id names no client")
+        policy = client.policy
+        idle_seconds = shortened(
+            "refresh_token_ttl_seconds", command.refresh_token_ttl_seconds, policy.refresh_token_ttl_seconds
+        )
+        grant_seconds = shortened("grant_ttl_seconds", command.grant_ttl_seconds, policy.grant_ttl_seconds)
+        scope = granted_scope(command.scope, client.scope)
+        resource = granted_resource(command.resource, client.resource)
+        at = max(command.at, command.issued_at_least)
+        withheld = policy.refresh_token_ttl_seconds == 0
+        absolute = None if grant_seconds is None else at + grant_seconds * SECOND
+        idle = absolute if withheld else idle_end(at, idle_seconds, None, absolute)
+        issued_at, expires_at = access_token_life(command.at, policy.access_token_ttl_seconds, absolute)
+        token = AccessToken(
+            v=1,
+            scope=scope,
+            resource=resource,
+            cnf_jkt=command.bound_jkt,
+            cnf_x5t_s256=command.bound_x5t_s256,
+            format=policy.access_token_format,
+            signing_key_id=rules.active_key_id,
+            issued_at=issued_at,
+            expires_at=expires_at,
+        )
+        begins: Stamp = {
+            "stream": f"grant:{command.grant_id}",
+            "v": 1,
+            "at": times.text(at),
+            "command_id": command.command_id,
+            "control": rules.control,
+        }
+        events: list[GrantEvent] = [
+            GrantIssued(
+                **begins,
+                **minted(token, client.v),
+                **policy_members(policy),
+                client_id=command.client_id,
+                subject_id=command.subject_id,
+                client_epoch=rules.client_epoch,
+                subject_epoch=rules.subject_epoch,
+                nonce_sha256=command.nonce_sha256,
+                key_id=rules.active_key_id,
+                generation=0,
+                idle_seconds=command.refresh_token_ttl_seconds,
+                idle_expires_at=None if idle is None else times.text(idle),
+                absolute_expires_at=None if absolute is None else times.text(absolute),
+                # A confidential client may change keys: its grants are bound by its authentication (RFC 9449 5).
+                bound_jkt=None if client.authenticates else command.bound_jkt,
+                bound_x5t_s256=None if client.authenticates else command.bound_x5t_s256,
+                auth_time=command.auth_time,
+                acr=command.acr,
+                amr=command.amr,
+                issued_by=command.issued_by,
+                session=command.session,
+                device=command.device,
+            )
+        ]
+        if withheld:
+            begins["v"] = 2
+            events.append(RefreshTokenWithheld(**begins))
+        served = Served(
+            access_token=token,
+            generation=None if withheld else 0,
+            key_id=rules.active_key_id,
+            idle_expires_at=idle,
+            absolute_expires_at=absolute,
+            last_v=len(events),
+        )
+        return Decision(events=events, outcome=served)
+
+    # ------------------------------------------------------------ the client and operators act
+
+    def _revoke_by_client(self, command: RevokeByClient, rules: Rules) -> Decision:
+        """A retired token gives the family back as well as the current one (RFC 7009 2.1)."""
+        self._is_owned_by(command.client_id)
+        if self._standing(command, rules).ended:
+            return Decision(events=[])
+        event = GrantRevoked(
+            **stamp(self, command, rules), reason_class="completion", requested_by=f"client:{command.client_id}"
+        )
+        return Decision(events=[event])
+
+    def _revoke_access_token(self, command: RevokeAccessToken, rules: Rules) -> Decision:
+        """Only where the token could be used now or after a reinstatement; once."""
+        self._is_owned_by(command.client_id)
+        if self.access_token_revoked(command.issued_v) or self._standing(command, rules).status == "revoked":
+            return Decision(events=[])
+        event = AccessTokenRevoked(
+            **stamp(self, command, rules), issued_v=command.issued_v, requested_by=f"client:{command.client_id}"
+        )
+        return Decision(events=[event])
+
+    def _is_owned_by(self, client_id: str) -> None:
+        if not self.v or client_id != self.client_id:
+            raise Refused(Refusal.UNKNOWN_TOKEN)
+
+    def _revoke(self, command: RevokeGrant, rules: Rules) -> Decision:
+        if self._standing(command, rules).ended:
+            return Decision(events=[])
+        event = GrantRevoked(
+            **stamp(self, command, rules),
+            reason_class=command.reason_class,
+            reason=command.reason,
+            requested_by=command.requested_by,
+        )
+        return Decision(events=[event])
+
+    def _suspend(self, command: SuspendGrant, rules: Rules) -> Decision:
+        standing = self._standing(command, rules)
+        if standing.ended:
+            raise Refused(Refusal.CONFLICT, detail="the grant has ended")
+        if standing.status == "suspended":
+            return Decision(events=[])
+        event = GrantSuspended(
+            **stamp(self, command, rules),
+            reason_class=command.reason_class,
+            reason=command.reason,
+            requested_by=command.requested_by,
+        )
+        return Decision(events=[event])
+
+    def _reinstate(self, command: ReinstateGrant, rules: Rules) -> Decision:
+        """After reuse or rollback an operator must say that the current token's holder is to be trusted."""
+        if command.trust not in (None, "current"):
+            raise Refused(Refusal.INVALID_REQUEST, detail='trust may only be "current"')
+        standing = self._standing(command, rules)
+        if standing.ended:
+            raise Refused(Refusal.CONFLICT, detail="the grant has ended")
+        if standing.status == "active":
+            return Decision(events=[])
+        if standing.reason_class in ("reuse", "rollback") and command.trust is None:
+            raise Refused(Refusal.CONFLICT, detail='after reuse or rollback this wants trust "current"')
+        event = GrantReinstated(
+            **stamp(self, command, rules), reason=command.reason, requested_by=command.requested_by, trust=command.trust
+        )
+        return Decision(events=[event])
+
+    def _standing(self, command: Command, rules: Rules) -> Standing:
+        if not self.v:
+            raise Refused(Refusal.NOT_FOUND)
+        return self.judge(command.at, rules.epoch_end)
+
+    # ------------------------------------------------------------ what is only noted
+
+    def _record_foreign_client(self, command: RecordForeignClient, rules: Rules) -> Decision:
+        """Once a grant, and nothing follows from it: a wrong client never ends anything (RFC 6749 10.4)."""
+        if not self.v or self.foreign_recorded or command.presenter.client_id == self.client_id:
+            return Decision(events=[])
+        event = ForeignClientPresented(
+            **stamp(self, command, rules),
+            **shown(command.presenter),
+            presented_generation=command.generation,
+            presenter_client_id=command.presenter.client_id,
+        )
+        return Decision(events=[event])
+
+    def presentations_counted(self, at: int, epoch_end: EpochEnd | None) -> int:
+        """How many presentations events have counted since the issuance or, once the grant has ended, since then."""
+        return self._running_tally(at, epoch_end).count
+
+    def _running_tally(self, at: int, epoch_end: EpochEnd | None) -> Tally:
+        """The tally that goes on. An end by an event of the grant's own has begun a new one already; one that began
+        before the epoch that ended the grant goes on no more."""
+        if epoch_end is None or self.tally.first_at >= epoch_end.at:
+            return self.tally
+        ended_by_it = self.judge(at, epoch_end).event_id == epoch_end.event_id
+        return NOTHING_COUNTED if ended_by_it else self.tally
+
+    def _count_presentations(self, command: CountPresentations, rules: Rules) -> Decision:
+        """One event at most a power of two, 32 before the end and 32 after it (I-21)."""
+        self._standing(command, rules)
+        tally = self._running_tally(command.at, rules.epoch_end)
+        count = tally.count + command.count
+        due = count >= 1 << tally.count.bit_length() or command.at_stop
+        if command.count < 1 or not due or tally.events >= PRESENTATIONS_COUNTED_EVENTS_MAX:
+            return Decision(events=[])
+        first_at = tally.first_at or command.first_at
+        if tally is not self.tally and rules.epoch_end is not None:
+            # A tally that began after the epoch is told from one before it by its first moment.
+            first_at = max(command.first_at, rules.epoch_end.at)
+        event = PresentationsCounted(
+            **stamp(self, command, rules),
+            count=count,
+            first_at=times.text(first_at),
+            last_at=times.text(max(command.last_at, first_at)),
+            last_generation=command.last_generation,
+            last_context=command.last_context,
+        )
+        return Decision(events=[event])

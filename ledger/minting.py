@@ -1,0 +1,61 @@
+"""What a presentation can be given: an access token for so long and so much, or nothing: the grant has expired."""
+
+from ledger import times
+from ledger.commands import AccessToken, Decision, RedeemToken, RefusedOutcome, Rules
+from ledger.events import GrantExpired, Words
+from ledger.grant_state import GrantState
+from ledger.lifetimes import access_token_life
+from ledger.members import shown, stamp
+from ledger.refusals import Refusal
+from ledger.scope import narrowed_resource
+
+
+def mint(
+    grant: GrantState, command: RedeemToken, rules: Rules, scope: Words, resource: Words | None
+) -> AccessToken | None:
+    """The access token that the grant's next event mints; None in the grant's last second, when none could live."""
+    client, presenter = rules.client, command.presenter
+    assert client is not None
+    policy = client.policy
+    issued_at, expires_at = access_token_life(command.at, policy.access_token_ttl_seconds, grant.absolute_expires_at)
+    if expires_at <= issued_at:
+        return None
+    return AccessToken(
+        v=grant.v + 1,
+        scope=scope,
+        resource=resource,
+        cnf_jkt=presenter.proof_jkt,
+        cnf_x5t_s256=presenter.proof_x5t_s256,
+        format=policy.access_token_format,
+        signing_key_id=rules.active_key_id,
+        issued_at=issued_at,
+        expires_at=expires_at,
+    )
+
+
+def resources(grant: GrantState, asked: Words | None, allowed: Words) -> Words | None:
+    """The resources of one access token (RFC 8707 2.2): those asked for, else the grant's, else the client's first.
+
+    Raises Refused(INVALID_TARGET) for one that was not granted.
+    """
+    granted = grant.resource or allowed[:1] or None
+    return narrowed_resource(asked, granted or ()) if asked else granted
+
+
+def expire(grant: GrantState, command: RedeemToken, rules: Rules, kind: str, expired_at: int) -> Decision:
+    """The owner is the first to present a token after the end: that goes on record, for good (I-16)."""
+    event = GrantExpired(
+        **stamp(grant, command, rules),
+        **shown(command.presenter),
+        kind=kind,
+        expired_at=times.text(expired_at),
+        presented_generation=command.generation,
+    )
+    refusal = Refusal.EXPIRED_ABSOLUTE if kind == "absolute" else Refusal.EXPIRED_IDLE
+    return Decision(events=[event], outcome=RefusedOutcome(refusal=refusal, event_id=event.event_id))
+
+
+def expire_in_last_second(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
+    """An answer with `expires_in` 0 would be none: the request is judged as after the absolute end."""
+    assert grant.absolute_expires_at is not None
+    return expire(grant, command, rules, "absolute", grant.absolute_expires_at)

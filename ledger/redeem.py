@@ -1,0 +1,168 @@
+"""A refresh token of a grant is presented: the order of checks, and what the current token buys (RFC 6749 6).
+
+Who reaches this has a token that is genuine in tag and secret, and a key proof, if any, that is valid in itself.
+"""
+
+from ledger import times
+from ledger.commands import Decision, Presenter, RedeemToken, RefusedOutcome, Rules, Served
+from ledger.events import (
+    GrantEvent,
+    GrantSuspended,
+    RollbackDetected,
+    ScopeReduced,
+    ScopeRestored,
+    TokenRedeemed,
+    TokenRotated,
+)
+from ledger.grant_state import GrantState
+from ledger.lifetimes import idle_end, window_end
+from ledger.members import shown, stamp
+from ledger.minting import expire, expire_in_last_second, mint, resources
+from ledger.policy import Policy
+from ledger.refusals import Refusal, Refused
+from ledger.retired import present_older, present_previous
+from ledger.scope import resolve
+from ledger.standing import Standing
+
+
+class StateMayBeStale(Exception):
+    """The token is ahead of this state. Read the grant anew and decide again with `fresh=True`."""
+
+
+def redeem(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
+    """Whose token it is, its key, the grant's status, then the generation verdict. Raises Refused and its two kin."""
+    presenter, current = command.presenter, grant.generation
+    if current is None or rules.client is None or presenter.client_id != grant.client_id:
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    if not (presenter.authenticated or _shows_bound_key(grant, presenter)):
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    at = command.at if command.at > grant.at else grant.at
+    standing = grant.judge(at, rules.epoch_end)
+    if standing.status != "active":
+        return _present_stopped(grant, command, rules, standing)
+    presented = command.generation
+    if command.key_id in rules.distrusted and (presented < current or not grant.proven(presenter)):
+        raise Refused(Refusal.KEY_DISTRUSTED, event_id=rules.distrusted[command.key_id])
+    if presented > current or grant.key_of(presented) not in (command.key_id, None):
+        return _present_ahead(grant, command, rules, current)
+    if presented == current:
+        return _present_current(grant, command, rules, at, current)
+    if presented == current - 1:
+        return present_previous(grant, command, rules, at)
+    return present_older(grant, command, rules, at)
+
+
+def _shows_bound_key(grant: GrantState, presenter: Presenter) -> bool:
+    """A public client's token is good only with the key that its grant was bound to, if it was (RFC 9449 5)."""
+    return grant.bound_jkt in (None, presenter.proof_jkt) and grant.bound_x5t_s256 in (None, presenter.proof_x5t_s256)
+
+
+def _present_stopped(grant: GrantState, command: RedeemToken, rules: Rules, standing: Standing) -> Decision:
+    """After the end or during a suspension: refused, no escalation. The first after an expiry puts it on record."""
+    if standing.status == "expired" and standing.event_id is None:
+        assert standing.at is not None
+        return expire(grant, command, rules, grant.expiry_kind, standing.at)
+    assert standing.refusal is not None
+    raise Refused(standing.refusal, event_id=standing.event_id, counts=True)
+
+
+def _present_ahead(grant: GrantState, command: RedeemToken, rules: Rules, current: int) -> Decision:
+    """Genuine, and the log does not know it: the log has lost acknowledged events (I-15). Suspended, once."""
+    if not command.fresh:
+        raise StateMayBeStale
+    if grant.rollback_v:
+        raise Refused(Refusal.ROTATED, event_id=grant.event_id(grant.rollback_v), counts=True)
+    detected = RollbackDetected(
+        **stamp(grant, command, rules),
+        **shown(command.presenter),
+        presented_generation=command.generation,
+        current_generation=current,
+    )
+    suspended = GrantSuspended(
+        **stamp(grant, command, rules, 2), reason_class="rollback", requested_by="ledger:rollback"
+    )
+    outcome = RefusedOutcome(refusal=Refusal.SUSPENDED, event_id=suspended.event_id)
+    return Decision(events=[detected, suspended], outcome=outcome)
+
+
+def _present_current(grant: GrantState, command: RedeemToken, rules: Rules, at: int, current: int) -> Decision:
+    """The current token buys an access token. Events in this order: redeemed, scope change if any, rotated."""
+    client, presenter = rules.client, command.presenter
+    assert client is not None
+    if command.retry_after_seconds is not None:
+        raise Refused(Refusal.TOO_FAST, retry_after_seconds=command.retry_after_seconds)
+    policy = client.policy
+    scope, carried = resolve(command.scope, grant.granted, grant.carried, client.scope, policy.scope_mode)
+    token = mint(grant, command, rules, scope, resources(grant, command.resource, client.resource))
+    if token is None:
+        return expire_in_last_second(grant, command, rules)
+    idle_expires_at = _slid(grant, at, policy)
+    idle_text = None if idle_expires_at is None else times.text(idle_expires_at)
+    at_text = times.text(at)
+    # Written out where `stamp` and its kin would do: this is the path of every refresh.
+    redeemed = TokenRedeemed(
+        stream=grant.stream,
+        v=token.v,
+        at=at_text,
+        command_id=command.command_id,
+        control=rules.control,
+        generation=current,
+        scope=scope,
+        resource=token.resource,
+        cnf_jkt=token.cnf_jkt,
+        cnf_x5t_s256=token.cnf_x5t_s256,
+        format=token.format,
+        signing_key_id=token.signing_key_id,
+        access_token_issued_at=times.text(token.issued_at),
+        access_token_expires_at=times.text(token.expires_at),
+        client_v=client.v,
+        context=presenter.context,
+        auth_method=presenter.auth_method,
+        proof_jkt=presenter.proof_jkt,
+        proof_x5t_s256=presenter.proof_x5t_s256,
+        idle_expires_at=idle_text if policy.rotation == "reuse" else None,
+    )
+    events: list[GrantEvent] = [redeemed]
+    if carried != grant.carried:
+        restored = any(word not in grant.carried for word in carried)
+        change = (ScopeRestored if restored else ScopeReduced)(
+            **stamp(grant, command, rules, 2),
+            scope_before=grant.carried,
+            scope_after=carried,
+            requested_by=f"client:{grant.client_id}",
+        )
+        events.append(change)
+    generation, key_id = current, command.key_id
+    if policy.rotation == "rotate":
+        generation, key_id = current + 1, rules.active_key_id
+        rotated = TokenRotated(
+            stream=grant.stream,
+            v=token.v + len(events),
+            at=at_text,
+            command_id=command.command_id,
+            control=rules.control,
+            generation=generation,
+            key_id=key_id,
+            idle_expires_at=idle_text,
+            concurrent_until=window_end(at, policy.concurrent_seconds),
+            retry_until=window_end(at, policy.retry_window_seconds),
+            unconfirmed_until=window_end(at, policy.unconfirmed_seconds),
+            retry_budget=policy.retry_budget,
+        )
+        events.append(rotated)
+    served = Served(
+        access_token=token,
+        generation=generation,
+        key_id=key_id,
+        idle_expires_at=idle_expires_at,
+        absolute_expires_at=grant.absolute_expires_at,
+        last_v=grant.v + len(events),
+    )
+    return Decision(events=events, outcome=served)
+
+
+def _slid(grant: GrantState, at: int, policy: Policy) -> int | None:
+    """The idle end that a redemption sets; where refresh tokens are off, those that exist drain and keep theirs."""
+    if policy.refresh_token_ttl_seconds == 0:
+        return grant.idle_expires_at
+    return idle_end(at, grant.idle_seconds, policy.refresh_token_ttl_seconds, grant.absolute_expires_at)

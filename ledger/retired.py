@@ -1,0 +1,154 @@
+"""A retired refresh token is presented: an honest retry of a lost answer, or reuse, the attack (RFC 9700 4.14.2).
+
+A retry is answered with the very successor that its generation already has: there is never a sibling (I-03).
+"""
+
+from ledger.commands import AccessToken, Decision, RedeemToken, RefusedOutcome, Rules, Served
+from ledger.events import GrantEvent, GrantRevoked, GrantSuspended, RetryServed, ReuseDetected
+from ledger.grant_state import GrantState
+from ledger.members import minted, shown, stamp
+from ledger.minting import expire_in_last_second, mint, resources
+from ledger.policy import ALERT_AGAIN_GENERATIONS, RETRY_LOOK_BACK_GENERATIONS, RETRY_VARIATIONS_MAX
+from ledger.refusals import Refusal, Refused
+from ledger.scope import resolve
+from ledger.times import SECOND
+from ledger.verdicts import Redemption
+
+
+class FirstRedemptionMissing(Exception):
+    """The verdict needs `RedeemToken.first_redemption`, and it was not given. Look it up and decide again."""
+
+
+def present_previous(grant: GrantState, command: RedeemToken, rules: Rules, at: int) -> Decision:
+    """The immediate predecessor: a retry in its windows while the current token is unused, else late."""
+    previous = grant.previous
+    assert previous is not None
+    if grant.redeemed is None:
+        retry = _retry(grant, command, rules, at, previous)
+        if retry is not None:
+            return _serve_retry(grant, command, rules, previous, *retry)
+    retired_by = grant.event_id(previous.rotation_v)
+    return _reuse(grant, command, rules, at, "late_retry", previous.first_at, previous.first_context, retired_by)
+
+
+def present_older(grant: GrantState, command: RedeemToken, rules: Rules, at: int) -> Decision:
+    """Two or more behind: the redeemer's own straggler, else a fork."""
+    first, previous = command.first_redemption, grant.previous
+    assert previous is not None
+    assert grant.generation is not None
+    if first is None:
+        raise FirstRedemptionMissing
+    if command.generation == grant.generation - 2 and previous.is_straggler(at, command.presenter.context):
+        raise Refused(Refusal.ROTATED, event_id=first.rotation_event_id, counts=True)
+    return _reuse(grant, command, rules, at, "fork", first.at, first.context, first.rotation_event_id)
+
+
+def _retry(
+    grant: GrantState, command: RedeemToken, rules: Rules, at: int, previous: Redemption
+) -> tuple[str, bool] | None:
+    """Which retry this is and whether it counts. One generation may be retried as often as its window lasts; of the
+    ten before it only a few may have been, so whoever holds a copy one step behind runs out."""
+    presented, counted = command.generation, grant.counted_retries
+    counted_before = sum(1 for g in counted if presented - RETRY_LOOK_BACK_GENERATIONS <= g < presented)
+    return previous.retry(
+        at,
+        foreign=command.presenter.context != previous.context,
+        always_counts=grant.at - command.at > rules.clock_skew_seconds * SECOND,
+        proven=grant.proven(command.presenter),
+        budget_left=counted_before < previous.retry_budget or presented in counted,
+    )
+
+
+def _serve_retry(
+    grant: GrantState, command: RedeemToken, rules: Rules, previous: Redemption, kind: str, counts: bool
+) -> Decision:
+    """The same successor again, and the same access token where the request is the same and it still lives.
+
+    The scope is resolved against what was carried before the redemption, so that the same request resolves alike.
+    Nothing that is carried moves, nothing slides.
+    """
+    client, presenter = rules.client, command.presenter
+    assert client is not None
+    scope, _ = resolve(command.scope, grant.granted, previous.carried, client.scope, client.policy.scope_mode)
+    resource = resources(grant, command.resource, client.resource)
+    token = previous.token_like(scope, resource, presenter.proof_jkt, presenter.proof_x5t_s256)
+    events: list[GrantEvent] = []
+    if token is None or not _still_good(grant, token, command.at, rules):
+        token = mint(grant, command, rules, scope, resource)
+        if token is None:
+            return expire_in_last_second(grant, command, rules)
+        if previous.minted_count >= RETRY_VARIATIONS_MAX:
+            raise Refused(Refusal.ROTATED, event_id=grant.event_id(previous.rotation_v), counts=True)
+        events.append(_retry_served(grant, command, rules, kind, counts, token))
+    elif previous.is_news(kind, counts, presenter.context != previous.context):
+        events.append(_retry_served(grant, command, rules, kind, counts, None))
+    assert grant.generation is not None
+    served = Served(
+        access_token=token,
+        generation=grant.generation,
+        key_id=grant.key_id,
+        idle_expires_at=grant.idle_expires_at,
+        absolute_expires_at=grant.absolute_expires_at,
+        last_v=max(token.v, previous.rotation_v),
+        retry=kind,
+    )
+    return Decision(events=events, outcome=served)
+
+
+def _still_good(grant: GrantState, token: AccessToken, wall_clock: int, rules: Rules) -> bool:
+    if token.format == "jwt" and token.signing_key_id in rules.distrusted:
+        return False
+    return wall_clock < token.expires_at and not grant.access_token_revoked(token.v)
+
+
+def _retry_served(
+    grant: GrantState, command: RedeemToken, rules: Rules, kind: str, counts: bool, token: AccessToken | None
+) -> RetryServed:
+    begins, presenter = stamp(grant, command, rules), shown(command.presenter)
+    presented = command.generation
+    if token is None:
+        return RetryServed(**begins, **presenter, presented_generation=presented, kind=kind, counts=counts)
+    assert rules.client is not None
+    members = minted(token, rules.client.v)
+    return RetryServed(**begins, **presenter, **members, presented_generation=presented, kind=kind, counts=counts)
+
+
+def _reuse(
+    grant: GrantState,
+    command: RedeemToken,
+    rules: Rules,
+    at: int,
+    label: str,
+    first_at: int,
+    first_context: str,
+    retired_by: str,
+) -> Decision:
+    """A retired token, and no retry: recorded first, refused second (I-05); `on_reuse` says what follows.
+
+    `first_at` and `first_context` are the presented generation's first redemption; `retired_by` the rotation that
+    retired it. Under `alert` the grant goes on, and only what is news is recorded.
+    """
+    assert rules.client is not None
+    assert grant.generation is not None
+    action = rules.client.policy.on_reuse
+    told_at = grant.alerted.get(label)
+    if action == "alert" and told_at is not None and grant.generation - told_at < ALERT_AGAIN_GENERATIONS:
+        raise Refused(Refusal.ROTATED, event_id=retired_by, counts=True)
+    detected = ReuseDetected(
+        **stamp(grant, command, rules),
+        **shown(command.presenter),
+        presented_generation=command.generation,
+        current_generation=grant.generation,
+        label=label,
+        seconds_since_redeemed=(at - first_at) // SECOND,
+        first_context=first_context,
+        action=action,
+    )
+    if action == "alert":
+        outcome = RefusedOutcome(refusal=Refusal.ROTATED, event_id=retired_by)
+        return Decision(events=[detected], outcome=outcome)
+    stop = (GrantSuspended if action == "suspend" else GrantRevoked)(
+        **stamp(grant, command, rules, 2), reason_class="reuse", requested_by="ledger:reuse"
+    )
+    outcome = RefusedOutcome(refusal=Refusal.REUSE_DETECTED, event_id=stop.event_id)
+    return Decision(events=[detected, stop], outcome=outcome, ends_subject=action == "revoke_subject")

@@ -4,7 +4,7 @@
 part is, `token_format` says.
 """
 
-import msgspec
+from typing import Final
 
 from ledger.keyring import Concealed, KeyNotHeld, KeyRing, Purpose
 from ledger.token_format import TokenFormat
@@ -14,13 +14,16 @@ __all__ = ["KeyNotHeld", "Presented", "derive", "genuine", "parse"]
 _FORMAT = TokenFormat("at1_", secret=Purpose.ACCESS_SECRET, secret_size=16, tag=Purpose.ACCESS_TAG, tag_size=16)
 
 
-class Presented(Concealed, msgspec.Struct, frozen=True, eq=False):
+class Presented(Concealed):
     """An access token whose tag holds: we issued this, by event `v` of that grant. Its secret is not judged yet."""
 
-    grant_id: str
-    v: int
-    key_id: int
-    secret: bytes
+    __slots__ = ("grant_id", "key_id", "secret", "v")
+
+    def __init__(self, grant_id: str, v: int, key_id: int, secret: bytes) -> None:
+        self.grant_id: Final = grant_id
+        self.v: Final = v
+        self.key_id: Final = key_id
+        self.secret: Final = secret
 
 
 def derive(ring: KeyRing, key_id: int, grant_id: str, v: int, nonce: bytes) -> str:

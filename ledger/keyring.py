@@ -17,10 +17,9 @@ import shlex
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import StrEnum, unique
 from types import MappingProxyType
-from typing import Annotated, NoReturn, TypeAlias
+from typing import Annotated, Final, NoReturn, TypeAlias
 
 import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -40,6 +39,7 @@ _FILE_VERSION = 1
 _FILE_BYTES_MAX = 1 << 20
 
 
+@unique
 class Purpose(StrEnum):
     """What a subkey is for. The value goes into its derivation: changing one changes every MAC made under it."""
 
@@ -65,7 +65,8 @@ class KeyNotHeld(Exception):
 
 
 class Concealed:
-    """A value that holds a secret: no text form shows it, and it is not for pickling."""
+    """A value that holds a secret: no text form shows it, and it is not for pickling. Subclasses are plain slotted
+    classes, since encoders that know structs and dataclasses by themselves would write out every field."""
 
     __slots__ = ()
 
@@ -76,29 +77,52 @@ class Concealed:
         raise TypeError(f"a {type(self).__name__} holds a secret and cannot be pickled or copied")
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class RingKey(Concealed):
-    """One numbered key: `secret` is 32 random bytes, `created_at` microseconds since 1970."""
+    """One numbered key: `secret` is 32 random bytes, `created_at` microseconds since 1970. Never changed."""
 
-    id: int
-    secret: bytes
-    created_at: int
+    __slots__ = ("created_at", "id", "secret")
+
+    def __init__(self, id: int, secret: bytes, created_at: int) -> None:
+        assert 1 <= id <= KEY_ID_MAX
+        self.id: Final = id
+        self.secret: Final = secret
+        self.created_at: Final = created_at
 
     def __repr__(self) -> str:
         return f"<RingKey {self.id}>"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RingKey) and self._all() == other._all()
 
-@dataclass(frozen=True, slots=True, repr=False)
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def _all(self) -> tuple[object, ...]:
+        return self.id, self.secret, self.created_at
+
+
 class KeyRing(Concealed):
-    """The keys of one ledger: an immutable value. `ring_id` is 32 lower-case hex digits, `root` 32 bytes."""
+    """The keys of one ledger, never changed. `ring_id` is 32 lower-case hex digits, `root` 32 bytes."""
 
-    ring_id: str
-    root: bytes
-    keys: Mapping[int, RingKey]
-    _keyed: dict[tuple[int, Purpose, int], "hashlib.blake2b"] = field(default_factory=dict, init=False, compare=False)
+    __slots__ = ("_keyed", "keys", "ring_id", "root")
+
+    def __init__(self, ring_id: str, root: bytes, keys: Mapping[int, RingKey]) -> None:
+        self.ring_id: Final = ring_id
+        self.root: Final = root
+        self.keys: Final[Mapping[int, RingKey]] = MappingProxyType(dict(keys))
+        self._keyed: Final[dict[tuple[int, Purpose, int], hashlib.blake2b]] = {}
 
     def __repr__(self) -> str:
         return f"<KeyRing {self.ring_id} with keys {sorted(self.keys)}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyRing) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self.ring_id)
+
+    def _all(self) -> tuple[object, ...]:
+        return self.ring_id, self.root, dict(self.keys)
 
     # ------------------------------------------------------------ MACs
 
@@ -118,7 +142,7 @@ class KeyRing(Concealed):
         """The MAC of a message under the root, which outlives every rotation. `size` as for `mac`."""
         return self.mac(0, purpose, message, size)
 
-    def _make_keyed(self, key_id: int, purpose: Purpose, size: int) -> "hashlib.blake2b":
+    def _make_keyed(self, key_id: int, purpose: Purpose, size: int) -> hashlib.blake2b:
         if key_id == 0:
             secret, name = self.root, "root"
         elif key_id in self.keys:
@@ -148,14 +172,14 @@ class KeyRing(Concealed):
         if key_id > KEY_ID_MAX:
             raise LedgerError(f"key ring {self.ring_id}: all {KEY_ID_MAX} key ids are used up, no key can be added")
         keys = {**self.keys, key_id: RingKey(key_id, randomness(32), now)}
-        return KeyRing(self.ring_id, self.root, MappingProxyType(keys))
+        return KeyRing(self.ring_id, self.root, keys)
 
     # ------------------------------------------------------------ the file
 
     @classmethod
     def new(cls, now: int, *, randomness: Randomness = secrets.token_bytes) -> "KeyRing":
         """A ring that no file holds yet, with key 1. `now` in microseconds."""
-        return cls(randomness(16).hex(), randomness(32), MappingProxyType({1: RingKey(1, randomness(32), now)}))
+        return cls(randomness(16).hex(), randomness(32), {1: RingKey(1, randomness(32), now)})
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], *, now: int | None = None) -> "KeyRing":
@@ -248,7 +272,7 @@ def _decoded(path: str, content: bytes) -> KeyRing:
         raise LedgerError(f"{path}: the key ring names a key id twice")
     if stored.checksum != _checksum(stored):
         raise LedgerError(f"{path}: the key ring is damaged, its checksum does not match: restore it from a backup")
-    return KeyRing(stored.ring_id, bytes.fromhex(stored.root), MappingProxyType({key.id: key for key in keys}))
+    return KeyRing(stored.ring_id, bytes.fromhex(stored.root), {key.id: key for key in keys})
 
 
 def _read_private(path: str) -> bytes:

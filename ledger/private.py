@@ -6,6 +6,7 @@ private row is erased, nobody can tell what it was, and every event still stands
 
 import hashlib
 import re
+from typing import Final
 
 import msgspec
 
@@ -22,20 +23,32 @@ _SUBJECT = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{SUBJECT_CHARACTE
 _REASON = re.compile(rf"[^\ud800-\udfff]{{0,{REASON_CHARACTERS_MAX}}}")
 
 
-class PrivateGrant(Concealed, msgspec.Struct, frozen=True):
+class PrivateGrant(Concealed):
     """One row a grant. What is None was never there or is gone: the nonce once the grant has ended for good (nobody
     can make its tokens any more), all but the subject id once the person was erased.
 
     `device` and `session` are the texts given at issuance; the two MACs stand where an Idempotency-Key was sent.
     """
 
-    subject_id: str
-    nonce: bytes | None = None
-    salt: bytes | None = None
-    device: str | None = None
-    session: str | None = None
-    idempotency_mac: bytes | None = None
-    body_mac: bytes | None = None
+    __slots__ = ("body_mac", "device", "idempotency_mac", "nonce", "salt", "session", "subject_id")
+
+    def __init__(
+        self,
+        subject_id: str,
+        nonce: bytes | None = None,
+        salt: bytes | None = None,
+        device: str | None = None,
+        session: str | None = None,
+        idempotency_mac: bytes | None = None,
+        body_mac: bytes | None = None,
+    ) -> None:
+        self.subject_id: Final = subject_id
+        self.nonce: Final = nonce
+        self.salt: Final = salt
+        self.device: Final = device
+        self.session: Final = session
+        self.idempotency_mac: Final = idempotency_mac
+        self.body_mac: Final = body_mac
 
 
 def new_nonce(randomness: Randomness) -> bytes:

@@ -3,7 +3,7 @@
 `token_format` says what each part is. Here stands also how a grant gets its id.
 """
 
-import msgspec
+from typing import Final
 
 from ledger.keyring import Concealed, KeyNotHeld, KeyRing, Purpose
 from ledger.randomness import Randomness
@@ -14,13 +14,16 @@ __all__ = ["KeyNotHeld", "Presented", "derive", "genuine", "new_grant_id", "pars
 _FORMAT = TokenFormat("rt1_", secret=Purpose.REFRESH_SECRET, secret_size=20, tag=Purpose.REFRESH_TAG, tag_size=12)
 
 
-class Presented(Concealed, msgspec.Struct, frozen=True, eq=False):
+class Presented(Concealed):
     """A refresh token whose tag holds: we issued this, generation g of that grant. Its secret is not judged yet."""
 
-    grant_id: str
-    generation: int
-    key_id: int
-    secret: bytes
+    __slots__ = ("generation", "grant_id", "key_id", "secret")
+
+    def __init__(self, grant_id: str, generation: int, key_id: int, secret: bytes) -> None:
+        self.grant_id: Final = grant_id
+        self.generation: Final = generation
+        self.key_id: Final = key_id
+        self.secret: Final = secret
 
 
 def derive(ring: KeyRing, key_id: int, grant_id: str, generation: int, nonce: bytes) -> str:

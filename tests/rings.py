@@ -1,12 +1,16 @@
 """A key ring whose every byte is known, its MACs by another road, and the texts a secret may show up as."""
 
 import base64
+import copy
 import hashlib
 import hmac
 import logging
+import pickle
 import pprint
 import traceback
-from types import MappingProxyType
+
+import msgspec
+import pytest
 
 from ledger.keyring import KeyRing, RingKey
 
@@ -23,7 +27,7 @@ def key_secret(key_id: int) -> bytes:
 def known_ring(*key_ids: int) -> KeyRing:
     """A ring with these keys, or with keys 1 and 2."""
     keys = {key_id: RingKey(key_id, key_secret(key_id), CREATED_AT) for key_id in key_ids or (1, 2)}
-    return KeyRing(RING_ID, bytes(range(32)), MappingProxyType(keys))
+    return KeyRing(RING_ID, bytes(range(32)), keys)
 
 
 def mac_by_hand(secret: bytes, name: str, purpose: str, message: bytes, size: int) -> bytes:
@@ -58,3 +62,19 @@ def shown(secret: bytes, text: str) -> bool:
         repr(secret)[2:-1],
     )
     return any(spelling.lower() in text.lower() for spelling in spellings)
+
+
+def check_concealed(value: object, *secrets: bytes) -> None:
+    """I-20: no text of a value shows these secrets or half of one, and nothing that sends objects off will take it."""
+    text = every_text_of(value)
+    assert not any(shown(secret, text) or shown(secret[: len(secret) // 2], text) for secret in secrets)
+    for send in (
+        pickle.dumps,
+        copy.copy,
+        copy.deepcopy,
+        msgspec.json.encode,
+        msgspec.msgpack.encode,
+        msgspec.to_builtins,
+    ):
+        with pytest.raises(TypeError):
+            send(value)

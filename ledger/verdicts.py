@@ -34,9 +34,9 @@ class Redemption(msgspec.Struct, array_like=True):
     carried: Words
     token: AccessToken
     rotation_v: int = 0
-    concurrent_until: int = 0
-    retry_until: int = 0
-    unconfirmed_until: int = 0
+    concurrent_until: str | None = None  # as stored: read only when a retry comes
+    retry_until: str | None = None
+    unconfirmed_until: str | None = None
     retry_budget: int = 0
     recorded: int = 0  # bits, see `marks`
     minted: list[AccessToken] = []  # the latest of each variation
@@ -45,17 +45,14 @@ class Redemption(msgspec.Struct, array_like=True):
     def rotated(self, event: TokenRotated) -> None:
         """The generation is retired: its windows are set, once."""
         self.rotation_v = event.v
-        if event.concurrent_until is not None:
-            self.concurrent_until = micros(event.concurrent_until)
-        if event.retry_until is not None:
-            self.retry_until = micros(event.retry_until)
-        if event.unconfirmed_until is not None:
-            self.unconfirmed_until = micros(event.unconfirmed_until)
+        self.concurrent_until = event.concurrent_until
+        self.retry_until = event.retry_until
+        self.unconfirmed_until = event.unconfirmed_until
         self.retry_budget = event.retry_budget
 
     def close_windows(self) -> None:
         """No retry is served any more, and no straggler is told from a fork."""
-        self.concurrent_until = self.retry_until = self.unconfirmed_until = 0
+        self.concurrent_until = self.retry_until = self.unconfirmed_until = None
 
     def retry(
         self, at: int, *, foreign: bool, always_counts: bool, proven: bool, budget_left: bool
@@ -66,17 +63,17 @@ class Redemption(msgspec.Struct, array_like=True):
         `proven`: the caller authenticated, or holds the key that the grant is bound to.
         """
         counts = foreign or always_counts
-        if at <= self.concurrent_until and (budget_left or not counts):
+        if _open(self.concurrent_until, at) and (budget_left or not counts):
             return "concurrent", counts
-        if at <= self.retry_until and budget_left:
+        if _open(self.retry_until, at) and budget_left:
             return "lost_response", True
-        if at <= self.unconfirmed_until and budget_left and proven:
+        if _open(self.unconfirmed_until, at) and budget_left and proven:
             return "unconfirmed", True
         return None
 
     def is_straggler(self, at: int, context: str) -> bool:
         """Whether the generation before this one, presented now, is the redeemer's own late request."""
-        return at <= self.concurrent_until and context == self.context
+        return _open(self.concurrent_until, at) and context == self.context
 
     def is_news(self, kind: str, counts: bool, foreign: bool) -> bool:
         """Each kind is recorded once, and once more where it first counts or first comes from another context."""
@@ -106,3 +103,7 @@ class Redemption(msgspec.Struct, array_like=True):
 def marks(kind: str, counts: bool, foreign: bool) -> int:
     """Three bits a kind: it happened, it counted, it came from another context than the redeemer's."""
     return (1 | counts << 1 | foreign << 2) << 3 * RETRY_KINDS.index(kind)
+
+
+def _open(until: str | None, at: int) -> bool:
+    return until is not None and at <= micros(until)

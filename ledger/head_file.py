@@ -16,6 +16,7 @@ from ledger import times, whole_files
 from ledger.refusals import LedgerError
 
 _FILE_BYTES_MAX = 4096
+_POSITION_MAX = 2**63 - 1
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -26,8 +27,8 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class _HeadOnFile(msgspec.Struct, forbid_unknown_fields=True):
-    position: Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,18})$")]
-    at: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")]
+    position: Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,18})\Z")]
+    at: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{6}Z\Z")]
 
 
 class HeadFile:
@@ -59,7 +60,10 @@ class HeadFile:
             return None
         try:
             stored = msgspec.json.decode(content, type=_HeadOnFile)
-            return Head(int(stored.position), times.micros(stored.at))
+            head = Head(int(stored.position), times.micros(stored.at))
+            if head.position > _POSITION_MAX:
+                raise ValueError
+            return head
         except (msgspec.MsgspecError, ValueError):
             raise LedgerError(
                 f"{self.path}: this is no head file or a damaged one; remove it to have it written anew from the log"

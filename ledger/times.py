@@ -40,6 +40,7 @@ def _day_value(text: str) -> int:
     return int(datetime.fromisoformat(text + "T00:00:00+00:00").timestamp())
 
 
+@lru_cache(maxsize=4096)  # a batch has one clock reading: its events share nearly all their times
 def text(microseconds: int) -> str:
     """Write a moment as `2026-11-25T17:18:50.000000Z`. Years 1970–9999; later moments read as the last one."""
     if microseconds > _MICROSECONDS_MAX:
@@ -48,6 +49,7 @@ def text(microseconds: int) -> str:
     return _second_text(seconds) + _fraction_text(rest)
 
 
+@lru_cache(maxsize=4096)
 def micros(stored: str) -> int:
     """Read back what `text` wrote. Stored texts only: anything else is a programmer's error."""
     return _second_value(stored[:19]) * SECOND + _fraction_value(stored[20:])

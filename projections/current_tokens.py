@@ -32,9 +32,10 @@ from ledger.events import (
     ScopeRestored,
     TokenRedeemed,
     TokenRotated,
+    decode,
 )
 from ledger.inline import Write
-from ledger.recorders.rows import Reads
+from ledger.recorders.rows import Reads, StoredEvent
 
 TABLE: Final = "current_tokens_v1"
 
@@ -216,3 +217,35 @@ def page(
         values.extend(clients)
     rows = reads.select(f"{_SELECT} WHERE {' AND '.join(terms)} ORDER BY t.position LIMIT ?", (*values, limit))
     return [Row(*row) for row in rows]  # type: ignore[arg-type]  # the table is STRICT
+
+
+def folded(stored: Iterable[StoredEvent]) -> Row | None:
+    """The row that a grant's first events come to; None before the issuance. Constant memory.
+
+    Of redemptions only the last one matters, so all others are passed by unread.
+    """
+    values: dict[str, object] = {}
+    state_body = None
+    redemption: StoredEvent | None = None
+    for each in stored:
+        # No value can hold this text: a quotation mark inside one is escaped.
+        if '"topic":"grant.token_' in each.body:
+            redemption = each
+            continue
+        for index, parameters in _PROJECTION.rows((decode(each.body),), (each.position,)):
+            values |= _named(index, parameters)
+            if index == _TURN:
+                state_body = each.body
+    if redemption is not None:
+        for index, parameters in _PROJECTION.rows((decode(redemption.body),), (redemption.position,)):
+            values |= _named(index, parameters)
+    return msgspec.convert({**values, "state_body": state_body}, Row) if "position" in values else None
+
+
+_PROJECTION: Final = CurrentTokens()
+
+
+def _named(index: int, parameters: tuple[object, ...]) -> dict[str, object]:
+    write = WRITES[index]
+    names = (write.key, *write.columns) if write.kind == "insert" else (*write.columns, write.key)
+    return dict(zip(names, parameters, strict=True))

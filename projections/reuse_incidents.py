@@ -1,14 +1,40 @@
-"""Which grants saw a retired token, and what do we know? One row a reuse, and one a retry that used the budget."""
+"""Which grants saw a retired token, and what do we know? One row a reuse, and one a retry that used the budget.
 
-from collections.abc import Iterable, Sequence
+An incident says who was first and who came again, the gap between what was presented and what was current, what the
+family has obtained since the presented token was first redeemed, and what of that is alive (RFC 9700 4.14.2).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from ledger.events import AnyEvent, RetryServed, ReuseDetected
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ledger import standing, times
+from ledger.events import AnyEvent, RetryServed, ReuseDetected, TokenRedeemed, TokenRotated, decode
+from ledger.grant import Grant
+from ledger.grant_state import access_token_of
 from ledger.inline import Write
+from ledger.recorders.rows import Reads
+from ledger.standing import Standing
+from projections import current_tokens
+from projections.as_of import Outside, aggregate
+from projections.current_tokens import Row
+from projections.disclosure import Disclosed, Disclosure
+from projections.grant_views import judge
 
 TABLE: Final = "reuse_incidents_v1"
 RETRY: Final = "retry"
 """How a retry that counted is labelled in the table; which of them are suspect is judged when asked."""
+SUSPECT_RETRY: Final = "suspect_retry"
+
+OBTAINED_MAX: Final = 16
+"""Access tokens that an incident lists: the latest ones, which alone can be alive."""
+TAIL_EVENTS: Final = 64
+LOOK_BACK_EVENTS: Final = 8
+SCANNED_MAX: Final = 2_000
+"""Rows that one page looks at. A page may so hold fewer incidents than its limit though more follow."""
+PAGE_ROWS: Final = 100
 
 _DDL: Final = (
     # All else stands in the event at this position: a reuse, or a retry that used the budget. Whether the retry came
@@ -42,3 +68,245 @@ def _label(event: AnyEvent) -> str | None:
     if isinstance(event, ReuseDetected):
         return event.label
     return RETRY if isinstance(event, RetryServed) and event.counts else None
+
+
+class Obtained(msgspec.Struct, frozen=True, kw_only=True):
+    """An access token that the family was given: by which redemption or retry of which generation, from where."""
+
+    event_id: str
+    at: str
+    generation: int
+    context: str
+    scope: str
+    format: str
+    expires_at: str
+
+
+class Alive(msgspec.Struct, frozen=True, kw_only=True):
+    """What can still be used. `refresh_token_until` is null where no refresh token works now or where it never ends
+    by itself; `access_tokens_until` is null where none works. A JWT counts until it expires, whatever happened to its
+    grant: who does not ask for its standing takes it."""
+
+    status: standing.Status
+    refresh_token: bool
+    refresh_token_until: str | None
+    access_tokens_until: str | None
+
+
+class Incident(msgspec.Struct, frozen=True, kw_only=True):
+    """A retired token came back. `first_context` redeemed it, `context` presented it again (commitments).
+
+    `gap` is how many generations it was behind. `obtained` lists the latest access tokens since the presented
+    generation was first redeemed, oldest first, all of them unless `obtained_more`. `presentations_counted` is how
+    often tokens of the grant came without an event of their own, since its issuance or its end.
+    """
+
+    event_id: str
+    grant_id: str
+    client_id: str
+    subject: str | UnsetType = UNSET
+    at: str
+    label: str
+    presented_generation: int
+    current_generation: int
+    gap: int
+    seconds_since_redeemed: int
+    action: str
+    kind: str | UnsetType = UNSET
+    first_context: str
+    context: str
+    same_context: bool
+    auth_method: str
+    proof_jkt: str | UnsetType = UNSET
+    proof_x5t_s256: str | UnsetType = UNSET
+    obtained: list[Obtained]
+    obtained_more: bool
+    alive: Alive
+    presentations_counted: int
+    disclosed: dict[str, Disclosed]
+
+
+class IncidentPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Incidents in log order. `cursor` leads on from here at any time, `next_cursor` says that there may be more."""
+
+    incidents: list[Incident]
+    cursor: str
+    next_cursor: str | UnsetType = UNSET
+
+
+def incidents(
+    reads: Reads,
+    now: int,
+    *,
+    since: int | None = None,
+    after: int = 0,
+    limit: int,
+    waiting: Callable[[str], int] = lambda grant_id: 0,
+) -> IncidentPage:
+    """Incidents after a cursor and not earlier than `since` (microseconds), at most `limit`, told as things are `now`.
+
+    `waiting` says how many presentations of a grant are counted in memory and in no event yet.
+    """
+    telling = _Telling(reads, now, waiting)
+    found: list[Incident] = []
+    cursor, more = after, False
+    for scanned, (position, event) in enumerate(_candidates(reads, since, after)):
+        incident = telling.incident(event) if scanned < SCANNED_MAX else None
+        more = scanned == SCANNED_MAX or (incident is not None and len(found) == limit)
+        if more:
+            break
+        cursor = position
+        if incident is not None:
+            found.append(incident)
+    return IncidentPage(incidents=found, cursor=str(cursor), next_cursor=str(cursor) if more else UNSET)
+
+
+def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[int, AnyEvent]]:
+    """Every row's event in log order, read in pages."""
+    earliest = "" if since is None else times.text(since)
+    while True:
+        rows = reads.select(
+            f"SELECT i.position, e.body FROM {TABLE} i JOIN events e ON e.position = i.position"  # noqa: S608
+            " WHERE i.position > ? AND i.at >= ? ORDER BY i.position LIMIT ?",
+            (after, earliest, PAGE_ROWS),
+        )
+        for position, body in rows:
+            after = int(str(position))
+            yield after, decode(str(body))
+        if len(rows) < PAGE_ROWS:
+            return
+
+
+class _Telling:
+    """What the incidents of one page are told with."""
+
+    def __init__(self, reads: Reads, now: int, waiting: Callable[[str], int]) -> None:
+        self._reads = reads
+        self._outside = Outside(reads, now)
+        self._disclosure = Disclosure(reads)
+        self._waiting = waiting
+
+    def incident(self, event: AnyEvent) -> Incident | None:
+        """The incident that a row's event is; None for a retry from the redeemer's own context."""
+        if isinstance(event, ReuseDetected):
+            return self._told(
+                event,
+                label=event.label,
+                current_generation=event.current_generation,
+                seconds_since_redeemed=event.seconds_since_redeemed,
+                action=event.action,
+                first_context=event.first_context,
+            )
+        assert isinstance(event, RetryServed), "a row is a reuse or a retry"
+        redeemed = self._redemption(event)
+        if redeemed.context == event.context:
+            return None
+        return self._told(
+            event,
+            label=SUSPECT_RETRY,
+            current_generation=event.presented_generation + 1,
+            seconds_since_redeemed=(times.micros(event.at) - times.micros(redeemed.at)) // times.SECOND,
+            action="none",
+            kind=event.kind,
+            first_context=redeemed.context,
+        )
+
+    def _told(
+        self,
+        event: ReuseDetected | RetryServed,
+        *,
+        label: str,
+        current_generation: int,
+        seconds_since_redeemed: int,
+        action: str,
+        first_context: str,
+        kind: str | UnsetType = UNSET,
+    ) -> Incident:
+        grant_id, now = event.stream[_GRANT_ID:], self._outside.at
+        row = current_tokens.one(self._reads, grant_id)
+        assert row is not None, "a reuse follows an issuance"
+        passed = self._outside.ended_by(row)
+        epoch_end = None if passed is None else passed.end
+        grant = aggregate(self._reads, event.stream, Grant, now)
+        obtained, obtained_more = self._obtained(event.stream, grant.v, event.presented_generation)
+        disclosed = self._disclosure.of(event)
+        if (first := self._disclosure.context(event.stream, first_context)) is not None:
+            disclosed["first_context"] = first
+        return Incident(
+            event_id=event.event_id,
+            grant_id=grant_id,
+            client_id=row.client_id,
+            subject=self._disclosure.subject(row.subject_id) or UNSET,
+            at=event.at,
+            label=label,
+            presented_generation=event.presented_generation,
+            current_generation=current_generation,
+            gap=current_generation - event.presented_generation,
+            seconds_since_redeemed=seconds_since_redeemed,
+            action=action,
+            kind=kind,
+            first_context=first_context,
+            context=event.context,
+            same_context=first_context == event.context,
+            auth_method=event.auth_method,
+            proof_jkt=event.proof_jkt or UNSET,
+            proof_x5t_s256=event.proof_x5t_s256 or UNSET,
+            obtained=obtained,
+            obtained_more=obtained_more,
+            alive=self._alive(row, grant, judge(row, now, epoch_end), obtained),
+            presentations_counted=grant.presentations_counted(now, epoch_end) + self._waiting(grant_id),
+            disclosed=disclosed,
+        )
+
+    def _redemption(self, retry: RetryServed) -> TokenRedeemed:
+        """The redemption that retired what the retry presented: the nearest before it, a few events back (I-21)."""
+        to_v = retry.v - 1
+        while page := self._reads.events(retry.stream, max(1, to_v - LOOK_BACK_EVENTS + 1), to_v):
+            for stored in reversed(page):
+                event = decode(stored.body)
+                if isinstance(event, TokenRedeemed):
+                    return event
+            to_v = page[0].v - 1
+        raise AssertionError("a retry follows a redemption")
+
+    def _obtained(self, stream: str, last_v: int, presented: int) -> tuple[list[Obtained], bool]:
+        """The latest access tokens since a generation was first redeemed, and whether there were more before."""
+        tail = [decode(stored.body) for stored in self._reads.events(stream, max(1, last_v - TAIL_EVENTS + 1), last_v)]
+        since = [each for each in map(_obtained, tail) if each is not None and each.generation >= presented]
+        begins_here = tail[0].v == 1 or any(
+            isinstance(event, TokenRotated) and event.generation <= presented for event in tail
+        )
+        return since[-OBTAINED_MAX:], len(since) > OBTAINED_MAX or not begins_here
+
+    def _alive(self, row: Row, grant: Grant, judged: Standing, obtained: list[Obtained]) -> Alive:
+        now = self._outside.at
+        enabled = self._outside.client(row.client_id).enabled
+        status = judged.status if judged.ended or enabled else "suspended"
+        if status in ("revoked", "suspended"):
+            last = max((times.micros(each.expires_at) for each in obtained if each.format == "jwt"), default=0)
+        else:  # the idle end of a refresh token leaves access tokens alone
+            last = grant.access_tokens_until
+        refresh_token = status == "active" and row.current_generation is not None
+        return Alive(
+            status=status,
+            refresh_token=refresh_token,
+            refresh_token_until=row.idle_expires_at if refresh_token else None,
+            access_tokens_until=times.text(last) if last > now else None,
+        )
+
+
+def _obtained(event: AnyEvent) -> Obtained | None:
+    if not isinstance(event, TokenRedeemed | RetryServed):
+        return None
+    token = access_token_of(event)
+    if token is None:
+        return None
+    return Obtained(
+        event_id=event.event_id,
+        at=event.at,
+        generation=event.generation if isinstance(event, TokenRedeemed) else event.presented_generation,
+        context=event.context,
+        scope=" ".join(token.scope),
+        format=token.format,
+        expires_at=times.text(token.expires_at),
+    )

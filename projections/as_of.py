@@ -1,0 +1,136 @@
+"""What an aggregate was at a moment, and what outside a grant had ended or blocked it by then.
+
+An event's `at` never runs backwards within its stream, so "at T" is the stream up to its last event that is not later
+than T. Where nothing is later the snapshot answers; else the stream is folded in pages, in constant memory.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from ledger import snapshots, times
+from ledger.clients import Client
+from ledger.commands import EpochEnd
+from ledger.epochs import Raise, Subject, first_hit
+from ledger.events import AnyEvent, ClientRevoked, SubjectRevoked, decode
+from ledger.grant import Grant
+from ledger.recorders.rows import Reads, StoredEvent
+from projections.current_tokens import Row
+
+PAGE_EVENTS = 1_000
+
+_T = TypeVar("_T", Client, Subject, Grant)
+
+
+def stored_events(reads: Reads, name: str, to_v: int | None = None) -> Iterator[StoredEvent]:
+    """A stream's events, oldest first, up to a version or all, read in pages."""
+    last_v = 0
+    while page := reads.events(name, last_v + 1, _least(last_v + PAGE_EVENTS, to_v)):
+        yield from page
+        last_v = page[-1].v
+
+
+def _least(v: int, to_v: int | None) -> int:
+    return v if to_v is None else min(v, to_v)
+
+
+def last_reached(last_v: int, reached: Callable[[StoredEvent], bool], event_at: Callable[[int], StoredEvent]) -> int:
+    """The last version of a stream for which `reached` holds, 0 where none; it must hold for all before that one.
+
+    Found by halving: some twenty looks in a stream of a million events, one where nothing came later.
+    """
+    low, high = 0, last_v + 1
+    middle = last_v
+    while high - low > 1:
+        if reached(event_at(middle)):
+            low = middle
+        else:
+            high = middle
+        middle = (low + high) // 2
+    return low
+
+
+def aggregate(reads: Reads, name: str, kind: type[_T], at: int) -> _T:
+    """The aggregate of a stream as it was at a moment (microseconds); a new one where nothing had happened yet."""
+    head = reads.stream(name)
+    if head is None:
+        return kind()
+    now = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind)
+    if now is not None and now.at <= at:
+        return now
+    then = kind()
+    for event in _until(stored_events(reads, name), at):
+        then.evolve(event)  # type: ignore[arg-type]  # a stream holds its own kind's events
+    return then
+
+
+def _until(stored: Iterator[StoredEvent], at: int) -> Iterator[AnyEvent]:
+    last = times.text(at)
+    for each in stored:
+        event = decode(each.body)
+        if event.at > last:  # texts of times sort like the moments they name
+            return
+        yield event
+
+
+class Passed(NamedTuple):
+    """An epoch that ended a grant: where its raise stands in the log, the raise, and the end as the rules put it."""
+
+    position: int
+    event: Raise
+    end: EpochEnd
+
+
+class Outside:
+    """What had ended or blocked grants from outside them by one moment (microseconds).
+
+    One a question, not for long: it remembers every client and subject that it was asked about.
+    """
+
+    def __init__(self, reads: Reads, at: int) -> None:
+        self._reads = reads
+        self.at = at
+        self._clients: dict[str, Client] = {}
+        self._subjects: dict[str, Subject] = {}
+        self._raises: dict[str, list[tuple[int, Raise]]] = {}
+
+    def client(self, client_id: str) -> Client:
+        """The client as it was; a new one, which is not enabled, where it was never registered."""
+        found = self._clients.get(client_id)
+        if found is None:
+            found = self._clients[client_id] = aggregate(self._reads, f"client:{client_id}", Client, self.at)
+        return found
+
+    def subject(self, subject_id: str) -> Subject:
+        """What had ended a person's grants."""
+        found = self._subjects.get(subject_id)
+        if found is None:
+            found = self._subjects[subject_id] = aggregate(self._reads, f"subject:{subject_id}", Subject, self.at)
+        return found
+
+    def ended_by(self, row: Row) -> Passed | None:
+        """The raise that ended a grant by epoch: the first in the log, of its client or subject, that hits it."""
+        issued_at = times.micros(row.issued_at)
+        found: list[Passed] = []
+        if self.client(row.client_id).epoch.hits(row.client_epoch, issued_at):
+            found += self._first(f"client:{row.client_id}", row.client_epoch, issued_at)
+        if self.subject(row.subject_id).epoch.hits(row.subject_epoch, issued_at):
+            found += self._first(f"subject:{row.subject_id}", row.subject_epoch, issued_at)
+        return min(found, key=lambda each: each.position, default=None)
+
+    def _first(self, stream: str, issued_number: int, issued_at: int) -> Iterator[Passed]:
+        raises = self._raises.get(stream)
+        if raises is None:
+            raises = self._raises[stream] = list(self._read_raises(stream))
+        for position, event in raises:
+            if (end := first_hit((event,), issued_number, issued_at)) is not None:
+                yield Passed(position, event, end)
+                return
+
+    def _read_raises(self, stream: str) -> Iterator[tuple[int, Raise]]:
+        last = times.text(self.at)
+        for each in stored_events(self._reads, stream):
+            event = decode(each.body)
+            if event.at > last:
+                return
+            if isinstance(event, ClientRevoked | SubjectRevoked):
+                yield each.position, event

@@ -1,0 +1,97 @@
+"""The personal data behind commitments, as long as it is still there. For those who may see it; never stored anew.
+
+An event holds `SHA-256(JSON [salt, name, value])` in place of a context, device, session or reason. What is told here
+is that triple, so that whoever reads it can recompute the commitment; once the private rows are erased, nothing is.
+"""
+
+from typing import Final
+
+import msgspec
+
+from ledger.events import AnyEvent
+from ledger.private import context_value
+from ledger.recorders.rows import Reads
+
+_CONTEXTS: Final = ("context", "first_context", "last_context")
+
+
+class Disclosed(msgspec.Struct, frozen=True):
+    """The text behind one commitment. `salt` is lower-case hex."""
+
+    salt: str
+    name: str
+    value: str
+
+
+class _Grant(msgspec.Struct, frozen=True):
+    """What of a grant's private row opens its commitments."""
+
+    stream: int
+    salt: bytes
+    device: str | None
+    session: str | None
+
+
+class Disclosure:
+    """Looks private texts up for one answer."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+        self._grants: dict[str, _Grant | None] = {}
+
+    def subject(self, subject_id: str) -> str | None:
+        """Who a `subject_id` is; None once the person was erased."""
+        rows = self._reads.select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
+        return str(rows[0][0]) if rows else None
+
+    def of(self, event: AnyEvent) -> dict[str, Disclosed]:
+        """For each commitment among an event's members whose text is still there: member → what opens it."""
+        found = {}
+        for member in _CONTEXTS:
+            commitment = getattr(event, member, None)
+            if commitment is not None and (opened := self.context(event.stream, commitment)) is not None:
+                found[member] = opened
+        for member in ("device", "session"):
+            if getattr(event, member, None) is not None and (opened := self._given(event.stream, member)) is not None:
+                found[member] = opened
+        if getattr(event, "reason", None) is not None and (opened := self.reason(event.event_id)) is not None:
+            found["reason"] = opened
+        return found
+
+    def context(self, stream: str, commitment: str) -> Disclosed | None:
+        """Where a request of a grant came from: `<address>` line feed `<User-Agent>`."""
+        grant = self._grant(stream)
+        if grant is None:
+            return None
+        rows = self._reads.select(
+            "SELECT address, user_agent FROM private_contexts WHERE stream = ? AND commitment = ?",
+            (grant.stream, commitment),
+        )
+        if not rows:
+            return None
+        address, user_agent = rows[0]
+        return Disclosed(grant.salt.hex(), "context", context_value(str(address), str(user_agent)))
+
+    def reason(self, event_id: str) -> Disclosed | None:
+        """Why an operator acted, in their own words."""
+        rows = self._reads.select("SELECT salt, text FROM private_reasons WHERE event_id = ?", (event_id,))
+        if not rows:
+            return None
+        salt, text = rows[0]
+        assert isinstance(salt, bytes)
+        return Disclosed(salt.hex(), "reason", str(text))
+
+    def _given(self, stream: str, name: str) -> Disclosed | None:
+        grant = self._grant(stream)
+        value = None if grant is None else getattr(grant, name)
+        return None if grant is None or value is None else Disclosed(grant.salt.hex(), name, value)
+
+    def _grant(self, stream: str) -> _Grant | None:
+        if stream not in self._grants:
+            rows = self._reads.select(
+                "SELECT p.stream, p.salt, p.device, p.session FROM private_grants p"
+                " JOIN streams s ON s.id = p.stream WHERE s.name = ? AND p.salt IS NOT NULL",
+                (stream,),
+            )
+            self._grants[stream] = _Grant(*rows[0]) if rows else None  # type: ignore[arg-type]
+        return self._grants[stream]

@@ -1,0 +1,168 @@
+"""What happened to this grant, in order? A question to the events themselves; there is no table.
+
+What is told of an event is what was stored, so its hash can be recomputed: `data` holds the members that do not stand
+beside it; `event_id`, `position` and `disclosed` are not stored. The epoch that ended the grant stands at its place.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ledger import times
+from ledger.events import AnyEvent, decode
+from ledger.recorders.rows import Reads, StoredEvent
+from projections.as_of import Outside, Passed, last_reached, stored_events
+from projections.current_tokens import Row, folded, one
+from projections.disclosure import Disclosed, Disclosure
+from projections.grant_views import GrantView, judge, view
+
+_BESIDE = ("topic", "stream", "v", "at", "command_id", "prev")
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """One event as it is shown. `prev` is absent in a stream's first."""
+
+    event_id: str
+    stream: str
+    topic: str
+    v: int
+    at: str
+    position: str
+    command_id: str
+    prev: str | UnsetType = UNSET
+    data: dict[str, Any]
+    disclosed: dict[str, Disclosed] | UnsetType = UNSET
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a grant's history, oldest first, and where a moment was asked about the grant as it was then.
+
+    `cursor` leads on from here at any time, `next_cursor` says that there is more now.
+    """
+
+    grant_id: str
+    events: list[Told]
+    cursor: str
+    next_cursor: str | UnsetType = UNSET
+    state: GrantView | UnsetType = UNSET
+
+
+def history(
+    reads: Reads,
+    grant_id: str,
+    now: int,
+    *,
+    at: int | None = None,
+    after: int = 0,
+    limit: int,
+    discloses: bool,
+) -> History | None:
+    """A grant's events after a cursor, and its state `at` a moment not later than `now` (microseconds).
+
+    None where there is no such grant, or none at that moment yet. A page costs the same whatever the grant's age; the
+    state at a moment that something happened after is folded anew from the first event.
+    """
+    row = one(reads, grant_id)
+    if row is None:
+        return None
+    disclosure = Disclosure(reads) if discloses else None
+    state: GrantView | UnsetType = UNSET
+    if at is not None:
+        then = row_then(reads, row, at)
+        if then is None:
+            return None
+        state = view(then, Outside(reads, at), disclosure)
+    passed = _ended_by(reads, row, now)
+    stream = _Stream(reads, grant_id)
+    count = stream.last_v + (passed is not None)
+    last = min(after + limit, count)
+    told = [_told(each, disclosure) for each in stream.between(after, last, passed)]
+    cursor = str(max(after, last))
+    return History(
+        grant_id=grant_id,
+        events=told,
+        cursor=cursor,
+        next_cursor=cursor if last < count else UNSET,
+        state=state,
+    )
+
+
+def row_then(reads: Reads, row: Row, at: int) -> Row | None:
+    """A grant's row as it was at a moment (microseconds); None where it was not issued yet. Constant memory.
+
+    Found by halving how far the stream had come; where nothing happened later that is the row as it is.
+    """
+    stream = _Stream(reads, row.grant_id)
+    last = times.text(at)
+    last_v = stream.last(lambda stored: decode(stored.body).at <= last)
+    return row if last_v == stream.last_v else folded(stored_events(reads, stream.name, last_v))
+
+
+def _ended_by(reads: Reads, row: Row, now: int) -> Passed | None:
+    """The epoch that ended the grant: the one that its end names, not one that came when it had ended already."""
+    outside = Outside(reads, now)
+    passed = outside.ended_by(row)
+    if passed is None or judge(row, now, passed.end).event_id != passed.event.event_id:
+        return None
+    return passed
+
+
+class _Stream:
+    """A grant's own events, and among them the epoch that ended it."""
+
+    def __init__(self, reads: Reads, grant_id: str) -> None:
+        self.name = f"grant:{grant_id}"
+        self._reads = reads
+        head = reads.stream(self.name)
+        assert head is not None, "a row comes with its first event"
+        self.last_v = head.v
+
+    def last(self, reached: Callable[[StoredEvent], bool]) -> int:
+        """The last version for which `reached` holds."""
+        return last_reached(self.last_v, reached, self._event_at)
+
+    def between(self, after: int, last: int, passed: Passed | None) -> list[tuple[StoredEvent, AnyEvent]]:
+        """The entries numbered above `after` up to `last`, in the order of positions. Numbers never change: whatever
+        happens later is entered later."""
+        if passed is None:
+            return self._own(after + 1, last)
+        before = self.last(lambda stored: stored.position < passed.position)
+        entries = self._own(after + 1, min(last, before))
+        if after <= before < last:
+            entries.append(self._epoch(passed))
+        return entries + self._own(max(after, before + 1), last - 1) if last > before + 1 else entries
+
+    def _own(self, from_v: int, to_v: int) -> list[tuple[StoredEvent, AnyEvent]]:
+        return [(stored, decode(stored.body)) for stored in self._reads.events(self.name, from_v, to_v)]
+
+    def _epoch(self, passed: Passed) -> tuple[StoredEvent, AnyEvent]:
+        stored = self._reads.event_at(passed.event.stream, passed.event.v)
+        assert stored is not None
+        return stored, passed.event
+
+    def _event_at(self, v: int) -> StoredEvent:
+        stored = self._reads.event_at(self.name, v)
+        assert stored is not None, "versions have no gap"
+        return stored
+
+
+def _told(entry: tuple[StoredEvent, AnyEvent], disclosure: Disclosure | None) -> Told:
+    stored, event = entry
+    data: dict[str, Any] = msgspec.json.decode(stored.body)
+    for member in _BESIDE:
+        data.pop(member, None)
+    disclosed = {} if disclosure is None else disclosure.of(event)
+    return Told(
+        event_id=event.event_id,
+        stream=event.stream,
+        topic=event.topic,
+        v=event.v,
+        at=event.at,
+        position=str(stored.position),
+        command_id=event.command_id,
+        prev=UNSET if event.prev is None else event.prev,
+        data=data,
+        disclosed=disclosed or UNSET,
+    )

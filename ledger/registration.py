@@ -149,7 +149,7 @@ def _client_problems(spec: ClientSpec) -> Iterator[Problem]:
     yield from _secret_use_problems(spec)
     try:
         if scope.parse(" ".join(settings.scope)) != settings.scope:
-            yield "scope", "names a word twice"
+            yield "scope", "must be words, each once"
     except Refused as refused:
         yield "scope", str(refused).removeprefix("scope ")
     if any(each not in GRANT_TYPES for each in settings.grant_types):

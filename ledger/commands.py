@@ -62,7 +62,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Presenter(msgspec.Struct, frozen=True, kw_only=True):
-    """Who presents a token: their client, whether it authenticated, the commitment of their context, their key."""
+    """Who presents a token: their client, whether it authenticated, the commitment of their context, and the key they
+    have shown. A key proves something only where the grant is bound to it: anyone can show one."""
 
     client_id: str
     authenticated: bool
@@ -70,11 +71,6 @@ class Presenter(msgspec.Struct, frozen=True, kw_only=True):
     context: str
     proof_jkt: str | None = None
     proof_x5t_s256: str | None = None
-
-    @property
-    def key_bound(self) -> bool:
-        """A key was shown with the request."""
-        return self.proof_jkt is not None or self.proof_x5t_s256 is not None
 
 
 class FirstRedemption(msgspec.Struct, frozen=True, kw_only=True):

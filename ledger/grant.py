@@ -175,9 +175,12 @@ class Grant(GrantState, array_like=True):
         return Decision(events=[event])
 
     def _revoke_access_token(self, command: RevokeAccessToken, rules: Rules) -> Decision:
-        """Only where the token could be used now or after a reinstatement; once."""
+        """Recorded once, and only where the token could be used now or after a reinstatement: the idle end of the
+        refresh token leaves access tokens alone (RFC 7009 2.1)."""
         self._is_owned_by(command.client_id)
-        if self.access_token_revoked(command.issued_v) or self._standing(command, rules).status == "revoked":
+        standing = self._standing(command, rules)
+        over = standing.status == "revoked" or standing.refusal is Refusal.EXPIRED_ABSOLUTE
+        if over or self.access_token_revoked(command.issued_v):
             return Decision(events=[])
         event = AccessTokenRevoked(
             **stamp(self, command, rules), issued_v=command.issued_v, requested_by=f"client:{command.client_id}"
@@ -250,28 +253,28 @@ class Grant(GrantState, array_like=True):
 
     def presentations_counted(self, at: int, epoch_end: EpochEnd | None) -> int:
         """How many presentations events have counted since the issuance or, once the grant has ended, since then."""
-        return self._running_tally(at, epoch_end).count
+        return self._running_tally(at, epoch_end)[0].count
 
-    def _running_tally(self, at: int, epoch_end: EpochEnd | None) -> Tally:
-        """The tally that goes on. An end by an event of the grant's own has begun a new one already; one that began
-        before the epoch that ended the grant goes on no more."""
-        if epoch_end is None or self.tally.first_at >= epoch_end.at:
-            return self.tally
-        ended_by_it = self.judge(at, epoch_end).event_id == epoch_end.event_id
-        return NOTHING_COUNTED if ended_by_it else self.tally
+    def _running_tally(self, at: int, epoch_end: EpochEnd | None) -> tuple[Tally, int]:
+        """The tally that goes on, and the earliest moment that it may begin at.
+
+        An end by an event of the grant's own has begun a new one. An epoch, which no event here tells, begins one that
+        is known by its first moment: never before the epoch.
+        """
+        if epoch_end is None or self.judge(at, epoch_end).event_id != epoch_end.event_id:
+            return self.tally, 0
+        return (self.tally if self.tally.first_at >= epoch_end.at else NOTHING_COUNTED), epoch_end.at
 
     def _count_presentations(self, command: CountPresentations, rules: Rules) -> Decision:
-        """One event at most a power of two, 32 before the end and 32 after it (I-21)."""
-        self._standing(command, rules)
-        tally = self._running_tally(command.at, rules.epoch_end)
+        """An event when the count has passed the next power of two, at most 32 before the end and 32 after (I-21)."""
+        if not self.v:
+            raise Refused(Refusal.NOT_FOUND)
+        tally, earliest = self._running_tally(command.at, rules.epoch_end)
         count = tally.count + command.count
         due = count >= 1 << tally.count.bit_length() or command.at_stop
         if command.count < 1 or not due or tally.events >= PRESENTATIONS_COUNTED_EVENTS_MAX:
             return Decision(events=[])
-        first_at = tally.first_at or command.first_at
-        if tally is not self.tally and rules.epoch_end is not None:
-            # A tally that began after the epoch is told from one before it by its first moment.
-            first_at = max(command.first_at, rules.epoch_end.at)
+        first_at = tally.first_at or max(command.first_at, earliest)
         event = PresentationsCounted(
             **stamp(self, command, rules),
             count=count,

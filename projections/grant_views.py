@@ -36,8 +36,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str | UnsetType = UNSET
 
 
-class GrantView(msgspec.Struct, frozen=True, kw_only=True):
-    """A grant at a moment. `subject` and `disclosed` for those who may see them, as long as the texts are there."""
+class GrantView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A grant at a moment; what is null is left out of its JSON. `subject` and `disclosed` for those who may see them, as long as the texts are there."""
 
     grant_id: str
     client_id: str
@@ -45,11 +45,11 @@ class GrantView(msgspec.Struct, frozen=True, kw_only=True):
     status: standing.Status
     scope: str
     granted_scope: str
-    generation: int | None
+    generation: int | None = None
     issued_at: str
-    last_redeemed_at: str | None
-    idle_expires_at: str | None
-    absolute_expires_at: str | None
+    last_redeemed_at: str | None = None
+    idle_expires_at: str | None = None
+    absolute_expires_at: str | None = None
     blocked_by: str | UnsetType = UNSET
     end: End | UnsetType = UNSET
     disclosed: dict[str, Disclosed] | UnsetType = UNSET

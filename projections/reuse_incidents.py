@@ -82,15 +82,15 @@ class Obtained(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
 
 
-class Alive(msgspec.Struct, frozen=True, kw_only=True):
-    """What can still be used. `refresh_token_until` is null where no refresh token works now or where it never ends
-    by itself; `access_tokens_until` is null where none works. A JWT counts until it expires, whatever happened to its
-    grant: who does not ask for its standing takes it."""
+class Alive(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What can still be used; what is null is left out of its JSON. `refresh_token_until` is null where no refresh
+    token works now or where it never ends by itself; `access_tokens_until` is null where none works. A JWT counts until
+    it expires, whatever happened to its grant: who does not ask for its standing takes it."""
 
     status: standing.Status
     refresh_token: bool
-    refresh_token_until: str | None
-    access_tokens_until: str | None
+    refresh_token_until: str | None = None
+    access_tokens_until: str | None = None
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):

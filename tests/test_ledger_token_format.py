@@ -49,6 +49,7 @@ def respelled(genuine: str) -> Iterator[str]:
     yield from ("RT1_" + genuine[4:], "rt2_" + genuine[4:], "rt1-" + genuine[4:])
     yield from (genuine.replace("-", "+"), genuine.replace("_", "/"), "rt1_" + genuine[4:].replace("_", "/"))
     yield from (genuine[:40] + foreign + genuine[40:] for foreign in ("\n", " ", "!", "=", "\x00", "é", "\ud800"))
+    yield from ("rt1_" + foreign * 72 for foreign in "!=+\n\x7f")
     yield from (genuine[:40] + foreign + genuine[41:] for foreign in ("\n", ".", "~", "é", "\uff21", "\u0410"))
 
 

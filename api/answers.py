@@ -1,7 +1,7 @@
 """What goes back over HTTP: JSON answers that are never stored, errors in the shape of RFC 6749 5.2.
 
 An `Answer` is complete when it is made: status, headers with the length, body. `await answer.send(send)` is all that an
-endpoint does with it; header and body leave in one write (see `api/protocols.py`). The server adds `Date`.
+endpoint does with it; header and body leave in one write (see `api/exchanges.py`). The server adds `Date`.
 """
 
 import re

@@ -1,0 +1,369 @@
+"""The server: one application on TCP and on a socket beside the database, and an end that loses nothing begun.
+
+uvicorn's protocols and uvloop do the work; ours is when a connection is ended, and why (`api/connections.py`).
+"""
+
+import asyncio
+import resource
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from api import tls
+from api.connections import COUNTS, HEAD_BYTES_MAX, Connection, Listener
+from api.logs import Log, one_line
+from api.settings import Settings, SettingsError
+from api.sockets import StartError, bind_local, bind_tcp, why_not
+
+IDLE_MAX: Final = 1000
+LOCAL_BODY_BYTES_MAX: Final = 16_777_216
+"""What a command beside the server may send: a clients file, say."""
+
+_BACKLOG: Final = 2048
+_DRAIN_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.02
+_OPEN_FILES_WANTED: Final = 65_536
+
+Parser = Literal["auto", "httptools", "h11"]
+Hook = Callable[["Server"], Awaitable[None]]
+
+log = Log("api.server")
+
+
+class Server:
+    """One application on its sockets. Lives in one event loop, and nothing here may be called from another thread.
+
+    `app` may be set by `on_startup`, which runs when the port is bound and nothing listens yet. `on_ready` runs when
+    connections are accepted, `on_shutdown` after the last answer, `on_reload` on SIGHUP after the certificate. A local
+    path adds a socket there (mode 0600) whose requests carry `state["local"]`: whoever may open the file is `local`.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        settings: Settings,
+        *,
+        local_path: Path | None = None,
+        on_startup: Hook | None = None,
+        on_ready: Hook | None = None,
+        on_shutdown: Hook | None = None,
+        on_reload: Hook | None = None,
+        parser: Parser = "auto",
+    ) -> None:
+        self.app = app
+        self.settings = settings
+        self.local_path = local_path
+        self.draining = False
+        self.exit_code = 0
+        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
+        self._hooks = {"startup": on_startup, "ready": on_ready, "shutdown": on_shutdown, "reload": on_reload}
+        self._protocol = protocol_class(parser)
+        self._config = Config(
+            _no_app,
+            loop="none",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            interface="asgi3",
+            proxy_headers=False,
+            server_header=False,
+            h11_max_incomplete_event_size=HEAD_BYTES_MAX,
+        )
+        self._state = ServerState()
+        self._tls: ssl.SSLContext | None = None
+        self._listeners: list[Listener] = []
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.AbstractServer] = []
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._stop_asked = asyncio.Event()
+        self._impatient = False
+        # Looked at often enough that a deadline is kept, not only noticed: it is set earlier by the time between looks.
+        self._sweep_seconds = min(0.25, settings.request_timeout_seconds / 20)
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._state.connections)
+
+    # -- begin ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bind, let `on_startup` open what is served, accept. Raises StartError, SettingsError, or what a hook raises.
+
+        With port 0 `settings` has the port that was given from here on.
+        """
+        if self.settings.workers != 1:
+            raise SettingsError("WORKERS: this version serves with one process")
+        self._tls = tls.context_of(self.settings)
+        self._config.load()
+        try:
+            bound = bind_tcp(self.settings.host, self.settings.port)
+            self._sockets.extend(bound)
+            self.settings = self.settings.on_port(bound[0].getsockname()[1])
+            local = [bind_local(self.local_path)] if self.local_path is not None else []
+            self._sockets.extend(local)
+            await self._run_hook("startup")
+            for sock in bound:
+                await self._accept_on(sock, self._listener(local=False), self._tls)
+            for sock in local:
+                await self._accept_on(sock, self._listener(local=True), None)
+            self._sweep()
+            await self._run_hook("ready")
+        except BaseException:
+            self._close_sockets()
+            raise
+
+    def _listener(self, *, local: bool) -> Listener:
+        listener = Listener(
+            app=self.app,
+            state=self._state,
+            body_bytes_max=LOCAL_BODY_BYTES_MAX if local else self.settings.request_body_bytes_max,
+            request_seconds=self.settings.request_timeout_seconds - self._sweep_seconds,
+            keep_alive_seconds=self.settings.keep_alive_seconds,
+            counts=self.counts,
+            local=local,
+            access_log=self.settings.log_level == "debug",
+        )
+        self._listeners.append(listener)
+        return listener
+
+    async def _accept_on(self, sock: socket.socket, listener: Listener, context: ssl.SSLContext | None) -> None:
+        loop = asyncio.get_running_loop()
+        make = self._factory(listener)
+        try:
+            if listener.local:
+                server = await loop.create_unix_server(make, sock=sock, backlog=_BACKLOG)
+            else:
+                server = await loop.create_server(make, sock=sock, backlog=_BACKLOG, **self._tls_options(context))
+        except OSError as error:  # another one listens there already: it had bound, as we have, but was faster
+            raise StartError(why_not(f"{self.settings.host} port {self.settings.port}", error)) from None
+        self._accepting.append(server)
+
+    def _factory(self, listener: Listener) -> Callable[[], Connection]:
+        loop = asyncio.get_running_loop()
+        return lambda: self._protocol(listener, self._config, loop)
+
+    def _tls_options(self, context: ssl.SSLContext | None) -> dict[str, Any]:
+        seconds = self.settings.request_timeout_seconds
+        if context is None:
+            return {}
+        return {"ssl": context, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": min(seconds, 2.0)}
+
+    # -- serve ---------------------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Look at every connection's deadline and at the clock on the wall; the only timer there is."""
+        loop = asyncio.get_running_loop()
+        self._sweep_timer = loop.call_later(self._sweep_seconds, self._sweep)
+        date = formatdate(time.time(), usegmt=True).encode("ascii")
+        self._state.default_headers = [(b"date", date)]
+        for listener in self._listeners:
+            listener.date_line = b"date: " + date + b"\r\n"
+        now = loop.time()
+        idle: list[Connection] = []
+        for connection in self._open():
+            if now >= connection.deadline or now >= connection.write_deadline:
+                connection.expire()
+            elif connection.idle and not connection.listener.local:
+                idle.append(connection)
+        if len(idle) > IDLE_MAX:
+            idle.sort(key=lambda connection: connection.deadline)  # all idle ones got the same time: the oldest first
+            for connection in idle[: len(idle) - IDLE_MAX]:
+                connection.expire()
+
+    def _open(self) -> list[Connection]:
+        return list(self._state.connections)  # type: ignore[arg-type]
+
+    async def reload(self) -> None:
+        """Read the certificate again, then call `on_reload`. What is wrong is one log line and changes nothing."""
+        if self._tls is not None:
+            try:
+                tls.load_again(self._tls, self.settings)
+            except SettingsError as error:
+                log.error("reload_failed", what="certificate", why=str(error))
+            else:
+                log.info("reloaded", what="certificate")
+        await self._run_hook("reload")
+
+    async def _run_hook(self, name: str) -> None:
+        hook = self._hooks[name]
+        if hook is not None:
+            await hook(self)
+
+    # -- end -----------------------------------------------------------------------------------------------------------
+
+    def request_stop(self, exit_code: int = 0) -> None:
+        """Ask for the end in order; the first exit code that is not 0 stays. Asked twice it ends at once."""
+        self.exit_code = self.exit_code or exit_code
+        self._impatient = self._stop_asked.is_set()
+        self._stop_asked.set()
+
+    async def wait(self) -> int:
+        """Wait until the end was asked for and everything begun is answered; return the exit code."""
+        await self._stop_asked.wait()
+        await self._drain()
+        return self.exit_code
+
+    async def stop(self) -> int:
+        """End in order, from inside the loop."""
+        self.request_stop()
+        return await self.wait()
+
+    async def serve(self) -> int:
+        """Start, serve until SIGTERM or SIGINT, end in order. SIGHUP reloads."""
+        loop = asyncio.get_running_loop()
+        reloading: set[asyncio.Task[None]] = set()
+
+        def hang_up() -> None:
+            task = loop.create_task(self.reload())
+            reloading.add(task)
+            task.add_done_callback(reloading.discard)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request_stop)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        loop.set_exception_handler(_log_loop_error)
+        try:
+            await self.start()
+            return await self.wait()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+
+    async def _drain(self) -> None:
+        """Answer what was begun, with `Connection: close`, and no longer than REQUEST_TIMEOUT_SECONDS in all.
+
+        The sockets stay open for a moment: clients that are at work learn from their next answer that they must come
+        back elsewhere, and a balancer gets to see /readyz say 503. Then what waits to be accepted is accepted, for
+        closing a socket resets what waits behind it; then idle connections are closed.
+        """
+        loop = asyncio.get_running_loop()
+        seconds = self.settings.request_timeout_seconds
+        give_up_at = loop.time() + seconds - min(1.0, seconds / 4)
+        self.draining = True
+        for listener in self._listeners:
+            listener.draining = True
+        log.info("draining", connections=self.connections)
+        moment_ends_at = loop.time() + min(_DRAIN_SECONDS, seconds / 4)
+        while self.connections and not self._impatient and loop.time() < moment_ends_at:
+            await asyncio.sleep(_POLL_SECONDS)
+        late = [asyncio.ensure_future(accepted) for accepted in self._accept_rest()]
+        self._close_sockets()
+        while not self._impatient and loop.time() < give_up_at:
+            for connection in self._open():
+                connection.drain()
+            if not (self.connections or self._state.tasks) and all(one.done() for one in late):
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        await self._cut_off(late)
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        await self._run_hook("shutdown")
+        log.info("stopped")
+
+    def _accept_rest(self) -> list[Awaitable[Any]]:
+        """Take what the kernel has accepted for us and the loop has not fetched yet."""
+        loop = asyncio.get_running_loop()
+        accepted: list[Awaitable[Any]] = []
+        for sock, listener in zip(self._sockets, self._listeners, strict=True):
+            options = {} if listener.local else self._tls_options(self._tls)
+            while True:
+                try:
+                    connection, _ = sock.accept()
+                except OSError:
+                    break
+                connection.setblocking(False)
+                accepted.append(loop.connect_accepted_socket(self._factory(listener), connection, **options))
+        return accepted
+
+    async def _cut_off(self, late: Sequence[asyncio.Future[Any]]) -> None:
+        tasks = list(self._state.tasks)
+        if self.connections or tasks:
+            log.warning("cut_off", connections=self.connections, requests=len(tasks))
+        for connection in self._open():
+            connection.transport.abort()
+        for task in (*tasks, *late):
+            task.cancel()
+        await asyncio.gather(*tasks, *late, return_exceptions=True)
+
+    def _close_sockets(self) -> None:
+        for server in self._accepting:
+            server.close()
+        for sock in self._sockets:
+            sock.close()
+        if self.local_path is not None and any(sock.family == socket.AF_UNIX for sock in self._sockets):
+            self.local_path.unlink(missing_ok=True)
+        self._accepting.clear()
+        self._sockets.clear()
+
+
+def run(app: Any, settings: Settings, **options: Any) -> int:
+    """Serve until told to stop, on uvloop where it is installed; options are those of `Server`. Return the exit code.
+
+    What keeps the server from starting is one line on standard error and exit code 2. What a hook raises passes.
+    """
+    _prepare_process()
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        try:
+            return runner.run(_serve(app, settings, options))
+        except (StartError, SettingsError) as error:
+            print(one_line(str(error)), file=sys.stderr)
+            return 2
+
+
+async def _serve(app: Any, settings: Settings, options: dict[str, Any]) -> int:
+    return await Server(app, settings, **options).serve()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes an event loop: uvloop's where it is installed, None (asyncio's own) elsewhere."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def protocol_class(parser: Parser) -> Callable[..., Connection]:
+    """Return the protocol for a parser; `auto` is httptools where it is installed, else h11."""
+    if parser != "h11":
+        try:
+            from api.httptools_protocol import HttptoolsConnection
+        except ImportError:
+            if parser == "httptools":
+                raise
+        else:
+            return HttptoolsConnection
+    from api.h11_protocol import H11Connection
+
+    return H11Connection
+
+
+def _prepare_process() -> None:
+    """As many open files as the system gives, and no core file: it would hold the keys."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if error is None or isinstance(error, OSError):  # a network's doing: no descriptors left, a broken handshake
+        log.warning("loop_error", what=context.get("message"), why=str(error) if error else None)
+    else:
+        log.exception("loop_error", error, what=context.get("message"))
+
+
+async def _no_app(scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError("connections call the application of their listener")

@@ -1,0 +1,207 @@
+"""The server shell in a thread of its own, with an application that shows what it got: tests speak to it over sockets."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from api.answers import Answer, BadRequest, json_answer, oauth_error, with_body
+from api.forms import read_body
+from api.server import Parser, Server, loop_factory
+from api.settings import Settings
+from tests.wire import Connection
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Running:
+    """A server that serves: its port, and a way to run code in its loop."""
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.loop = loop
+        self.exit_code: int | None = None
+
+    @property
+    def port(self) -> int:
+        return self.server.settings.port
+
+    def connect(self, **options: Any) -> Connection:
+        return Connection(("127.0.0.1", self.port), **{"timeout_seconds": 5.0, **options})
+
+    def do(self, coroutine: Any) -> Any:
+        """Run a coroutine in the server's loop and return what it returns."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
+
+    def stop(self) -> None:
+        """Ask for the end in order, and return at once."""
+        self.loop.call_soon_threadsafe(self.server.request_stop)
+
+
+@contextmanager
+def serving(
+    app: Any, *, parser: Parser = "auto", fast_loop: bool = True, settings: Settings | None = None, **options: Any
+) -> Iterator[Running]:
+    """Serve an application on a free port of 127.0.0.1 until the block ends."""
+    settings = settings or Settings(port=0, allow_plain_http=True)
+    ready = threading.Event()
+    running: list[Running] = []
+    failed: list[BaseException] = []
+
+    async def main() -> None:
+        server = Server(app, settings, parser=parser, **options)
+        await server.start()
+        running.append(Running(server, asyncio.get_running_loop()))
+        ready.set()
+        running[0].exit_code = await server.wait()
+
+    def thread_main() -> None:
+        try:
+            with asyncio.Runner(loop_factory=loop_factory() if fast_loop else None) as runner:
+                runner.run(main())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=thread_main)
+    thread.start()
+    ready.wait(20)
+    if failed:
+        thread.join()
+        raise failed[0]
+    try:
+        yield running[0]
+    finally:
+        if thread.is_alive():
+            # Twice: a test that is over waits for nobody.
+            running[0].stop()
+            running[0].stop()
+        thread.join(20)
+    assert not thread.is_alive()
+    if failed:
+        raise failed[0]
+
+
+class Shower:
+    """An application with one behaviour a path; `/echo` and every unknown one tell what arrived."""
+
+    def __init__(self, limit: int = 8192) -> None:
+        self.limit = limit
+        self.release = threading.Event()
+        self.bodies: list[bytes] = []
+        self.gone = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        behaviour = getattr(self, "do_" + scope["path"].strip("/").replace("/", "_"), self.do_echo)
+        try:
+            await behaviour(scope, receive, send)
+        except BadRequest as error:
+            await error.answer().send(send)
+
+    async def do_echo(self, scope: Any, receive: Any, send: Any) -> None:
+        body = await read_body(receive, self.limit)
+        self.bodies.append(body)
+        await _told(scope, body).send(send)
+
+    async def do_held(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer when the test says so."""
+        body = await read_body(receive, self.limit)
+        while not self.release.is_set():
+            await asyncio.sleep(0.005)
+        await _told(scope, body).send(send)
+
+    async def do_early(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer without a look at the body."""
+        await oauth_error(401, "invalid_client").send(send)
+
+    async def do_big(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer with more than any socket buffers."""
+        await with_body(200, b"x" * 32_000_000, []).send(send)
+
+    async def do_stream(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer in parts, without a length."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        for part in (b"one,", b"two,", b""):
+            await send({"type": "http.response.body", "body": part, "more_body": bool(part)})
+
+    async def do_empty(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer 204."""
+        await Answer(204, b"", []).send(send)
+
+    async def do_boom(self, scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("a defect\non two lines")
+
+    async def do_half(self, scope: Any, receive: Any, send: Any) -> None:
+        """Fail when half an answer is out."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
+        await send({"type": "http.response.body", "body": b"12345", "more_body": True})
+        raise ValueError("half")
+
+    async def do_nothing(self, scope: Any, receive: Any, send: Any) -> None:
+        """Forget to answer."""
+
+    async def do_started(self, scope: Any, receive: Any, send: Any) -> None:
+        """Start to answer, and forget the rest."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def do_split(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer with a header that would be two."""
+        await with_body(200, b"", [(b"x-a", b"1\r\nx-b: 2")]).send(send)
+
+    async def do_lie(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer with a length that is not the body's."""
+        await Answer(200, b"abc", [(b"content-length", b"5")]).send(send)
+
+    async def do_unlimited(self, scope: Any, receive: Any, send: Any) -> None:
+        """Read whatever comes, and do not know of TooLarge."""
+        more = True
+        length = 0
+        while more:
+            message = await receive()
+            length += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        await json_answer(200, {"length": length}).send(send)
+
+
+def _told(scope: Any, body: bytes) -> Answer:
+    told = {name: scope[name] for name in ("method", "path", "http_version", "scheme")}
+    told |= {
+        "query": scope["query_string"].decode(),
+        "body": body.decode("latin-1"),
+        "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]],
+        "state": {name: scope["state"][name] for name in ("local", "draining")},
+    }
+    return json_answer(200, told)
+
+
+class Lines(logging.Handler):
+    """Collects what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def events(self) -> list[str]:
+        return [str(record.msg) for record in self.records]
+
+
+@contextmanager
+def logged() -> Iterator[Lines]:
+    """Collect every log line of the process, of whatever level, while the block runs."""
+    lines = Lines()
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(lines)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield lines
+    finally:
+        root.removeHandler(lines)
+        root.setLevel(before)

@@ -4,27 +4,27 @@ Both ways carry the same HTTP requests to the same application, so a command can
 do, and in the same words. What comes over the socket is the operator `local` with every role: the socket's mode (0600)
 is its whole authentication, and it lies where only the owner of the database may look.
 
-The socket's name follows from the database's, so there is nothing to configure. A socket that a killed server left
-behind refuses connections, which is how it is told from a live one; the next server replaces it.
+The socket's name follows from the database's, so there is nothing to configure; `api/server.py` opens it. One that a
+killed server left behind refuses connections, which is how it is told from a live one; the next server replaces it.
 """
 
-import asyncio
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import socket
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ledger.owner import Owned
 from ledger.refusals import LedgerError
+
+if TYPE_CHECKING:  # each way imports what it needs when it is taken: starting is most of a command's time
+    import asyncio
 
 ADDRESS_BYTES_MAX = 100
 """A unix socket's address holds 104 bytes at least on every system, with its closing zero."""
@@ -97,32 +97,6 @@ def short_address(path: Path) -> Iterator[str]:
         yield str(link / path.name)
 
 
-def listen(path: Path) -> socket.socket:
-    """Open the socket for the owner of the database alone. Call as the owner: what lies there is then left over.
-
-    Raises LedgerError where it cannot be made, or something else than a socket lies there.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)  # the socket is never there with another mode, not even for a moment
-    try:
-        if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
-            raise LedgerError(f"{path}: something else lies where the socket for commands belongs")
-        path.unlink(missing_ok=True)
-        with short_address(path) as address:
-            listener.bind(address)
-        listener.listen(64)
-        listener.setblocking(False)
-        return listener
-    except OSError as error:
-        listener.close()
-        raise LedgerError(f"{path}: cannot open the socket for commands: {error.strerror or error}") from None
-    except LedgerError:
-        listener.close()
-        raise
-    finally:
-        os.umask(mask)
-
-
 def connect(path: Path) -> socket.socket | None:
     """Connect to the server that owns the database; None where none listens.
 
@@ -141,22 +115,17 @@ def connect(path: Path) -> socket.socket | None:
         raise LedgerError(f"{path}: cannot reach the server: {error.strerror or error}") from None
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, connected: socket.socket) -> None:
-        super().__init__("localhost")
-        self.sock = connected
-
-    def connect(self) -> None:
-        raise LedgerError("the server closed the connection; run the command again")
-
-
 class OverSocket:
     """Requests to a running server, one connection for all of them."""
 
     in_process = False
 
     def __init__(self, connected: socket.socket) -> None:
-        self._connection = _UnixConnection(connected)
+        from http.client import HTTPConnection
+
+        self._connection: HTTPConnection = HTTPConnection("localhost")
+        self._connection.sock = connected
+        self._connection.auto_open = 0  # a connection that is gone is not opened anew, to another place at that
 
     def request(
         self,
@@ -167,9 +136,12 @@ class OverSocket:
         headers: Mapping[str, str] | None = None,
         on_line: OnLine | None = None,
     ) -> Answer:
+        from http.client import HTTPException
+
         content, fields = _encoded(body, headers)
         connection = self._connection
-        connection.sock.settimeout(None if on_line else ANSWER_SECONDS_MAX)
+        if connection.sock is not None:
+            connection.sock.settimeout(None if on_line else ANSWER_SECONDS_MAX)
         try:
             connection.request(method, path, content, fields)
             response = connection.getresponse()
@@ -183,7 +155,7 @@ class OverSocket:
                 text = response.read()
             found = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, found, text)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException) as error:
             detail = str(error) or type(error).__name__
             raise LedgerError(
                 f"the server gave no answer ({detail}): whether it did what was asked is unknown"
@@ -197,7 +169,7 @@ def _encoded(body: Json, headers: Mapping[str, str] | None) -> tuple[bytes | Non
     fields = {"User-Agent": "token-ledger", **(headers or {})}
     if body is None:
         return None, fields
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return content, {**fields, "Content-Type": "application/json"}
 
 
@@ -209,7 +181,7 @@ class InProcess:
 
     in_process = True
 
-    def __init__(self, runner: asyncio.Runner, app: Asgi) -> None:
+    def __init__(self, runner: "asyncio.Runner", app: Asgi) -> None:
         self._runner = runner
         self._app = app
 
@@ -230,6 +202,8 @@ async def exchange(
     app: Asgi, method: str, path: str, content: bytes, headers: Mapping[str, str], on_line: OnLine | None = None
 ) -> Answer:
     """Ask an ASGI application one question, as a server would that got it over the socket beside the database."""
+    import asyncio
+
     target, _, query = path.partition("?")
     fields = {"Host": "localhost", "Content-Length": str(len(content)), **headers}
     scope: dict[str, Any] = {
@@ -245,7 +219,7 @@ async def exchange(
         "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()],
         "client": None,
         "server": None,
-        "state": {},
+        "state": {"local": True},
     }
     parts = [{"type": "http.request", "body": content, "more_body": False}]
     start: dict[str, Any] = {}
@@ -287,13 +261,15 @@ def reach(database: Path, open_app: Callable[[], AbstractAsyncContextManager[Asg
     Waits a while for an owner that is only passing: a server that starts or stops, another command at work.
     Raises LedgerError where neither way opens.
     """
-    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
-        deadline = time.monotonic() + OWNER_SECONDS_MAX
+    path, deadline = socket_path(database), time.monotonic() + OWNER_SECONDS_MAX
+    with contextlib.ExitStack() as stack:
+        runner: asyncio.Runner | None = None
         while True:
-            connected = connect(socket_path(database))
+            connected = connect(path)
             if connected is not None:
                 yield stack.enter_context(contextlib.closing(OverSocket(connected)))
                 return
+            runner = runner or stack.enter_context(_new_runner())
             opened = open_app()
             try:
                 app = runner.run(_entered(opened))
@@ -302,9 +278,15 @@ def reach(database: Path, open_app: Callable[[], AbstractAsyncContextManager[Asg
                     raise
                 time.sleep(0.05)
                 continue
-            stack.callback(lambda held: runner.run(_left(held)), opened)
+            stack.callback(lambda loop, held: loop.run(_left(held)), runner, opened)
             yield InProcess(runner, app)
             return
+
+
+def _new_runner() -> "asyncio.Runner":
+    import asyncio
+
+    return asyncio.Runner()
 
 
 async def _entered(opened: AbstractAsyncContextManager[Asgi]) -> Asgi:

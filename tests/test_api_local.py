@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from api import local
+from api import local, server
 from ledger.owner import Owned, OwnerLock
 from ledger.refusals import LedgerError
 
@@ -37,6 +36,13 @@ async def echo(
     for part in parts or [json.dumps(told).encode()]:
         await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
+
+
+def listening(path: Path) -> socket.socket:
+    """The socket as a server opens it."""
+    opened = server.bind_local(path)
+    opened.listen()
+    return opened
 
 
 def one_answer(listener: socket.socket, answer: bytes) -> threading.Thread:
@@ -70,13 +76,12 @@ def test_a_long_name_of_a_database_gets_a_short_socket_of_its_own(tmp_path: Path
     assert all(len(path.name) <= 40 for path in (first, second))
 
 
-def test_the_socket_is_for_its_owner_alone_and_works_under_a_deep_folder(tmp_path: Path) -> None:
-    """Mode 0600 is the whole authentication of the operator `local`; the path may be longer than an address."""
+def test_a_socket_under_a_deep_folder_is_reached(tmp_path: Path) -> None:
+    """A path may be longer than the address of a socket."""
     deep = tmp_path / ("d" * 120) / ("e" * 120)
     deep.mkdir(parents=True)
     path = local.socket_path(deep / "token-ledger.db")
-    with local.listen(path) as listener:
-        assert 0o600 == stat.S_IMODE(path.lstat().st_mode)
+    with listening(path) as listener:
         connected = local.connect(path)
         assert connected is not None
         connected.close()
@@ -87,33 +92,25 @@ def test_the_socket_is_for_its_owner_alone_and_works_under_a_deep_folder(tmp_pat
 def test_a_socket_that_a_killed_server_left_is_no_server_and_is_replaced(tmp_path: Path) -> None:
     """SIGKILL removes nothing."""
     path = tmp_path / "token-ledger.db.sock"
-    program = f"import sys; from api import local; from pathlib import Path; s = local.listen(Path({str(path)!r})); "
-    left = subprocess.Popen([sys.executable, "-c", program + "print(1, flush=True); input()"], stdin=-1, stdout=-1)
+    program = f"from api.server import bind_local as bind; from pathlib import Path; s = bind(Path({str(path)!r})); "
+    program += "s.listen(); print(1, flush=True); input()"
+    left = subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1)
     with left:
         assert left.stdout is not None
         left.stdout.readline()
         left.send_signal(signal.SIGKILL)
     assert path.is_socket()
     assert local.connect(path) is None
-    with local.listen(path):
+    with listening(path):
         connected = local.connect(path)
         assert connected is not None
         connected.close()
 
 
-def test_what_is_no_socket_is_never_removed(tmp_path: Path) -> None:
-    """A file of somebody's stays where it is; the server says so instead of starting."""
-    path = tmp_path / "token-ledger.db.sock"
-    path.write_text("mine")
-    with pytest.raises(LedgerError, match="something else lies where the socket for commands belongs"):
-        local.listen(path)
-    assert "mine" == path.read_text()
-
-
 def test_an_answer_over_the_socket_is_read_whole(tmp_path: Path) -> None:
     """Plain HTTP/1.1, as over any other connection."""
     path = tmp_path / "a.sock"
-    with local.listen(path) as listener:
+    with listening(path) as listener:
         thread = one_answer(listener, b'HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\nX-A: b\r\n\r\n{"a":1}')
         connected = local.connect(path)
         assert connected is not None
@@ -128,7 +125,7 @@ def test_an_answer_over_the_socket_is_read_whole(tmp_path: Path) -> None:
 def test_a_server_that_goes_away_leaves_the_outcome_unknown(tmp_path: Path, answer: bytes) -> None:
     """I-10: a lost answer is neither a yes nor a no."""
     path = tmp_path / "a.sock"
-    with local.listen(path) as listener:
+    with listening(path) as listener:
         thread = one_answer(listener, answer)
         connected = local.connect(path)
         assert connected is not None
@@ -196,7 +193,7 @@ def test_a_command_waits_for_an_owner_that_only_passes(tmp_path: Path) -> None:
     database, log = tmp_path / "a.db", list[str]()
     lock = OwnerLock.take(database)
     listeners: list[socket.socket] = []
-    timer = threading.Timer(0.3, lambda: listeners.append(local.listen(local.socket_path(database))))
+    timer = threading.Timer(0.3, lambda: listeners.append(listening(local.socket_path(database))))
     timer.start()
     with local.reach(database, lambda: opened(database, log)) as reached:
         assert not reached.in_process

@@ -1,0 +1,30 @@
+"""`erase`: a person's data leaves the ledger; what happened stays provable."""
+
+import click
+
+from api.cli.options import ask, json_option, reached, settings_option
+from api.cli.output import Failed, say, say_json
+from api.settings import Settings
+
+
+@click.command("erase")
+@click.option("--subject", metavar="S", required=True, help="The person, compared byte for byte.")
+@json_option
+@settings_option
+def erase(subject: str, as_json: bool, settings: Settings) -> None:
+    """Remove a person's data: end their live grants, then delete every text about them.
+
+    Events stay and stay provable; they name the person only by a number that now names nobody. Exit code 1 where no
+    such subject was ever seen.
+    """
+    with reached(settings) as local:
+        found = ask(local, "POST", "/local/erase", {"subject": subject})
+    if as_json:
+        say_json(found)
+    if not found["known"]:
+        if as_json:
+            raise click.exceptions.Exit(1)
+        raise Failed("no such subject was ever seen, nothing was done; subjects are compared byte for byte", 1)
+    if not as_json:
+        say("erased: the grants are ended and the person's data is gone from the database and its write-ahead log")
+        say("backups made before still hold it: erase again in one that is ever put back")

@@ -1,0 +1,91 @@
+"""What commands have in common: settings, `--json`, the way to the ledger, and what its answers come to."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import click
+
+from api.cli.output import Failed
+from api.local import Answer, Json, Local, reach
+from api.settings import Settings, load
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+PAGE_MAX = 1000
+NOT_SO = frozenset({404, 409, 422})
+"""Statuses that answer the question with no: exit code 1. Every other error is wrong use, or the ledger is away."""
+
+
+def settings_option(command: _Command) -> _Command:
+    """Give a command `--config` and its parameter `settings`."""
+    return click.option(
+        "--config",
+        "settings",
+        metavar="FILE.toml",
+        type=click.Path(path_type=Path),
+        callback=_settings,
+        help="Read settings from this file; environment variables TOKEN_LEDGER_* win over it.",
+    )(command)
+
+
+def _settings(ctx: click.Context, _: click.Parameter, given: Path | None) -> Settings | None:
+    if ctx.resilient_parsing:
+        return None
+    return load(os.environ, given or ctx.find_root().obj)
+
+
+def json_option(command: _Command) -> _Command:
+    """Give a command `--json` and its parameter `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+@contextmanager
+def reached(settings: Settings) -> Iterator[Local]:
+    """Reach the ledger of these settings: its running server, else the file itself. Raises LedgerError."""
+    from api.wiring import open_app, sqlite_path
+
+    with reach(sqlite_path(settings), lambda: open_app(settings)) as local:
+        yield local
+
+
+def ask(local: Local, method: str, path: str, body: Json = None, *, headers: Mapping[str, str] | None = None) -> Json:
+    """Ask one question; return the answer's JSON. Raises Failed with what the ledger said against it."""
+    return accepted(local.request(method, path, body, headers=headers)).json()
+
+
+def accepted(answer: Answer) -> Answer:
+    """Return an answer that is none of refusal. Raises Failed otherwise."""
+    if answer.status < 400:
+        return answer
+    try:
+        told = answer.json()
+        message = told.get("error_description") or told["error"]
+    except (ValueError, KeyError, AttributeError):
+        message = f"the ledger answered {answer.status}"
+    raise Failed(str(message), 1 if answer.status in NOT_SO else 2)
+
+
+def pages(local: Local, path: str, query: Mapping[str, str | None]) -> Iterator[Json]:
+    """Get every page of a list, one after the other."""
+    given = {name: value for name, value in query.items() if value is not None} | {"limit": str(PAGE_MAX)}
+    while True:
+        page = ask(local, "GET", f"{path}?{urlencode(given)}")
+        yield page
+        if "next_cursor" not in page:
+            return
+        given["cursor"] = page["next_cursor"]
+
+
+def searched_pages(local: Local, path: str, body: Mapping[str, Json]) -> Iterator[Json]:
+    """Get every page of a search, whose question stands in the body because it names a person."""
+    given = {name: value for name, value in body.items() if value is not None} | {"limit": PAGE_MAX}
+    while True:
+        page = ask(local, "POST", path, given)
+        yield page
+        if "next_cursor" not in page:
+            return
+        given["cursor"] = page["next_cursor"]

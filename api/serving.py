@@ -1,0 +1,142 @@
+"""What `serve` serves: the ledger opened, the clients file applied, the applications over it, and all of it closed.
+
+Order at the start: settings and certificate, the port, then the store (whose owner this process becomes), the clients
+file, the record that a server began; only then is anything accepted. At the end the other way round: what was begun is
+answered, what was counted is flushed, the end is recorded, the store given back.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+from api import clients_file, server
+from api.app import create_app
+from api.clients_file import ClientsFile
+from api.local import socket_path
+from api.logs import Log
+from api.server import Server
+from api.settings import Settings
+from api.wiring import is_new, open_ledger, sqlite_path
+from ledger.application import Ledger
+from ledger.refusals import LedgerError, Unavailable
+
+RESTORE_POLL_SECONDS: Final = 0.2
+
+log = Log("api.serving")
+
+
+class Serving:
+    """One server's ledger, from the `startup` hook of `api.server` to its `shutdown` hook. Lives in its event loop."""
+
+    def __init__(self, settings: Settings, on_ready: Callable[[Server], None] | None = None) -> None:
+        self._settings = settings
+        self._on_ready = on_ready
+        self._clients: ClientsFile | None = None
+        self._opened = AsyncExitStack()
+        self._ledger: Ledger | None = None
+        self._waiting: asyncio.Task[None] | None = None
+
+    async def start(self, server: Server) -> None:
+        """Open everything that is served, or nothing. Raises SettingsError, LedgerError."""
+        try:
+            await self._open(server)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open(self, server: Server) -> None:
+        settings = server.settings
+        if settings.clients_file is not None:
+            self._clients = clients_file.load(settings.clients_file)
+        database = sqlite_path(settings)
+        new = is_new(database)
+        ledger = await self._opened.enter_async_context(
+            open_ledger(settings, create=True, on_fatal=lambda why: server.request_stop(2))
+        )
+        self._ledger = ledger
+        if new:
+            log.info("created", database=str(database), keys_file=str(settings.keys_file))
+        if settings.head_file is None:
+            log.warning("head_file_off", means="a restored backup will not be recognised by the log's length")
+        server.app = create_app(ledger, settings, server=server)
+        if ledger.behind is None:
+            await self._begin(ledger)
+        else:
+            self._waiting = asyncio.create_task(self._begin_after_restore(ledger))
+
+    async def _begin(self, ledger: Ledger) -> None:
+        """Let the clients file rule, and record that a server began."""
+        if self._clients is not None:
+            await self._apply(ledger, self._clients)
+        await ledger.started()
+        self._opened.push_async_callback(ledger.stopped)
+
+    async def _begin_after_restore(self, ledger: Ledger) -> None:
+        """Wait until the loss is acknowledged: what is recorded before would stand at positions already given away."""
+        while ledger.behind is not None:
+            await asyncio.sleep(RESTORE_POLL_SECONDS)
+        try:
+            await self._begin(ledger)
+        except (LedgerError, Unavailable) as error:
+            log.error("clients_file_not_applied", why=str(error))
+
+    async def ready(self, server: Server) -> None:
+        """Say where it is served."""
+        settings = server.settings
+        assert self._ledger is not None
+        log.info("serving", issuer=settings.issuer, host=settings.host, port=settings.port)
+        if (reason := self._ledger.readiness()) is not None:
+            log.warning("unready", reason=reason)
+        if self._on_ready is not None:
+            self._on_ready(server)
+
+    async def close(self, server: Server | None = None) -> None:
+        """Flush, record the end, give the store back. Safe to repeat."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        await self._opened.aclose()
+
+    async def reload(self, server: Server) -> None:
+        """Read key ring and clients file again. What is wrong is one log line and changes nothing."""
+        ledger, settings = self._ledger, server.settings
+        assert ledger is not None
+        try:
+            ledger.desk.ring = ledger.desk.ring.reload(settings.keys_file)
+            log.info("reloaded", what="key ring")
+        except LedgerError as error:
+            log.error("reload_failed", what="key ring", why=str(error))
+        if settings.clients_file is None:
+            return
+        try:
+            self._clients = clients_file.load(settings.clients_file)
+            if ledger.behind is None:
+                await self._apply(ledger, self._clients)
+        except (LedgerError, Unavailable) as error:
+            log.error("reload_failed", what="clients file", why=str(error))
+
+    async def _apply(self, ledger: Ledger, wanted: ClientsFile) -> None:
+        try:
+            report = await ledger.apply(wanted.clients, wanted.operators, serial=wanted.serial)
+        except LedgerError as error:
+            raise LedgerError(f"{self._settings.clients_file}: {error}") from None
+        for line in report.lines():
+            log.info("clients_file", says=line)
+
+
+def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) -> int:
+    """Serve until told to stop; return the exit code. `on_ready` is called in the loop once requests are accepted.
+
+    What keeps the server from starting is one line on standard error and exit code 2, or raised: SettingsError,
+    LedgerError.
+    """
+    serving = Serving(settings, on_ready)
+    return server.run(
+        None,
+        settings,
+        local_path=socket_path(sqlite_path(settings)),
+        on_startup=serving.start,
+        on_ready=serving.ready,
+        on_shutdown=serving.close,
+        on_reload=serving.reload,
+    )

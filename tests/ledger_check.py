@@ -1,0 +1,215 @@
+"""Everything that must hold of a store, whoever wrote it and however that ended: `check_ledger`.
+
+It shares no code with what it checks beyond the events' shapes and the aggregates' `evolve`: links, versions, heads,
+snapshots, the control counter, commitments and inline rows are all made anew here, from the stored bytes alone.
+"""
+
+import hashlib
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from ledger import snapshots
+from ledger.events import AnyEvent, GrantFact, GrantIssued, TokenRotated, decode
+from ledger.grant import Grant
+from ledger.inline import Inline
+from projections import INLINE
+
+AUTHORITY = ("client", "operator", "subject", "keys")
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What was found in order: how many events of each topic, the last position, each stream's last version."""
+
+    topics: dict[str, int]
+    position: int
+    versions: dict[str, int]
+
+    @property
+    def events(self) -> int:
+        """All events."""
+        return sum(self.topics.values())
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    position: int
+    stream: int
+    v: int
+    back: int
+    body: str
+    event: AnyEvent
+
+
+def check_ledger(path: Path, inline: Sequence[Inline] = INLINE) -> Checked:
+    """Fold the whole log of a store and compare everything that follows from it. Raises AssertionError for the first
+    thing that is wrong.
+
+    The store may be open in this or another process, or left behind by a killed one: it is copied, not touched. Do not
+    call it while somebody writes.
+    """
+    with _copied(path) as connection:
+        assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall(), "the file itself is damaged"
+        streams = {
+            row[0]: row[1:] for row in connection.execute("SELECT id, name, v, position, head, state FROM streams")
+        }
+        stored = [
+            _Stored(position, stream, v, back, body, decode(body))
+            for position, stream, v, back, body in connection.execute(
+                "SELECT position, stream, v, back, body FROM events ORDER BY position"
+            )
+        ]
+        by_stream: dict[int, list[_Stored]] = defaultdict(list)
+        for each in stored:
+            by_stream[each.stream].append(each)
+        assert streams.keys() == by_stream.keys(), "a stream without events, or events without a stream"
+        for number, (name, v, position, head, state) in streams.items():
+            _check_stream(name, by_stream[number])
+            _check_head(name, by_stream[number], v, position, head, state)
+        _check_control(connection, stored)
+        _check_private(connection, {number: (row[0], by_stream[number]) for number, row in streams.items()})
+        _check_inline(connection, stored, inline)
+    return Checked(
+        dict(Counter(each.event.topic for each in stored)),
+        stored[-1].position if stored else 0,
+        {row[0]: row[1] for row in streams.values()},
+    )
+
+
+@contextmanager
+def _copied(path: Path) -> Iterator[sqlite3.Connection]:
+    """A copy with its write-ahead log, so that checking neither recovers nor checkpoints what is checked."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.db"
+        for suffix in ("", "-wal"):
+            if (beside := path.with_name(path.name + suffix)).exists():
+                shutil.copy(beside, f"{copy}{suffix}")
+        with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+            yield connection
+
+
+def _check_stream(name: str, stored: list[_Stored]) -> None:
+    """I-14: versions 1, 2, 3 …; each event linked to the bytes before it; its bytes in the one canonical form."""
+    prev, back, at, generation = None, 0, "", -1
+    for v, each in enumerate(stored, start=1):
+        event, where = each.event, f"{name}/{v}"
+        assert (name, v, v) == (event.stream, event.v, each.v), f"{where}: names itself {event.event_id}"
+        assert back == each.back, f"{where}: the way back is broken"
+        assert prev == event.prev, f"{where}: a broken link"
+        assert at <= event.at, f"{where}: time runs back"
+        members = json.loads(each.body)
+        canonical = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert canonical == each.body, f"{where}: not in canonical form"
+        assert None not in members.values(), f"{where}: a null was stored"
+        if isinstance(event, GrantIssued | TokenRotated):
+            assert generation + 1 == event.generation, f"{where}: a generation is missing or doubled (I-01)"
+            generation = event.generation
+        prev, back, at = hashlib.sha256(each.body.encode()).hexdigest(), each.position, event.at
+
+
+def _check_head(name: str, stored: list[_Stored], v: int, position: int, head: bytes, state: bytes) -> None:
+    """I-13: the head is that of the last event, and the snapshot what a replay comes to."""
+    last = stored[-1]
+    digest = hashlib.sha256(last.body.encode()).digest()
+    assert (last.v, last.position, digest) == (v, position, head), f"{name}: the head is not its last event's"
+    kind = snapshots.KINDS[name.partition(":")[0]]
+    replayed = kind()
+    for each in stored:
+        replayed.evolve(each.event)  # type: ignore[attr-defined]
+    form, at_v, at_head, live = msgspec.msgpack.decode(state, type=tuple[int, int, bytes, msgspec.Raw])
+    assert (snapshots.FORMAT, v, head) == (form, at_v, at_head), f"{name}: the snapshot stands for something else"
+    assert replayed == msgspec.msgpack.decode(live, type=kind), f"{name}: the snapshot is not what a replay comes to"
+
+
+def _check_control(connection: sqlite3.Connection, stored: list[_Stored]) -> None:
+    """I-06: the counter moves with every event of authority, and each grant's event names the one it was decided on."""
+    ((counter, floor),) = connection.execute("SELECT counter, position_floor FROM control").fetchall()
+    moved = 0
+    for each in stored:
+        if each.event.stream.partition(":")[0] in AUTHORITY:
+            moved += 1
+        elif isinstance(each.event, GrantFact):
+            assert moved == each.event.control, f"{each.event.event_id}: decided on another control counter"
+    assert moved == counter, "the control counter does not count the events of authority"
+    assert not floor or floor < stored[-1].position, "positions lag behind an acknowledged restore"
+
+
+def _check_private(connection: sqlite3.Connection, streams: dict[int, tuple[str, list[_Stored]]]) -> None:
+    """Private rows say what the events committed to, and the nonce is gone with the end that an event says."""
+    salts: dict[int, bytes] = {}
+    for row in connection.execute(
+        "SELECT stream, client_id, subject_id, nonce, salt, device, session FROM private_grants"
+    ):
+        number, client_id, subject_id, nonce, salt, device, session = row
+        name, stored = streams[number]
+        salts[number] = salt
+        issued = stored[0].event
+        assert isinstance(issued, GrantIssued), f"{name}: a private row of no grant"
+        assert (client_id, subject_id) == (issued.client_id, issued.subject_id), f"{name}: a private row of another"
+        for said, what, text in ((issued.device, "device", device), (issued.session, "session", session)):
+            assert said == (None if text is None else _commitment(salt, what, text)), f"{name}: another {what}"
+        ended = any(each.event.topic in ("grant.revoked", "grant.expired") for each in stored)
+        assert (nonce is None) or not ended, f"{name}: ended, and its nonce is still there"
+        assert nonce is None or hashlib.sha256(nonce).hexdigest() == issued.nonce_sha256, f"{name}: another nonce"
+    for number, said, address, agent in connection.execute(
+        "SELECT stream, commitment, address, user_agent FROM private_contexts"
+    ):
+        assert said == _commitment(salts[number], "context", f"{address}\n{agent}"), "a context row that nobody named"
+        assert any(said in each.body for each in streams[number][1]), "a context row that no event names"
+    named = {each.event.event_id: each.event for _, stored in streams.values() for each in stored}
+    for event_id, salt, text in connection.execute("SELECT event_id, salt, text FROM private_reasons"):
+        assert getattr(named[event_id], "reason", None) == _commitment(salt, "reason", text), (
+            f"{event_id}: another reason"
+        )
+
+
+def _commitment(salt: bytes, name: str, value: str) -> str:
+    text = json.dumps([salt.hex(), name, value], separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_inline(connection: sqlite3.Connection, stored: list[_Stored], inline: Sequence[Inline]) -> None:
+    """I-13: every inline row is what its events make when they come one command after the other."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as aside:
+        for each in inline:
+            for statement in each.ddl:
+                aside.execute(statement)
+        for command in _commands(stored):
+            events, positions = [each.event for each in command], [each.position for each in command]
+            for projection in inline:
+                for index, values in projection.rows(events, positions):
+                    aside.execute(projection.writes[index].sql, values)
+        for projection in inline:
+            select = f"SELECT * FROM {projection.name}"
+            live, replayed = set(connection.execute(select)), set(aside.execute(select))
+            assert set() == live ^ replayed, f"{projection.name}: live and replayed rows differ: {live ^ replayed}"
+
+
+def _commands(stored: list[_Stored]) -> Iterator[list[_Stored]]:
+    """Events that one command appended to one stream together, in log order."""
+    together: list[_Stored] = []
+    for each in stored:
+        if together and (together[0].stream, together[0].event.command_id) != (each.stream, each.event.command_id):
+            yield together
+            together = []
+        together.append(each)
+    if together:
+        yield together
+
+
+def replayed(path: Path, name: str) -> Grant:
+    """A grant folded from its events alone."""
+    with _copied(path) as connection:
+        rows = connection.execute(
+            "SELECT e.body FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ? ORDER BY e.v", (name,)
+        )
+        grant = Grant()
+        for (body,) in rows.fetchall():
+            grant.evolve(decode(body))  # type: ignore[arg-type]
+        return grant

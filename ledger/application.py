@@ -33,7 +33,7 @@ from ledger.batch import Batch, Memory
 from ledger.changes import ApplyReport
 from ledger.clients import ClientSpec, Operator, OperatorSpec
 from ledger.commits import Commits
-from ledger.events import KeyActivated, KeyDistrusted, KeyRotated, LedgerStarted, LedgerStopped, Words
+from ledger.events import KeyActivated, KeyDistrusted, KeyRotated, LedgerStarted, LedgerStopped, Words, decode
 from ledger.head_file import Head, HeadFile
 from ledger.keyring import KeyNotHeld, KeyRing
 from ledger.keys import Keys
@@ -87,6 +87,7 @@ class Ledger:
         self._head_file = head_file
         self._head_written = 0
         self._acknowledged = self.memory.position
+        self._acknowledged_at = self._last_at()
         self._ring_read_at = 0.0
         self._on_fatal = on_fatal
         self._ticker: asyncio.Task[None] | None = None
@@ -423,8 +424,13 @@ class Ledger:
             log.warning("head_file_missing", extra={"fields": {"written_anew": self._head_file.path}})
         self._write_head()
 
-    def _acknowledge(self, position: int) -> None:
+    def _acknowledge(self, position: int, at: str) -> None:
         self._acknowledged = position
+        self._acknowledged_at = at
+
+    def _last_at(self) -> str:
+        last = self.store.within().after(self.memory.position - 1, 1)
+        return decode(last[0].body).at if last else times.text(0)
 
     def _broken(self, error: StoreError) -> None:
         log.critical("store_broken", extra={"fields": {"problem": str(error)}})
@@ -433,7 +439,7 @@ class Ledger:
     def _write_head(self) -> None:
         position = self._acknowledged
         if position != self._head_written:
-            self._head_file.write(position, self.memory.clock())
+            self._head_file.write(position, times.micros(self._acknowledged_at))
             self._head_written = position
 
     async def _truncate_log(self) -> None:

@@ -87,6 +87,7 @@ class Batch:
         "command_id",
         "control",
         "forgotten_subject",
+        "last_at",
         "idempotency",
         "memory",
         "now",
@@ -109,6 +110,7 @@ class Batch:
         self.now = memory.clock()
         self.command_id = ""
         self.position = memory.position
+        self.last_at: str | None = None
         self._touched: dict[str, tuple[Loaded, int]] = {}
         self._also_changed: set[str] = set()
         self._authority_touched = False
@@ -235,6 +237,7 @@ class Batch:
             loaded.aggregate.evolve(event)  # type: ignore[attr-defined]
             positions.append(position)
         self.position = memory.position
+        self.last_at = events[-1].at
         self.work.project(events, positions)
         if loaded.name.partition(":")[0] in AUTHORITY_KINDS:
             self._move_authority(events)
@@ -254,6 +257,10 @@ class Batch:
         self.work.private.append((sql, parameters))
         if loaded is not None:
             self._also_changed.add(loaded.name)
+
+    def probe(self) -> None:
+        """Write something that says nothing new, to learn whether the store can commit."""
+        self.work.control = self.control
 
     # ------------------------------------------------------------ ending
 

@@ -56,10 +56,10 @@ class Commits:
         memory: Memory,
         *,
         deadline_seconds: float,
-        on_acknowledged: Callable[[int], None],
+        on_acknowledged: Callable[[int, str], None],
         on_broken: Callable[[StoreError], None],
     ) -> None:
-        """`on_acknowledged` is told the last position of each durable batch; `on_broken` that the store must not be
+        """`on_acknowledged` is told the last position of each durable batch and its event's time; `on_broken` that the store must not be
         used any more: the process has to end."""
         self._store = store
         self._memory = memory
@@ -149,7 +149,6 @@ class Commits:
             # A fault in one decision may have left half of its events in memory: nothing of this batch is kept.
             if len(taken) == 1:
                 self._abandon(batch)
-                self._unserved_since = None if not (self._waiting or self._alone) else self._unserved_since
                 _set_exception(taken[0].future, error)
                 self._after()
             else:
@@ -213,7 +212,8 @@ class Commits:
         if batch.writes:
             self.committed += len(done)
             batch.settle()
-            self._on_acknowledged(batch.position)
+            if batch.last_at is not None:
+                self._on_acknowledged(batch.position, batch.last_at)
         for each, answer, refused in done:
             future = each.future
             if not future.done():  # A client may have gone: what was decided stands, and its retry is served.
@@ -225,7 +225,7 @@ class Commits:
 
     def _after(self) -> None:
         if self._waiting or self._alone:
-            self._unserved_since = self._loop.time() if self._unserved_since is not None else None
+            self._unserved_since = self._loop.time()
             self._plan()
         else:
             self._unserved_since = None
@@ -251,11 +251,10 @@ class Commits:
         return bool(last) and last[0].body == batch.work.events[-1][4]
 
     def _abandon(self, batch: Batch) -> None:
-        batch.forget()
         try:
-            self._store.rollback()
+            batch.forget()
         except StoreError as error:
-            self._break(error)
+            self._break(StoreBroken(f"what a failed batch had touched cannot be read again: {error}"))
 
     def _again_alone(self, batch: Batch, taken: list[Waiting[Any]], error: Exception) -> None:
         self._abandon(batch)
@@ -277,8 +276,9 @@ class Commits:
             self._loop.call_later(BUSY_RETRY_SECONDS, self._run)
 
     def _failed(self, taken: list[Waiting[Any]], error: StoreError) -> None:
-        self.last_error = str(error)
-        log.error("store_failed", extra={"fields": {"problem": str(error)}})
+        if self.last_error != str(error):  # once a trouble, not once a batch
+            self.last_error = str(error)
+            log.error("store_failed", extra={"fields": {"problem": str(error)}})
         if isinstance(error, StoreBroken):
             self._break(error)
         for each in taken:
@@ -302,8 +302,12 @@ class Commits:
     def _sweep(self) -> None:
         self._sweeper = None
         self._expire(self._loop.time())
-        if self._unserved_since is not None and not self._closed:
-            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        if self._unserved_since is None or self._closed or self.broken is not None:
+            return
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        if not (self._waiting or self._alone or self._committing):
+            # Everybody was refused, and an unready node is sent nobody: ask the store itself whether it has healed.
+            _forgotten(self.submit(Batch.probe))
 
     def _expire(self, now: float) -> None:
         # What is being committed is only given up on, not undone: its outcome is unknown to whoever waited.
@@ -335,6 +339,11 @@ class Commits:
             self._sweeper.cancel()
         self._handover.put(None)
         await asyncio.to_thread(self._thread.join, 5.0)
+
+
+def _forgotten(future: asyncio.Future[Any]) -> None:
+    """Nobody waits for this one: its failure is told elsewhere."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:

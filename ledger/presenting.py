@@ -367,7 +367,7 @@ def _keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) ->
 def _forget_nonce(batch: Batch, loaded: Loaded) -> None:
     if loaded.private is None or loaded.private.nonce is None:
         return
-    loaded.private = replace(loaded.private, nonce=None)
+    loaded.private = loaded.private.without_nonce()
     batch.private(loaded, "UPDATE private_grants SET nonce = NULL WHERE stream = ?", loaded.id)
 
 

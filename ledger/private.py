@@ -50,6 +50,12 @@ class PrivateGrant(Concealed):
         self.idempotency_mac: Final = idempotency_mac
         self.body_mac: Final = body_mac
 
+    def without_nonce(self) -> "PrivateGrant":
+        """The row once the grant has ended for good: everything but what its tokens were made from."""
+        return PrivateGrant(
+            self.subject_id, None, self.salt, self.device, self.session, self.idempotency_mac, self.body_mac
+        )
+
 
 def new_nonce(randomness: Randomness) -> bytes:
     """A grant's nonce (32 bytes), from which with the key ring all its tokens follow."""

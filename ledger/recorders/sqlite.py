@@ -200,7 +200,8 @@ class SQLiteStore:
     def private_grant(self, stream: int) -> PrivateGrant | None:
         """The private row of a grant, None where it was erased."""
         rows = self._select(
-            "SELECT subject_id, nonce, salt, device, session, idempotency_mac, body_mac FROM private_grants WHERE stream = ?",
+            "SELECT subject_id, nonce, salt, device, session, idempotency_mac, body_mac FROM private_grants"
+            " WHERE stream = ?",
             (stream,),
         )
         if not rows:

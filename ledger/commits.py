@@ -59,8 +59,8 @@ class Commits:
         on_acknowledged: Callable[[int, str], None],
         on_broken: Callable[[StoreError], None],
     ) -> None:
-        """`on_acknowledged` is told the last position of each durable batch and its event's time; `on_broken` that the store must not be
-        used any more: the process has to end."""
+        """`on_acknowledged` is told the last position of each durable batch and that event's time; `on_broken` that the
+        store must not be used any more: the process has to end."""
         self._store = store
         self._memory = memory
         self._deadline_seconds = deadline_seconds

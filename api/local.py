@@ -13,21 +13,18 @@ import hashlib
 import json
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from api.sockets import short_address
 from ledger.owner import Owned
 from ledger.refusals import LedgerError
 
 if TYPE_CHECKING:  # each way imports what it needs when it is taken: starting is most of a command's time
     import asyncio
-
-ADDRESS_BYTES_MAX = 100
-"""A unix socket's address holds 104 bytes at least on every system, with its closing zero."""
 
 NAME_BYTES_MAX = 64
 ANSWER_SECONDS_MAX = 60.0
@@ -83,18 +80,6 @@ def socket_path(database: Path) -> Path:
     if len(os.fsencode(name)) > NAME_BYTES_MAX:
         name = f".{hashlib.blake2b(os.fsencode(real.name), digest_size=12).hexdigest()}.sock"
     return real.with_name(name)
-
-
-@contextmanager
-def short_address(path: Path) -> Iterator[str]:
-    """An address for the socket at `path` that a system call takes, however deep the folder lies."""
-    if len(os.fsencode(path)) <= ADDRESS_BYTES_MAX:
-        yield str(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="tl-") as folder:  # mode 0700: nobody can put another link in its place
-        link = Path(folder, "d")
-        link.symlink_to(path.parent, target_is_directory=True)
-        yield str(link / path.name)
 
 
 def connect(path: Path) -> socket.socket | None:

@@ -109,9 +109,10 @@ class Server:
             bound = bind_tcp(self.settings.host, self.settings.port)
             self._sockets.extend(bound)
             self.settings = self.settings.on_port(bound[0].getsockname()[1])
+            await self._run_hook("startup")
+            # Only now: whoever owns the database owns the path, and a process that may not have it has left it alone.
             local = [bind_local(self.local_path)] if self.local_path is not None else []
             self._sockets.extend(local)
-            await self._run_hook("startup")
             for sock in bound:
                 await self._accept_on(sock, self._listener(local=False), self._tls)
             for sock in local:

@@ -4,7 +4,14 @@ import errno
 import os
 import socket
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+ADDRESS_BYTES_MAX: Final = 100
+"""A unix socket's address holds 104 bytes at least on every system, with its closing zero."""
 
 
 class StartError(Exception):
@@ -46,7 +53,7 @@ def bind_local(path: Path) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with LocalAddress(path) as address:
+        with short_address(path) as address:
             _remove_stale(path, address)
             os.fchmod(sock.fileno(), 0o600)  # Linux makes the file with the mode of the socket
             sock.bind(address)
@@ -61,25 +68,19 @@ def bind_local(path: Path) -> socket.socket:
     return sock
 
 
-class LocalAddress:
-    """The address of a socket at a path of any length, while the context is open.
+@contextmanager
+def short_address(path: Path) -> Iterator[str]:
+    """Give an address for the socket at a path that a system call takes, however deep its folder lies.
 
-    An address holds about 100 bytes; beyond that the folder is opened and named by its descriptor (Linux).
+    A unix socket's address holds about 100 bytes; a longer path is reached through a link to its folder.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._folder: int | None = None
-
-    def __enter__(self) -> str:
-        if len(os.fsencode(self._path)) <= 100:
-            return str(self._path)
-        self._folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        return f"/proc/self/fd/{self._folder}/{self._path.name}"
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            os.close(self._folder)
+    if len(os.fsencode(path)) <= ADDRESS_BYTES_MAX:
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="tl-") as folder:  # mode 0700: nobody can put another link in its place
+        link = Path(folder, "d")
+        link.symlink_to(path.parent.absolute(), target_is_directory=True)
+        yield str(link / path.name)
 
 
 def _remove_stale(path: Path, address: str) -> None:

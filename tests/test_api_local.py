@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from api import local, server
+from api import local, sockets
 from ledger.owner import Owned, OwnerLock
 from ledger.refusals import LedgerError
 
@@ -40,7 +40,7 @@ async def echo(
 
 def listening(path: Path) -> socket.socket:
     """The socket as a server opens it."""
-    opened = server.bind_local(path)
+    opened = sockets.bind_local(path)
     opened.listen()
     return opened
 
@@ -92,7 +92,7 @@ def test_a_socket_under_a_deep_folder_is_reached(tmp_path: Path) -> None:
 def test_a_socket_that_a_killed_server_left_is_no_server_and_is_replaced(tmp_path: Path) -> None:
     """SIGKILL removes nothing."""
     path = tmp_path / "token-ledger.db.sock"
-    program = f"from api.server import bind_local as bind; from pathlib import Path; s = bind(Path({str(path)!r})); "
+    program = f"from api.sockets import bind_local as bind; from pathlib import Path; s = bind(Path({str(path)!r})); "
     program += "s.listen(); print(1, flush=True); input()"
     left = subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1)
     with left:

@@ -37,7 +37,10 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GrantView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A grant at a moment; what is null is left out of its JSON. `subject` and `disclosed` for those who may see them, as long as the texts are there."""
+    """A grant at a moment; what is null is left out of its JSON.
+
+    `subject` and `disclosed` are for those who may see them, as long as the texts are there.
+    """
 
     grant_id: str
     client_id: str

@@ -1,0 +1,223 @@
+"""All events folded anew, aside: what every snapshot and every inline row must be, and whether the history holds.
+
+A replay reads the log in order of positions and keeps what it comes to in a private temporary database: SQLite makes
+the file with mode 0600, unlinks it at once, and its pages leave memory as it grows. Streams touched lately stay in
+memory, so the work is one pass whatever their number. It can go on later from where it stopped.
+
+Links checked on the way (I-14): versions without gap, `back` to the event before, `prev` the hash of its stored bytes,
+columns equal to the members they repeat. What is wrong breaks that stream: nothing after it is folded.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from ledger import snapshots
+from ledger.events import AnyEvent, decode
+from ledger.inline import Inline, Write
+from ledger.recorders.rows import Reads, StoredEvent
+
+PAGE_EVENTS: Final = 1_000
+STREAMS_IN_MEMORY_MAX: Final = 8_000
+_FLUSHED_STREAMS: Final = STREAMS_IN_MEMORY_MAX // 2
+
+
+class Broken(NamedTuple):
+    """Where the history does not hold: the event, the column or member, and what is wrong with it in one line."""
+
+    event_id: str
+    column: str
+    problem: str
+
+
+class ReplayedStream(NamedTuple):
+    """The head that a stream must have: as in the table `streams`."""
+
+    id: int
+    name: str
+    v: int
+    position: int
+    head: bytes
+    state: bytes
+
+
+class _Open:
+    """A stream under replay."""
+
+    __slots__ = ("aggregate", "head", "name", "position", "v")
+
+    def __init__(self, name: str, v: int, position: int, head: bytes, aggregate: Any) -> None:
+        self.name = name
+        self.v = v
+        self.position = position
+        self.head = head
+        self.aggregate = aggregate
+
+
+class Replay:
+    """One replay. For one thread at a time, not always the same one."""
+
+    def __init__(self, inline: Sequence[Inline]) -> None:
+        self.inline = tuple(inline)
+        self.position = 0
+        self.events = 0
+        self.broken: list[Broken] = []
+        self._broken_streams: set[int] = set()
+        self._open: dict[int, _Open] = {}
+        self._command: list[AnyEvent] = []
+        self._positions: list[int] = []
+        self._key: tuple[int, str] = (0, "")
+        self._rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in self.inline]
+        # An empty name is a private temporary database on disk, gone when it is closed or the process dies.
+        self.scratch = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self.scratch.execute("PRAGMA journal_mode=OFF")
+        self.scratch.execute("PRAGMA synchronous=OFF")
+        self.scratch.execute(
+            "CREATE TABLE replayed (id INTEGER PRIMARY KEY, name TEXT NOT NULL, v INTEGER NOT NULL,"
+            " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL) STRICT"
+        )
+        for each in self.inline:
+            for statement in each.ddl:
+                self.scratch.execute(statement)
+        self._statements = [[_scratch_sql(write) for write in each.writes] for each in self.inline]
+        self.scratch.execute("BEGIN")
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.scratch.close()
+
+    def follow(self, reads: Reads) -> Iterator[int]:
+        """Replay what has been appended since, page by page; each step says at which position it is now."""
+        while page := reads.after(self.position, PAGE_EVENTS):
+            for stored in page:
+                self._take(stored)
+            self.position = page[-1].position
+            self.events += len(page)
+            self._write_rows()
+            self._spill()
+            yield self.position
+        self._project()
+        self._write_rows()
+        self._keep(list(self._open))
+
+    # ------------------------------------------------------------ what it came to
+
+    def stream_is_broken(self, id: int) -> bool:
+        """Whether a stream's history does not hold; it was then folded only as far as it seemed to."""
+        return id in self._broken_streams
+
+    def streams_after(self, id: int, limit: int) -> list[ReplayedStream]:
+        """Streams in order of their numbers."""
+        rows = self.scratch.execute("SELECT * FROM replayed WHERE id > ? ORDER BY id LIMIT ?", (id, limit))
+        return [ReplayedStream(*row) for row in rows]
+
+    def stream(self, id: int) -> ReplayedStream | None:
+        """One stream by its number."""
+        row = self.scratch.execute("SELECT * FROM replayed WHERE id = ?", (id,)).fetchone()
+        return ReplayedStream(*row) if row else None
+
+    # ------------------------------------------------------------ one event
+
+    def _take(self, stored: StoredEvent) -> None:
+        if stored.stream in self._broken_streams:
+            return
+        known = self._open.get(stored.stream) or self._recalled(stored.stream)
+        problem = self._fold(known, stored)
+        if problem is not None:
+            name = known.name if known is not None else f"stream {stored.stream}"
+            self._broken_streams.add(stored.stream)
+            self.broken.append(Broken(f"{name}/{stored.v}", *problem))
+
+    def _fold(self, known: _Open | None, stored: StoredEvent) -> tuple[str, str] | None:
+        """Fold one event into its stream and its command; what is wrong with it instead: (column, problem)."""
+        try:
+            event = decode(stored.body)
+        except msgspec.MsgspecError:
+            return "body", "the stored bytes are no event"
+        if known is None:
+            kind = snapshots.KINDS.get(event.stream.partition(":")[0])
+            if kind is None:
+                return "stream", "the event names no stream of any kind"
+            known = _Open(event.stream, 0, 0, b"", kind())
+        problem = _link_problem(known, stored, event)
+        if problem is not None:
+            return problem
+        try:
+            known.aggregate.evolve(event)
+        except Exception as error:  # what was altered may break the fold in any way: that is the finding
+            return "body", f"the event cannot be folded: {type(error).__name__}"
+        known.v = stored.v
+        known.position = stored.position
+        known.head = hashlib.sha256(stored.body.encode()).digest()
+        self._open[stored.stream] = known
+        key = (stored.stream, event.command_id)
+        if key != self._key:
+            self._project()
+            self._key = key
+        self._command.append(event)
+        self._positions.append(stored.position)
+        return None
+
+    def _project(self) -> None:
+        """The inline rows of the command that has just ended. One command's events of one stream stand together."""
+        if self._command:
+            for rows, each in zip(self._rows, self.inline, strict=True):
+                for index, parameters in each.rows(self._command, self._positions):
+                    rows[index].append(parameters)
+            self._command = []
+            self._positions = []
+
+    def _write_rows(self) -> None:
+        for statements, kinds in zip(self._statements, self._rows, strict=True):
+            for statement, rows in zip(statements, kinds, strict=True):
+                if rows:
+                    self.scratch.executemany(statement, rows)
+                    rows.clear()
+
+    # ------------------------------------------------------------ streams out of memory
+
+    def _recalled(self, id: int) -> _Open | None:
+        found = self.stream(id)
+        if found is None:
+            return None
+        aggregate = snapshots.decode(found.state, found.v, found.head, snapshots.kind_of(found.name))
+        assert aggregate is not None, "what was just encoded can be read"
+        opened = self._open[id] = _Open(found.name, found.v, found.position, found.head, aggregate)
+        return opened
+
+    def _spill(self) -> None:
+        if len(self._open) > STREAMS_IN_MEMORY_MAX:
+            oldest = list(self._open)[:_FLUSHED_STREAMS]
+            self._keep(oldest)
+            for id in oldest:
+                del self._open[id]
+
+    def _keep(self, ids: Sequence[int]) -> None:
+        rows = (
+            (id, each.name, each.v, each.position, each.head, snapshots.encode(each.v, each.head, each.aggregate))
+            for id, each in ((id, self._open[id]) for id in ids)
+        )
+        self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+def _link_problem(known: _Open, stored: StoredEvent, event: AnyEvent) -> tuple[str, str] | None:
+    """What does not fit between an event and the one before it: (column, problem)."""
+    if event.stream != known.name:
+        return "stream", f"the event says it is of {event.stream}"
+    if event.v != stored.v:
+        return "v", f"the column says {stored.v}, the event {event.v}"
+    if stored.v != known.v + 1:
+        return "v", f"version {stored.v} follows version {known.v}"
+    if stored.back != known.position:
+        return "back", f"it points to position {stored.back}, the event before is at {known.position}"
+    if event.prev != (known.head.hex() if known.v else None):
+        return "prev", f"it is not the hash of the bytes of {known.name}/{known.v}"
+    return None
+
+
+def _scratch_sql(write: Write) -> str:
+    # A history that was altered may issue twice; the replay must come to its end and say so.
+    return write.sql.replace("INSERT INTO", "INSERT OR REPLACE INTO", 1)

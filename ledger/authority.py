@@ -52,11 +52,16 @@ _EndKey: TypeAlias = tuple[str, int, str, int, int]
 class Held(Protocol):
     """What a grant keeps of its issuance and its end by epoch depends on."""
 
-    client_id: str
-    subject_id: str
-    client_epoch: int
-    subject_epoch: int
-    issued_at: int
+    @property
+    def client_id(self) -> str: ...
+    @property
+    def subject_id(self) -> str: ...
+    @property
+    def client_epoch(self) -> int: ...
+    @property
+    def subject_epoch(self) -> int: ...
+    @property
+    def issued_at(self) -> int: ...
 
 
 class Authority:
@@ -126,7 +131,7 @@ class Authority:
     # ------------------------------------------------------------ rules
 
     def rules(self, grant: Held) -> Rules:
-        """What bears on a decision about this grant, the end by epoch included."""
+        """What bears on a decision about this grant, the end by epoch included. To be asked where `reads` may be."""
         subject = self._subjects.get(grant.subject_id) or self._subject(grant.subject_id)
         client = self._clients.get(grant.client_id)
         if subject.hits(grant.subject_epoch, grant.issued_at) or (

@@ -7,9 +7,11 @@ whatever the stream's length (I-22).
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 from ledger.recorders.rows import Head, StoredEvent
 from ledger.recorders.schema import MARK_EVERY_V
+from ledger.recorders.sqlite_errors import translated
 
 # The term `v % 64 = 1` must stand here as in the index's definition, or the index is not used.
 _MARK = (
@@ -24,10 +26,12 @@ _WALK = (
     " WHERE c.v > ? AND c.back > 0"
     ") SELECT position, stream, v, back, body FROM chain WHERE v <= ?"
 )
+_HEAD = "SELECT id, v, position, head, state FROM streams WHERE name = ?"
+_AFTER = "SELECT position, stream, v, back, body FROM events WHERE position > ? ORDER BY position LIMIT ?"
 
 
 class Reader:
-    """Questions to one connection. Lists are oldest first."""
+    """Questions to one connection. Lists are oldest first. Raises StoreError."""
 
     __slots__ = ("_connection",)
 
@@ -36,27 +40,30 @@ class Reader:
 
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """Run one SELECT, all rows at once: bound it."""
-        return self._connection.execute(sql, parameters).fetchall()
+        return self._rows(sql, parameters)
+
+    def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise translated(error) from None
 
     def stream(self, name: str) -> Head | None:
         """The head of a stream, None where nothing ever happened to it."""
-        row = self._connection.execute(
-            "SELECT id, v, position, head, state FROM streams WHERE name = ?", (name,)
-        ).fetchone()
-        return Head(row[0], row[1], row[2], row[3].hex(), row[4]) if row else None
+        for id, v, position, head, state in self._rows(_HEAD, (name,)):
+            return Head(id, v, position, head.hex(), state)
+        return None
 
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
         """A stream's events from `from_v` to `to_v`, both included, oldest first."""
-        head = self._connection.execute("SELECT id, v, position FROM streams WHERE name = ?", (name,)).fetchone()
-        if head is None or from_v > head[1] or to_v < from_v:
+        heads = self._rows("SELECT id, v, position FROM streams WHERE name = ?", (name,))
+        if not heads or from_v > heads[0][1] or to_v < from_v:
             return []
-        stream, last_v, start = head
+        stream, last_v, start = heads[0]
         to_v = min(to_v, last_v)
-        mark = self._connection.execute(_MARK, (stream, to_v)).fetchone()
-        if mark is not None:
-            start = mark[0]
-        rows = self._connection.execute(_WALK, (start, from_v, to_v)).fetchall()
-        return [StoredEvent(*row) for row in reversed(rows)]
+        for position, _ in self._rows(_MARK, (stream, to_v)):
+            start = position
+        return [StoredEvent(*row) for row in reversed(self._rows(_WALK, (start, from_v, to_v)))]
 
     def event_at(self, name: str, v: int) -> StoredEvent | None:
         """One event of a stream."""
@@ -65,8 +72,4 @@ class Reader:
 
     def after(self, position: int, limit: int) -> list[StoredEvent]:
         """All streams' events after a position, in log order."""
-        rows = self._connection.execute(
-            "SELECT position, stream, v, back, body FROM events WHERE position > ? ORDER BY position LIMIT ?",
-            (position, limit),
-        ).fetchall()
-        return [StoredEvent(*row) for row in rows]
+        return [StoredEvent(*row) for row in self._rows(_AFTER, (position, limit))]

@@ -21,26 +21,14 @@ import msgspec
 from ledger.inline import Inline
 from ledger.owner import OwnerLock
 from ledger.private import PrivateGrant
-from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError, StoreFull
+from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+from ledger.recorders.sqlite_errors import translated
 from ledger.refusals import LedgerError
 
 CHECKPOINT_PAGES = 1000
-_SQLITE_SHM_FULL = 4874  # SQLITE_IOERR_SHMSIZE: the shared-memory file found no room, which is a full disk
-
-
-def translated(error: sqlite3.Error) -> StoreError:
-    """What an engine error means for the caller."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    primary = code & 0xFF
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return StoreBusy("another process holds the write lock")
-    if primary == sqlite3.SQLITE_FULL or code == _SQLITE_SHM_FULL:
-        return StoreFull("no room left on the disk")
-    return StoreBroken(f"the database failed: {name}")
 
 
 class SQLiteStore:

@@ -1,0 +1,22 @@
+"""SQLite's errors in the store's own words. Whoever runs a statement translates what it raises, reading or writing."""
+
+import sqlite3
+
+from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError, StoreFull
+
+_SHM_FULL = 4874  # SQLITE_IOERR_SHMSIZE: the shared-memory file found no room, which is a full disk
+
+
+def translated(error: sqlite3.Error) -> StoreError:
+    """What an engine error means for the caller."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    primary = code & 0xFF
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreBusy("another process holds the write lock")
+    if primary == sqlite3.SQLITE_FULL or code == _SHM_FULL:
+        return StoreFull("no room left on the disk")
+    if primary == sqlite3.SQLITE_CONSTRAINT:
+        # Every key of ours is new when it is decided on: whoever took it meanwhile has written since we read.
+        return LostRace("somebody else has written in between")
+    return StoreBroken(f"the database failed: {name}")

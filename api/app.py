@@ -1,0 +1,165 @@
+"""The route table: the only file that knows all endpoints.
+
+Two applications over one ledger: the one that everybody reaches, and the same with the operator `local` and the
+commands' own endpoints, for the socket beside the database. Not here yet, so 404: the metadata and keys of RFC 8414 and
+RFC 7517, `/authorizations`, and CORS, whose place is around the token, revocation and metadata endpoints in `hot`.
+"""
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, Final
+
+from starlette.routing import BaseRoute, Route, Router
+
+from api.answers import oauth_error
+from api.client_auth import ClientAuth
+from api.context import Contexts
+from api.endpoint import FrontDesk, Open, Operated, Receive, Send
+from api.ends import Ends
+from api.explain import Explain
+from api.grants import READERS, SEE_ALL, Grants
+from api.guides import Guides
+from api.health import Health, ServerView, ledger_families
+from api.introspect import IntrospectionEndpoint
+from api.local_routes import LocalRoutes
+from api.metrics import LedgerCollector, Meters, registry
+from api.openapi import Described
+from api.operators import ADMIN, ISSUER, SECURITY, ByToken, Local, Operators
+from api.reading import Reading
+from api.reuse import Reuse
+from api.revoke import RevocationEndpoint
+from api.settings import Settings
+from api.throttle import Throttle
+from api.token import TokenEndpoint
+from ledger.application import Ledger
+from ledger.clients import ROLES
+
+LOCAL_BODY_BYTES_MAX: Final = 16_777_216
+"""What a command may send: a clients file, say."""
+
+NOT_FOUND: Final = oauth_error(404, "not_found", "there is no such path here")
+
+Asgi = Callable[[Any, Receive, Send], Any]
+
+
+class App:
+    """The ledger over HTTP, an ASGI application. What comes with `state["local"]` goes to `local`: only a server can
+    set that, and it does so for the socket of commands. In process `local` may be called itself."""
+
+    def __init__(self, hot: dict[str, Asgi], public: Asgi, local: Asgi) -> None:
+        self._hot = hot
+        self._public = public
+        self.local = local
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        # The paths that are asked for all day are found in one step, before any router looks.
+        hot = self._hot.get(scope.get("path"))
+        if hot is not None and scope["type"] == "http":
+            await hot(scope, receive, send)
+        elif scope.get("state", {}).get("local"):
+            await self.local(scope, receive, send)
+        else:
+            await self._public(scope, receive, send)
+
+
+def create_app(
+    ledger: Ledger,
+    settings: Settings,
+    *,
+    server: ServerView | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> App:
+    """Put every endpoint over an open ledger. `server` is the one that serves it, for its figures; `monotonic` gives
+    the seconds that throttling counts in."""
+    meters = Meters()
+    contexts = Contexts(settings.trusted_proxies)
+    desk = FrontDesk(contexts, meters, settings.request_body_bytes_max)
+    local_desk = FrontDesk(contexts, meters, LOCAL_BODY_BYTES_MAX)
+    throttle = Throttle(monotonic)
+    clients = ClientAuth(ledger, throttle, meters)
+    by_token = ByToken(ledger, throttle, meters)
+    families = registry(LedgerCollector(meters, lambda: ledger_families(ledger, server)), version("token-ledger"))
+    health = Health(ledger, families)
+    reading = Reading(ledger.store, settings.request_timeout_seconds)
+
+    token = TokenEndpoint(ledger, clients, desk)
+    revocation = RevocationEndpoint(ledger, clients, desk)
+    introspection = IntrospectionEndpoint(ledger, clients, by_token, desk, settings.issuer)
+    hot: dict[str, Asgi] = {
+        "/oauth/v2/oauth-token": token,
+        "/token": token,
+        "/oauth/v2/oauth-revoke": revocation,
+        "/revoke": revocation,
+        "/oauth/v2/oauth-introspect": introspection,
+        "/introspect": introspection,
+    }
+
+    grants = Grants(ledger, reading)
+    ends = Ends(ledger)
+    reuse = Reuse(ledger, reading)
+    explain = Explain(ledger)
+    guides = Guides()
+    local = LocalRoutes(ledger, reading)
+    described = Described()
+
+    def open_routes() -> list[BaseRoute]:
+        return [
+            Route("/healthz", Open("/healthz", health.healthz, desk)),
+            Route("/readyz", Open("/readyz", health.readyz, desk)),
+            Route("/metrics", Open("/metrics", health.metrics, desk)),
+            Route("/openapi.json", Open("/openapi.json", described.document, desk)),
+            Route("/docs", Open("/docs", guides.index, desk)),
+            Route("/docs/{name}", Open("/docs/{name}", guides.page, desk)),
+        ]
+
+    def operated_routes(operators: Operators, desk: FrontDesk) -> list[BaseRoute]:
+        def at(path: str, **handlers: Any) -> Route:
+            return Route(path, Operated(path, handlers, operators, desk))
+
+        return [
+            at("/grants", GET=(READERS, grants.list), POST=((ISSUER,), grants.issue)),
+            at("/grants/search", POST=(READERS, grants.search)),
+            at("/grants/{grant_id}", GET=(READERS, grants.one)),
+            at("/grants/{grant_id}/events", GET=(SEE_ALL, grants.events)),
+            at("/grants/{grant_id}/revoke", POST=((SECURITY, ADMIN, ISSUER), grants.revoke)),
+            at("/grants/{grant_id}/suspend", POST=((SECURITY, ADMIN), grants.suspend)),
+            at("/grants/{grant_id}/reinstate", POST=((SECURITY, ADMIN), grants.reinstate)),
+            at("/subjects/revoke", POST=((SECURITY, ADMIN, ISSUER), ends.subject)),
+            # A client id may hold a slash.
+            at("/clients/{client_id:path}/revoke", POST=((SECURITY, ADMIN), ends.client)),
+            at("/reuse", GET=((SECURITY, ADMIN), reuse.list)),
+            at("/explain", POST=((SECURITY, ADMIN), explain.explain)),
+        ]
+
+    def local_routes() -> list[BaseRoute]:
+        def at(path: str, **handlers: Any) -> Route:
+            table = {method: (ROLES, handler) for method, handler in handlers.items()}
+            return Route(path, Operated(path, table, Local(), local_desk))
+
+        return [
+            at("/local/apply", POST=local.apply),
+            at("/local/keys", GET=local.keys),
+            at("/local/keys/rotate", POST=local.rotate),
+            at("/local/keys/{key_id}/activate", POST=local.activate),
+            at("/local/keys/{key_id}/distrust", POST=local.distrust),
+            at("/local/rebuild", POST=local.rebuild),
+            at("/local/erase", POST=local.erase),
+            at("/local/restore/acknowledge", POST=local.acknowledge),
+        ]
+
+    public = [*open_routes(), *operated_routes(by_token, desk)]
+    on_socket = [*open_routes(), *operated_routes(Local(), local_desk), *local_routes()]
+    return App(hot, _router(public), _router(on_socket))
+
+
+def _router(routes: list[BaseRoute]) -> Router:
+    """No path redirects: one with a slash too many is another path, and there is none."""
+    return Router(routes, redirect_slashes=False, default=_nowhere)
+
+
+async def _nowhere(scope: Any, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close"})
+        return
+    await NOT_FOUND.send(send)

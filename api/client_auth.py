@@ -1,0 +1,175 @@
+"""Who is calling: client authentication (RFC 6749 2.3), one function per method.
+
+A client authenticates by exactly one method a request. Everything here happens in memory and costs the same for a
+client that exists and for one that does not; a failure leaves no trace but a count, and slows its source down (TE-8).
+Assertions and certificates (RFC 7523, RFC 8705) join here: `presented` tells methods apart, `METHODS` who may.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+from urllib.parse import unquote, unquote_plus
+
+import msgspec
+
+from api.answers import BadRequest, Header
+from api.metrics import Meters
+from api.throttle import UNKNOWN, Throttle
+from ledger.answers import Caller
+from ledger.application import Ledger
+from ledger.clients import Client
+from ledger.secret_hashes import secret_matches
+
+BASIC = "client_secret_basic"
+POST = "client_secret_post"
+NONE = "none"
+
+METHODS: dict[str, frozenset[str]] = {
+    "client_secret": frozenset({BASIC, POST}),
+    "client_secret_basic": frozenset({BASIC}),
+    "client_secret_post": frozenset({POST}),
+    "none": frozenset({NONE}),
+}
+"""What a client registered as `auth` may use; one that is not listed here cannot authenticate by any of these."""
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+class InvalidClient(Exception):
+    """The caller is no client, or did not prove to be the one it names (RFC 6749 5.2 `invalid_client`).
+
+    `challenge`: it used an Authorization header, so the answer is 401 with `WWW-Authenticate`.
+    """
+
+    def __init__(self, *, challenge: bool) -> None:
+        super().__init__("invalid_client")
+        self.challenge = challenge
+
+
+class TooManyFailures(Exception):
+    """This caller failed too often: its credentials, right or wrong, are not looked at for a while (TE-8)."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__("too many failed authentications")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Presented(msgspec.Struct, frozen=True):
+    """What a request says about its caller. `pairs` are the readings of one id and one secret, none where unreadable;
+    a secret of None was not sent. `method` is the RFC 8414 name, empty where it is none that we know."""
+
+    method: str
+    pairs: tuple[tuple[str, str | None], ...]
+
+    def __repr__(self) -> str:
+        return f"Presented(method={self.method!r})"
+
+
+class ClientAuth:
+    """Tells who calls a client's endpoint. Raises BadRequest, InvalidClient, TooManyFailures."""
+
+    def __init__(self, ledger: Ledger, throttle: Throttle, meters: Meters) -> None:
+        self._ledger = ledger
+        self._throttle = throttle
+        self._meters = meters
+
+    def caller(self, authorization: bytes | None, form: Mapping[str, str], address: str) -> Caller:
+        """Return who sent this form. `authorization` is the header's value as received, None where there is none."""
+        shown = presented(authorization, form)
+        client, candidates = self._named(shown)
+        who = client.client_id if client is not None else UNKNOWN
+        wait = self._throttle.wait_seconds(who, address)
+        if wait:
+            self._meters.throttled_clients += 1
+            raise TooManyFailures(wait)
+        if shown.method == NONE:
+            if client is not None and client.auth == NONE:
+                return Caller(client_id=client.client_id, authenticated=False, auth_method=NONE)
+            self._fail(who, address, authorization)
+        number = secret_matches(self._ledger.desk.ring, candidates, client.secret_hashes if client is not None else ())
+        if client is None or number is None or shown.method not in METHODS.get(client.auth, _NOBODY):
+            self._fail(who, address, authorization)
+        self._meters.secret_used(client.client_id, number)
+        return Caller(client_id=client.client_id, authenticated=True, auth_method=shown.method)
+
+    def _named(self, shown: Presented) -> tuple[Client | None, tuple[str, ...]]:
+        """The first reading whose id is a client's, with the secrets of all readings that have this id."""
+        for name, _ in shown.pairs:
+            client = self._ledger.authority.client(name)
+            if client is not None:
+                return client, tuple(secret for other, secret in shown.pairs if other == name and secret is not None)
+        return None, tuple(secret for _, secret in shown.pairs if secret is not None) or ("",)
+
+    def _fail(self, who: str, address: str, authorization: bytes | None) -> NoReturn:
+        self._meters.failed_clients += 1
+        wait = self._throttle.failed(who, address)
+        if wait:
+            raise TooManyFailures(wait)
+        raise InvalidClient(challenge=authorization is not None)
+
+
+def authorization(headers: Sequence[Header]) -> bytes | None:
+    """Return the Authorization header, None where there is none. Raises BadRequest where there are two."""
+    found: bytes | None = None
+    for name, value in headers:
+        if name == b"authorization":
+            if found is not None:
+                raise BadRequest("the Authorization header is given twice")
+            found = value
+    return found
+
+
+def presented(authorization: bytes | None, form: Mapping[str, str]) -> Presented:
+    """Read the one method that a request uses. Raises BadRequest where it uses two, or one for two clients (CA-3)."""
+    secret = form.get("client_secret")
+    assertion = "client_assertion" in form or "client_assertion_type" in form
+    if (authorization is not None) + (secret is not None) + assertion > 1:
+        raise BadRequest("the client authenticates by more than one method")
+    if authorization is not None:
+        return _basic(authorization, form.get("client_id"))
+    if secret is not None:
+        return _post(form.get("client_id"), secret)
+    if assertion:
+        return Presented("", ())
+    return _none(form.get("client_id"))
+
+
+def _basic(authorization: bytes, client_id: str | None) -> Presented:
+    """HTTP Basic (RFC 7617): form-encoded by the letter of RFC 6749 2.3.1, raw as most clients send it, so both."""
+    scheme, _, encoded = authorization.partition(b" ")
+    if scheme.lower() != b"basic":
+        return Presented("", ())
+    try:
+        decoded = base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return Presented(BASIC, ())
+    try:
+        text = decoded.decode("utf-8")
+    except UnicodeDecodeError:
+        text = decoded.decode("latin-1")
+    name, colon, secret = text.partition(":")
+    if not colon:
+        return Presented(BASIC, ())
+    pairs = _readings(name, secret)
+    if client_id is not None and all(client_id != each for each, _ in pairs):
+        raise BadRequest("client_id is not the client of the Authorization header")
+    return Presented(BASIC, pairs)
+
+
+def _readings(name: str, secret: str) -> tuple[tuple[str, str | None], ...]:
+    """An id and a secret as sent, form-decoded, and percent-decoded; each reading once."""
+    if "%" not in secret and "+" not in secret and "%" not in name and "+" not in name:
+        return ((name, secret),)
+    decoders: tuple[Callable[[str], str], ...] = (str, unquote_plus, unquote)
+    return tuple(dict.fromkeys((decode(name), decode(secret)) for decode in decoders))
+
+
+def _post(client_id: str | None, secret: str) -> Presented:
+    """Credentials in the body (RFC 6749 2.3.1)."""
+    return Presented(POST, ((client_id or UNKNOWN, secret),))
+
+
+def _none(client_id: str | None) -> Presented:
+    """A public client names itself (RFC 6749 3.2.1)."""
+    return Presented(NONE, () if client_id is None else ((client_id, None),))

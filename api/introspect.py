@@ -1,0 +1,88 @@
+"""The introspection endpoint (RFC 7662): is this token active, and what is it good for?
+
+Asked by a client about its own tokens, or by an operator. `active` speaks of the token presented. Whatever is not
+active, or not for whoever asks, is exactly `{"active":false}`, which tells nothing else.
+"""
+
+from typing import Any
+
+from msgspec import UNSET
+
+from api import errors, forms
+from api.answers import Answer, BadRequest, json_answer, method_not_allowed
+from api.client_auth import ClientAuth, authorization
+from api.endpoint import FrontDesk, Receive, Send
+from api.operators import Operators, bearer_token
+from api.shapes import Confirmation, IntrospectionResponse
+from ledger.answers import Caller, Introspection
+from ledger.application import Ledger
+from ledger.clients import Operator
+from ledger.times import SECOND
+
+CREDENTIALS = frozenset({"client_secret", "client_assertion", "client_assertion_type"})
+
+
+class IntrospectionEndpoint:
+    """`POST /introspect`. A bearer token makes the caller an operator; everything else is client authentication."""
+
+    def __init__(self, ledger: Ledger, clients: ClientAuth, operators: Operators, desk: FrontDesk, issuer: str) -> None:
+        self._ledger = ledger
+        self._clients = clients
+        self._operators = operators
+        self._desk = desk
+        self._issuer = issuer
+        self._inactive = json_answer(200, {"active": False})
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        try:
+            answer = await self._answer(scope, receive)
+        except forms.ClientGone:
+            return
+        except Exception as error:
+            answer = errors.told(error)
+            self._desk.meters.refused(error)
+        self._desk.meters.answer("/introspect", answer.status)
+        await answer.send(send)
+
+    async def _answer(self, scope: Any, receive: Receive) -> Answer:
+        if scope["method"] != "POST":
+            return method_not_allowed("POST")
+        headers = scope["headers"]
+        form = forms.parse(headers, await forms.read_body(receive, self._desk.body_bytes_max))
+        address, _ = self._desk.contexts.of(scope)
+        asker = self._asker(headers, form, address)
+        token = form.fields.get("token")
+        if token is None:
+            raise BadRequest("token is missing")
+        found = await self._ledger.introspect(asker, token)
+        return self._inactive if found is None else json_answer(200, self._shape(found))
+
+    def _asker(self, headers: Any, form: forms.Form, address: str) -> Caller | Operator:
+        header = authorization(headers)
+        if bearer_token(header) is None:
+            return self._clients.caller(header, form.fields, address)
+        if CREDENTIALS & form.fields.keys():
+            raise BadRequest("the request authenticates by more than one method")
+        return self._operators.caller(headers, address)
+
+    def _shape(self, found: Introspection) -> IntrospectionResponse:
+        access = found.token_use == "access_token"
+        bound = found.cnf_jkt is not None or found.cnf_x5t_s256 is not None
+        audience = (found.resource or (self._issuer,)) if access else ()
+        return IntrospectionResponse(
+            active=True,
+            token_use=found.token_use,
+            scope=" ".join(found.scope),
+            client_id=found.client_id,
+            sub=found.subject,
+            iss=self._issuer,
+            aud=(audience[0] if len(audience) == 1 else list(audience)) if audience else None,
+            iat=found.issued_at // SECOND,
+            exp=None if found.expires_at is None else found.expires_at // SECOND,
+            token_type=("DPoP" if found.cnf_jkt is not None else "bearer") if access else None,
+            grant_id=found.grant_id,
+            cnf=Confirmation(jkt=found.cnf_jkt or UNSET, x5t_s256=found.cnf_x5t_s256 or UNSET) if bound else None,
+            auth_time=found.auth_time,
+            acr=found.acr,
+            amr=None if found.amr is None else list(found.amr),
+        )

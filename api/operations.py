@@ -1,0 +1,349 @@
+"""What can be asked over HTTP, as data: the words, parameters, bodies and answers of the OpenAPI document."""
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from api import shapes
+from api.operators import ADMIN, AUDITOR, ISSUER, SECURITY
+from ledger.answers import Explanation
+from projections.grant_history import History
+from projections.grant_views import GrantPage, GrantView
+from projections.reuse_incidents import IncidentPage
+
+Json = Any
+Content = type[Any] | str | None
+"""What an answer holds: JSON of this type, text of this media type, or nothing."""
+
+CLIENT_ERRORS: Final = (400, 401, 405, 413, 429, 503)
+LOOK_ERRORS: Final = (400, 401, 403, 405, 429, 503)
+ACT_ERRORS: Final = (*LOOK_ERRORS, 413)
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of one endpoint, on all its paths. `caller` is who may ask; nobody in particular where empty."""
+
+    name: str
+    paths: tuple[str, ...]
+    method: Literal["get", "post"]
+    tag: str
+    text: str
+    caller: Literal["client", "operator", "either", ""] = ""
+    roles: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    form: str = ""
+    body: type[Any] | None = None
+    body_may_be_empty: bool = False
+    answers: Mapping[int, tuple[str, Content]]
+    errors: tuple[int, ...] = ()
+
+
+def _parameter(name: str, place: str, text: str, schema: Json) -> Json:
+    return {"name": name, "in": place, "required": place == "path", "description": text, "schema": schema}
+
+
+_TEXT: Final = {"type": "string"}
+_GRANT_ID: Final = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+_STATES: Final = ["active", "suspended", "revoked", "expired"]
+
+PARAMETERS: Final[dict[str, Json]] = {
+    "grant_id": _parameter("grant_id", "path", "32 lower-case hex digits.", _GRANT_ID),
+    "id": _parameter("id", "path", "A client's id.", _TEXT),
+    "client_id": _parameter("client_id", "query", "Of this client only.", _TEXT),
+    "state": _parameter("state", "query", "In this state now.", {"type": "string", "enum": _STATES}),
+    "cursor": _parameter("cursor", "query", "From an earlier page; where to go on.", {**_TEXT, "pattern": "^[0-9]+$"}),
+    "limit": _parameter(
+        "limit", "query", "How many at most; above 1000 means 1000.", {"type": "integer", "minimum": 1, "default": 100}
+    ),
+    "at": _parameter("at", "query", "Also the state then: RFC 3339 with its offset, not in the future.", _TEXT),
+    "since": _parameter("since", "query", "From this time on, inclusive: RFC 3339 with its offset.", _TEXT),
+    "name": _parameter("name", "path", "A guide.", _TEXT),
+    "idempotency_key": _parameter(
+        "Idempotency-Key",
+        "header",
+        "The same key with the same body gets the same answer, while the grant lives.",
+        {"type": "string", "minLength": 1, "maxLength": 128},
+    ),
+}
+"""Every parameter, once."""
+
+_CLIENT_FIELDS: Final[dict[str, Json]] = {
+    "client_id": {"type": "string", "description": "Who asks, where no Authorization header says so."},
+    "client_secret": {"type": "string", "description": "Of a confidential client that uses no Authorization header."},
+}
+_HINT: Final = {"type": "string", "description": "Changes nothing: a token says itself what it is."}
+
+
+def _form(required: list[str], fields: dict[str, Json]) -> Json:
+    # A parameter that is repeated is refused, one that is unknown is ignored (RFC 6749 3.2).
+    return {"type": "object", "required": required, "properties": fields | _CLIENT_FIELDS}
+
+
+FORMS: Final[dict[str, Json]] = {
+    "token": _form(
+        ["grant_type", "refresh_token"],
+        {
+            "grant_type": {"type": "string", "enum": ["refresh_token"]},
+            "refresh_token": _TEXT,
+            "scope": {"type": "string", "description": "What the access token shall be good for; left out: as before."},
+            "resource": {"type": "array", "items": {"type": "string", "format": "uri"}, "description": "RFC 8707."},
+        },
+    ),
+    "revoke": _form(["token"], {"token": _TEXT, "token_type_hint": _HINT}),
+    "introspect": _form(["token"], {"token": _TEXT, "token_type_hint": _HINT}),
+}
+"""The form bodies of the clients' endpoints."""
+
+_CLIENTS: Final = "For clients"
+_GRANTS: Final = "Grants"
+_ENDS: Final = "Ends"
+_INCIDENTS: Final = "Incidents"
+_SERVER: Final = "The server"
+_SEE_ALL: Final = (AUDITOR, SECURITY, ADMIN)
+_PAGED: Final = ("cursor", "limit")
+
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    Operation(
+        name="token",
+        paths=("/oauth/v2/oauth-token", "/token"),
+        method="post",
+        tag=_CLIENTS,
+        text="Exchange a refresh token for an access token and the next refresh token (RFC 6749 6). Send the same "
+        "request again where the answer was lost: it gets the same successor.",
+        caller="client",
+        form="token",
+        answers={200: ("The tokens.", shapes.TokenResponse)},
+        errors=CLIENT_ERRORS,
+    ),
+    Operation(
+        name="revoke",
+        paths=("/oauth/v2/oauth-revoke", "/revoke"),
+        method="post",
+        tag=_CLIENTS,
+        text="Give a token back (RFC 7009). A refresh token ends its grant, an access token only itself.",
+        caller="client",
+        form="revoke",
+        answers={200: ("Done, or there was no such token.", None)},
+        errors=CLIENT_ERRORS,
+    ),
+    Operation(
+        name="introspect",
+        paths=("/oauth/v2/oauth-introspect", "/introspect"),
+        method="post",
+        tag=_CLIENTS,
+        text="Ask whether a token is active (RFC 7662). A client asks about its own, an operator about any.",
+        caller="either",
+        form="introspect",
+        answers={200: ("What the token is good for; or active: false and nothing else.", shapes.IntrospectionResponse)},
+        errors=(*CLIENT_ERRORS, 403),
+    ),
+    Operation(
+        name="list_grants",
+        paths=("/grants",),
+        method="get",
+        tag=_GRANTS,
+        text="List grants, oldest first. An issuer sees what it issued.",
+        caller="operator",
+        roles=(*_SEE_ALL, ISSUER),
+        parameters=("client_id", "state", *_PAGED),
+        answers={200: ("A page.", GrantPage)},
+        errors=LOOK_ERRORS,
+    ),
+    Operation(
+        name="issue_grant",
+        paths=("/grants",),
+        method="post",
+        tag=_GRANTS,
+        text="Issue a grant: a person lets a client act for them, and the client gets its first tokens.",
+        caller="operator",
+        roles=(ISSUER,),
+        parameters=("idempotency_key",),
+        body=shapes.IssueBody,
+        answers={201: ("The first tokens, and the grant's id.", shapes.IssuedResponse)},
+        errors=(*ACT_ERRORS, 409, 422),
+    ),
+    Operation(
+        name="search_grants",
+        paths=("/grants/search",),
+        method="post",
+        tag=_GRANTS,
+        text="List a person's grants, oldest first. Subjects never stand in a URL, so this is a POST.",
+        caller="operator",
+        roles=(*_SEE_ALL, ISSUER),
+        body=shapes.SearchBody,
+        answers={200: ("A page.", GrantPage)},
+        errors=ACT_ERRORS,
+    ),
+    Operation(
+        name="get_grant",
+        paths=("/grants/{grant_id}",),
+        method="get",
+        tag=_GRANTS,
+        text="Look at a grant as it is now. An issuer sees what it issued.",
+        caller="operator",
+        roles=(*_SEE_ALL, ISSUER),
+        parameters=("grant_id",),
+        answers={200: ("The grant.", GrantView)},
+        errors=(*LOOK_ERRORS, 404),
+    ),
+    Operation(
+        name="get_grant_events",
+        paths=("/grants/{grant_id}/events",),
+        method="get",
+        tag=_GRANTS,
+        text="Read a grant's history, oldest first, with the epochs that ended it.",
+        caller="operator",
+        roles=_SEE_ALL,
+        parameters=("grant_id", "at", *_PAGED),
+        answers={200: ("A page of events; with at also the state then.", History)},
+        errors=(*LOOK_ERRORS, 404),
+    ),
+    Operation(
+        name="revoke_grant",
+        paths=("/grants/{grant_id}/revoke",),
+        method="post",
+        tag=_ENDS,
+        text="End a grant for good. An issuer may end what it issued.",
+        caller="operator",
+        roles=(SECURITY, ADMIN, ISSUER),
+        parameters=("grant_id",),
+        body=shapes.ActBody,
+        body_may_be_empty=True,
+        answers={200: ("The grant.", GrantView)},
+        errors=(*ACT_ERRORS, 404),
+    ),
+    Operation(
+        name="suspend_grant",
+        paths=("/grants/{grant_id}/suspend",),
+        method="post",
+        tag=_ENDS,
+        text="Stop a grant until it is reinstated. No expiry is extended.",
+        caller="operator",
+        roles=(SECURITY, ADMIN),
+        parameters=("grant_id",),
+        body=shapes.ActBody,
+        body_may_be_empty=True,
+        answers={200: ("The grant.", GrantView)},
+        errors=(*ACT_ERRORS, 404, 409),
+    ),
+    Operation(
+        name="reinstate_grant",
+        paths=("/grants/{grant_id}/reinstate",),
+        method="post",
+        tag=_ENDS,
+        text="Let a suspended grant go on. After reuse or rollback it wants trust: current.",
+        caller="operator",
+        roles=(SECURITY, ADMIN),
+        parameters=("grant_id",),
+        body=shapes.ReinstateBody,
+        body_may_be_empty=True,
+        answers={200: ("The grant.", GrantView)},
+        errors=(*ACT_ERRORS, 404, 409),
+    ),
+    Operation(
+        name="revoke_subject",
+        paths=("/subjects/revoke",),
+        method="post",
+        tag=_ENDS,
+        text="End all grants of a person at once. After the answer none of them refreshes.",
+        caller="operator",
+        roles=(SECURITY, ADMIN, ISSUER),
+        body=shapes.RevokeSubjectBody,
+        answers={200: ("Whether the subject was ever seen, and its epoch.", shapes.SubjectEpoch)},
+        errors=ACT_ERRORS,
+    ),
+    Operation(
+        name="revoke_client",
+        paths=("/clients/{id}/revoke",),
+        method="post",
+        tag=_ENDS,
+        text="End all grants of a client at once. After the answer none of them refreshes.",
+        caller="operator",
+        roles=(SECURITY, ADMIN),
+        parameters=("id",),
+        body=shapes.RevokeClientBody,
+        answers={200: ("The client's epoch.", shapes.ClientEpoch)},
+        errors=(*ACT_ERRORS, 404),
+    ),
+    Operation(
+        name="list_reuse",
+        paths=("/reuse",),
+        method="get",
+        tag=_INCIDENTS,
+        text="List where a retired token came back, oldest first.",
+        caller="operator",
+        roles=(SECURITY, ADMIN),
+        parameters=("since", *_PAGED),
+        answers={200: ("A page.", IncidentPage)},
+        errors=LOOK_ERRORS,
+    ),
+    Operation(
+        name="explain",
+        paths=("/explain",),
+        method="post",
+        tag=_INCIDENTS,
+        text="Say what a token is, and if it is not good, when, why and by whom it ended.",
+        caller="operator",
+        roles=(SECURITY, ADMIN),
+        body=shapes.ExplainBody,
+        answers={200: ("The verdict, in one word and in plain words.", Explanation)},
+        errors=ACT_ERRORS,
+    ),
+    Operation(
+        name="healthz",
+        paths=("/healthz",),
+        method="get",
+        tag=_SERVER,
+        text="Whether the process answers.",
+        answers={200: ("It does.", shapes.Healthy)},
+        errors=(405,),
+    ),
+    Operation(
+        name="readyz",
+        paths=("/readyz",),
+        method="get",
+        tag=_SERVER,
+        text="Whether requests are served.",
+        answers={200: ("They are.", shapes.Healthy), 503: ("They are not, and why.", shapes.Unready)},
+        errors=(405,),
+    ),
+    Operation(
+        name="metrics",
+        paths=("/metrics",),
+        method="get",
+        tag=_SERVER,
+        text="What is counted, for Prometheus.",
+        answers={200: ("Families in the text format.", "text/plain")},
+        errors=(405,),
+    ),
+    Operation(
+        name="openapi",
+        paths=("/openapi.json",),
+        method="get",
+        tag=_SERVER,
+        text="This document.",
+        answers={200: ("It.", dict)},
+        errors=(405,),
+    ),
+    Operation(
+        name="guides",
+        paths=("/docs",),
+        method="get",
+        tag=_SERVER,
+        text="The list of guides.",
+        answers={200: ("A page.", "text/html")},
+        errors=(405,),
+    ),
+    Operation(
+        name="guide",
+        paths=("/docs/{name}",),
+        method="get",
+        tag=_SERVER,
+        text="A guide.",
+        parameters=("name",),
+        answers={200: ("A page.", "text/html")},
+        errors=(404, 405),
+    ),
+)
+"""Every operation, in the order of the document."""

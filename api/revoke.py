@@ -1,0 +1,46 @@
+"""The revocation endpoint (RFC 7009): a client gives a token back."""
+
+from typing import Any
+
+from api import errors, forms
+from api.answers import Answer, BadRequest, empty_answer, method_not_allowed
+from api.client_auth import ClientAuth, authorization
+from api.endpoint import FrontDesk, Receive, Send
+from ledger.answers import Source
+from ledger.application import Ledger
+
+
+class RevocationEndpoint:
+    """`POST /revoke`. 200 without a body for every token of the client's own, and for what is no token (RFC 7009 2.2).
+
+    `token_type_hint` changes nothing: a token says itself what it is.
+    """
+
+    def __init__(self, ledger: Ledger, clients: ClientAuth, desk: FrontDesk) -> None:
+        self._ledger = ledger
+        self._clients = clients
+        self._desk = desk
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        try:
+            answer = await self._answer(scope, receive)
+        except forms.ClientGone:
+            return
+        except Exception as error:
+            answer = errors.told(error)
+            self._desk.meters.refused(error)
+        self._desk.meters.answer("/revoke", answer.status)
+        await answer.send(send)
+
+    async def _answer(self, scope: Any, receive: Receive) -> Answer:
+        if scope["method"] != "POST":
+            return method_not_allowed("POST")
+        headers = scope["headers"]
+        form = forms.parse(headers, await forms.read_body(receive, self._desk.body_bytes_max))
+        address, user_agent = self._desk.contexts.of(scope)
+        caller = self._clients.caller(authorization(headers), form.fields, address)
+        token = form.fields.get("token")
+        if token is None:
+            raise BadRequest("token is missing")
+        await self._ledger.revoke_token(caller, Source(address, user_agent), token)
+        return empty_answer()

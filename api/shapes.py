@@ -1,0 +1,206 @@
+"""The JSON of requests and answers, as types: what a body may hold is checked against them, and the OpenAPI document is
+made of them, so that neither can say what the other does not.
+
+Requests forbid unknown members. In answers, what is null is left out. Scopes are space-separated strings here (RFC 6749
+3.3), times RFC 3339 in UTC with six digits.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta
+from msgspec import UnsetType as Unset
+
+from ledger.policy import REASON_CHARACTERS_MAX, SECONDS_MAX, SUBJECT_CHARACTERS_MAX
+
+T = TypeVar("T")
+
+GrantId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="32 lower-case hex digits.")]
+Time = Annotated[str, Meta(description="RFC 3339, UTC, six digits, Z.", examples=["2026-11-25T17:18:50.000000Z"])]
+GivenTime = Annotated[str, Meta(description="RFC 3339 with any offset; one without an offset is refused.")]
+Scope = Annotated[str, Meta(description="Words with one space between (RFC 6749 3.3); may be empty.")]
+Subject = Annotated[str, Meta(min_length=1, max_length=SUBJECT_CHARACTERS_MAX, description="Compared byte for byte.")]
+Reason = Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX, description="Kept beside the events, erasable.")]
+Seconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
+Private = Annotated[str, Meta(min_length=1, max_length=255)]
+Claim = Annotated[str, Meta(min_length=1, max_length=255)]
+Thumbprint = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="SHA-256, base64url without padding.")]
+Generation = Annotated[int, Meta(ge=0, description="Of the refresh token inside its grant: 0, 1, 2 …")]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A body that may hold its members and no others. A member left out is UNSET; null is none of its values."""
+
+
+def given(value: T | Unset) -> T | None:
+    """Return a member of a request, None where it was left out."""
+    return None if value is UNSET else value
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An answer; members that are null are left out."""
+
+
+# ---------------------------------------------------------------- tokens
+
+
+class Confirmation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The key that a token is bound to (RFC 7800): of a DPoP proof (RFC 9449) or of a certificate (RFC 8705)."""
+
+    jkt: Thumbprint | Unset = UNSET
+    x5t_s256: Thumbprint | Unset = msgspec.field(default=UNSET, name="x5t#S256")
+
+
+class TokenResponse(Shape, frozen=True, kw_only=True):
+    """A successful token response (RFC 6749 5.1)."""
+
+    access_token: str
+    refresh_token: str | None = None
+    scope: Scope
+    token_type: Literal["bearer", "DPoP"]
+    expires_in: Annotated[int, Meta(ge=1, description="Seconds, rounded down.")]
+    refresh_token_timeout: Annotated[int, Meta(ge=0, description="Seconds; absent where unlimited.")] | None = None
+    authorization_expires_in: Annotated[int, Meta(ge=0, description="Seconds; absent where unlimited.")] | None = None
+
+
+class IssuedResponse(TokenResponse, frozen=True, kw_only=True):
+    """The first tokens of a new grant, and its id."""
+
+    grant_id: GrantId
+
+
+class IntrospectionResponse(Shape, frozen=True, kw_only=True):
+    """Whether a token is active (RFC 7662 2.2); one that is not says nothing else."""
+
+    active: bool
+    token_use: Literal["access_token", "refresh_token"] | None = None
+    scope: Scope | None = None
+    client_id: str | None = None
+    sub: Annotated[str, Meta(description="The subject as issued.")] | None = None
+    iss: str | None = None
+    aud: str | list[str] | None = None
+    iat: int | None = None
+    exp: Annotated[int, Meta(description="Of the token presented; absent where unlimited.")] | None = None
+    token_type: Literal["bearer", "DPoP"] | None = None
+    grant_id: GrantId | None = None
+    cnf: Confirmation | None = None
+    auth_time: int | None = None
+    acr: str | None = None
+    amr: list[str] | None = None
+
+
+class ErrorResponse(Shape, frozen=True, kw_only=True):
+    """An error (RFC 6749 5.2). `reason` and `event_id` stand only in answers to the owner of a refresh token."""
+
+    error: str
+    error_description: str | None = None
+    reason: (
+        Literal[
+            "rotated",
+            "reuse_detected",
+            "expired_idle",
+            "expired_absolute",
+            "revoked_by_client",
+            "revoked_by_operator",
+            "revoked_by_subject",
+            "suspended",
+            "key_distrusted",
+            "no_scope_left",
+        ]
+        | None
+    ) = None
+    event_id: str | None = None
+
+
+# ---------------------------------------------------------------- what operators send
+
+
+class IssueBody(Request, frozen=True, kw_only=True):
+    """What an issuer asks for. Lifetimes only shorten what the client's policy gives."""
+
+    client_id: str
+    subject: Subject
+    scope: Scope
+    resource: Annotated[list[str], Meta(min_length=1, max_length=64)] | str | Unset = UNSET
+    refresh_token_ttl_seconds: Seconds | Unset = UNSET
+    grant_ttl_seconds: Seconds | Unset = UNSET
+    device: Private | Unset = UNSET
+    session: Private | Unset = UNSET
+    cnf: Confirmation | Unset = UNSET
+    auth_time: Annotated[int, Meta(ge=0, le=253_402_300_799)] | Unset = UNSET
+    acr: Claim | Unset = UNSET
+    amr: Annotated[list[Claim], Meta(min_length=1, max_length=32)] | Unset = UNSET
+
+
+class SearchBody(Request, frozen=True, kw_only=True):
+    """Which grants of a person to list. It is a body, because subjects never stand in a URL."""
+
+    subject: Subject
+    client_id: str | Unset = UNSET
+    state: Literal["active", "suspended", "revoked", "expired"] | Unset = UNSET
+    cursor: str | Unset = UNSET
+    limit: int | Unset = UNSET
+
+
+class ActBody(Request, frozen=True, kw_only=True):
+    """Why an operator revokes or suspends a grant."""
+
+    reason: Reason | Unset = UNSET
+
+
+class ReinstateBody(Request, frozen=True, kw_only=True):
+    """Why an operator lets a grant go on; after reuse or rollback also that the current token's holder is trusted."""
+
+    reason: Reason | Unset = UNSET
+    trust: Literal["current"] | Unset = UNSET
+
+
+class RevokeSubjectBody(Request, frozen=True, kw_only=True):
+    """Ends a person's grants, or with `before` those issued earlier than that."""
+
+    subject: Subject
+    reason: Reason
+    before: GivenTime | Unset = UNSET
+
+
+class RevokeClientBody(Request, frozen=True, kw_only=True):
+    """Ends a client's grants, or with `before` those issued earlier than that."""
+
+    reason: Reason
+    before: GivenTime | Unset = UNSET
+
+
+class ExplainBody(Request, frozen=True, kw_only=True):
+    """The token to explain; white space around it is ignored."""
+
+    token: str
+
+
+# ---------------------------------------------------------------- what operators get
+
+
+class SubjectEpoch(Shape, frozen=True, kw_only=True):
+    """What became of a subject's grants: `known` is false where the subject was never seen, and nothing is recorded."""
+
+    known: bool
+    epoch: int | None = None
+
+
+class ClientEpoch(Shape, frozen=True, kw_only=True):
+    """Which epoch of the client rules now."""
+
+    client_id: str
+    epoch: int
+
+
+class Healthy(Shape, frozen=True, kw_only=True):
+    """The process answers, or serves."""
+
+    status: Literal["ok", "ready"]
+
+
+class Unready(Shape, frozen=True, kw_only=True):
+    """Requests are not served now, and why."""
+
+    status: Literal["unready"]
+    reason: str

@@ -68,14 +68,15 @@ class SQLiteStore:
             raise
 
     def _open(self, ring_id: str) -> bool:
-        new = not self.path.exists() or self.path.stat().st_size == 0
-        if new:
+        if not self.path.exists():
             self.path.touch(mode=0o600)
         writer = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=1.0, cached_statements=256
         )
         self._writer = writer
-        if not new and writer.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        application_id = writer.execute("PRAGMA application_id").fetchone()[0]
+        new = not application_id and not writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not new and application_id != APPLICATION_ID:
             raise LedgerError(f"{self.path}: this database is no token ledger; nothing was changed")
         mode = writer.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         writer.execute(f"PRAGMA synchronous={self._synchronous}")
@@ -111,7 +112,7 @@ class SQLiteStore:
         writer.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
         writer.execute("INSERT INTO meta VALUES ('ring_id', ?)", (ring_id,))
         writer.execute("INSERT INTO meta VALUES ('inline', ?)", (self._inline_names(),))
-        writer.execute("COMMIT")  # A crash before this line leaves an empty file, which the next start makes anew.
+        writer.execute("COMMIT")  # A crash before this line leaves a file without tables: the next start makes them.
 
     def _check(self, writer: sqlite3.Connection, ring_id: str) -> None:
         meta = dict(writer.execute("SELECT key, value FROM meta").fetchall())

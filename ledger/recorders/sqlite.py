@@ -21,7 +21,7 @@ import msgspec
 from ledger.inline import Inline
 from ledger.owner import OwnerLock
 from ledger.private import PrivateGrant
-from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy
+from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
@@ -151,16 +151,21 @@ class SQLiteStore:
         return self._writer
 
     def begin(self) -> tuple[int, int]:
-        """Take the write lock; return the control counter and serial (0: none). StoreBusy at once: never waits."""
+        """Take the write lock; return the control counter and serial (0: none). StoreBusy at once: never waits.
+
+        No transaction is open where it raises.
+        """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            counter, serial = self._connection.execute("SELECT counter, serial FROM control").fetchone()
-            return counter, serial
+            return self.control()
         except sqlite3.Error as error:
             raise translated(error) from None
+        except StoreError:
+            self.rollback()
+            raise
 
     def control(self) -> tuple[int, int]:
-        """The control counter and the clients file's last serial (0: none), outside any transaction."""
+        """The control counter and the clients file's last serial (0: none), as of now or of the open transaction."""
         counter, serial = self._select("SELECT counter, serial FROM control", ())[0]
         return counter, serial
 
@@ -276,15 +281,28 @@ class SQLiteStore:
     @contextmanager
     def reader(self) -> Iterator[Reader]:
         """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""
-        connection = self._readers.pop() if self._readers else self._connect_reader()
+        try:
+            connection = self._readers.pop()  # not after a look: other threads take one, too
+        except IndexError:
+            connection = self._connect_reader()
         try:
             connection.execute("BEGIN")
             yield Reader(connection)
         except sqlite3.Error as error:
             raise translated(error) from None
         finally:
+            self._give_back(connection)
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            connection.close()  # the next question gets a fresh one
+            return
+        if self._writer is None:
+            connection.close()
+        else:
             self._readers.append(connection)
 
     def _connect_reader(self) -> sqlite3.Connection:

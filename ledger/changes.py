@@ -22,7 +22,7 @@ SettingsEvent: TypeAlias = ClientEvent | OperatorEvent
 LIFETIMES = ("access_token_ttl_seconds", "refresh_token_ttl_seconds", "grant_ttl_seconds")
 
 
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
+class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What changes for one client (`kind` "client") or operator: which fields, never to what.
 
     `fields` are spelled as in a clients file; `shortened` those of them that make lifetimes shorter. `live_grants`:
@@ -49,7 +49,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         return text
 
 
-class ApplyReport(msgspec.Struct, frozen=True, kw_only=True):
+class ApplyReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What applying a clients file changed, or with `dry_run` would change. `serial` is the file's."""
 
     differences: Sequence[Difference]

@@ -227,3 +227,22 @@ def test_a_file_that_breaks_a_rule_is_refused_as_a_whole(
 def test_clients_may_share_a_secret() -> None:
     """Two clients are told apart by their ids."""
     assert 2 == len(Known().apply([client("www", "same"), client("app", "same")])[0])
+
+
+def test_a_report_survives_the_way_back_to_the_command() -> None:
+    """A command beside a running server reads it as JSON; what is null is left out."""
+    report = ApplyReport(
+        differences=[
+            Difference(kind="client", name="www", change="disabled", live_grants=2),
+            Difference(kind="operator", name="soc", change="changed", fields=("token",)),
+        ],
+        dry_run=True,
+    )
+    assert {
+        "differences": [
+            {"kind": "client", "name": "www", "change": "disabled", "live_grants": 2},
+            {"kind": "operator", "name": "soc", "change": "changed", "fields": ["token"]},
+        ],
+        "dry_run": True,
+    } == msgspec.json.decode(msgspec.json.encode(report))
+    assert report == msgspec.json.decode(msgspec.json.encode(report), type=ApplyReport)

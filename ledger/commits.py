@@ -14,7 +14,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from ledger.batch import Batch, Memory
@@ -108,6 +108,10 @@ class Commits:
             self._planned = True
             self._loop.call_soon(self._run)
 
+    def _plan_later(self) -> None:
+        self._planned = True
+        self._loop.call_later(BUSY_RETRY_SECONDS, self._run)
+
     @property
     def stalled_seconds(self) -> float:
         """How long a commit has been asked for without one succeeding; 0 where nobody waits."""
@@ -134,6 +138,11 @@ class Commits:
             return
         except StoreError as error:
             self._failed(taken, error)
+            return
+        except Exception as error:
+            # What the log says of authority cannot be made out: nothing can be decided, by nobody.
+            log.error("batch_not_begun", exc_info=error)
+            self._failed(taken, StoreBroken(f"the authority cannot be read: {type(error).__name__}"))
             return
         try:
             done = [(each, *self._decided(batch, each)) for each in taken]
@@ -260,8 +269,13 @@ class Commits:
         self._abandon(batch)
         if not isinstance(error, LostRace):
             log.error("decision_failed", exc_info=error)
-        self._alone.extendleft(reversed(taken))
-        if self.broken is None:
+        if self.broken is not None:
+            _refuse(taken)
+        elif len(taken) == 1:  # alone and lost again: let the others' commit pass
+            self._alone.appendleft(taken[0])
+            self._plan_later()
+        else:
+            self._alone.extendleft(reversed(taken))
             self._plan()
 
     def _put_back(self, taken: list[Waiting[Any]], error: StoreBusy) -> None:
@@ -272,8 +286,7 @@ class Commits:
             self._waiting.extendleft(reversed(taken))
         self._expire(self._loop.time())
         if self._waiting or self._alone:
-            self._planned = True
-            self._loop.call_later(BUSY_RETRY_SECONDS, self._run)
+            self._plan_later()
 
     def _failed(self, taken: list[Waiting[Any]], error: StoreError) -> None:
         if self.last_error != str(error):  # once a trouble, not once a batch
@@ -281,18 +294,15 @@ class Commits:
             log.error("store_failed", extra={"fields": {"problem": str(error)}})
         if isinstance(error, StoreBroken):
             self._break(error)
-        for each in taken:
-            _set_exception(each.future, Unavailable())
+        _refuse(taken)
         if self.broken is None and (self._waiting or self._alone):
-            self._planned = True
-            self._loop.call_later(BUSY_RETRY_SECONDS, self._run)
+            self._plan_later()
 
     def _break(self, error: StoreError) -> None:
         if self.broken is None:
             self.broken = error
             self._memory.forget_everything()
-            for each in (*self._alone, *self._waiting):
-                _set_exception(each.future, Unavailable())
+            _refuse((*self._alone, *self._waiting))
             self._alone.clear()
             self._waiting.clear()
             self._on_broken(error)
@@ -344,6 +354,11 @@ class Commits:
 def _forgotten(future: asyncio.Future[Any]) -> None:
     """Nobody waits for this one: its failure is told elsewhere."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _refuse(those: Iterable[Waiting[Any]]) -> None:
+    for each in those:
+        _set_exception(each.future, Unavailable())
 
 
 def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:

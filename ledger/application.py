@@ -135,11 +135,12 @@ class Ledger:
                 await self._ticker
         with contextlib.suppress(Unavailable):
             await self._flush_presentations(all_of_them=True)
-        await self._commits.close()
+        ended = await self._commits.close()
         if self.behind is None and self._commits.broken is None:
             with contextlib.suppress(LedgerError):
                 self._write_head()
-        self.store.close()
+        if ended:  # else the disk hangs, and whoever touched the connection would hang with it
+            self.store.close()
 
     # ------------------------------------------------------------ clients
 

@@ -33,6 +33,7 @@ WAITING_MAX = 20_000
 BUSY_RETRY_SECONDS = 0.02
 SWEEP_SECONDS = 0.25
 UNREADY_AFTER_SECONDS = 5.0
+HANGING_COMMIT_SECONDS = 5.0
 
 
 class Waiting(Generic[T]):
@@ -70,6 +71,7 @@ class Commits:
         self._waiting: deque[Waiting[Any]] = deque()
         self._alone: deque[Waiting[Any]] = deque()
         self._in_flight: list[tuple[Waiting[Any], Any, bool]] = []
+        self._exclusive: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._planned = False
         self._committing = False
         self._unserved_since: float | None = None
@@ -128,8 +130,10 @@ class Commits:
         self._planned = False
         if self._committing or self.broken is not None:
             return
-        taken = self._take()
+        self._run_exclusive()
+        taken = self._take()  # nobody where the store broke just now
         if not taken:
+            self._tell_idle()
             return
         try:
             batch = Batch(self._store, self._memory)
@@ -238,8 +242,18 @@ class Commits:
             self._plan()
         else:
             self._unserved_since = None
-            if self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
+            if self._exclusive:
+                self._plan()
+            self._tell_idle()
+
+    @property
+    def _somebody_waits(self) -> bool:
+        flying = any(not each.future.done() for each, _, _ in self._in_flight)
+        return flying or bool(self._waiting or self._alone or self._exclusive)
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self._idle.done() and not self._somebody_waits:
+            self._idle.set_result(None)
 
     # ------------------------------------------------------------ going wrong
 
@@ -303,19 +317,23 @@ class Commits:
             self.broken = error
             self._memory.forget_everything()
             _refuse((*self._alone, *self._waiting))
+            for _, future in self._exclusive:
+                _set_exception(future, Unavailable())
             self._alone.clear()
             self._waiting.clear()
+            self._exclusive.clear()
+            self._tell_idle()
             self._on_broken(error)
 
-    # ------------------------------------------------------------ deadlines and the end
+    # ------------------------------------------------------------ deadlines
 
     def _sweep(self) -> None:
         self._sweeper = None
         self._expire(self._loop.time())
-        if self._unserved_since is None or self._closed or self.broken is not None:
+        if self._unserved_since is None or self.broken is not None:
             return
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        if not (self._waiting or self._alone or self._committing):
+        if not (self._waiting or self._alone or self._committing or self._closed):
             # Everybody was refused, and an unready node is sent nobody: ask the store itself whether it has healed.
             _forgotten(self.submit(Batch.probe))
 
@@ -328,27 +346,49 @@ class Commits:
             self._waiting = deque(each for each in self._waiting if not each.future.done())
         if any(each.future.done() for each in self._alone):
             self._alone = deque(each for each in self._alone if not each.future.done())
+        self._tell_idle()
 
-    async def drain(self) -> None:
-        """Wait until everybody in line has been answered."""
-        while self.broken is None and (self._committing or self._waiting or self._alone):
-            self._idle = self._loop.create_future()
-            await self._idle
+    # ------------------------------------------------------------ the connection for oneself, and the end
 
     async def exclusively(self, act: Callable[[], T]) -> T:
-        """Run `act` while no batch is under way and none may begin: it has the writing connection for itself."""
-        while self._committing:
-            await asyncio.sleep(0.001)
-        return act()
+        """Run `act` on the event loop between two batches: it has the writing connection for itself, and goes before
+        whoever is in line. Raises Unavailable where the store is broken, and whatever `act` raises."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self.broken is not None or self._closed:
+            raise Unavailable
+        self._exclusive.append((act, future))
+        if not self._committing:
+            self._plan()
+        return await future
 
-    async def close(self) -> None:
-        """Answer who is in line, then take nobody in and end the thread. The store stays open."""
-        await self.drain()
+    def _run_exclusive(self) -> None:
+        while self._exclusive:
+            act, future = self._exclusive.popleft()
+            try:
+                answer = act()
+            except Exception as error:
+                _set_exception(future, error)
+                if isinstance(error, StoreBroken):
+                    self._break(error)
+            else:
+                if not future.done():
+                    future.set_result(answer)
+
+    async def close(self) -> bool:
+        """Take nobody in any more, answer who is in line, and end the thread. The store stays open; False where a
+        commit still hangs in it: it must not be touched any more then.
+
+        Nobody waits longer than their deadline, so this does not either.
+        """
         self._closed = True
+        while self.broken is None and self._somebody_waits:
+            self._idle = self._loop.create_future()
+            await self._idle
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._handover.put(None)
-        await asyncio.to_thread(self._thread.join, 5.0)
+        await asyncio.to_thread(self._thread.join, HANGING_COMMIT_SECONDS)
+        return not self._thread.is_alive()
 
 
 def _forgotten(future: asyncio.Future[Any]) -> None:

@@ -250,12 +250,9 @@ class Connection(asyncio.Protocol):
             self._write_refusal(status, description, linger=linger)
 
     def _write_refusal(self, status: int, description: str, *, linger: bool = True) -> None:
-        self.transport.write(self._bytes_of(oauth_error(status, "invalid_request", description, headers=(CLOSE,))))
+        answer = oauth_error(status, "invalid_request", description, headers=(CLOSE,))
+        self.transport.write(bytes_of(answer, self.listener.date_line))
         self._finish(linger=linger)
-
-    def _bytes_of(self, answer: Answer) -> bytes:
-        lines = b"".join(b"%s: %s\r\n" % header for header in answer.headers)
-        return STATUS_LINES[answer.status] + self.listener.date_line + lines + b"\r\n" + answer.body
 
     def _finish(self, *, linger: bool) -> None:
         """End the connection; where the client is still sending, read on for a moment.
@@ -312,6 +309,12 @@ class Connection(asyncio.Protocol):
         self.half_closed = True
         self.cycle.keep_alive = False
         return True
+
+
+def bytes_of(answer: Answer, date_line: bytes, *, body: bool = True) -> bytes:
+    """Return an answer as it goes over the wire, for the places where no parser has a say."""
+    lines = b"".join(b"%s: %s\r\n" % header for header in answer.headers)
+    return STATUS_LINES[answer.status] + date_line + lines + b"\r\n" + (answer.body if body else b"")
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from api.answers import CLOSE, Answer, oauth_error
-from api.connections import Listener, log
+from api.connections import Listener, bytes_of, log
 from api.forms import ClientGone, TooLarge
 
 
@@ -52,11 +52,11 @@ class Exchange:
             if not (self.disconnected or self.response_complete):
                 self.transport.abort()
         except TooLarge as error:
-            await self._answer_for_the_application(error.answer())
+            self._answer_for_the_application(error.answer())
         except Exception as error:  # the last resort: a defect of ours, told to the log and not to the client
             log.exception("request_failed", error, method=self.scope["method"])
             answer = oauth_error(500, "server_error", "something unforeseen happened here", headers=(CLOSE,))
-            await self._answer_for_the_application(answer)
+            self._answer_for_the_application(answer)
         finally:
             # What refers back to the connection goes, so that no request leaves a cycle to the garbage collector.
             self.on_response = _nothing
@@ -65,18 +65,20 @@ class Exchange:
                 self.listener.state.tasks.discard(self.task)
                 self.task = None
 
-    async def _answer_for_the_application(self, answer: Answer) -> None:
+    def _answer_for_the_application(self, answer: Answer) -> None:
+        """Answer past the parser, which may be in no state to; where half an answer is out, just end."""
         self.held = None
         if self.disconnected or self.response_complete:
             return
         if self.response_started:
-            self.transport.abort()  # half an answer is out: its end must not look like a whole one
+            self.transport.abort()  # the end of what is out must not look like the end of the whole
             return
-        try:
-            await answer.send(self.send)
-        except Exception as error:  # the parser is in no state to send
-            log.exception("answer_failed", error)
-            self.transport.abort()
+        self.status = answer.status
+        self.response_started = self.response_complete = True
+        self.keep_alive = False
+        self.message_event.set()
+        self.transport.write(bytes_of(answer, self.listener.date_line, body=self.scope["method"] != "HEAD"))
+        self.on_response()
 
     async def receive(self) -> Any:
         """Give the next part of the body (ASGI). Asks for it with 100 Continue where the client waits to be asked."""
@@ -133,7 +135,10 @@ class Exchange:
         self.on_response()
 
     def joined(self, start: Any, body: bytes) -> bytes | None:
-        """Return head and body as one piece; None where uvicorn's own way is the right one."""
+        """Return head and body as one piece; None where uvicorn's own way is the right one.
+
+        Raises for a header or a length that would make another answer of it; then nothing is out yet.
+        """
         raise NotImplementedError
 
     async def send_as_uvicorn(self, message: Any) -> None:

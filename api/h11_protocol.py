@@ -17,7 +17,8 @@ from api.connections import HEAD_BYTES_MAX, NOT_HTTP, Connection, Listener
 from api.exchanges import Exchange
 from api.heads import Malformed, check_head
 
-_BARE_LINE_FEED: Final = re.compile(rb"(?<!\r)\n")
+# A line feed without its carriage return, a carriage return without its line feed, any other control but the tab.
+_NOT_IN_A_HEAD: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LENGTH_LINE: Final = re.compile(rb"\ncontent-length[ \t]*:", re.IGNORECASE)
 
 
@@ -57,6 +58,9 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
             return
         if self.conn.their_state is h11.IDLE:
             if not self.receiving:
+                data = data.lstrip(b"\r\n")  # an empty line before a request is nothing (RFC 9112 2.2)
+                if not data:
+                    return
                 self.request_begins()
             self.head += data
         self.conn.receive_data(data)
@@ -95,7 +99,7 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
         raw, self.head = bytes(self.head[:consumed]), bytearray()
         if consumed > HEAD_BYTES_MAX:
             raise Malformed(431, "the request's head is too long")
-        if _BARE_LINE_FEED.search(raw) or len(_LENGTH_LINE.findall(raw)) > 1:
+        if _NOT_IN_A_HEAD.search(raw) or len(_LENGTH_LINE.findall(raw)) > 1:
             raise Malformed(400, NOT_HTTP)
         headers = [(bytes(name), bytes(value)) for name, value in event.headers]
         version = event.http_version.decode("ascii")
@@ -126,7 +130,12 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
 
     def _next_cycle(self) -> None:
         self.conn.start_next_cycle()
-        self.head = bytearray(self.conn.trailing_data[0])
+        received = self.conn.trailing_data[0]
+        self.head = bytearray(received.lstrip(b"\r\n"))
+        if len(self.head) != len(received):  # as above; h11 has these bytes already, so another one gets the rest
+            self.conn = h11.Connection(h11.SERVER, HEAD_BYTES_MAX)
+            if self.head:  # no bytes would mean that the client has closed
+                self.conn.receive_data(bytes(self.head))
         if self.head:
             self.request_begins()
 

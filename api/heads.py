@@ -12,7 +12,7 @@ from api.answers import Header
 
 _FRAMING: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
-_ABSOLUTE: Final = re.compile(rb"https?://[^/?#@]+", re.IGNORECASE)
+_ABSOLUTE: Final = re.compile(rb"https?://[^/?#@]+(?=[/?#]|$)", re.IGNORECASE)
 
 
 class Malformed(Exception):

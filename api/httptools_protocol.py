@@ -33,7 +33,7 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
         for name, value in headers:
             if name == b"content-length":
                 if int(value) != len(body):
-                    return None
+                    raise RuntimeError("the length told is not the body's")
                 length_told = True
             elif name == b"transfer-encoding":
                 return None
@@ -50,7 +50,7 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
         parts.append(b"\r\n")
         head = b"".join(parts)
         if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-            return None  # a header that would end early: uvicorn's way names and refuses it
+            raise RuntimeError("a header holds a line end or a NUL")
         return head + body
 
     async def send_as_uvicorn(self, message: Any) -> None:

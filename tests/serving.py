@@ -1,19 +1,24 @@
-"""The server shell in a thread of its own, with an application that shows what it got: tests speak to it over sockets."""
+"""The server shell in a thread of its own, with an application that shows what it got, and what tests say about it."""
 
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from api.answers import Answer, BadRequest, json_answer, oauth_error, with_body
+from api import answers
+from api.answers import BadRequest, json_answer, oauth_error, with_body
 from api.forms import read_body
 from api.server import Parser, Server, loop_factory
 from api.settings import Settings
-from tests.wire import Connection
+from tests.wire import Answer, Connection, check_answer
 
-App = Callable[[Any, Any, Any], Awaitable[None]]
+PARSERS: tuple[Parser, ...] = ("httptools", "h11")
+HOST = b"Host: localhost\r\n"
+QUICK = Settings(port=0, allow_plain_http=True, request_timeout_seconds=1.0, keep_alive_seconds=1.0)
+"""Deadlines long enough that a busy machine answers in time, and short enough that a test can wait for them."""
 
 
 class Running:
@@ -85,6 +90,28 @@ def serving(
         raise failed[0]
 
 
+@contextmanager
+def serving_with(parser: Parser, settings: Settings | None = None) -> Iterator[Running]:
+    """Serve a Shower: with httptools on uvloop, as everywhere, or with h11 on asyncio, where those do not install."""
+    with serving(Shower(), parser=parser, fast_loop=parser == "httptools", settings=settings) as running:
+        yield running
+
+
+def exchange(server: Running, raw: bytes) -> Answer:
+    """Send one request on a connection of its own."""
+    with server.connect() as connection:
+        return connection.exchange(raw)
+
+
+def check_refused(answer: Answer, statuses: set[int]) -> None:
+    """Assert that a request was refused by the shell: a status, the shape of RFC 6749 5.2, the connection closed."""
+    assert answer.status in statuses, answer.body
+    assert "close" == answer.header("Connection")
+    assert "no-store" == answer.header("Cache-Control")
+    check_answer(answer, "POST", "/explain")
+    assert "invalid_request" == answer.json()["error"]
+
+
 class Shower:
     """An application with one behaviour a path; `/echo` and every unknown one tell what arrived."""
 
@@ -129,7 +156,7 @@ class Shower:
 
     async def do_empty(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer 204."""
-        await Answer(204, b"", []).send(send)
+        await answers.Answer(204, b"", []).send(send)
 
     async def do_boom(self, scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("a defect\non two lines")
@@ -153,7 +180,7 @@ class Shower:
 
     async def do_lie(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer with a length that is not the body's."""
-        await Answer(200, b"abc", [(b"content-length", b"5")]).send(send)
+        await answers.Answer(200, b"abc", [(b"content-length", b"5")]).send(send)
 
     async def do_unlimited(self, scope: Any, receive: Any, send: Any) -> None:
         """Read whatever comes, and do not know of TooLarge."""
@@ -166,7 +193,7 @@ class Shower:
         await json_answer(200, {"length": length}).send(send)
 
 
-def _told(scope: Any, body: bytes) -> Answer:
+def _told(scope: Any, body: bytes) -> answers.Answer:
     told = {name: scope[name] for name in ("method", "path", "http_version", "scheme")}
     told |= {
         "query": scope["query_string"].decode(),
@@ -205,3 +232,20 @@ def logged() -> Iterator[Lines]:
     finally:
         root.removeHandler(lines)
         root.setLevel(before)
+
+
+def check_quiet(lines: Lines) -> None:
+    """Assert that nothing above `info` and no traceback was logged: hostile input is no event."""
+    assert [] == [record.getMessage() for record in lines.records if record.exc_info]
+    assert [] == [record.getMessage() for record in lines.records if record.levelno > logging.INFO]
+
+
+def connect_soon(port: int) -> Connection:
+    """Connect to a server that is starting."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return Connection(("127.0.0.1", port), timeout_seconds=5)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

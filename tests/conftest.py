@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.servers"]  # shared_server, own_server
+pytest_plugins = ["tests.servers", "tests.places"]  # shared_server, own_server; place, made
 FULL_TIMEOUT_SECONDS = 3600
 
 

@@ -1,0 +1,77 @@
+"""A folder with a ledger in it and no server: commands run there as processes of their own."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.servers import PROJECT, free_port, program
+
+SECONDS_MAX = 30
+
+
+class Place:
+    """A folder in which the program is run, with the settings that a server there would have."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.settings = {
+            "DATABASE_URL": f"sqlite:///{folder / 'token-ledger.db'}",
+            "KEYS_FILE": str(folder / "token-ledger.keys"),
+            "PORT": str(free_port()),
+            "ALLOW_PLAIN_HTTP": "1",
+        }
+
+    def run(self, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end. A setting given as an empty text is not set."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("TOKEN_LEDGER_")}
+        path = os.pathsep.join([str(PROJECT), *filter(None, [inherited.get("PYTHONPATH")])])
+        own = {f"TOKEN_LEDGER_{name}": value for name, value in (self.settings | settings).items()}
+        return subprocess.run(
+            [*program(), *arguments],
+            cwd=self.folder,
+            env=inherited | {"PYTHONPATH": path} | own,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+
+    def refused(self, *arguments: str, stdin: str = "", **settings: str) -> str:
+        """Run a command that must be refused: the one line that it says."""
+        done = self.run(*arguments, stdin=stdin, **settings)
+        assert 2 == done.returncode, done
+        assert 1 == done.stderr.count("\n"), done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stderr.removesuffix("\n").removeprefix("token-ledger: ")
+
+    def files(self) -> Mapping[str, bytes]:
+        """Every file but locks, with its content."""
+        found = [path for path in self.folder.iterdir() if path.is_file() and path.suffix != ".lock"]
+        return {path.name: path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """An empty folder."""
+    return Place(tmp_path / "here")
+
+
+@pytest.fixture(scope="session")
+def new_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a new ledger, to be copied."""
+    place = Place(tmp_path_factory.mktemp("new") / "ledger")
+    assert 0 == place.run("init").returncode
+    return place.folder
+
+
+@pytest.fixture
+def made(place: Place, new_ledger: Path) -> Place:
+    """A folder with a new ledger in it."""
+    shutil.copytree(new_ledger, place.folder, dirs_exist_ok=True)
+    return place

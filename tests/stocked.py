@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import msgspec
 
 from ledger import times
-from ledger.answers import Caller, IssueRequest, Source, TokenAnswer
+from ledger.answers import Caller, GrantAct, IssueRequest, Source, TokenAnswer
 from ledger.application import Ledger, Options
 from ledger.clients import ClientSpec, Operator, OperatorSpec, Settings
 from ledger.events import Words
@@ -19,6 +20,8 @@ from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import Refused
 from projections import INLINE
 
+DAY = 86_400
+ACTS = ("issue", "issue", "refresh", "refresh", "refresh", "operate", "subject", "client", "reuse")
 START = times.parse("2026-11-25T10:00:00Z") or 0
 SCOPE: Words = ("read", "openid", "profile", "write")
 HOME = Source("198.51.100.7", "app/1")
@@ -98,3 +101,40 @@ async def stocked(folder: Path, *, seed: int = 1) -> AsyncIterator[Stocked]:
         yield found
     finally:
         await ledger.close()
+
+
+async def world(at: Stocked, chance: Random, acts: int) -> list[str]:
+    """A ledger with a past: grants issued, used, stopped, ended by all means, time passing."""
+    await at.clients("www", "app")
+    tokens: dict[str, tuple[str | None, str]] = {}
+    for _ in range(acts):
+        at.pass_seconds(chance.choice((1, 60, 3600, DAY, 3 * DAY)))
+        act = chance.choice(
+            ("issue", "issue", "refresh", "refresh", "refresh", "operate", "subject", "client", "reuse")
+        )
+        person = chance.choice(("ann", "bob", "eve", "joe"))
+        before = chance.choice((None, at.now - chance.randrange(9) * DAY * times.SECOND))
+        grant_id = chance.choice(list(tokens) or [""])
+        if act == "issue" or not tokens:
+            client_id = chance.choice(("www", "app"))
+            issued = await at.issue(person, client_id)
+            tokens[issued.grant_id] = (issued.refresh_token, client_id)
+        elif act in ("refresh", "reuse"):
+            token, client_id = tokens[grant_id]
+            try:
+                answer = await at.refresh(token, client_id=client_id)
+            except Refused:
+                continue
+            if act == "refresh":
+                tokens[grant_id] = (answer.refresh_token, client_id)
+        elif act == "operate":
+            try:
+                what = chance.choice(get_args(GrantAct))
+                await at.ledger.act_on_grant(OPERATOR, grant_id, what, None, "current" if what == "reinstate" else None)
+            except Refused:
+                continue
+        elif act == "subject":
+            await at.ledger.revoke_subject(OPERATOR, person, None, before)
+        elif chance.random() < 0.3:
+            await at.ledger.revoke_client(OPERATOR, chance.choice(("www", "app")), None, before)
+    return list(tokens)

@@ -209,10 +209,8 @@ class Batch:
     # ------------------------------------------------------------ appending
 
     def create(self, name: str, aggregate: object) -> Loaded:
-        """A stream that does not exist yet. It comes to be with its first event."""
-        self.memory.stream_id += 1
-        loaded = self.memory.streams[name] = Loaded(name, self.memory.stream_id, 0, 0, None, aggregate)
-        return loaded
+        """A stream that does not exist yet. It comes to be, and into memory, with its first event."""
+        return Loaded(name, 0, 0, 0, None, aggregate)
 
     def load_or_create(self, name: str) -> Loaded:
         """A stream by name, made where nothing ever happened to it."""
@@ -223,9 +221,12 @@ class Batch:
 
         In memory only: durable when the batch is committed, together with everything else in it.
         """
+        memory = self.memory
         if loaded.name not in self._touched:
             self._touched[loaded.name] = (loaded, loaded.v)
-        memory = self.memory
+            if not loaded.v:
+                loaded.id = memory.stream_id = memory.stream_id + 1
+                memory.streams[loaded.name] = loaded
         positions = []
         for event in events:
             stored, digest = linked(event, loaded.head)

@@ -86,7 +86,7 @@ class Batch:
         "_touched",
         "command_id",
         "control",
-        "forgotten_subject",
+        "erased",
         "idempotency",
         "last_at",
         "memory",
@@ -116,9 +116,9 @@ class Batch:
         self._authority_touched = False
         # What this batch has made and no look-up in the store can find yet.
         self.idempotency: dict[bytes, str] = {}
-        self.subjects: dict[bytes, str] = {}
+        self.subjects: dict[bytes, str | None] = {}
         self.reason: tuple[str, bytes, str] | None = None
-        self.forgotten_subject: str | None = None
+        self.erased: set[str] = set()
 
     # ------------------------------------------------------------ reading
 
@@ -192,7 +192,7 @@ class Batch:
         kind = snapshots.kind_of(name)
         aggregate = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind) or self._replayed(name, kind)
         loaded = Loaded(name, head.id, head.v, head.position, head.head, aggregate)
-        if kind is Grant:
+        if isinstance(aggregate, Grant) and aggregate.subject_id not in self.erased:
             loaded.private = self.store.private_grant(head.id)
         return loaded
 
@@ -259,6 +259,15 @@ class Batch:
         if loaded is not None:
             self._also_changed.add(loaded.name)
 
+    def forget_person(self, subject_id: str) -> None:
+        """Their private rows are deleted in this batch: nothing that it decides afterwards may use or add to them."""
+        self.erased.add(subject_id)
+        for name, loaded in self.memory.streams.items():
+            if isinstance(loaded.aggregate, Grant) and loaded.aggregate.subject_id == subject_id:
+                loaded.private = None
+                loaded.contexts.clear()
+                self._also_changed.add(name)
+
     def probe(self) -> None:
         """Write something that says nothing new, to learn whether the store can commit."""
         self.work.control = self.control
@@ -281,15 +290,6 @@ class Batch:
             work.heads.append(NewHead(loaded.id, name, loaded.v, loaded.position, head, state, v_before))
         if self.writes:
             self.store.write(work)
-
-    def settle(self) -> None:
-        """The batch is durable."""
-        streams = self.memory.streams
-        if self.forgotten_subject is not None:
-            for name, loaded in list(streams.items()):
-                if isinstance(loaded.aggregate, Grant) and loaded.aggregate.subject_id == self.forgotten_subject:
-                    del streams[name]
-        self.memory.trim()
 
     def forget(self) -> None:
         """The batch did not happen, or nobody knows: forget whatever it touched. The transaction may still be open."""

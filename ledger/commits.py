@@ -221,10 +221,10 @@ class Commits:
             self._failed([each for each, _, _ in done], error)
             return
         self.batches += 1
+        self._memory.trim()
         self.last_error = None
         if batch.writes:
             self.committed += len(done)
-            batch.settle()
             if batch.last_at is not None:
                 self._on_acknowledged(batch.position, batch.last_at)
         for each, answer, refused in done:

@@ -1,7 +1,7 @@
 """Issuing a grant, once for each Idempotency-Key: an issuer that lost the answer asks again and gets the same."""
 
 from ledger.answers import IssueRequest, TokenAnswer
-from ledger.batch import Batch
+from ledger.batch import Batch, Loaded
 from ledger.clients import Operator
 from ledger.commands import IssueGrant, Served
 from ledger.events import GrantIssued
@@ -15,10 +15,11 @@ from ledger.private import (
     idempotency_mac,
     new_nonce,
     new_salt,
+    new_subject_id,
     nonce_sha256,
 )
 from ledger.refusals import Refusal, Refused
-from ledger.subjects import subject_id_made
+from ledger.subjects import keep_subject, subject_id_of
 from ledger.tokens import new_grant_id
 
 
@@ -40,9 +41,10 @@ def issue(
     if mac is not None:
         earlier = _issued_before(batch, mac)
         if earlier is not None:
-            return _again(batch, desk, earlier, request_mac)
+            return _again(batch, desk, *earlier, request_mac)
     randomness = batch.memory.randomness
-    subject_id = subject_id_made(batch, desk.ring, request.subject)
+    known_id = subject_id_of(batch, desk.ring, request.subject)
+    subject_id = known_id or new_subject_id(randomness)
     grant_id = new_grant_id(batch.now, randomness)
     private = PrivateGrant(
         subject_id=subject_id,
@@ -74,6 +76,8 @@ def issue(
         mac,
         request_mac,
     )
+    if known_id is None:
+        keep_subject(batch, desk.ring, request.subject, subject_id)
     if mac is not None:
         batch.idempotency[mac] = grant_id
     assert isinstance(decision.outcome, Served)
@@ -115,21 +119,24 @@ def _command(
     )
 
 
-def _issued_before(batch: Batch, mac: bytes) -> str | None:
+def _issued_before(batch: Batch, mac: bytes) -> tuple[Loaded, Grant] | None:
     """The grant that was issued under an Idempotency-Key, in the store or earlier in this batch."""
-    if mac in batch.idempotency:
-        return batch.idempotency[mac]
-    rows = batch.store.within().select(
-        "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream WHERE p.idempotency_mac = ?", (mac,)
-    )
-    return str(rows[0][0]).removeprefix("grant:") if rows else None
-
-
-def _again(batch: Batch, desk: Desk, grant_id: str, request_mac: bytes | None) -> TokenAnswer:
+    grant_id = batch.idempotency.get(mac)
+    if grant_id is None:
+        rows = batch.store.within().select(
+            "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream WHERE p.idempotency_mac = ?", (mac,)
+        )
+        if not rows:
+            return None
+        grant_id = str(rows[0][0]).removeprefix("grant:")
     found = batch.grant(grant_id)
     assert found is not None
-    loaded, grant = found
-    if loaded.private is None or loaded.private.body_mac != request_mac:
+    return found if found[0].private is not None else None  # its person is erased in this very batch, the key with it
+
+
+def _again(batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, request_mac: bytes | None) -> TokenAnswer:
+    assert loaded.private is not None
+    if loaded.private.body_mac != request_mac:
         raise Refused(Refusal.UNPROCESSABLE, detail="this Idempotency-Key was used for another request")
     rules = desk.authority.rules(grant)
     standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)

@@ -4,7 +4,7 @@ from ledger.acts import Act
 from ledger.batch import Batch
 from ledger.epochs import Subject
 from ledger.keyring import KeyRing
-from ledger.private import commitment, new_salt, new_subject_id, subject_lookup
+from ledger.private import commitment, new_salt, subject_lookup
 
 
 def subject_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
@@ -16,15 +16,11 @@ def subject_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
-def subject_id_made(batch: Batch, ring: KeyRing, subject: str) -> str:
-    """The id of a person, made now where nobody of that name was seen before."""
-    known = subject_id_of(batch, ring, subject)
-    if known is not None:
-        return known
+def keep_subject(batch: Batch, ring: KeyRing, subject: str, subject_id: str) -> None:
+    """Write the private row of a person who was not known before: only together with an event that names them."""
     lookup = subject_lookup(ring, subject)
-    subject_id = batch.subjects[lookup] = new_subject_id(batch.memory.randomness)
+    batch.subjects[lookup] = subject_id
     batch.private(None, "INSERT INTO private_subjects VALUES (?, ?, ?)", lookup, subject_id, subject)
-    return subject_id
 
 
 def end_subject(
@@ -80,6 +76,7 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
     subject_id = subject_id_of(batch, ring, subject)
     if subject_id is None:
         return False
+    lookup = subject_lookup(ring, subject)
     end_subject(batch, subject_id, requested_by="ledger:erase", reason_class="withdrawal")
     loaded = batch.load_or_create(f"subject:{subject_id}")
     assert isinstance(loaded.aggregate, Subject)
@@ -102,6 +99,7 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
         f"subject:{subject_id}0",
     )
     batch.private(None, "DELETE FROM private_grants WHERE subject_id = ?", subject_id)
-    batch.private(None, "DELETE FROM private_subjects WHERE lookup = ?", subject_lookup(ring, subject))
-    batch.forgotten_subject = subject_id
+    batch.private(None, "DELETE FROM private_subjects WHERE lookup = ?", lookup)
+    batch.subjects[lookup] = None
+    batch.forget_person(subject_id)
     return True

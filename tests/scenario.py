@@ -2,10 +2,11 @@
 
     scenario(given=[issue(), redeem(0, at=10)], when=redeem(0, at=15), then=[fact(RetryServed, kind="concurrent")])
 
-`given` is commands and events in order; commands are decided under the `rules` in force, and `under(other, command)`
-puts one under others. Times are seconds after START. What every decision must keep is checked on each one, given ones
-included: `decide` changes nothing, versions and times run on, and a replay of the stored bytes and a snapshot that was
-put away and fetched again both come to the very state that the events led to (I-13).
+`given` is commands and events in order. `rules` are those of the last command; what is given was decided under RULES,
+or under others where it says so: `under(other, command)`, `all_under(other, command, ...)`. Times are seconds after
+START. What every decision must keep is checked on each one, given ones included: `decide` changes nothing, versions and
+times run on, and a replay of the stored bytes and a snapshot that was put away and fetched again both come to the very
+state that the events led to (I-13).
 """
 
 from collections.abc import Sequence
@@ -265,6 +266,10 @@ def under(rules: Rules, command: GrantCommand) -> Under:
     return Under(rules, command)
 
 
+def all_under(rules: Rules, *commands: GrantCommand) -> list[Given]:
+    return [Under(rules, command) for command in commands]
+
+
 def fact(topic: type[GrantEvent], **members: object) -> Fact:
     return Fact(topic, members)
 
@@ -285,7 +290,7 @@ def scenario(
     `refused`: a Refused, nothing recorded, `counts` as told. `outcome`: a RefusedOutcome that the events made history.
     `event_id`: the `v` or the whole id that the refusal names. Without either the command must be accepted.
     """
-    history = told(given, rules)
+    history = told(given)
     grant = replayed(history)
     ruling, command = when if isinstance(when, Under) else (rules, when)
     decision, refusal = _decide(grant, history, command, ruling)
@@ -305,12 +310,12 @@ def scenario(
     return tale
 
 
-def told(given: Sequence[Given], rules: Rules = RULES) -> list[GrantEvent]:
+def told(given: Sequence[Given]) -> list[GrantEvent]:
     """The history that commands and events come to; a given command must not be refused with an exception."""
     history: list[GrantEvent] = []
     grant = Grant()
     for step in given:
-        ruling, step = step if isinstance(step, Under) else (rules, step)
+        ruling, step = step if isinstance(step, Under) else (RULES, step)
         if isinstance(step, Command):
             decision, refusal = _decide(grant, history, step, ruling)
             assert decision is not None, f"given {type(step).__name__}: {refusal}"

@@ -25,6 +25,7 @@ from tests.scenario import (
     THERE,
     Given,
     Told,
+    all_under,
     client,
     fact,
     issue,
@@ -130,7 +131,7 @@ PUBLIC_ROWS = [
 def test_the_predecessor_of_a_public_client(row: Row) -> None:
     """Unconfirmed is for who authenticated or holds the bound key, not for who shows just any key."""
     rules = ruled(client=SPA)
-    before: list[Given] = [issue(), redeem(0, 100, row.by)]
+    before = all_under(rules, issue(), redeem(0, 100, row.by))
     outcome = None if row.verdict else Refusal.REUSE_DETECTED
     check_retry(scenario(given=before, when=redeem(0, row.at, row.by), rules=rules, outcome=outcome), row.verdict)
 
@@ -138,7 +139,7 @@ def test_the_predecessor_of_a_public_client(row: Row) -> None:
 def test_a_bound_key_proves_a_public_client() -> None:
     """Where the grant is bound, its key has been checked before: unconfirmed is served (RFC 9449 5)."""
     rules = ruled(client=SPA)
-    before: list[Given] = [issue(bound_jkt=KEY), redeem(0, 100, public(jkt=KEY))]
+    before = all_under(rules, issue(bound_jkt=KEY), redeem(0, 100, public(jkt=KEY)))
     check_retry(scenario(given=before, when=redeem(0, 5000, public(jkt=KEY)), rules=rules), ("unconfirmed", True))
 
 
@@ -290,11 +291,11 @@ def test_a_retry_names_the_key_of_the_successor_not_of_today() -> None:
 def test_a_retry_that_differs_gets_the_same_successor_and_an_access_token_of_its_own(when: RedeemToken) -> None:
     """One new access token, in the event of its own retry; the same variation again gets the same one."""
     rules = ruled(client=client(resource=("https://api.example", "https://b.example")))
-    before: list[Given] = [issue(resource=("https://api.example", "https://b.example")), redeem(0, 100)]
+    before = all_under(rules, issue(resource=("https://api.example", "https://b.example")), redeem(0, 100))
     tale = scenario(given=before, when=when, rules=rules, then=[fact(RetryServed, format="opaque", client_v=3)])
     assert (1, 4, 4) == (tale.served.generation, tale.served.access_token.v, tale.served.last_v)
     assert 300 * SECOND == tale.served.access_token.expires_at - tale.served.access_token.issued_at
-    again = scenario(given=[*before, when], when=when, rules=rules, then=[])
+    again = scenario(given=tale.history, when=when, rules=rules, then=[])
     assert tale.served == again.served
 
 
@@ -323,13 +324,13 @@ def test_sixteen_access_tokens_a_generation_then_no_more() -> None:
     """The seventeenth is refused without action, and counted (I-21)."""
     by = policy(access_token_ttl_seconds=1, retry_window_seconds=600)
     minting = [redeem(0, 102 + 2 * n) for n in range(16)]
-    before = given(by, *minting)
+    before = given(by, *all_under(ruled(by), *minting))
     scenario(
         given=before, when=redeem(0, 140), rules=ruled(by), refused=Refusal.ROTATED, event_id="3", counts=True
     )  # fmt: skip
     live = scenario(given=before, when=redeem(0, 132.5), rules=ruled(by), then=[])
     assert 1 == live.served.generation
-    assert 16 == len([e for e in told(before, ruled(by)) if isinstance(e, RetryServed)])
+    assert 16 == len([e for e in live.history if isinstance(e, RetryServed)])
 
 
 # ---------------------------------------------------------------- a retry's scope
@@ -340,7 +341,7 @@ def test_sixteen_access_tokens_a_generation_then_no_more() -> None:
 def test_the_same_request_resolves_alike_when_it_is_retried(mode: str, asked: Words | None) -> None:
     """A retry is resolved against what was carried before the redemption, in every mode (D2)."""
     rules = ruled(policy(scope_mode=mode))
-    before: list[Given] = [issue(), redeem(0, 100, scope=asked)]
+    before = all_under(rules, issue(), redeem(0, 100, scope=asked))
     tale = scenario(given=before, when=redeem(0, 105, scope=asked), rules=rules)
     assert 2 == tale.served.access_token.v
     assert [None] == [event.format for event in tale.events if isinstance(event, RetryServed)]
@@ -456,7 +457,7 @@ def test_a_verdict_that_needs_the_history_says_so() -> None:
 
 def reuse_of(action: str) -> tuple[Rules, list[Given]]:
     rules = ruled(policy("strict", on_reuse=action))
-    return rules, [under(rules, issue()), under(rules, redeem(0, 100))]
+    return rules, all_under(rules, issue(), redeem(0, 100))
 
 
 @pytest.mark.parametrize("action", ["revoke", "revoke_subject"])
@@ -510,7 +511,8 @@ def test_alert_refuses_the_presenter_and_lets_the_grant_go_on() -> None:
 def test_alert_tells_again_ten_generations_on(rotations: int, told_again: bool) -> None:
     """Recorded at c = 1, again from c = 11 on."""
     rules, before = reuse_of("alert")
-    history = told([*before, redeem(0, 105), *(redeem(1 + n, 200 + n) for n in range(rotations))], rules)
+    later = (redeem(1 + n, 200 + n) for n in range(rotations))
+    history = told([*before, *all_under(rules, redeem(0, 105), *later)])
     when = redeem(rotations, 300, THERE)
     if told_again:
         scenario(given=history, when=when, rules=rules, outcome=Refusal.ROTATED, then=[ReuseDetected])
@@ -522,7 +524,7 @@ def test_alert_tells_again_after_a_reinstatement() -> None:
     """Someone has looked: what comes after is news."""
     rules, before = reuse_of("alert")
     scenario(
-        given=[*before, redeem(0, 105), suspend(110), reinstate(120)], when=redeem(0, 130), rules=rules,
+        given=[*before, under(rules, redeem(0, 105)), suspend(110), reinstate(120)], when=redeem(0, 130), rules=rules,
         outcome=Refusal.ROTATED, then=[ReuseDetected],
     )  # fmt: skip
 

@@ -1,0 +1,633 @@
+"""A refresh token is presented: the order of checks, and what the current one buys (RFC 6749 6, I-01, I-06, I-16)."""
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from ledger.commands import Presenter, RedeemToken, Rules
+from ledger.events import (
+    GrantExpired,
+    GrantIssued,
+    GrantSuspended,
+    RetryServed,
+    ReuseDetected,
+    RollbackDetected,
+    ScopeReduced,
+    ScopeRestored,
+    TokenRedeemed,
+    TokenRotated,
+    Words,
+)
+from ledger.grant import Grant, StateMayBeStale
+from ledger.policy import STANDARD, Policy
+from ledger.refusals import Refusal
+from ledger.times import text
+from tests.scenario import (
+    DAY,
+    HERE,
+    KEY,
+    OTHER_KEY,
+    RULES,
+    SPA,
+    STABLE,
+    STRICT,
+    THERE,
+    Fact,
+    Given,
+    Then,
+    all_under,
+    client,
+    epoch_end,
+    fact,
+    issue,
+    moment,
+    policy,
+    presenter,
+    public,
+    redeem,
+    reinstate,
+    replayed,
+    revoke,
+    revoke_access_token,
+    revoke_by_client,
+    ruled,
+    scenario,
+    suspend,
+    told,
+    under,
+)
+
+ISSUED: tuple[Given, ...] = (issue(),)
+ROTATED: tuple[Given, ...] = (issue(), redeem(0, 100))
+OFF = policy(refresh_token_ttl_seconds=0)
+
+
+# ---------------------------------------------------------------- the current token
+
+
+def test_a_redemption_rotates() -> None:
+    """Two events, in this order and together; the answer carries the successor and its position's version."""
+    tale = scenario(given=ISSUED, when=redeem(0, 100.5, presenter(THERE, jkt=KEY)), then=[
+        fact(
+            TokenRedeemed, v=2, generation=0, scope=("read", "openid", "profile"), resource=None, cnf_jkt=KEY,
+            cnf_x5t_s256=None, format="opaque", signing_key_id=1, client_v=3, context=THERE,
+            access_token_issued_at=text(moment(100)), access_token_expires_at=text(moment(400)),
+            auth_method="client_secret_basic", proof_jkt=KEY, proof_x5t_s256=None, idle_expires_at=None,
+        ),
+        fact(
+            TokenRotated, v=3, generation=1, key_id=1, idle_expires_at=text(moment(100.5 + 30 * DAY)),
+            concurrent_until=text(moment(110.5)), retry_until=text(moment(160.5)),
+            unconfirmed_until=text(moment(100.5 + DAY)), retry_budget=3,
+        ),
+    ])  # fmt: skip
+    served = tale.served
+    assert (1, 1, 3, None) == (served.generation, served.key_id, served.last_v, served.retry)
+    assert (moment(100.5 + 30 * DAY), moment(365 * DAY)) == (served.idle_expires_at, served.absolute_expires_at)
+    assert (2, moment(100), moment(400)) == (
+        served.access_token.v, served.access_token.issued_at, served.access_token.expires_at,
+    )  # fmt: skip
+    assert (1, moment(100.5), moment(100.5)) == (
+        tale.grant.generation, tale.grant.last_redeemed_at, tale.grant.token_issued_at,
+    )  # fmt: skip
+
+
+def test_windows_that_are_off_are_left_out() -> None:
+    """A window of 0 is no moment."""
+    scenario(given=ISSUED, when=redeem(0, 100), rules=ruled(STRICT), then=[
+        TokenRedeemed,
+        fact(TokenRotated, concurrent_until=None, retry_until=None, unconfirmed_until=None, retry_budget=0),
+    ])  # fmt: skip
+
+
+def test_generations_run_without_gaps() -> None:
+    """One current token at a time, each the successor of the one before (I-01)."""
+    history = told([issue(), *(redeem(n, 10 * n + 10) for n in range(20))])
+    assert list(range(1, 21)) == [event.generation for event in history if isinstance(event, TokenRotated)]
+    assert list(range(20)) == [event.generation for event in history if isinstance(event, TokenRedeemed)]
+
+
+def test_the_successor_is_made_by_the_active_key() -> None:
+    """The presented token may be of an older key; the access token is derived by the active one too."""
+    tale = scenario(given=ISSUED, when=redeem(0, 100), rules=ruled(active_key_id=2), then=[
+        fact(TokenRedeemed, signing_key_id=2), fact(TokenRotated, key_id=2),
+    ])  # fmt: skip
+    assert (2, 2, 1) == (tale.served.key_id, tale.grant.key_id, tale.grant.key_of(0))
+
+
+def test_reuse_mode_echoes_the_token_and_slides_its_idle_end() -> None:
+    """One event, generation and key unchanged, and the answer names the presented token's key (V60)."""
+    rules = ruled(STABLE, active_key_id=2)
+    tale = scenario(given=ISSUED, when=redeem(0, 100), rules=rules, then=[
+        fact(TokenRedeemed, generation=0, idle_expires_at=text(moment(100 + 30 * DAY)), signing_key_id=2),
+    ])  # fmt: skip
+    assert (0, 1, 2) == (tale.served.generation, tale.served.key_id, tale.served.last_v)
+    again = scenario(given=tale.history, when=redeem(0, 200), rules=rules, then=[TokenRedeemed])
+    assert (3, moment(200 + 30 * DAY)) == (again.served.access_token.v, again.grant.idle_expires_at)
+
+
+def test_reuse_mode_with_nothing_that_ends() -> None:
+    """An idle end that no longer holds is taken away: null is unlimited."""
+    endless = policy("stable", refresh_token_ttl_seconds=None, grant_ttl_seconds=None)
+    before = [under(ruled(policy(grant_ttl_seconds=None)), issue())]
+    tale = scenario(given=before, when=redeem(0, 100), rules=ruled(endless), then=[fact(TokenRedeemed)])
+    assert tale.grant.idle_expires_at is tale.served.idle_expires_at is tale.served.absolute_expires_at is None
+
+
+def test_a_switch_between_rotate_and_reuse_logs_nobody_out() -> None:
+    """The same token goes on under the other mode, both ways."""
+    history = told([issue(), redeem(0, 10), under(ruled(STABLE), redeem(1, 20)), under(ruled(STABLE), redeem(1, 30))])
+    tale = scenario(given=history, when=redeem(1, 40))
+    assert 2 == tale.served.generation
+
+
+def test_off_lets_existing_tokens_drain() -> None:
+    """They work on by the client's mode; the idle end stays where it was."""
+    scenario(given=ROTATED, when=redeem(1, 5000), rules=ruled(OFF), then=[
+        TokenRedeemed, fact(TokenRotated, generation=2, idle_expires_at=text(moment(100 + 30 * DAY))),
+    ])  # fmt: skip
+    scenario(
+        given=ROTATED, when=redeem(1, 5000), rules=ruled(policy("stable", refresh_token_ttl_seconds=0)),
+        then=[fact(TokenRedeemed, generation=1, idle_expires_at=text(moment(100 + 30 * DAY)))],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- scope and resource
+
+
+@pytest.mark.parametrize("by", [STANDARD, STABLE], ids=["rotate", "reuse"])
+def test_narrowing_and_restoring_are_events_between_redemption_and_rotation(by: Policy) -> None:
+    """Carried := asked, from here on; dropping some and adding others is a restoration (V11–V14)."""
+    rules = ruled(by)
+    rotation: list[Then] = [TokenRotated] if by is STANDARD else []
+    steps: list[tuple[Words | None, Fact | None]] = [
+        (("profile", "read"), fact(
+            ScopeReduced, scope_before=("read", "openid", "profile"), scope_after=("read", "profile"),
+            requested_by="client:www",
+        )),
+        (None, None),
+        (("read", "profile"), None),
+        (("openid", "read"), fact(
+            ScopeRestored, scope_before=("read", "profile"), scope_after=("read", "openid"), requested_by="client:www"
+        )),
+        (("read", "openid", "profile"), fact(ScopeRestored, scope_after=("read", "openid", "profile"))),
+    ]  # fmt: skip
+    history = told(all_under(rules, issue()))
+    for number, (scope, change) in enumerate(steps):
+        changes: list[Then] = [change] if change else []
+        generation = replayed(history).generation
+        assert generation is not None
+        tale = scenario(
+            given=history, when=redeem(generation, 10 * number + 10, scope=scope), rules=rules,
+            then=[TokenRedeemed, *changes, *rotation],
+        )  # fmt: skip
+        assert tale.served.last_v == tale.grant.v
+        assert tale.served.access_token.scope == tale.grant.carried
+        history = tale.history
+
+
+def test_rfc6749_narrows_the_access_token_only() -> None:
+    """No event, and the next request without scope gets everything again (RFC 6749 6)."""
+    rules = ruled(policy(scope_mode="rfc6749"))
+    tale = scenario(given=ISSUED, when=redeem(0, 10, scope=("read",)), rules=rules, then=[TokenRedeemed, TokenRotated])
+    assert (("read",), ("read", "openid", "profile")) == (tale.served.access_token.scope, tale.grant.carried)
+
+
+@pytest.mark.parametrize(
+    ("when", "refusal"),
+    [
+        (redeem(0, 10, scope=("read", "admin")), Refusal.INVALID_SCOPE),
+        (redeem(0, 10, scope=("write",)), Refusal.INVALID_SCOPE),
+        (redeem(0, 10, resource=("https://elsewhere.example",)), Refusal.INVALID_TARGET),
+    ],
+)
+def test_a_request_beyond_the_grant_consumes_nothing(when: RedeemToken, refusal: Refusal) -> None:
+    """V15, V79: nothing recorded, the token lives (D5)."""
+    scenario(given=ISSUED, when=when, refused=refusal, counts=False)
+
+
+def test_a_cut_of_the_clients_scope_binds_at_once_and_is_no_reduction() -> None:
+    """I-06: what the client may not have now is in no access token, and comes back with the client's right to it."""
+    cut = ruled(client=client(scope=("profile", "read")))
+    tale = scenario(given=ISSUED, when=redeem(0, 10), rules=cut, then=[TokenRedeemed, TokenRotated])
+    assert ("read", "profile") == tale.served.access_token.scope
+    back = scenario(given=tale.history, when=redeem(1, 20))
+    assert ("read", "openid", "profile") == back.served.access_token.scope
+    none = ruled(client=client(scope=("write",)))
+    scenario(given=ISSUED, when=redeem(0, 10), rules=none, refused=Refusal.NO_SCOPE_LEFT)
+
+
+def test_a_grant_without_scope_answers_with_an_empty_one() -> None:
+    """The tutorial's first example."""
+    tale = scenario(given=[issue(scope=())], when=redeem(0, 10))
+    assert () == tale.served.access_token.scope
+
+
+ONE, TWO = "https://one.example", "https://two.example"
+
+
+def test_a_resource_narrows_one_access_token() -> None:
+    """RFC 8707 2.2: a subset for this access token; left out means the grant's (V79)."""
+    rules = ruled(client=client(resource=(ONE, TWO)))
+    before = [under(rules, issue(resource=(TWO, ONE)))]
+    narrowed = scenario(given=before, when=redeem(0, 10, resource=(TWO + "/",)), rules=rules, then=[
+        fact(TokenRedeemed, resource=(TWO,)), TokenRotated,
+    ])  # fmt: skip
+    whole = scenario(given=narrowed.history, when=redeem(1, 20), rules=rules)
+    assert (ONE, TWO) == whole.served.access_token.resource
+
+
+def test_a_grant_without_resource_has_the_clients_first() -> None:
+    """None is the issuer, until the client has an audience."""
+    tale = scenario(given=ISSUED, when=redeem(0, 10), rules=ruled(client=client(resource=(ONE, TWO))))
+    assert (ONE,) == tale.served.access_token.resource
+    assert scenario(given=ISSUED, when=redeem(0, 10)).served.access_token.resource is None
+
+
+# ---------------------------------------------------------------- lifetimes
+
+
+class Life(NamedTuple):
+    """When generation 1, minted at second 100, expires: idle, and the grant as a whole."""
+
+    name: str
+    idle: float | None
+    absolute: float | None
+    policy: Policy = STANDARD
+    today: Policy | None = None
+    own: int | None = None
+    own_grant: int | None = None
+
+
+LIVES = [
+    Life("standard", 100 + 30 * DAY, 365 * DAY),
+    Life("the absolute end is nearer", 200, 200, policy(grant_ttl_seconds=200)),
+    Life("the grant's own idle time", 700, 365 * DAY, own=600),
+    Life("the grant's own, though the client's is longer now", 700, 365 * DAY,
+         today=policy(refresh_token_ttl_seconds=None), own=600),
+    Life("the client's has become shorter than the grant's own", 150, 365 * DAY,
+         today=policy(refresh_token_ttl_seconds=50), own=600),
+    Life("the client's has become shorter", 150, 365 * DAY, today=policy(refresh_token_ttl_seconds=50)),
+    Life("the client's has become longer", 100 + 60 * DAY, 365 * DAY,
+         today=policy(refresh_token_ttl_seconds=60 * DAY)),
+    Life("the absolute end never moves", 100 + 30 * DAY, 365 * DAY, today=policy(grant_ttl_seconds=1)),
+    Life("the grant's own absolute end", 600, 600, own_grant=600),
+    Life("idle unlimited", 365 * DAY, 365 * DAY, policy(refresh_token_ttl_seconds=None)),
+    Life("absolute unlimited", 100 + 30 * DAY, None, policy(grant_ttl_seconds=None)),
+    Life("both unlimited", None, None, policy(refresh_token_ttl_seconds=None, grant_ttl_seconds=None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
+def test_the_least_lifetime_wins(life: Life) -> None:
+    """Idle slides on redemption, never past the absolute end, which is frozen at issuance (I-17, RF-14)."""
+    before = issue(refresh_token_ttl_seconds=life.own, grant_ttl_seconds=life.own_grant)
+    tale = scenario(
+        given=[under(ruled(life.policy), before)], when=redeem(0, 100), rules=ruled(life.today or life.policy)
+    )
+    ends = tuple(None if end is None else moment(end) for end in (life.idle, life.absolute))
+    assert ends == (tale.grant.idle_expires_at, tale.grant.absolute_expires_at)
+    assert ends == (tale.served.idle_expires_at, tale.served.absolute_expires_at)
+
+
+def test_an_access_token_ends_with_the_grant_at_the_latest() -> None:
+    """Whole seconds, rounded down: never beyond the absolute end; the idle end does not shorten it (V66)."""
+    by = policy(grant_ttl_seconds=150, refresh_token_ttl_seconds=5)
+    tale = scenario(given=[under(ruled(by), issue(0.7))], when=redeem(0, 4.5), rules=ruled(by))
+    assert (moment(4), moment(150)) == (tale.served.access_token.issued_at, tale.served.access_token.expires_at)
+
+
+def test_where_expires_in_would_be_0_the_grant_is_over() -> None:
+    """In the grant's last, broken second nothing can be given any more."""
+    by = policy(grant_ttl_seconds=150)
+    before = [under(ruled(by), issue(0.7))]
+    assert moment(150) == scenario(given=before, when=redeem(0, 149.9), rules=ruled(by)).served.access_token.expires_at
+    scenario(given=before, when=redeem(0, 150.1), rules=ruled(by), outcome=Refusal.EXPIRED_ABSOLUTE, then=[
+        fact(GrantExpired, kind="absolute", expired_at=text(moment(150.7)), at=text(moment(150.1))),
+    ])  # fmt: skip
+
+
+def test_an_access_token_lives_by_the_wall_clock() -> None:
+    """Behind a clock that fell back the events keep the later time, the access token the wall clock's (I-16)."""
+    tale = scenario(given=ROTATED, when=redeem(1, 40.5), then=[
+        fact(TokenRedeemed, at=text(moment(100)), access_token_issued_at=text(moment(40))),
+        fact(TokenRotated, at=text(moment(100)), concurrent_until=text(moment(110))),
+    ])  # fmt: skip
+    assert moment(340) == tale.served.access_token.expires_at
+
+
+# ---------------------------------------------------------------- expiry
+
+
+@pytest.mark.parametrize("generation", [0, 1], ids=["retired", "current"])
+def test_the_owners_first_presentation_after_the_end_puts_it_on_record(generation: int) -> None:
+    """Final, whatever generation is shown; the moment is the frozen one (I-16)."""
+    end = 100 + 30 * DAY
+    tale = scenario(
+        given=ROTATED, when=redeem(generation, end, THERE), outcome=Refusal.EXPIRED_IDLE, event_id="4",
+        then=[fact(
+            GrantExpired, kind="idle", expired_at=text(moment(end)), presented_generation=generation, context=THERE,
+        )],
+    )  # fmt: skip
+    scenario(given=tale.history, when=redeem(1, 50), refused=Refusal.EXPIRED_IDLE, event_id="4", counts=True)
+    assert "current" == _verdict(redeem(1, end - 0.000001))
+
+
+def _verdict(when: RedeemToken) -> str:
+    return scenario(given=ROTATED, when=when).served.retry or "current"
+
+
+def test_the_absolute_end() -> None:
+    """At the same moment as the idle one it is the absolute one that ended the grant."""
+    by = policy(grant_ttl_seconds=1000)
+    scenario(
+        given=[under(ruled(by), issue())], when=redeem(0, 1000), rules=ruled(by), outcome=Refusal.EXPIRED_ABSOLUTE,
+        then=[fact(GrantExpired, kind="absolute")],
+    )  # fmt: skip
+
+
+def test_a_clock_that_jumps_back_revives_nothing() -> None:
+    """The grant's last time counts where the wall clock is behind it (I-16)."""
+    by = policy(refresh_token_ttl_seconds=50)
+    before = [under(ruled(by), issue()), revoke_access_token(60, 9)]  # any event: the grant has seen second 60
+    scenario(given=before, when=redeem(0, 10), rules=ruled(by), outcome=Refusal.EXPIRED_IDLE, then=[GrantExpired])
+
+
+# ---------------------------------------------------------------- the grant's status
+
+
+class Stopped(NamedTuple):
+    """What happened to a grant after a rotation, and what its owner then reads."""
+
+    name: str
+    then: tuple[Given, ...]
+    refusal: Refusal
+    event_id: str
+    rules: Rules = RULES
+
+
+SUSPENDING = ruled(policy("strict", on_reuse="suspend"))
+STOPPED = [
+    Stopped("the client gave it back", (revoke_by_client(110),), Refusal.REVOKED_BY_CLIENT, "4"),
+    Stopped("an operator revoked it", (revoke(110),), Refusal.REVOKED_BY_OPERATOR, "4"),
+    Stopped("its issuer withdrew it", (revoke(110, "operator:login-app", "withdrawal"),),
+            Refusal.REVOKED_BY_OPERATOR, "4"),
+    Stopped("an operator suspended it", (suspend(110),), Refusal.SUSPENDED, "4"),
+    Stopped("reuse ended it", (redeem(0, 101 + DAY, THERE),), Refusal.REUSE_DETECTED, "5"),
+    Stopped("reuse suspended it", (under(SUSPENDING, redeem(0, 101 + DAY, THERE)),), Refusal.REUSE_DETECTED, "5"),
+    Stopped("a rollback suspended it", (redeem(9, 110, fresh=True),), Refusal.SUSPENDED, "5"),
+    Stopped("it expired", (redeem(1, 110 + 30 * DAY),), Refusal.EXPIRED_IDLE, "4"),
+    Stopped("its subject was ended", (), Refusal.REVOKED_BY_SUBJECT, "subject:5ub/1", ruled(epoch_end=epoch_end(110))),
+    Stopped("its client was ended", (), Refusal.REVOKED_BY_OPERATOR, "subject:5ub/1",
+            ruled(epoch_end=epoch_end(110, Refusal.REVOKED_BY_OPERATOR, "termination"))),
+    Stopped("reuse in another grant ended its subject", (), Refusal.REUSE_DETECTED, "subject:5ub/1",
+            ruled(epoch_end=epoch_end(110, Refusal.REUSE_DETECTED, "reuse"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("generation", [0, 1, 9], ids=["retired", "current", "ahead"])
+@pytest.mark.parametrize("row", STOPPED, ids=lambda row: row.name)
+def test_after_the_end_nothing_works_and_nothing_escalates(row: Stopped, generation: int) -> None:
+    """Refused with the event that made it so, counted, nothing recorded: no reuse after a revocation (V83)."""
+    when = redeem(generation, 120, scope=("admin",), fresh=True)
+    scenario(
+        given=[*ROTATED, *row.then], when=when, rules=row.rules, refused=row.refusal, event_id=row.event_id, counts=True
+    )
+
+
+def test_an_epoch_before_the_expiry_is_the_end_and_one_after_it_is_not() -> None:
+    """The earliest end counts."""
+    end = 100 + 30 * DAY
+    before = ruled(epoch_end=epoch_end(end - 1))
+    scenario(given=ROTATED, when=redeem(1, end + 5), rules=before, refused=Refusal.REVOKED_BY_SUBJECT, counts=True)
+    for at in (end, end + 1):
+        after = ruled(epoch_end=epoch_end(at))
+        scenario(given=ROTATED, when=redeem(1, end + 5), rules=after, outcome=Refusal.EXPIRED_IDLE)
+
+
+def test_an_epoch_holds_whatever_the_clock_says() -> None:
+    """Raised under a clock that ran ahead, it ends the grant all the same (I-06, I-16)."""
+    ahead = ruled(epoch_end=epoch_end(5000))
+    scenario(given=ROTATED, when=redeem(1, 110), rules=ahead, refused=Refusal.REVOKED_BY_SUBJECT)
+
+
+def test_a_suspension_extends_no_expiry() -> None:
+    """Suspended and past its end is expired, and that is recorded."""
+    before = [*ROTATED, suspend(110)]
+    tale = scenario(given=before, when=redeem(1, 100 + 30 * DAY), outcome=Refusal.EXPIRED_IDLE, then=[GrantExpired])
+    assert "expired" == tale.grant.judge(tale.grant.at, None).status
+
+
+def test_a_reinstated_grant_goes_on_with_its_windows() -> None:
+    """An operator's suspension closes nothing: a lost answer may still be asked for again."""
+    tale = scenario(given=[*ROTATED, suspend(110), reinstate(120)], when=redeem(0, 130), then=[RetryServed])
+    assert "lost_response" == tale.served.retry
+
+
+@pytest.mark.parametrize("stop", [under(SUSPENDING, redeem(0, 161, public())), redeem(9, 110, fresh=True)])
+def test_after_reuse_or_rollback_a_reinstatement_closes_the_windows(stop: Given) -> None:
+    """Only the current token's holder is trusted: the one before it is late from then on."""
+    unproven = all_under(ruled(client=SPA), issue(), redeem(0, 100, public()))
+    before: list[Given] = [*unproven, stop, reinstate(165, "current")]
+    scenario(given=before, when=redeem(0, 170), outcome=Refusal.REUSE_DETECTED)
+    assert 2 == scenario(given=before, when=redeem(1, 170)).served.generation
+
+
+# ---------------------------------------------------------------- whose token
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_another_client_sees_an_unknown_token(stopped: bool) -> None:
+    """Whatever the grant's state, whatever is asked: nothing is recorded here and nothing is counted (D6, I-18)."""
+    before = [*ROTATED, revoke(110)] if stopped else ROTATED
+    for generation in (0, 1, 9):
+        when = redeem(generation, 120, presenter(THERE, client_id="oth"), scope=("admin",))
+        scenario(given=before, when=when, refused=Refusal.UNKNOWN_TOKEN, counts=False)
+
+
+def test_a_token_of_nothing_is_unknown() -> None:
+    """A grant that never was, one whose refresh token is withheld, and a client that is disabled."""
+    scenario(when=redeem(0, 10), refused=Refusal.UNKNOWN_TOKEN)
+    scenario(given=[under(ruled(OFF), issue())], when=redeem(0, 10), refused=Refusal.UNKNOWN_TOKEN)
+    scenario(given=ROTATED, when=redeem(1, 110), rules=ruled(client=None), refused=Refusal.UNKNOWN_TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("by", "works"),
+    [
+        (public(jkt=KEY), True),
+        (public(jkt=OTHER_KEY), False),
+        (public(), False),
+        (presenter(jkt=OTHER_KEY), True),  # the client has become confidential: it may change keys
+    ],
+)
+def test_a_public_clients_bound_grant_wants_its_key(by: Presenter, works: bool) -> None:
+    """RFC 9449 5: bound at issuance, checked before the status, so a wrong key learns nothing (V75)."""
+    rules = ruled(client=SPA)
+    before = all_under(rules, issue(bound_jkt=KEY))
+    if works:
+        assert scenario(given=before, when=redeem(0, 10, by), rules=rules).served.access_token.cnf_jkt == by.proof_jkt
+    else:
+        scenario(given=before, when=redeem(0, 10, by), rules=rules, refused=Refusal.UNKNOWN_TOKEN, counts=False)
+        over = [*before, revoke(5)]
+        scenario(given=over, when=redeem(0, 10, by), rules=rules, refused=Refusal.UNKNOWN_TOKEN, counts=False)
+
+
+def test_a_certificate_binds_as_a_key_does() -> None:
+    """RFC 8705 7.1."""
+    rules = ruled(client=SPA)
+    before = all_under(rules, issue(bound_x5t_s256="x5t"))
+    right = presenter(authenticated=False, x5t_s256="x5t")
+    assert "x5t" == scenario(given=before, when=redeem(0, 10, right), rules=rules).served.access_token.cnf_x5t_s256
+    wrong = presenter(authenticated=False, x5t_s256="other")
+    scenario(given=before, when=redeem(0, 10, wrong), rules=rules, refused=Refusal.UNKNOWN_TOKEN)
+
+
+def test_a_proof_is_welcome_from_any_client_and_binds_that_access_token() -> None:
+    """A confidential client may change keys from one refresh to the next (V76)."""
+    first = scenario(given=[issue(bound_jkt=KEY)], when=redeem(0, 10, presenter(jkt=KEY)))
+    second = scenario(given=first.history, when=redeem(1, 20, presenter(jkt=OTHER_KEY)))
+    third = scenario(given=second.history, when=redeem(2, 30))
+    assert [KEY, OTHER_KEY, None] == [tale.served.access_token.cnf_jkt for tale in (first, second, third)]
+
+
+# ---------------------------------------------------------------- keys
+
+
+DISTRUSTED = ruled(distrusted={1: "keys/5"}, active_key_id=2)
+SPA_DISTRUSTED = ruled(client=SPA, distrusted={1: "keys/5"}, active_key_id=2)
+
+
+def test_a_distrusted_key_is_rotated_away_for_who_authenticates() -> None:
+    """The current token of a leaked key buys its successor under another."""
+    tale = scenario(given=ISSUED, when=redeem(0, 10), rules=DISTRUSTED)
+    assert 2 == tale.served.key_id
+
+
+@pytest.mark.parametrize(
+    ("given", "when", "rules"),
+    [
+        (ISSUED, redeem(0, 10, public()), SPA_DISTRUSTED),
+        (ISSUED, redeem(0, 10, public(jkt=KEY)), SPA_DISTRUSTED),  # a key that nothing is bound to
+        (ROTATED, redeem(0, 110), DISTRUSTED),  # a retry it would be
+        ((*ROTATED, redeem(1, 200)), redeem(0, 300), DISTRUSTED),  # a fork it would be
+        (ISSUED, redeem(7, 10, public()), SPA_DISTRUSTED),  # ahead it would be
+    ],
+)
+def test_a_distrusted_key_proves_nothing_else(given: list[Given], when: RedeemToken, rules: Rules) -> None:
+    """Refused without action, not counted: whoever holds the key could have made the token."""
+    scenario(given=given, when=when, rules=rules, refused=Refusal.KEY_DISTRUSTED, event_id="keys/5", counts=False)
+
+
+def test_a_distrusted_key_is_told_after_the_status() -> None:
+    """An ended grant says how it ended."""
+    scenario(given=[*ISSUED, revoke(5)], when=redeem(0, 10), rules=DISTRUSTED, refused=Refusal.REVOKED_BY_OPERATOR)
+
+
+def test_a_bound_key_holder_survives_a_distrusted_key() -> None:
+    """Key-bound is as good as authenticated."""
+    tale = scenario(
+        given=[under(ruled(client=SPA), issue(bound_jkt=KEY))], when=redeem(0, 10, public(jkt=KEY)),
+        rules=SPA_DISTRUSTED,
+    )  # fmt: skip
+    assert 2 == tale.served.key_id
+
+
+# ---------------------------------------------------------------- ahead of the log
+
+
+@pytest.mark.parametrize(
+    "when",
+    [redeem(2, 110, THERE), redeem(1, 110, THERE, key_id=2), redeem(0, 110, THERE, key_id=2)],
+    ids=["a later generation", "the current one by another key", "an older one by another key"],
+)
+def test_a_token_ahead_of_the_log_suspends_once(when: RedeemToken) -> None:
+    """The log has lost acknowledged events: after a fresh read the grant stops (I-15, I-23)."""
+    with pytest.raises(StateMayBeStale):
+        replayed(told(ROTATED)).decide(when, RULES)
+    fresh = redeem(when.generation, 110, THERE, key_id=when.key_id, fresh=True)
+    tale = scenario(given=ROTATED, when=fresh, outcome=Refusal.SUSPENDED, event_id="5", then=[
+        fact(RollbackDetected, presented_generation=when.generation, current_generation=1, context=THERE),
+        fact(GrantSuspended, reason_class="rollback", requested_by="ledger:rollback", reason=None),
+    ])  # fmt: skip
+    for generation in (0, 1, 2):
+        scenario(given=tale.history, when=redeem(generation, 111), refused=Refusal.SUSPENDED, event_id="5", counts=True)
+    trusted = told([*tale.history, reinstate(120, "current")])
+    later = redeem(when.generation, 130, THERE, key_id=when.key_id, fresh=True)
+    scenario(given=trusted, when=later, refused=Refusal.ROTATED, event_id="4", counts=True)
+    assert 2 == scenario(given=trusted, when=redeem(1, 131)).served.generation
+
+
+def test_each_generation_has_the_key_that_its_event_names() -> None:
+    """Keys change in the course of a grant's life; an older token of an older key is no rollback."""
+    new = ruled(STRICT, active_key_id=2)
+    history = told([issue(), redeem(0, 10), under(new, redeem(1, 20)), under(new, redeem(2, 30, key_id=2))])
+    grant = replayed(history)
+    assert [1, 1, 2, 2] == [grant.key_of(generation) for generation in range(4)]
+    for generation, key_id in ((0, 1), (1, 1), (2, 2)):
+        scenario(
+            given=history, when=redeem(generation, 100, key_id=key_id), rules=new, outcome=Refusal.REUSE_DETECTED
+        )  # fmt: skip
+    scenario(given=history, when=redeem(1, 100, key_id=2, fresh=True), rules=new, outcome=Refusal.SUSPENDED)
+
+
+# ---------------------------------------------------------------- the burst limit
+
+
+def test_the_burst_limit_comes_after_the_verdict_and_before_the_scope() -> None:
+    """429 before any append, for a current token only; an ended grant says how it ended."""
+    tale = scenario(given=ISSUED, when=redeem(0, 10, scope=("admin",), retry_after_seconds=7), refused=Refusal.TOO_FAST)
+    assert tale.refused is not None
+    assert 7 == tale.refused.retry_after_seconds
+    scenario(given=[*ISSUED, revoke(5)], when=redeem(0, 10, retry_after_seconds=7), refused=Refusal.REVOKED_BY_OPERATOR)
+
+
+# ---------------------------------------------------------------- twins that must be caught
+
+
+class Sliding(Grant, array_like=True):
+    """A grant whose decision changes it."""
+
+    def decide(self, command, rules):  # type: ignore[no-untyped-def]
+        self.idle_expires_at = None
+        return super().decide(command, rules)
+
+
+def test_a_decision_that_changes_the_grant_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin of what every scenario checks."""
+    monkeypatch.setattr("tests.scenario.Grant", Sliding)
+    with pytest.raises(AssertionError, match="decide changed the grant"):
+        scenario(given=ISSUED, when=redeem(0, 10))
+
+
+class Forgetful(Grant, array_like=True):
+    """A grant whose state depends on what is not in its events."""
+
+    def evolve(self, event):  # type: ignore[no-untyped-def]
+        super().evolve(event)
+        self.issued_by = str(id(self))
+
+
+def test_a_state_that_no_replay_comes_to_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-13: the broken twin of the replay that follows every decision."""
+    monkeypatch.setattr("tests.scenario.Grant", Forgetful)
+    with pytest.raises(AssertionError, match="a replay comes to another state"):
+        scenario(given=ISSUED, when=redeem(0, 10))
+
+
+def test_a_scenario_that_expects_something_else_fails() -> None:
+    """A wrong member, a wrong order, a refusal that did not come: each fails."""
+    twins: list[dict[str, Any]] = [
+        {"then": [fact(TokenRedeemed, generation=1), TokenRotated]},
+        {"then": [TokenRotated, TokenRedeemed]},
+        {"then": []},
+        {"refused": Refusal.ROTATED},
+        {"outcome": Refusal.ROTATED},
+    ]
+    for wrong in twins:
+        with pytest.raises(AssertionError):
+            scenario(given=ISSUED, when=redeem(0, 10), **wrong)
+    with pytest.raises(AssertionError):
+        scenario(given=ISSUED, when=redeem(0, 10, scope=("admin",)))
+    assert HERE != THERE
+    assert [GrantIssued] == [type(event) for event in told(ISSUED)]
+    assert ReuseDetected not in {type(event) for event in told(ROTATED)}

@@ -3,7 +3,7 @@
 import click
 
 from api.cli.options import ask, json_option, reached, settings_option
-from api.cli.output import Json, say, say_json, say_table
+from api.cli.output import Failed, Json, say, say_json, say_table
 from api.settings import Settings
 
 KEY_ID = click.IntRange(1, 255)
@@ -68,8 +68,11 @@ def distrust(key_id: int, as_json: bool, settings: Settings) -> None:
 
 
 def _act(settings: Settings, key_id: int, act: str) -> Json:
-    with reached(settings) as local:
-        return ask(local, "POST", f"/local/keys/{key_id}/{act}", {})
+    try:
+        with reached(settings) as local:
+            return ask(local, "POST", f"/local/keys/{key_id}/{act}", {})
+    except Failed as error:
+        raise Failed(str(error), 2) from None  # a key that cannot do this is wrong use, no answer to a question
 
 
 def _say_key(key: Json, as_json: bool) -> None:

@@ -70,22 +70,27 @@ def accepted(answer: Answer) -> Answer:
 
 
 def pages(local: Local, path: str, query: Mapping[str, str | None]) -> Iterator[Json]:
-    """Get every page of a list, one after the other."""
+    """Get every page of a list, one after the other. What is wrong with the question is raised at once."""
     given = {name: value for name, value in query.items() if value is not None} | {"limit": str(PAGE_MAX)}
-    while True:
-        page = ask(local, "GET", f"{path}?{urlencode(given)}")
-        yield page
-        if "next_cursor" not in page:
-            return
-        given["cursor"] = page["next_cursor"]
+
+    def page(cursor: Mapping[str, str]) -> Json:
+        return ask(local, "GET", f"{path}?{urlencode({**given, **cursor})}")
+
+    return _followed(page, page({}))
 
 
 def searched_pages(local: Local, path: str, body: Mapping[str, Json]) -> Iterator[Json]:
     """Get every page of a search, whose question stands in the body because it names a person."""
     given = {name: value for name, value in body.items() if value is not None} | {"limit": PAGE_MAX}
-    while True:
-        page = ask(local, "POST", path, given)
-        yield page
-        if "next_cursor" not in page:
-            return
-        given["cursor"] = page["next_cursor"]
+
+    def page(cursor: Mapping[str, str]) -> Json:
+        return ask(local, "POST", path, {**given, **cursor})
+
+    return _followed(page, page({}))
+
+
+def _followed(page: Callable[[Mapping[str, str]], Json], found: Json) -> Iterator[Json]:
+    yield found
+    while "next_cursor" in found:
+        found = page({"cursor": found["next_cursor"]})
+        yield found

@@ -1,0 +1,209 @@
+"""What a durable refresh costs beside a bare endpoint: `python -m tests.benchmarks.refresh`.
+
+Both sides run on the same loop, parser and worker count, one after the other in every round, each on one core with the
+client on another (where there are two). Everything is on in the ledger: both events, inline rows, client
+authentication, metrics, contexts, control counter, snapshots, `synchronous=FULL` read back. After each run the store's
+events must equal twice the 200s. Quote the ratios: they are what survives a noisy machine.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.clients import CLIENTS, SECRET
+from tests.benchmarks.stock import stock
+from tests.servers import Server, eventually, free_port
+
+CONNECTIONS = 64
+
+
+@dataclass
+class Figures:
+    """One side in one round. CPU is the server's own, user and system."""
+
+    per_second: float
+    cpu_us: float
+    p50_ms: float
+    p99_ms: float
+    tokens: list[str]
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pinned(core: int) -> list[str]:
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "-c", str(cores[core % len(cores)])] if shutil.which("taskset") and len(cores) > 1 else []
+
+
+def drive(port: int, pid: int, tokens: Sequence[str], *, connections: int, seconds: float) -> Figures:
+    job = {"port": port, "tokens": list(tokens), "secret": SECRET, "connections": connections, "seconds": seconds}
+    before = cpu_seconds(pid)
+    done = subprocess.run(
+        [*pinned(1), sys.executable, "-m", "tests.benchmarks.load"],
+        input=json.dumps(job).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=seconds + 60,
+    )
+    found = json.loads(done.stdout)
+    assert not found["failed"], found["failed"]
+    cpu = cpu_seconds(pid) - before
+    return Figures(
+        found["answers"] / found["seconds"],
+        cpu / found["answers"] * 1e6,
+        found["p50_ms"],
+        found["p99_ms"],
+        found["tokens"],
+    )
+
+
+@contextmanager
+def bare() -> Iterator[tuple[int, int]]:
+    """The reference server: (port, process id)."""
+    port = free_port()
+    command = [*pinned(0), sys.executable, "-m", "uvicorn", "tests.benchmarks.bare:app", "--port", str(port)]
+    with subprocess.Popen([*command, "--no-access-log", "--log-level", "warning"]) as process:
+        try:
+            eventually(lambda: _listens(port), what="the bare server")
+            yield port, process.pid
+        finally:
+            process.terminate()
+
+
+def _listens(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def ledger(folder: Path) -> Iterator[Server]:
+    """The ledger on the store in a folder, as it is served: plain HTTP, no burst limit."""
+    server = Server(folder, clients=CLIENTS, settings={"LOG_LEVEL": "info", "REFRESH_PER_SECOND": "0"})
+    server.start()
+    if pinned(0):
+        assert server.process is not None
+        for task in os.listdir(f"/proc/{server.process.pid}/task"):
+            os.sched_setaffinity(int(task), {sorted(os.sched_getaffinity(0))[0]})
+    try:
+        yield server
+    finally:
+        assert server.terminate() == 0
+
+
+def events_in(folder: Path) -> int:
+    with sqlite3.connect(f"file:{folder}/token-ledger.db?mode=ro", uri=True) as database:
+        return int(database.execute("SELECT count(*) FROM events").fetchone()[0])
+
+
+def measured(folder: Path, tokens: list[str], *, connections: int, seconds: float) -> Figures:
+    """One run on the ledger, which must have written exactly two events for each answer."""
+    with ledger(folder) as server:
+        assert server.process is not None
+        before = events_in(folder)
+        found = drive(server.port, server.process.pid, tokens, connections=connections, seconds=seconds)
+        answers = round(found.per_second * seconds)
+        written = events_in(folder) - before
+        assert abs(written - 2 * answers) <= 2 * answers * 0.2, f"{written} events for about {answers} answers"
+    tokens[:] = found.tokens
+    return found
+
+
+def bytes_a_refresh(folder: Path, answers_times_two: int) -> float:
+    return (folder / "token-ledger.db").stat().st_size / (answers_times_two / 2)
+
+
+def main_ratio(folder: Path, rounds: int, seconds: float) -> None:
+    """Sixty-four chains beside the bare endpoint."""
+    tokens = stock(folder, grants=CONNECTIONS)
+    sides: list[tuple[Figures, Figures]] = []
+    for number in range(rounds):
+        with bare() as (port, pid):
+            reference = drive(port, pid, ["rt1_" + "r" * 72] * CONNECTIONS, connections=CONNECTIONS, seconds=seconds)
+        ours = measured(folder, tokens, connections=CONNECTIONS, seconds=seconds)
+        sides.append((reference, ours))
+        print(
+            f"round {number + 1}: bare {reference.per_second:6.0f}/s {reference.cpu_us:4.0f} µs"
+            f" p50 {reference.p50_ms:5.1f} p99 {reference.p99_ms:5.1f} ms |"
+            f" ledger {ours.per_second:6.0f}/s {ours.cpu_us:4.0f} µs p50 {ours.p50_ms:5.1f} p99 {ours.p99_ms:5.1f} ms |"
+            f" ratio {ours.per_second / reference.per_second:.2f}",
+            flush=True,
+        )
+    ratios = [ours.per_second / reference.per_second for reference, ours in sides]
+    tails = [ours.p99_ms / reference.p99_ms for reference, ours in sides]
+    print(f"throughput, ledger / bare: median {statistics.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}]")
+    print(f"p99, ledger / bare: median {statistics.median(tails):.2f} [{min(tails):.2f}–{max(tails):.2f}]")
+    events = events_in(folder)
+    print(f"bytes on disk a refresh, everything included: {bytes_a_refresh(folder, events):.0f} ({events} events)")
+
+
+def main_age(folder: Path, rounds: int, seconds: float, rotations: int) -> None:
+    """A grant with a long history against a new one: warm (kept walking) and cold (first refresh after a start)."""
+    old, new = folder / "old", folder / "new"
+    tokens = {old: stock(old, grants=1, rotations=rotations), new: stock(new, grants=1)}
+    warm: dict[Path, list[float]] = {old: [], new: []}
+    cold: dict[Path, list[float]] = {old: [], new: []}
+    for _ in range(rounds):
+        for side in (new, old):
+            with ledger(side) as server:
+                assert server.process is not None
+                pid = server.process.pid
+                first = drive(server.port, pid, tokens[side], connections=1, seconds=0)
+                cold[side].append(first.p50_ms)
+                walk = drive(server.port, pid, first.tokens, connections=1, seconds=seconds)
+                warm[side].append(walk.per_second)
+                tokens[side] = walk.tokens
+    ratio = statistics.median(warm[new]) / statistics.median(warm[old])
+    print(f"warm, one chain: a new grant against one with {rotations} rotations, throughput ratio {ratio:.2f}")
+    ratio = statistics.median(cold[old]) / statistics.median(cold[new])
+    print(f"cold, first refresh after a start: latency ratio old / new {ratio:.2f}")
+
+
+def main_spread(folder: Path, rounds: int, seconds: float, grants: int) -> None:
+    """Many grants touched in shuffled order against sixty-four hot ones."""
+    many, hot = folder / "many", folder / "hot"
+    tokens = {many: stock(many, grants=grants), hot: stock(hot, grants=CONNECTIONS)}
+    ratios = []
+    for _ in range(rounds):
+        of = {
+            side: measured(side, tokens[side], connections=CONNECTIONS, seconds=seconds).per_second
+            for side in (hot, many)
+        }
+        ratios.append(of[many] / of[hot])
+    print(f"{grants} grants in shuffled order / {CONNECTIONS} hot ones: {statistics.median(ratios):.2f} {ratios}")
+
+
+def main() -> None:
+    """Run what is asked for; all of it takes some minutes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--grants", type=int, default=100_000)
+    parser.add_argument("--rotations", type=int, default=100_000)
+    parser.add_argument("--only", choices=["ratio", "age", "spread"])
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="token-ledger-bench-") as folder:
+        if asked.only in (None, "ratio"):
+            main_ratio(Path(folder) / "ratio", asked.rounds, asked.seconds)
+        if asked.only in (None, "age"):
+            main_age(Path(folder) / "age", asked.rounds, min(asked.seconds, 5), asked.rotations)
+        if asked.only in (None, "spread"):
+            main_spread(Path(folder) / "spread", asked.rounds, asked.seconds, asked.grants)
+
+
+if __name__ == "__main__":
+    main()

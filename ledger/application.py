@@ -86,6 +86,7 @@ class Ledger:
         self.behind: Head | None = None
         self._head_file = head_file
         self._head_written = 0
+        self._new = self.memory.position == 0
         self._acknowledged = self.memory.position
         self._acknowledged_at = self._last_at()
         self._ring_read_at = 0.0
@@ -418,10 +419,10 @@ class Ledger:
             self.behind = head
             log.error(
                 "log_behind_head_file",
-                extra={"fields": {"log": self.memory.position, "head_file": head.position, "at": times.text(head.at)}},
+                extra={"fields": {"log": self.memory.position, "head_file": head.position, "lost_at": times.text(head.at)}},
             )
             return
-        if head is None and not self._head_file.off and self.memory.position > 0:
+        if head is None and not self._head_file.off and not self._new:
             log.warning("head_file_missing", extra={"fields": {"written_anew": self._head_file.path}})
         self._write_head()
 

@@ -1,6 +1,7 @@
 """What commands have in common: settings, `--json`, the way to the ledger, and what its answers come to."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from urllib.parse import urlencode
 
 import click
 
+from api import logs
 from api.cli.output import Failed
 from api.local import Answer, Json, Local, reach
 from api.settings import Settings, load
@@ -48,6 +50,7 @@ def reached(settings: Settings) -> Iterator[Local]:
     """Reach the ledger of these settings: its running server, else the file itself. Raises LedgerError."""
     from api.wiring import open_app, sqlite_path
 
+    logs.configure("warning", settings.log_format, sys.stderr)  # standard output is for the answer
     with reach(sqlite_path(settings), lambda: open_app(settings)) as local:
         yield local
 

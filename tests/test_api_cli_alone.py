@@ -1,0 +1,167 @@
+"""Commands where no server runs: each opens the file itself, does what the endpoint does, and gives the file back."""
+
+import json
+import sqlite3
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.places import Place
+from tests.servers import clients_toml, program
+from tests.wire import Json
+
+
+def asked(place: Place, *arguments: str, stdin: str = "", exit_code: int = 0) -> Json:
+    """What a command prints for programs."""
+    done = place.run(*arguments, "--json", stdin=stdin)
+    assert exit_code == done.returncode, done
+    assert "" == done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def known(made: Place) -> Place:
+    """A ledger that knows the clients of the tests."""
+    (made.folder / "clients.toml").write_text(clients_toml())
+    assert 0 == made.run("apply", "clients.toml").returncode
+    return made
+
+
+def test_init_makes_a_ledger_and_is_safe_to_repeat(place: Place) -> None:
+    """Key ring and database are there, for their owner alone; a second time nothing changes."""
+    first = place.run("init")
+    assert (0, "") == (first.returncode, first.stderr)
+    assert 2 == first.stdout.count("created")
+    assert all(
+        0o600 == (place.folder / name).stat().st_mode & 0o777 for name in ("token-ledger.db", "token-ledger.keys")
+    )
+    ring = (place.folder / "token-ledger.keys").read_bytes()
+    second = place.run("init")
+    assert (0, "") == (second.returncode, second.stderr)
+    assert 2 == second.stdout.count("there already, unchanged")
+    assert ring == (place.folder / "token-ledger.keys").read_bytes()
+
+
+def test_init_goes_on_after_a_crash_between_key_ring_and_database(place: Place) -> None:
+    """A ring without a database is taken for the next one, never replaced."""
+    assert 0 == place.run("init").returncode
+    ring = (place.folder / "token-ledger.keys").read_bytes()
+    for path in place.folder.glob("token-ledger.db*"):
+        path.unlink()
+    (place.folder / "token-ledger.keys.head").unlink()
+    assert 0 == place.run("init").returncode
+    assert ring == (place.folder / "token-ledger.keys").read_bytes()
+    assert [] == asked(place, "grants")["grants"]
+
+
+def test_a_whole_day_without_a_server(known: Place) -> None:
+    """Issue, look, suspend, reinstate, explain, end, erase: one after the other on the file."""
+    issued = asked(known, "issue", "--client", "www", "--subject", "nora", "--scope", "read openid")
+    grant_id = issued["grant_id"]
+    assert "current" == asked(known, "explain", stdin=issued["refresh_token"])["verdict"]
+    assert "suspended" == asked(known, "grant", "suspend", grant_id)["status"]
+    assert "suspended" == asked(known, "explain", stdin=issued["refresh_token"], exit_code=1)["verdict"]
+    assert "active" == asked(known, "grant", "reinstate", grant_id)["status"]
+    assert [grant_id] == [each["grant_id"] for each in asked(known, "grants", "--subject", "nora")["grants"]]
+    assert asked(known, "revoke", "--subject", "nora", "--reason", "left")["known"]
+    history = asked(known, "grant", "history", grant_id)["events"]
+    expected = ["grant.issued", "grant.suspended", "grant.reinstated", "subject.revoked"]
+    assert expected == [event["topic"] for event in history]
+    assert "revoked" == asked(known, "explain", stdin=issued["refresh_token"], exit_code=1)["verdict"]
+    assert {"known": True} == asked(known, "erase", "--subject", "nora")
+    assert not any(b"nora" in content for content in known.files().values())
+    assert [] == asked(known, "reuse")["incidents"]
+    assert {"differences": []} == asked(known, "rebuild")
+
+
+def test_keys_change_without_a_server(known: Place) -> None:
+    """The ring's file holds the new key before the event names it."""
+    key_id = known.run("keys", "rotate").stdout.splitlines()[-1]
+    assert "2" == key_id
+    assert "active" == asked(known, "keys", "activate", key_id)["state"]
+    states = {key["id"]: key["state"] for key in asked(known, "keys", "list")["keys"]}
+    assert {1: "verifying", 2: "active"} == states
+    issued = asked(known, "issue", "--client", "www", "--subject", "olaf", "--scope", "read")
+    assert "current" == asked(known, "explain", stdin=issued["refresh_token"])["verdict"]
+
+
+def test_rebuild_names_what_differed_and_heals_it(known: Place) -> None:
+    """I-13: exit code 1 with table, key and column; the next run exits 0."""
+    issued = asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
+    tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'current_tokens_v%'"
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        (table,) = connection.execute(tables).fetchone()
+        connection.execute(f"UPDATE {table} SET generation = 7")
+    connection.close()
+    found = known.run("rebuild")
+    assert (1, "") == (found.returncode, found.stderr)
+    first, last = found.stdout.splitlines()
+    assert first.startswith(f"differed: table {table}, key ")
+    assert first.endswith(", column generation")
+    assert "1 differences, healed by this run" == last
+    assert {"differences": []} == asked(known, "rebuild")
+    assert 0 == asked(known, "grant", "show", issued["grant_id"])["generation"]
+
+
+def test_a_restored_backup_is_served_only_after_it_was_acknowledged(known: Place) -> None:
+    """I-23: what was lost is named, a new key signs, and what has to be repeated is said."""
+    backup = (known.folder / "token-ledger.db").read_bytes()
+    issued = asked(known, "issue", "--client", "www", "--subject", "quin", "--scope", "read")
+    (known.folder / "token-ledger.db").write_bytes(backup)
+    for arguments in (["grants"], ["issue", "--client", "www", "--subject", "q", "--scope", "read"]):
+        done = known.run(*arguments)
+        assert 2 == done.returncode, done
+        assert "Traceback" not in done.stderr
+    done = known.run("restore", "acknowledge")
+    assert 0 == done.returncode, done
+    assert "must be repeated" in done.stdout
+    active = [key["id"] for key in asked(known, "keys", "list")["keys"] if key["state"] == "active"]
+    assert [2] == active
+    assert "unknown" == asked(known, "explain", stdin=issued["refresh_token"], exit_code=1)["verdict"]
+    assert 1 == known.run("restore", "acknowledge").returncode
+
+
+def test_commands_at_once_wait_for_one_another(known: Place) -> None:
+    """One owner at a time: each of them gets its turn."""
+    done: list[subprocess.CompletedProcess[str]] = []
+
+    def issue(number: int) -> None:
+        done.append(known.run("issue", "--client", "www", "--subject", f"s{number}", "--scope", "read", "--json"))
+
+    threads = [threading.Thread(target=issue, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [0] * 4 == [each.returncode for each in done], done
+    issued = {json.loads(each.stdout)["grant_id"] for each in done}
+    assert issued == {each["grant_id"] for each in asked(known, "grants")["grants"]}
+
+
+def test_a_database_under_a_relative_or_linked_path_is_the_same(known: Place, tmp_path: Path) -> None:
+    """One file, one lock, one socket, whatever its name."""
+    (tmp_path / "link").symlink_to(known.folder)
+    linked = {"DATABASE_URL": f"sqlite:///{tmp_path / 'link' / 'token-ledger.db'}"}
+    relative = {"DATABASE_URL": "sqlite:///token-ledger.db"}
+    listed = [known.run("grants", "--json", **settings).stdout for settings in ({}, linked, relative)]
+    assert 1 == len(set(listed))
+
+
+def test_standard_output_is_for_the_answer_alone(known: Place) -> None:
+    """A warning, as of a missing head file, is a log line on standard error."""
+    (known.folder / "token-ledger.keys.head").unlink()
+    done = known.run("grants", "--json")
+    assert 0 == done.returncode
+    assert [] == json.loads(done.stdout)["grants"]
+    assert 1 == done.stderr.count("\n")
+    assert "event=head_file_missing" in done.stderr
+
+
+def test_a_pipe_that_closes_early_ends_a_list_in_silence(known: Place) -> None:
+    """`token-ledger grants | head -1`."""
+    environment = " ".join(f"TOKEN_LEDGER_{name}='{value}'" for name, value in known.settings.items())
+    shell = f"{environment} {' '.join(program())} grants | true"
+    done = subprocess.run(["bash", "-c", shell], cwd=known.folder, capture_output=True, text=True, check=False)
+    assert "" == done.stderr

@@ -17,7 +17,7 @@ from ledger.answers import Caller, GrantAct, IssueRequest, Source, TokenAnswer
 from ledger.application import Ledger, Options
 from ledger.batch import Batch
 from ledger.clients import LOCAL_OPERATOR, ClientSpec, Operator, OperatorSpec, Settings
-from ledger.events import AnyEvent, Words, decode
+from ledger.events import AnyEvent, GrantIssued, Words, decode
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.policy import PRESETS, Policy
@@ -166,6 +166,12 @@ class Opened:
     def grant_events(self, answer: TokenAnswer) -> list[AnyEvent]:
         """The events of an answer's grant."""
         return self.events(f"grant:{answer.grant_id}")
+
+    def issuance(self, answer: TokenAnswer) -> GrantIssued:
+        """How an answer's grant came to be."""
+        issued = self.grant_events(answer)[0]
+        assert isinstance(issued, GrantIssued)
+        return issued
 
     def topics(self, answer: TokenAnswer) -> list[str]:
         """What happened to an answer's grant, `grant.` left out."""

@@ -1,0 +1,180 @@
+"""Persons: known by a private row, ended by an epoch, and erased so that no file knows them any more."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ledger.answers import Source, TokenAnswer
+from ledger.events import SubjectErased, SubjectRevoked
+from ledger.recorders.errors import StoreFull
+from ledger.refusals import Refusal, Refused, Unavailable
+from tests.faulty_store import FaultyStore, faulty, instead
+from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
+
+pytestmark = pytest.mark.anyio
+
+PERSON = ("alice-in-wonderland@example.com", "Alice’s white telephone", "session-of-the-white-rabbit")
+PLACE = Source("2001:db8:1234:5678::", "LookingGlass/1.0 (very particular)")
+REASON = "she asked for it on the telephone"
+
+
+def files_that_hold(folder: Path, *texts: str) -> list[str]:
+    """The files beside the database (its log and its index too) in which one of these texts can be found."""
+    return [
+        f"{path.name}: {text}"
+        for path in sorted(folder.iterdir())
+        for text in texts
+        if text.encode() in path.read_bytes()
+    ]
+
+
+async def issued(opened: Opened) -> TokenAnswer:
+    return await opened.issue(PERSON[0], device=PERSON[1], session=PERSON[2], key="order-4711")
+
+
+async def refused_by(waiting: object, refusal: Refusal) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await waiting  # type: ignore[misc]
+    assert refusal is caught.value.refusal
+    return caught.value
+
+
+async def test_a_person_is_known_by_a_random_id_and_found_again(tmp_path: Path) -> None:
+    """One person has one id, whoever issues; events hold that id and never the subject."""
+    async with open_ledger(tmp_path) as opened:
+        first, second, other = await issued(opened), await opened.issue(PERSON[0]), await opened.issue("bob")
+        ids = [opened.issuance(answer).subject_id for answer in (first, second, other)]
+        assert ids[0] == ids[1] != ids[2]
+        assert ids[0] == await opened.ledger.subject_id(PERSON[0])
+        assert await opened.ledger.subject_id("nobody") is None
+        bodies = "".join(str(body) for (body,) in opened.rows("SELECT body FROM events"))
+        assert not [text for text in PERSON if text in bodies]
+    check_ledger(opened.path)
+
+
+async def test_two_first_grants_of_one_person_in_one_batch_share_the_id(tmp_path: Path) -> None:
+    """The row that this batch is about to write counts as written."""
+    async with open_ledger(tmp_path) as opened:
+        answers = await asyncio.gather(opened.issue("alice"), opened.issue("alice"), opened.issue("alice"))
+        assert 1 == len({opened.issuance(answer).subject_id for answer in answers})
+        assert [(1,)] == opened.rows("SELECT count(*) FROM private_subjects")
+    check_ledger(opened.path)
+
+
+async def test_a_refused_issuance_leaves_nobody_behind(tmp_path: Path) -> None:
+    """A refusal records nothing: the person was never seen."""
+    async with open_ledger(tmp_path) as opened:
+        await refused_by(opened.issue("alice", scope=("admin",)), Refusal.INVALID_SCOPE)
+        assert [] == opened.rows("SELECT * FROM private_subjects")
+        answer = await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+        assert (False, 0) == (answer.known, answer.epoch)
+
+
+async def test_erasing_leaves_no_trace_in_any_file(tmp_path: Path) -> None:
+    """I-20: subject, device, session, address, user agent and reasons are gone from pages, free pages and the log."""
+    async with open_ledger(tmp_path) as opened:
+        grant = await issued(opened)
+        await opened.refresh(grant, source=PLACE)
+        await opened.act("suspend", grant.grant_id, reason=REASON)
+        await opened.ledger.revoke_subject(SECURITY, PERSON[0], REASON, None)
+        everything = (*PERSON, PLACE.address, PLACE.user_agent, REASON)
+        held = "".join(files_that_hold(tmp_path, *everything))
+        assert not [text for text in everything if text not in held], "the search finds what is there"
+        assert await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        assert [] == files_that_hold(tmp_path, *everything)
+        checked = check_ledger(opened.path)
+    assert [] == files_that_hold(tmp_path, *everything)
+    assert (1, 1) == (checked.topics["subject.revoked"], checked.topics["subject.erased"])
+
+
+async def test_what_is_only_deleted_is_still_in_the_files(tmp_path: Path) -> None:
+    """The broken twin of the test above: without `secure_delete` and an emptied log the rows' text stays."""
+    async with open_ledger(tmp_path) as opened:
+        await issued(opened)
+        opened.store._connection.execute("PRAGMA secure_delete=OFF")
+        opened.store._connection.execute("DELETE FROM private_subjects")
+        assert files_that_hold(tmp_path, PERSON[0])
+
+
+async def test_erasing_ends_the_persons_grants_at_once(tmp_path: Path) -> None:
+    """I-06: their tokens are refused as the person's own end, and the erasure's raise says who asked for what."""
+    async with open_ledger(tmp_path) as opened:
+        grant, kept = await issued(opened), await opened.issue("bob")
+        await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        refusal = await opened.refused(grant)
+        subject_id = opened.issuance(grant).subject_id
+        assert (Refusal.REVOKED_BY_SUBJECT, f"subject:{subject_id}/1") == (refusal.refusal, refusal.event_id)
+        raised, erased = opened.events(f"subject:{subject_id}")
+        assert isinstance(raised, SubjectRevoked)
+        assert isinstance(erased, SubjectErased)
+        assert ("ledger:erase", "operator:local") == (raised.requested_by, erased.requested_by)
+        await opened.refresh(kept)
+    check_ledger(opened.path)
+
+
+async def test_an_erased_person_who_comes_back_is_somebody_new(tmp_path: Path) -> None:
+    """The same subject gets another id, and their Idempotency-Key is as new as they are."""
+    async with open_ledger(tmp_path) as opened:
+        first = await issued(opened)
+        assert await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        assert await opened.ledger.subject_id(PERSON[0]) is None
+        assert not await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        second = await issued(opened)
+        assert first.grant_id != second.grant_id
+        ids = [opened.issuance(answer).subject_id for answer in (first, second)]
+        assert ids[0] != ids[1]
+        await opened.refresh(second)
+    check_ledger(opened.path)
+
+
+async def test_after_an_erasure_its_own_batch_knows_the_person_no_more(tmp_path: Path) -> None:
+    """Whoever is decided behind the erasure, in the same transaction, meets the same as an hour later."""
+    async with open_ledger(tmp_path, clients=[client()]) as opened:
+        first = await issued(opened)
+        batches = opened.ledger.commits.batches
+        erased, second, refusal = await asyncio.gather(
+            opened.ledger.erase(LOCAL_OPERATOR, PERSON[0]),
+            issued(opened),
+            opened.refresh(first, source=PLACE),
+            return_exceptions=True,
+        )
+        assert batches + 1 == opened.ledger.commits.batches, "all three in one batch"
+        assert erased is True
+        assert isinstance(second, TokenAnswer)
+        assert isinstance(refusal, Refused)
+        ids = [opened.issuance(answer).subject_id for answer in (first, second)]
+        assert ids[0] != ids[1] == await opened.ledger.subject_id(PERSON[0])
+        assert [] == files_that_hold(tmp_path, PLACE.user_agent)
+        opened.check_memory()
+        await opened.refresh(second)
+    check_ledger(opened.path)
+
+
+async def test_a_late_presentation_brings_no_erased_context_back(tmp_path: Path) -> None:
+    """An expiry is put on record with the presenter's context, but not for somebody who was just erased."""
+    async with open_ledger(tmp_path) as opened:
+        grant = await issued(opened)
+        opened.clock.pass_seconds(31 * 86400)
+        erased, refusal = await asyncio.gather(
+            opened.ledger.erase(LOCAL_OPERATOR, PERSON[0]), opened.refresh(grant, source=PLACE), return_exceptions=True
+        )
+        assert erased is True
+        assert isinstance(refusal, Refused)
+        assert "expired" == opened.topics(grant)[-1]
+        assert [] == files_that_hold(tmp_path, *PERSON, PLACE.user_agent)
+    check_ledger(opened.path)
+
+
+async def test_an_erasure_whose_batch_failed_has_erased_nothing(tmp_path: Path) -> None:
+    """I-12: memory has the person back, as the store has them."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        grant = await issued(opened)
+        faulty(opened).on_write.append(instead(StoreFull("no room")))
+        with pytest.raises(Unavailable):
+            await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        opened.check_memory()
+        await opened.refresh(grant, source=PLACE)
+        assert await opened.ledger.introspect(caller(), grant.access_token) is not None
+        assert await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+    check_ledger(opened.path)

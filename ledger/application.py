@@ -419,7 +419,9 @@ class Ledger:
             self.behind = head
             log.error(
                 "log_behind_head_file",
-                extra={"fields": {"log": self.memory.position, "head_file": head.position, "lost_at": times.text(head.at)}},
+                extra={
+                    "fields": {"log": self.memory.position, "head_file": head.position, "lost_at": times.text(head.at)}
+                },
             )
             return
         if head is None and not self._head_file.off and not self._new:

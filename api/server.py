@@ -86,6 +86,7 @@ class Server:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._stop_asked = asyncio.Event()
         self._impatient = False
+        self._reloading = asyncio.Lock()
         # Looked at often enough that a deadline is kept, not only noticed: it is set earlier by the time between looks.
         self._sweep_seconds = min(0.25, settings.request_timeout_seconds / 20)
 
@@ -186,6 +187,13 @@ class Server:
 
     async def reload(self) -> None:
         """Read the certificate again, then call `on_reload`. What is wrong is one log line and changes nothing."""
+        async with self._reloading:  # two signals in a row read one after the other
+            await self._reload()
+
+    async def _reload(self) -> None:
+        if not self._accepting:
+            log.warning("reload_ignored", why="the server is not serving yet, or not any more")
+            return
         if self._tls is not None:
             try:
                 tls.load_again(self._tls, self.settings)
@@ -222,12 +230,17 @@ class Server:
     async def serve(self) -> int:
         """Start, serve until SIGTERM or SIGINT, end in order. SIGHUP reloads."""
         loop = asyncio.get_running_loop()
-        reloading: set[asyncio.Task[None]] = set()
+        reloads: set[asyncio.Task[None]] = set()
 
         def hang_up() -> None:
             task = loop.create_task(self.reload())
-            reloading.add(task)
-            task.add_done_callback(reloading.discard)
+            reloads.add(task)
+            task.add_done_callback(reloaded)
+
+        def reloaded(task: asyncio.Task[None]) -> None:
+            reloads.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.exception("reload_failed", error)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
@@ -288,7 +301,7 @@ class Server:
 
     async def _cut_off(self, late: Sequence[asyncio.Future[Any]]) -> None:
         tasks = list(self._state.tasks)
-        if self.connections or tasks:
+        if tasks or (self.connections and not self._impatient):
             log.warning("cut_off", connections=self.connections, requests=len(tasks))
         for connection in self._open():
             connection.transport.abort()

@@ -1,0 +1,200 @@
+"""TLS: files that are wrong are one line each, new ones are taken while serving, and slow handshakes end in time."""
+
+import asyncio
+import socket
+import ssl
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
+
+from api import tls
+from api.server import Parser
+from api.settings import Settings, SettingsError
+from tests.serving import PARSERS, Running, Shower, check_quiet, check_refused, logged, serving
+from tests.wire import Connection, request_bytes
+
+
+class Files:
+    """A certificate for localhost and its key, as the server reads them, and a client that trusts its authority."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = trustme.CA()
+        self.settings = Settings(port=0, tls_cert=folder / "tls.pem", tls_key=folder / "tls.key")
+        self.client = ssl.create_default_context()
+        self.authority.configure_trust(self.client)
+        self.issue()
+
+    def issue(self) -> trustme.LeafCert:
+        leaf = self.authority.issue_cert("localhost", "127.0.0.1")
+        assert self.settings.tls_cert is not None
+        assert self.settings.tls_key is not None
+        self.settings.tls_cert.write_bytes(leaf.cert_chain_pems[0].bytes())
+        self.settings.tls_key.write_bytes(leaf.private_key_pem.bytes())
+        return leaf
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def refused(settings: Settings) -> str:
+    with pytest.raises(SettingsError) as caught:
+        tls.context_of(settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_a_certificate_the_server_refuses_unless_plain_http_is_allowed() -> None:
+    """TE-7: TLS is the default, and its absence a decision."""
+    assert "TLS_CERT and TLS_KEY are missing: set both, or ALLOW_PLAIN_HTTP behind a proxy" == refused(Settings())
+    assert tls.context_of(Settings(allow_plain_http=True)) is None
+
+
+def test_files_that_are_wrong_are_named_with_what_is_wrong(files: Files, tmp_path: Path) -> None:
+    """One line each: missing, a folder, no PEM, the other's key, a password."""
+    cert, key = files.settings.tls_cert, files.settings.tls_key
+    other, missing, text = tmp_path / "other.key", tmp_path / "missing", tmp_path / "text"
+    other.write_bytes(trustme.CA().issue_cert("localhost").private_key_pem.bytes())
+    text.write_text("nothing of the kind")
+
+    def said(**changed: Any) -> str:
+        return refused(replace(files.settings, **changed))
+
+    assert f"TLS_CERT: {missing} cannot be read: No such file or directory" == said(tls_cert=missing)
+    assert f"TLS_KEY: {missing} cannot be read: No such file or directory" == said(tls_key=missing)
+    assert f"TLS_KEY: {tmp_path} cannot be read: Is a directory" == said(tls_key=tmp_path)
+    assert f"TLS_CERT: {text} holds no certificate in PEM that OpenSSL accepts" == said(tls_cert=text)
+    assert f"TLS_KEY: {text} holds no private key in PEM that OpenSSL accepts" == said(tls_key=text)
+    assert f"TLS_KEY: {other} is not the key of the certificate in {cert}" == said(tls_key=other)
+    assert key is not None
+    loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(
+        loaded.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"Secr3t!"),
+        )
+    )
+    assert f"TLS_KEY: {locked} is encrypted; give the key without a password" == said(tls_key=locked)
+
+
+def test_what_is_not_built_yet_is_refused_and_not_ignored(files: Files, tmp_path: Path) -> None:
+    """Whoever asks for client certificates must not believe that they are checked."""
+    assert "TLS_CLIENT_CA" in refused(replace(files.settings, tls_client_ca=tmp_path / "ca.pem"))
+    assert "TLS_CLIENT_CERT_HEADER" in refused(replace(files.settings, tls_client_cert_header="X-Cert"))
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_requests_are_served_over_tls(files: Files, parser: Parser) -> None:
+    """Versions 1.2 and 1.3, on both parsers and loops; a body too large and a malformed request as in plain HTTP."""
+    fast = parser == "httptools"
+    with serving(Shower(), settings=files.settings, parser=parser, fast_loop=fast) as running:
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            files.client.minimum_version = files.client.maximum_version = version
+            with running.connect(tls=files.client) as connection:
+                for _ in range(3):
+                    told = connection.exchange(request_bytes("POST", "/a", body=b"abc")).json()
+                    assert ("https", "abc") == (told["scheme"], told["body"])
+        with running.connect(tls=files.client) as connection:
+            check_refused(connection.exchange(request_bytes("POST", "/a", body=b"x" * 100_000)), {413})
+        with running.connect(tls=files.client) as connection:
+            check_refused(connection.exchange(b"GET / HTTP/1.1\r\n\r\n"), {400})
+            assert connection.closed_by_peer(4)
+
+
+def test_old_versions_of_tls_are_refused(files: Files) -> None:
+    """RFC 8996: nothing below 1.2."""
+    context = tls.context_of(files.settings)
+    assert context is not None
+    assert ssl.TLSVersion.TLSv1_2 == context.minimum_version
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_who_does_not_speak_tls_is_no_event(files: Files, parser: Parser) -> None:
+    """Plain HTTP, garbage and a cut connection at the handshake leave no word in the log."""
+    fast = parser == "httptools"
+    with (
+        logged() as lines,
+        serving(Shower(), settings=files.settings, parser=parser, fast_loop=fast) as running,
+    ):
+        for raw in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00" + b"x" * 600, b"\x16"):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=5) as connection:
+                connection.sendall(raw)
+                time.sleep(0.05)
+        with running.connect(tls=files.client) as good:
+            assert 200 == good.exchange(request_bytes("GET", "/a")).status
+            good.cut()
+        time.sleep(0.1)
+    check_quiet(lines)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_slow_handshakes_and_slow_requests_end_in_time(files: Files, parser: Parser) -> None:
+    """H19: silent before the handshake, silent after it, half a request."""
+    settings = replace(files.settings, request_timeout_seconds=1.0)
+    fast = parser == "httptools"
+    with (
+        logged() as lines,
+        serving(Shower(), settings=settings, parser=parser, fast_loop=fast) as running,
+    ):
+        address = ("127.0.0.1", running.port)
+        silent = Connection(address, timeout_seconds=5)
+        greeted = Connection(address, timeout_seconds=5, tls=files.client)
+        begun = Connection(address, timeout_seconds=5, tls=files.client)
+        begun.send(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\na")
+        started = time.monotonic()
+        assert silent.closed_by_peer(4)
+        assert greeted.closed_by_peer(4)
+        check_refused(begun.answer(), {408})
+        assert begun.closed_by_peer(4)
+        assert time.monotonic() - started < 3
+        for connection in (silent, greeted, begun):
+            connection.close()
+    check_quiet(lines)
+
+
+def test_a_new_certificate_is_taken_while_serving_and_a_wrong_one_is_not(files: Files) -> None:
+    """SIGHUP: what is wrong is one log line and changes nothing; open connections stay."""
+
+    def serial(running: Running) -> int:
+        with running.connect(tls=files.client) as connection:
+            assert isinstance(connection.socket, ssl.SSLSocket)
+            certificate: Any = connection.socket.getpeercert()
+            return int(certificate["serialNumber"], 16)
+
+    with logged() as lines, serving(Shower(), settings=files.settings) as running:
+        first = serial(running)
+        with running.connect(tls=files.client) as open_before:
+            open_before.exchange(request_bytes("GET", "/a"))
+            files.issue()
+            running.do(running.server.reload())
+            second = serial(running)
+            assert first != second
+            assert files.settings.tls_key is not None
+            files.settings.tls_key.write_text("nothing of the kind")
+            running.do(running.server.reload())
+            assert second == serial(running)
+            assert 200 == open_before.exchange(request_bytes("GET", "/a")).status
+    assert ["reloaded", "reload_failed"] == [event for event in lines.events if event.startswith("reload")]
+
+
+def test_a_reload_calls_what_else_is_to_be_read_again(files: Files) -> None:
+    """The hook comes after the certificate, also where that was wrong."""
+    called: list[str] = []
+
+    async def again(server: object) -> None:
+        await asyncio.sleep(0)
+        called.append("again")
+
+    with serving(Shower(), settings=files.settings, on_reload=again) as running:
+        assert files.settings.tls_key is not None
+        files.settings.tls_key.unlink()
+        running.do(running.server.reload())
+    assert ["again"] == called

@@ -37,7 +37,7 @@ from ledger.events import (
     PresentationsCounted,
     RefreshTokenWithheld,
 )
-from ledger.grant_state import NOTHING_COUNTED, GrantState, Tally, access_token_of
+from ledger.grant_state import NOTHING_COUNTED, GrantState, Tally
 from ledger.lifetimes import access_token_life, idle_end, shortened
 from ledger.members import Stamp, minted, policy_members, shown, stamp
 from ledger.policy import PRESENTATIONS_COUNTED_EVENTS_MAX
@@ -53,8 +53,6 @@ __all__ = ["FirstRedemptionMissing", "Grant", "StateMayBeStale"]
 
 class Grant(GrantState, array_like=True):
     """The aggregate. `Grant()` is one to which nothing has happened yet."""
-
-    access_token_of = staticmethod(access_token_of)
 
     def decide(self, command: GrantCommand, rules: Rules) -> Decision:
         """Say what a command comes to: events to append together or not at all, and the answer.
@@ -258,12 +256,13 @@ class Grant(GrantState, array_like=True):
     def _running_tally(self, at: int, epoch_end: EpochEnd | None) -> tuple[Tally, int]:
         """The tally that goes on, and the earliest moment that it may begin at.
 
-        An end by an event of the grant's own has begun a new one. An epoch, which no event here tells, begins one that
-        is known by its first moment: never before the epoch.
+        An end by an event of the grant's own has begun a new one. An epoch or an expiry that no event here tells begins
+        one that is known by its first moment: never before that end.
         """
-        if epoch_end is None or self.judge(at, epoch_end).event_id != epoch_end.event_id:
+        standing = self.judge(at, epoch_end)
+        if self.end is not None or not standing.ended or standing.at is None:
             return self.tally, 0
-        return (self.tally if self.tally.first_at >= epoch_end.at else NOTHING_COUNTED), epoch_end.at
+        return (self.tally if self.tally.first_at >= standing.at else NOTHING_COUNTED), standing.at
 
     def _count_presentations(self, command: CountPresentations, rules: Rules) -> Decision:
         """An event when the count has passed the next power of two, at most 32 before the end and 32 after (I-21)."""

@@ -200,7 +200,7 @@ class GrantState(msgspec.Struct, array_like=True):
             case GrantSuspended():
                 self.suspension = standing.suspended(event.reason_class, at, event.event_id)
             case GrantReinstated():
-                self._reinstated()
+                self._reinstated(event)
             case GrantRevoked():
                 self._ended(standing.revoked(event.reason_class, event.requested_by, at, event.event_id))
             case GrantExpired():
@@ -274,16 +274,17 @@ class GrantState(msgspec.Struct, array_like=True):
         if event.counts and event.presented_generation not in self.counted_retries:
             self.counted_retries.append(event.presented_generation)
 
-    def _reinstated(self) -> None:
-        stopped = self.suspension
+    def _reinstated(self, event: GrantReinstated) -> None:
         self.suspension = None
         self.alerted = {}
-        if stopped is not None and stopped.reason_class in ("reuse", "rollback") and self.previous is not None:
-            self.previous.close_windows()
+        if event.trust is not None and self.previous is not None:
+            self.previous.close_windows()  # trusted is who holds the current token, nobody else
 
     def _ended(self, end: Standing) -> None:
+        """Presentations are counted anew from the end; after an expiry that may have begun before an event said so."""
         self.end = end
-        self.tally = NOTHING_COUNTED
+        if end.status == "revoked" or end.at is None or self.tally.first_at < end.at:
+            self.tally = NOTHING_COUNTED
 
     def _minted(self, token: AccessToken) -> None:
         lifetime = token.expires_at - token.issued_at

@@ -71,13 +71,14 @@ def _serve_retry(
     assert client is not None
     scope, _ = resolve(command.scope, grant.granted, previous.carried, client.scope, client.policy.scope_mode)
     resource = resources(grant, command.resource, client.resource)
-    token = previous.token_like(scope, resource, presenter.proof_jkt, presenter.proof_x5t_s256)
+    alike = previous.tokens_like(scope, resource, presenter.proof_jkt, presenter.proof_x5t_s256)
+    token = next((token for token in alike if _still_good(grant, token, command.at, rules)), None)
     events: list[GrantEvent] = []
-    if token is None or not _still_good(grant, token, command.at, rules):
+    if token is None:
         token = mint(grant, command, rules, scope, resource)
         if token is None:
             return expire_in_last_second(grant, command, rules)
-        if previous.minted_count >= RETRY_VARIATIONS_MAX:
+        if len(previous.minted) >= RETRY_VARIATIONS_MAX:
             raise Refused(Refusal.ROTATED, event_id=grant.event_id(previous.rotation_v), counts=True)
         events.append(_retry_served(grant, command, rules, kind, counts, token))
     elif previous.is_news(kind, counts, presenter.context != previous.context):

@@ -56,7 +56,8 @@ def resolve(
     """The scope of one access token, and what the grant carries from then on (RFC 6749 6; V11–V19).
 
     `allowed` is what the client may have now: with `granted` it is the ceiling. Nothing asked is what is carried,
-    clamped by the ceiling; clamping alone changes nothing that is carried. Both results are in the granted order.
+    clamped by the ceiling, and what is clamped comes back with the client's right to it; what is asked is carried from
+    then on. Both results are in the granted order.
     Raises Refused: INVALID_SCOPE beyond the ceiling (`ratchet`: beyond what is carried), NO_SCOPE_LEFT where the
     client's ceiling has emptied what is carried.
     """
@@ -68,7 +69,7 @@ def resolve(
             if not wanted.issubset(bound):
                 raise Refused(Refusal.INVALID_SCOPE, detail="scope goes beyond what this grant may have")
             scope = tuple(word for word in granted if word in wanted)
-            return (scope, carried) if mode == "rfc6749" or scope == standing else (scope, scope)
+            return scope, carried if mode == "rfc6749" else scope
     if carried and not standing:
         raise Refused(Refusal.NO_SCOPE_LEFT, detail="the client may have no scope of this grant any more")
     return standing, carried

@@ -39,8 +39,7 @@ class Redemption(msgspec.Struct, array_like=True):
     unconfirmed_until: str | None = None
     retry_budget: int = 0
     recorded: int = 0  # bits, see `marks`
-    minted: list[AccessToken] = []  # the latest of each variation
-    minted_count: int = 0
+    minted: list[AccessToken] = []  # by retries, at most RETRY_VARIATIONS_MAX
 
     def rotated(self, event: TokenRotated) -> None:
         """The generation is retired: its windows are set, once."""
@@ -79,24 +78,21 @@ class Redemption(msgspec.Struct, array_like=True):
         """Each kind is recorded once, and once more where it first counts or first comes from another context."""
         return bool(marks(kind, counts, foreign) & ~self.recorded)
 
-    def token_like(
+    def tokens_like(
         self, scope: Words, resource: Words | None, cnf_jkt: str | None, cnf_x5t_s256: str | None
-    ) -> AccessToken | None:
-        """The access token that the same request bought before, the redemption's own first."""
+    ) -> list[AccessToken]:
+        """The access tokens that the same request has bought so far, the redemption's own first."""
         wanted = (scope, resource, cnf_jkt, cnf_x5t_s256)
-        for token in (*self.minted, self.token):
-            if wanted == (token.scope, token.resource, token.cnf_jkt, token.cnf_x5t_s256):
-                return token
-        return None
+        return [
+            token
+            for token in (self.token, *self.minted)
+            if wanted == (token.scope, token.resource, token.cnf_jkt, token.cnf_x5t_s256)
+        ]
 
     def served(self, event: RetryServed, minted: AccessToken | None) -> None:
         """A retry of this generation was recorded."""
         self.recorded |= marks(event.kind, event.counts, event.context != self.context)
         if minted is not None:
-            self.minted_count += 1
-            before = self.token_like(minted.scope, minted.resource, minted.cnf_jkt, minted.cnf_x5t_s256)
-            if before is not None and before is not self.token:
-                self.minted.remove(before)
             self.minted.append(minted)
 
 

@@ -363,9 +363,10 @@ def test_a_clean_stop_tells_what_it_has() -> None:
     [
         ((revoke(100),), RULES),
         ((redeem(0, 30 * DAY),), RULES),
+        ((), RULES),
         ((), ruled(epoch_end=epoch_end(100))),
     ],
-    ids=["revoked", "expired", "epoch"],
+    ids=["revoked", "expired", "expired, and no event says so", "epoch"],
 )
 def test_counts_begin_anew_at_the_end(end: tuple[Given, ...], rules: Rules) -> None:
     """Powers count from 1 again, and the two counts are told apart by their first moment."""
@@ -379,6 +380,14 @@ def test_counts_begin_anew_at_the_end(end: tuple[Given, ...], rules: Rules) -> N
     ])  # fmt: skip
     assert 2 == two.grant.presentations_counted(moment(late + 3), rules.epoch_end)
     scenario(given=two.history, when=count(1, late + 3, late + 4), rules=rules, then=[])
+
+
+def test_a_count_that_began_at_an_expiry_goes_on_when_an_event_says_so() -> None:
+    """The end is the frozen moment, not the event that tells it."""
+    before: list[Given] = [issue(), count(5, 10, 20), count(1, 31 * DAY, 31 * DAY), redeem(0, 32 * DAY)]
+    scenario(given=before, when=count(1, 33 * DAY, 33 * DAY), then=[
+        fact(PresentationsCounted, count=2, first_at=text(moment(31 * DAY))),
+    ])  # fmt: skip
 
 
 def test_what_was_counted_across_an_epoch_counts_from_it() -> None:

@@ -9,7 +9,7 @@ import pytest
 from ledger.commands import AccessToken, Rules
 from ledger.events import AccessTokenRevoked, GrantAuthorized, GrantIssued, RetryServed
 from ledger.grant import Grant, StateMayBeStale
-from ledger.grant_state import KEY_SPANS_MAX, REVOKED_ACCESS_TOKENS_MAX
+from ledger.grant_state import KEY_SPANS_MAX, REVOKED_ACCESS_TOKENS_MAX, access_token_of
 from ledger.refusals import Refusal, Refused
 from ledger.standing import ACTIVE, Standing
 from ledger.times import text
@@ -191,7 +191,7 @@ def test_many_given_back_at_once_are_bounded() -> None:
 def test_the_access_token_of_an_event() -> None:
     """What an event minted can be made again from it; what minted none has none (I-03)."""
     history = told([issue(), redeem(0, 10, scope=("read",)), redeem(0, 15), redeem(0, 16, THERE, scope=("read",))])
-    minted = [Grant.access_token_of(event) for event in history]
+    minted = [access_token_of(event) for event in history]
     assert [1, 2, None, None, 5, None] == [token.v if token else None for token in minted]
     assert minted[1] is not None
     assert ("read",) == minted[1].scope

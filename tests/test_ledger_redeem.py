@@ -348,7 +348,10 @@ def test_the_absolute_end() -> None:
 def test_a_clock_that_jumps_back_revives_nothing() -> None:
     """The grant's last time counts where the wall clock is behind it (I-16)."""
     by = policy(refresh_token_ttl_seconds=50)
-    before: list[Given] = [under(ruled(by), issue()), revoke_access_token(60, 9)]  # any event: the grant has seen second 60
+    before: list[Given] = [
+        under(ruled(by), issue()),
+        revoke_access_token(60, 9),
+    ]  # any event: the grant has seen second 60
     scenario(given=before, when=redeem(0, 10), rules=ruled(by), outcome=Refusal.EXPIRED_IDLE, then=[GrantExpired])
 
 

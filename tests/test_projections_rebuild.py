@@ -1,0 +1,372 @@
+"""Live equals replayed (I-13), an altered history is found (I-14), what can be healed is, while the ledger serves."""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from ledger import snapshots
+from ledger.clients import Client
+from ledger.events import AnyEvent, ScopeReduced
+from ledger.inline import Inline
+from ledger.recorders.reading import Reader
+from ledger.recorders.rows import Reads, Work
+from projections import INLINE, compare, replay
+from projections.current_tokens import CurrentTokens
+from projections.rebuild import Heal, Rebuilt, rebuild
+from tests.stocked import ELSEWHERE, Stocked, stocked, world
+
+
+class Copied:
+    """A copy of a ledger's database, to be altered with any tool and rebuilt."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def change(self, sql: str, *parameters: object) -> int:
+        return self.connection.execute(sql, parameters).rowcount
+
+    def rows(self, sql: str, *parameters: object) -> list[Any]:
+        return self.connection.execute(sql, parameters).fetchall()
+
+    @contextmanager
+    def reader(self) -> Iterator[Reads]:
+        self.connection.execute("BEGIN")
+        try:
+            yield Reader(self.connection)
+        finally:
+            self.connection.execute("ROLLBACK")
+
+    def heal(self, derive: Callable[[Reads], Heal]) -> None:
+        """What the writer does: derive and write in one transaction."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        heal = derive(Reader(self.connection))
+        for statement, rows in heal.statements:
+            self.connection.executemany(statement, rows)
+        self.connection.execute("COMMIT")
+
+    def rebuild(self, inline: Sequence[Inline] = INLINE) -> Rebuilt:
+        return rebuild(self.reader, inline, self.heal)
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a past of every kind, closed."""
+    folder = tmp_path_factory.mktemp("past")
+
+    async def lived() -> None:
+        async with stocked(folder) as at:
+            await world(at, Random(5), 80)
+            await incident(at)
+
+    asyncio.run(lived())
+    return folder / "ledger.db"
+
+
+async def incident(at: Stocked) -> None:
+    """A narrowing, a suspect retry and a reuse, so that every table has rows and every kind of write was used."""
+    issued = await at.issue("mallory")
+    first = await at.refresh(issued.refresh_token, scope=("read",))
+    await at.refresh(issued.refresh_token, source=ELSEWHERE)
+    await at.refresh(first.refresh_token)
+    at.pass_seconds(100)
+    await at.refused(issued.refresh_token)
+
+
+@pytest.fixture
+def copied(past: Path, tmp_path: Path) -> Copied:
+    """That past, a copy for each test."""
+    shutil.copy(past, tmp_path / "copy.db")
+    return Copied(tmp_path / "copy.db")
+
+
+def named(found: Rebuilt) -> set[tuple[str, str]]:
+    return {(each.table, each.column) for each in found.differences}
+
+
+def test_a_ledger_that_nobody_touched_is_what_its_replay_says(copied: Copied) -> None:
+    """I-13: every event replayed, every stream, every row of every table; nothing differs."""
+    found = copied.rebuild()
+    counts = [copied.rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("events", "streams")]
+    assert ([], True, True, counts) == (
+        found.differences, found.history_holds, found.healed, [found.events, found.streams],
+    )  # fmt: skip
+    tables = {each.name: copied.rows(f"SELECT count(*) FROM {each.name}")[0][0] for each in INLINE}
+    assert tables == found.rows
+    assert all(count > 1 for count in tables.values())
+
+
+@pytest.mark.parametrize(
+    ("sql", "table", "column"),
+    [
+        ("UPDATE current_tokens_v1 SET generation = generation + 1", "current_tokens_v1", "generation"),
+        ("UPDATE current_tokens_v1 SET scope = 'read write'", "current_tokens_v1", "scope"),
+        ("UPDATE current_tokens_v1 SET idle_expires_at = NULL", "current_tokens_v1", "idle_expires_at"),
+        ("UPDATE current_tokens_v1 SET state = 'active'", "current_tokens_v1", "state"),
+        ("UPDATE current_tokens_v1 SET subject_id = 'x'", "current_tokens_v1", "subject_id"),
+        ("UPDATE current_tokens_v1 SET grant_id = 'x' || grant_id", "current_tokens_v1", "grant_id"),
+        ("UPDATE current_tokens_v1 SET position = -position", "current_tokens_v1", "position"),
+        ("DELETE FROM current_tokens_v1", "current_tokens_v1", "grant_id"),
+        ("DELETE FROM reuse_incidents_v1", "reuse_incidents_v1", "position"),
+        ("UPDATE reuse_incidents_v1 SET label = 'late_retry'", "reuse_incidents_v1", "label"),
+        ("INSERT INTO reuse_incidents_v1 VALUES (0, 'x', 'y', 'fork')", "reuse_incidents_v1", "position"),
+        ("UPDATE streams SET position = position - 1", "streams", "position"),
+        ("UPDATE streams SET head = x'00'", "streams", "head"),
+        ("UPDATE streams SET name = name || 'x'", "streams", "name"),
+        ("UPDATE streams SET state = x'00'", "streams", "state"),
+        ("UPDATE streams SET v = v - 1", "streams", "v"),
+        ("DELETE FROM streams", "streams", "name"),
+    ],
+)
+def test_an_altered_row_is_named_healed_and_gone_the_next_time(
+    copied: Copied, sql: str, table: str, column: str
+) -> None:
+    """Table, key and column are named; all of them are healed, not only those that are named; the next run is clean."""
+    # A snapshot may be written anew with the same contents in other bytes: the second run judges those.
+    columns = "id, name, v, position, head" if table == "streams" else "*"
+    before = [copied.rows(f"SELECT {columns} FROM {table} ORDER BY 1"), copied.rows("SELECT * FROM events")]
+    assert copied.change(sql) > 0
+    found = copied.rebuild()
+    assert (table, column) in named(found)
+    assert {table} == {table for table, _ in named(found)}
+    assert (True, True) == (found.history_holds, found.healed)
+    assert before == [copied.rows(f"SELECT {columns} FROM {table} ORDER BY 1"), copied.rows("SELECT * FROM events")]
+    again = copied.rebuild()
+    assert ([], 0, True) == (again.differences, again.difference_count, again.healed)
+
+
+def test_a_difference_says_what_was_live_and_what_was_replayed(copied: Copied) -> None:
+    """A person sees at once what is wrong; what could be a secret is not shown."""
+    [(grant_id, scope)] = copied.rows("SELECT grant_id, scope FROM current_tokens_v1 LIMIT 1")
+    copied.change("UPDATE current_tokens_v1 SET scope = 'admin' WHERE grant_id = ?", grant_id)
+    [difference] = copied.rebuild().differences
+    assert ("current_tokens_v1", grant_id, "scope", "admin", scope) == (
+        difference.table, difference.key, difference.column, difference.live, difference.replayed,
+    )  # fmt: skip
+    copied.change("UPDATE current_tokens_v1 SET scope = ? WHERE grant_id = ?", "rt1_" + "A" * 72, grant_id)
+    [difference] = copied.rebuild().differences
+    assert (None, scope) == (difference.live, difference.replayed)
+
+
+def test_a_snapshot_that_lies_is_named_member_by_member(copied: Copied) -> None:
+    """A snapshot of the right head and other contents would be believed: rebuild compares contents, not hashes."""
+    rows = copied.rows("SELECT id, v, head, state FROM streams WHERE name LIKE 'client:%'")
+    for id, v, head, state in rows:
+        client = snapshots.decode(state, v, head, Client)
+        assert client is not None
+        client.enabled = not client.enabled
+        copied.change("UPDATE streams SET state = ? WHERE id = ?", snapshots.encode(v, head, client), id)
+    found = copied.rebuild()
+    assert {("streams", "state.enabled")} == named(found)
+    assert len(rows) == found.difference_count
+    assert [] == copied.rebuild().differences
+
+
+class Forgetful(CurrentTokens):
+    """A broken twin of the projection: one kind of event escapes it."""
+
+    def rows(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> Iterable[tuple[int, tuple[object, ...]]]:
+        kept = [pair for pair in zip(events, positions, strict=True) if not isinstance(pair[0], ScopeReduced)]
+        return super().rows([event for event, _ in kept], [position for _, position in kept])
+
+
+def test_a_projection_that_misses_a_kind_of_event_is_caught(copied: Copied) -> None:
+    """The broken twin: what it would have written is not what the whole history comes to."""
+    assert [] == copied.rebuild().differences
+    forgetful = [Forgetful(), *INLINE[1:]]
+    assert {("current_tokens_v1", "scope")} == named(copied.rebuild(forgetful))
+    assert {("current_tokens_v1", "scope")} == named(copied.rebuild())
+
+
+# ---------------------------------------------------------------- altered history (I-14)
+
+
+def broken(copied: Copied) -> set[str]:
+    """The events that a rebuild complains about. Nothing may be written then, and the next run says the same."""
+    everything = [f"* FROM {each}" for each in ("current_tokens_v1", "reuse_incidents_v1", "streams")]
+    everything.append("position, stream, v, back, CAST(body AS BLOB) FROM events")
+    before = [copied.rows(f"SELECT {each}") for each in everything]
+    found = copied.rebuild()
+    assert (False, False) == (found.history_holds, found.healed)
+    assert before == [copied.rows(f"SELECT {each}") for each in everything]
+    return {each.key for each in found.differences if each.table == "events"}
+
+
+def test_any_flipped_bit_of_any_event_is_found(copied: Copied, count: Callable[[int, int], int]) -> None:
+    """I-14: in its middle, in its link, in the last event of a stream."""
+    chance = Random(11)
+    events = copied.rows("SELECT position, body FROM events")
+    last = {row[0] for row in copied.rows("SELECT position FROM streams")}
+    chosen = [chance.choice(events) for _ in range(count(60, 2000))]
+    chosen += [each for each in events if each[0] in last][:20]
+    missed = []
+    for position, body in chosen:
+        altered = bytearray(body.encode())
+        altered[chance.randrange(len(altered))] ^= 1 << chance.randrange(8)
+        copied.change("UPDATE events SET body = CAST(? AS TEXT) WHERE position = ?", bytes(altered), position)
+        if not broken(copied):
+            missed.append(position)
+        copied.change("UPDATE events SET body = ? WHERE position = ?", body, position)
+    assert [] == missed
+    assert [] == copied.rebuild().differences
+
+
+def test_any_dropped_event_is_found(copied: Copied) -> None:
+    """I-14: the first, the last, one between; a gap shows at its successor or at the head."""
+    rows = copied.rows("SELECT position, stream, v, back, body FROM events")
+    for row in rows[:: max(1, len(rows) // 40)]:
+        copied.change("DELETE FROM events WHERE position = ?", row[0])
+        stream = json.loads(row[4])["stream"]
+        assert any(each.startswith(stream) for each in broken(copied))
+        copied.change("INSERT INTO events VALUES (?, ?, ?, ?, ?)", *row)
+
+
+def test_a_stream_cut_short_is_found_and_not_made_official(copied: Copied) -> None:
+    """The last events of a stream are gone and its head still knows them: healing would bury the loss."""
+    [(id, name, v)] = copied.rows("SELECT id, name, v FROM streams WHERE v > 4 LIMIT 1")
+    copied.change("DELETE FROM events WHERE stream = ? AND v > 2", id)
+    assert {f"{name}/3"} == broken(copied)
+    assert [(v,)] == copied.rows("SELECT v FROM streams WHERE id = ?", id)
+
+
+def test_swapped_and_moved_events_are_found(copied: Copied) -> None:
+    """I-14: bodies that changed places, a column that says another version, a pointer that leads astray."""
+    events = "events WHERE v = 2 AND body LIKE '%grant.token_redeemed%'"
+    [(one, first), (other, second)] = copied.rows(f"SELECT position, body FROM {events} LIMIT 2")
+    copied.change("UPDATE events SET body = ? WHERE position = ?", second, one)
+    copied.change("UPDATE events SET body = ? WHERE position = ?", first, other)
+    assert 2 == len(broken(copied))
+    copied.change("UPDATE events SET body = ? WHERE position = ?", first, one)
+    copied.change("UPDATE events SET body = ? WHERE position = ?", second, other)
+    for column in ("v", "back", "stream"):
+        copied.change(f"UPDATE events SET {column} = {column} + 1000 WHERE position = ?", one)
+        assert broken(copied)
+        copied.change(f"UPDATE events SET {column} = {column} - 1000 WHERE position = ?", one)
+    assert [] == copied.rebuild().differences
+
+
+def test_an_altered_event_does_not_spread_into_the_rows(copied: Copied) -> None:
+    """The twin that would heal anyway would write the forged scope into the row."""
+    [(position, grant_id)] = copied.rows("SELECT position, grant_id FROM current_tokens_v1 LIMIT 1")
+    copied.change("UPDATE events SET body = replace(body, 'openid', 'admin!') WHERE position = ?", position)
+    assert broken(copied)
+    assert [] == copied.rows("SELECT * FROM current_tokens_v1 WHERE granted_scope LIKE '%admin%'")
+    assert grant_id
+
+
+# ---------------------------------------------------------------- size, and beside a serving ledger
+
+
+def test_streams_leave_memory_and_come_back(copied: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constant memory: with room for a few streams and rows at a time the result is the same."""
+    expected = copied.rebuild()
+    monkeypatch.setattr(replay, "STREAMS_IN_MEMORY_MAX", 3)
+    monkeypatch.setattr(replay, "PAGE_EVENTS", 2)
+    monkeypatch.setattr(compare, "PAGE_ROWS", 2)
+    assert expected == copied.rebuild()
+    copied.change("UPDATE current_tokens_v1 SET generation = 99")
+    assert copied.rebuild().healed
+    assert expected == copied.rebuild()
+
+
+def test_all_is_counted_and_healed_though_few_are_named(copied: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list is bounded, the healing is not."""
+    monkeypatch.setattr(compare, "DIFFERENCES_MAX", 2)
+    changed = copied.change("UPDATE current_tokens_v1 SET generation = 99")
+    found = copied.rebuild()
+    assert (2, changed, True) == (len(found.differences), found.difference_count, found.healed)
+    assert [] == copied.rebuild().differences
+
+
+def test_progress_ends_at_the_last_position(copied: Copied) -> None:
+    """Positions done of positions in all, growing."""
+    told: list[tuple[int, int]] = []
+    rebuild(copied.reader, INLINE, copied.heal, lambda done, total: told.append((done, total)))
+    last = copied.rows("SELECT max(position) FROM events")[0][0]
+    assert (last, last) == told[-1]
+    assert sorted(told) == told
+
+
+def test_an_empty_database_is_in_order(copied: Copied) -> None:
+    """Nothing to replay, nothing to compare."""
+    for table in ("events", "streams", "current_tokens_v1", "reuse_incidents_v1"):
+        copied.change(f"DELETE FROM {table}")
+    found = copied.rebuild()
+    assert ([], 0, 0, True) == (found.differences, found.events, found.streams, found.healed)
+
+
+def healed(at: Stocked, derive: Callable[[Reads], Heal]) -> None:
+    """What the writer does between two batches."""
+    at.store.begin()
+    heal = derive(at.store.within())
+    work = Work(at.store.inline)
+    work.private = [(statement, row) for statement, rows in heal.statements for row in rows]
+    at.store.write(work)
+    at.store.commit()
+    for name in heal.streams:
+        at.ledger.memory.streams.pop(name, None)
+
+
+async def rebuilt(at: Stocked, before_heal: Callable[[], Coroutine[Any, Any, None]]) -> Rebuilt:
+    """Rebuild in a thread, the healing let in by the loop that serves."""
+    loop = asyncio.get_running_loop()
+
+    async def let_in(derive: Callable[[Reads], Heal]) -> None:
+        await before_heal()
+        await at.ledger.commits.exclusively(lambda: healed(at, derive))
+
+    def heal(derive: Callable[[Reads], Heal]) -> None:
+        asyncio.run_coroutine_threadsafe(let_in(derive), loop).result()
+
+    return await asyncio.to_thread(rebuild, at.store.reader, INLINE, heal)
+
+
+async def nothing() -> None:
+    pass
+
+
+async def test_healing_takes_in_what_was_appended_since_the_comparison(tmp_path: Path) -> None:
+    """Rows and snapshots are healed to what they are by then, never back to what they were when compared."""
+    async with stocked(tmp_path) as at:
+        issued = await at.issue()
+        tokens = [(await at.refresh(issued.refresh_token)).refresh_token]
+        other = Copied(tmp_path / "ledger.db")
+        other.change("UPDATE current_tokens_v1 SET generation = 99, scope = 'x', issued_by = 'nobody'")
+        other.change("DELETE FROM reuse_incidents_v1")
+
+        async def serve_on() -> None:
+            tokens.append((await at.refresh(tokens[-1], scope=("read",))).refresh_token)
+            await at.refresh(tokens[-2], source=ELSEWHERE)
+
+        found = await rebuilt(at, serve_on)
+        assert (3, True) == (found.difference_count, found.healed)
+        rows = "SELECT generation, scope, issued_by FROM current_tokens_v1"
+        assert [(2, "read", "operator:login-app")] == other.rows(rows)
+        again = await rebuilt(at, serve_on)
+        assert ([], True) == (again.differences, again.healed)
+        await at.refresh(tokens[-1])
+
+
+async def test_a_rebuild_beside_refreshes_finds_nothing_that_is_not_there(tmp_path: Path) -> None:
+    """Events and rows are compared as of one moment, however much is appended meanwhile."""
+    async with stocked(tmp_path) as at:
+        chains = [(await at.issue(f"person {number}")).refresh_token for number in range(8)]
+        looking = asyncio.create_task(several(at))
+        refreshes = 0
+        while not looking.done():
+            answers = await asyncio.gather(*(at.refresh(token) for token in chains))
+            chains = [answer.refresh_token for answer in answers]
+            refreshes += len(chains)
+        assert [[]] * 5 == [found.differences for found in await looking]
+        assert refreshes > 20
+
+
+async def several(at: Stocked) -> list[Rebuilt]:
+    return [await rebuilt(at, nothing) for _ in range(5)]

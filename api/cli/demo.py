@@ -2,15 +2,19 @@
 
 import asyncio
 import shlex
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from api import logs
 from api.cli.certificate import write_certificate
-from api.cli.curl import Https, paragraph
-from api.cli.demo_walk import CLIENTS_FILE, Demo, refresh_request, walk
+from api.cli.curl import Https
+from api.cli.demo_page import Page
+from api.cli.demo_walk import CLIENTS_FILE, Walk, accepted, issue_request, refresh_request
 from api.cli.output import Failed, styled
 from api.settings import Settings
 
@@ -27,10 +31,21 @@ def demo(port: int, once: bool) -> None:
     Everything is real: a database in a temporary folder, HTTPS with a certificate made for this run, the requests and
     answers that you see. It goes on serving afterwards, for you to try; at its end the folder is removed.
     """
+    _check_free(port)
     with tempfile.TemporaryDirectory(prefix="token-ledger-demo-") as folder:
         settings = prepared(Path(folder), port)
         with (Path(folder) / "server.log").open("w", encoding="utf-8") as log:
             raise click.exceptions.Exit(served(settings, once, log))
+
+
+def _check_free(port: int) -> None:
+    from api.sockets import StartError, bind_tcp
+
+    try:
+        for bound in bind_tcp("127.0.0.1", port):
+            bound.close()
+    except StartError as error:
+        raise Failed(f"{error}; choose a port with --port", 2) from None
 
 
 def prepared(folder: Path, port: int) -> Settings:
@@ -52,7 +67,7 @@ def prepared(folder: Path, port: int) -> Settings:
 
 def served(settings: Settings, once: bool, log: TextIO) -> int:
     """Serve, and walk beside it in a thread of its own, as any client would. Return the exit code."""
-    from api import logs, serving
+    from api import serving
 
     logs.configure(settings.log_level, settings.log_format, log)
     walked: list[asyncio.Task[None]] = []
@@ -70,13 +85,16 @@ def served(settings: Settings, once: bool, log: TextIO) -> int:
 async def _walk(server: "Server", settings: Settings, once: bool) -> None:
     certificate = settings.tls_cert
     assert certificate is not None
-    asking = Demo(Https(server.settings.port, certificate))
+    url = f"https://localhost:{server.settings.port}"
+    https, page = Https(server.settings.port, certificate), Page(url, str(certificate))
     try:
-        await asyncio.to_thread(_show, asking)
+        await asyncio.to_thread(_show, https, page, url)
         if not once:
-            await asyncio.to_thread(_your_turn, asking, settings)
+            await asyncio.to_thread(_your_turn, https, Page(url, str(certificate)), settings, url)
+            logs.configure("info", settings.log_format)  # from here on, what is pasted shows in the server's log
     except OSError:
         if not server.draining:  # else somebody pressed Ctrl-C in the middle of it
+            server.request_stop(1)
             raise
     except Failed:
         server.request_stop(1)
@@ -85,36 +103,38 @@ async def _walk(server: "Server", settings: Settings, once: bool) -> None:
         server.request_stop()
 
 
-def _show(asking: Demo) -> None:
+def _show(https: Https, page: Page, url: str) -> None:
     """Walk through the life of one grant."""
-    print(styled("The token ledger, shown by the life of one refresh token", "bold"))
-    print(paragraph(f"The server is {asking.server.url}. Each request below was sent to it; the answers are its own."))
-    walk(asking)
+    page.title("The token ledger, told by the life of one refresh token")
+    page.say(f"""A server runs at {url}, just for this. Every request below was sent to it, and every answer is its
+        own; where there is colour, each refresh token has one.""")
+    Walk(https, page).all()
     print()
-    print(styled("Every step came out as it should.", "green"))
+    print(styled("Every step came out as it should.", "green"), flush=True)
 
 
-def _your_turn(asking: Demo, settings: Settings) -> None:
-    """Print lines to paste: one with a live token, one with a retired one."""
-    live = asking.issued()["refresh_token"]
-    retired = asking.issued()["refresh_token"]
-    newest = retired
+def _your_turn(https: Https, page: Page, settings: Settings, url: str) -> None:
+    """Print lines to paste: one with a live token, one with a retired one, one with what the retired one became."""
+    live = accepted(https, issue_request(), 201)["refresh_token"]
+    retired = newest = accepted(https, issue_request(), 201)["refresh_token"]
     for _ in range(3):
-        newest = asking.refreshed(newest)
-    asking.heading("Your turn", "In another terminal, paste this. It holds the live refresh token of a new grant:")
-    asking.show_request(refresh_request(live))
-    asking.say("""The answer brings its successor. Paste the line a second time: the answer brings the very same
-        successor, because repeating the last request is how a client gets an answer that it lost.""")
-    asking.say("To see a reuse caught, paste this. It holds a token that was retired three rotations ago:")
-    asking.show_request(refresh_request(retired))
-    asking.say("It is refused, and its grant is ended: this line, with that grant's current token, is refused too.")
-    asking.show_request(refresh_request(newest))
-    asking.say("And to look around with the commands that a running server has beside it:")
+        newest = accepted(https, refresh_request(newest))["refresh_token"]
+    print()
+    page.title("Your turn, in another terminal")
+    page.say("""Paste this: it redeems the live token of a new grant. Then paste it again: you get the same successor
+        once more, because a repeated request is taken for one whose answer was lost.""")
+    page.request(refresh_request(live), "a live token: paste me twice")
+    page.say("""To see a reuse caught, paste the next two. The first presents a token that was retired three rotations
+        ago, as a thief would; the second presents the current token of the same grant, which is dead from then on.""")
+    page.request(refresh_request(retired), "a retired token")
+    page.request(refresh_request(newest), "the current token of the same grant")
+    page.say("And look at it with the commands that work beside any running server:")
     print()
     print(f"export TOKEN_LEDGER_DATABASE_URL={shlex.quote(settings.database_url)}")
     print(f"export TOKEN_LEDGER_KEYS_FILE={shlex.quote(str(settings.keys_file))}")
-    print("token-ledger grants")
-    print("token-ledger reuse")
-    print("token-ledger explain    # paste any token of above, then press Enter")
+    command = "token-ledger" if shutil.which("token-ledger") else shlex.quote(sys.argv[0])
+    print(f"{command} grants     # every grant, one a line")
+    print(f"{command} reuse      # where a retired token was seen")
+    print(f"{command} explain    # asks for a token, says what became of it")
     print()
-    print(styled(f"Serving {asking.server.url} until you press Ctrl-C.", "bold"), flush=True)
+    print(styled(f"Serving {url} until you press Ctrl-C.", "bold"), flush=True)

@@ -15,7 +15,7 @@ def told(event: Json) -> str:
     data = event["data"]
     match event["topic"]:
         case "grant.issued":
-            return f"generation 0 came to be, for {words(data['scope'])}, asked by {data['issued_by']}"
+            return f"generation 0 for {words(data['scope'])}, by {data['issued_by']}"
         case "grant.token_redeemed":
             return f"generation {data['generation']} bought an access token for {words(data['scope'])}"
         case "grant.token_rotated":
@@ -24,7 +24,7 @@ def told(event: Json) -> str:
             verb = "narrowed" if event["topic"].endswith("reduced") else "restored"
             return f"{verb} from {words(data['scope_before'])} to {words(data['scope_after'])}"
         case "grant.retry_served":
-            return f"generation {data['presented_generation']} came again ({data['kind']}): the same answer"
+            return f"generation {data['presented_generation']} again, a retry ({data['kind']}): its successor again"
         case "grant.reuse_detected":
             presented, current = data["presented_generation"], data["current_generation"]
             return f"retired {presented} came back, {current} was current: {data['label']}, action {data['action']}"

@@ -170,12 +170,16 @@ class Server:
         settings |= self.settings
         return inherited | {"PYTHONPATH": path} | {f"TOKEN_LEDGER_{key}": value for key, value in settings.items()}
 
+    def serve_command(self) -> list[str]:
+        """Return how the process is started; trials put another program, or a wrapper that execs it, in its place."""
+        return [*program(), "serve"]
+
     def start(self, *, wait: bool = True) -> "Server":
         """Start the process on its files and, unless told otherwise, wait until `/readyz` is 200."""
         assert self.process is None or self.process.poll() is not None, "it runs already"
         with self.log_file.open("ab") as log, self.error_file.open("ab") as errors:
             self.process = subprocess.Popen(
-                [*program(), "serve"],
+                self.serve_command(),
                 cwd=self.folder,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,

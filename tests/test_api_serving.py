@@ -1,0 +1,166 @@
+"""What `serve` does around the server: opening, recording, reading again, waiting for a restore, closing in order."""
+
+import json
+import shutil
+import sqlite3
+import ssl
+import time
+from pathlib import Path
+
+from api.cli.certificate import write_certificate
+from tests.servers import Server, clients_toml, eventually, running
+from tests.wire import Json
+
+MORE = '[[client]]\nid = "more"\nsecret = "M0re!"\nauth = "client_secret"\nscope = "read"\n'
+
+
+def recorded(server: Server, stream: str) -> list[Json]:
+    """Every event of a stream, oldest first, read from the file beside the server."""
+    question = "SELECT e.body FROM events e JOIN streams s ON e.stream = s.id WHERE s.name = ? ORDER BY e.position"
+    connection = sqlite3.connect(f"file:{server.database}?mode=ro", uri=True)
+    try:
+        return [json.loads(body) for (body,) in connection.execute(question, (stream,))]
+    finally:
+        connection.close()
+
+
+def topics(server: Server, stream: str) -> list[str]:
+    return [event["topic"] for event in recorded(server, stream)]
+
+
+def lines(server: Server, event: str) -> list[str]:
+    return [line for line in server.log().splitlines() if f" event={event} " in line + " "]
+
+
+def test_serve_on_a_new_file_does_what_init_does_and_says_so(own_server: Server) -> None:
+    """Key ring and database are made, for their owner alone; a second start has nothing to make."""
+    assert 1 == len(lines(own_server, "created"))
+    assert 1 == len(lines(own_server, "serving"))
+    assert all(0o600 == path.stat().st_mode & 0o777 for path in (own_server.database, own_server.keys_file))
+    own_server.restart()
+    assert 1 == len(lines(own_server, "created"))
+    assert 2 == len(lines(own_server, "serving"))
+
+
+def test_the_start_and_a_stop_in_order_are_recorded(own_server: Server) -> None:
+    """`ledger.started` and `ledger.stopped` by `operator:local`; a kill leaves no stop."""
+    assert ["ledger.started"] == topics(own_server, "ledger")
+    own_server.restart()
+    own_server.restart(kill=True)
+    assert 0 == own_server.terminate()
+    expected = ["started", "stopped", "started", "started", "stopped"]
+    assert [f"ledger.{what}" for what in expected] == topics(own_server, "ledger")
+    assert {"operator:local"} == {event["requested_by"] for event in recorded(own_server, "ledger")}
+
+
+def test_the_clients_file_is_applied_at_the_start_and_at_a_hangup(own_server: Server) -> None:
+    """Each change is an event and a log line; what did not change is none."""
+    assert ["client.registered"] == topics(own_server, "client:www")
+    own_server.restart()
+    assert ["client.registered"] == topics(own_server, "client:www")
+    own_server.hangup(clients=clients_toml(without=["www"], more=MORE))
+    eventually(lambda: ["client.registered"] == topics(own_server, "client:more"), what="the new client")
+    assert ["client.registered", "client.disabled"] == topics(own_server, "client:www")
+    said = eventually(lambda: [line for line in lines(own_server, "clients_file") if "www" in line][1:], what="a line")
+    assert "disabled" in said[0]
+
+
+def test_a_certificate_is_read_again_at_a_hangup(tmp_path: Path) -> None:
+    """New handshakes see the new one; a wrong one is one log line and the old one serves on."""
+    with running(tmp_path / "server", tls=True) as server:
+        before = certificate_of(server)
+        (server.folder / "tls.pem").write_text("nothing of the kind")
+        server.hangup()
+        said = eventually(lambda: lines(server, "reload_failed"), what="the line about the certificate")
+        assert "TLS_CERT: " in said[0]
+        assert before == certificate_of(server)
+        (server.folder / "tls.pem").unlink()
+        (server.folder / "tls.key").unlink()
+        write_certificate(server.folder / "tls.pem", server.folder / "tls.key")
+        server.client_tls = ssl.create_default_context(cafile=server.folder / "tls.pem")
+        server.hangup()
+        eventually(lambda: certificate_of(server) != before, what="the new certificate")
+
+
+def certificate_of(server: Server) -> str:
+    return ssl.get_server_certificate(("127.0.0.1", server.port))
+
+
+def test_a_key_ring_is_read_again_at_a_hangup(own_server: Server) -> None:
+    """One that holds a key more is taken; one that lacks a key held before changes nothing."""
+    ring = own_server.keys_file.read_bytes()
+    assert 0 == own_server.command("keys", "rotate").returncode
+    grown = own_server.keys_file.read_bytes()
+    own_server.keys_file.write_bytes(ring)
+    own_server.hangup()
+    said = eventually(lambda: lines(own_server, "reload_failed"), what="the line about the key ring")
+    assert "lacks key 2, which is in use" in said[0]
+    own_server.keys_file.write_bytes(grown)
+    own_server.hangup()
+    eventually(lambda: [line for line in lines(own_server, "reloaded") if "ring" in line], what="the ring read again")
+    assert 0 == own_server.command("keys", "activate", "2").returncode
+
+
+def test_a_head_file_that_is_off_is_said_at_every_start(tmp_path: Path) -> None:
+    """Whoever does without it is reminded."""
+    with running(tmp_path / "server", settings={"HEAD_FILE": "off"}) as server:
+        assert 1 == len(lines(server, "head_file_off"))
+        server.restart()
+        assert 2 == len(lines(server, "head_file_off"))
+        assert not list(server.folder.glob("*.head"))
+
+
+def test_a_restored_backup_waits_for_its_acknowledgement_beside_the_running_server(own_server: Server) -> None:
+    """I-23: unready, every answer 503, nothing recorded; then it goes on without a restart, above what was lost."""
+    lost = restored(own_server)
+    own_server.start(wait=False)
+    eventually(lambda: 200 == own_server.health("/healthz"), what="/healthz 200", within_seconds=20)
+    assert 503 == own_server.health("/readyz")
+    assert 503 == own_server.refresh("www", lost.refresh_token).status
+    assert 2 == own_server.command("grants").returncode
+    before = topics(own_server, "ledger")
+
+    done = own_server.command("restore", "acknowledge", "--json")
+    assert 0 == done.returncode, done
+    report = json.loads(done.stdout)
+    assert int(report["lost_position"]) > int(report["from_position"])
+    own_server.wait_ready()
+    eventually(
+        lambda: [*before, "ledger.restored", "ledger.started"] == topics(own_server, "ledger"),
+        what="the start recorded",
+    )
+    assert 400 == own_server.refresh("www", lost.refresh_token).status
+    assert 200 == own_server.refresh("www", own_server.issue("www").refresh_token).status
+    assert 1 == own_server.command("restore", "acknowledge").returncode
+
+
+def restored(server: Server) -> Json:
+    """Stop the server, put back a backup that is older than its last grant; that grant."""
+    assert 0 == server.terminate()
+    shutil.copyfile(server.database, server.folder / "backup.db")
+    server.start()
+    lost = server.issue("www")
+    time.sleep(1.5)  # the head file is written about once a second
+    server.kill()
+    for path in server.folder.glob("token-ledger.db*"):
+        if path.suffix != ".lock":
+            path.unlink()
+    shutil.copyfile(server.folder / "backup.db", server.database)
+    return lost
+
+
+def test_a_store_that_cannot_be_served_leaves_port_and_files_alone(tmp_path: Path) -> None:
+    """Where the start fails halfway, all of it is given back."""
+    server = Server(tmp_path / "server")
+    server.start()
+    assert 0 == server.terminate()
+    ring = server.keys_file.read_bytes()
+    server.keys_file.unlink()
+    server.start(wait=False)
+    assert server.process is not None
+    assert 2 == server.process.wait(20)
+    assert "there is no key ring here" in server.errors()
+    server.keys_file.write_bytes(ring)
+    server.keys_file.chmod(0o600)
+    server.start()
+    server.stop()

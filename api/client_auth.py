@@ -77,6 +77,8 @@ class ClientAuth:
     def caller(self, authorization: bytes | None, form: Mapping[str, str], address: str) -> Caller:
         """Return who sent this form. `authorization` is the header's value as received, None where there is none."""
         shown = presented(authorization, form)
+        if shown.method == NONE and not shown.pairs:
+            raise InvalidClient(challenge=False)  # nobody was named, so nothing was guessed
         client, candidates = self._named(shown)
         who = client.client_id if client is not None else UNKNOWN
         wait = self._throttle.wait_seconds(who, address)

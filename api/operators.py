@@ -42,14 +42,15 @@ class ByToken:
 
     def caller(self, headers: Sequence[Header], address: str) -> Operator:
         """As `Operators` says."""
+        header = authorization(headers)
+        if header is None:
+            raise Unauthorized  # nothing was guessed
         wait = self._throttle.wait_seconds(OPERATORS, address)
         if wait:
             self._meters.throttled_operators += 1
             raise TooManyFailures(wait)
-        token = bearer_token(authorization(headers))
-        operator = None
-        if token is not None:
-            operator = self._ledger.authority.operator_by_token(self._ledger.desk.ring, token)
+        token = bearer_token(header)
+        operator = None if token is None else self._ledger.authority.operator_by_token(self._ledger.desk.ring, token)
         if operator is None:
             self._meters.failed_operators += 1
             wait = self._throttle.failed(OPERATORS, address)

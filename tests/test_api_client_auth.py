@@ -1,0 +1,236 @@
+"""Who is calling (RFC 6749 2.3): each method, the readings of Basic, one method a request, the same cost for nobody."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from api.answers import BadRequest
+from api.client_auth import BASIC, NONE, POST, ClientAuth, InvalidClient, TooManyFailures, authorization, presented
+from api.metrics import Meters
+from api.throttle import UNKNOWN, Throttle
+from ledger.answers import Caller
+from tests.asking import Asking, Seconds, asking
+from tests.servers import SECRETS
+
+
+def encoded(text: str, *, scheme: str = "Basic", encoding: str = "utf-8") -> bytes:
+    """The value of an Authorization header."""
+    return f"{scheme} {base64.b64encode(text.encode(encoding)).decode()}".encode()
+
+
+def auth_of(ledger: Asking) -> tuple[ClientAuth, Meters, Throttle, Seconds]:
+    """Client authentication over a ledger, with counts and a clock of its own."""
+    meters, seconds = Meters(), Seconds()
+    throttle = Throttle(seconds)
+    return ClientAuth(ledger.ledger, throttle, meters), meters, throttle, seconds
+
+
+def said(caller: Caller) -> tuple[str, bool, str]:
+    return (caller.client_id, caller.authenticated, caller.auth_method)
+
+
+async def test_each_method_names_itself_as_registered_for_metadata(tmp_path: Path) -> None:
+    """RFC 8414: what the client is registered for decides what it may use; what it used is what is recorded."""
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        basic, post = SECRETS["basic"], SECRETS["post"]
+        assert ("www", True, BASIC) == said(auth.caller(encoded("www:Secr3t!"), {}, "a"))
+        assert ("www", True, POST) == said(auth.caller(None, {"client_id": "www", "client_secret": "Secr3t!"}, "a"))
+        assert ("spa", False, NONE) == said(auth.caller(None, {"client_id": "spa"}, "a"))
+        assert ("basic", True, BASIC) == said(auth.caller(encoded(f"basic:{basic}"), {}, "a"))
+        assert ("post", True, POST) == said(auth.caller(None, {"client_id": "post", "client_secret": str(post)}, "a"))
+        with pytest.raises(InvalidClient):
+            auth.caller(None, {"client_id": "basic", "client_secret": str(basic)}, "a")
+        with pytest.raises(InvalidClient):
+            auth.caller(encoded(f"post:{post}"), {}, "a")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        encoded("w w:p%40s+w:o rd~"),
+        encoded("w+w:p%2540s%2Bw%3Ao+rd%7E"),
+        encoded("w%20w:p%2540s%2Bw%3Ao%20rd~"),
+        encoded("w w:p%40s+w:o rd~", scheme="bAsIc"),
+        encoded("w w:p%40s+w:o rd~").replace(b"Basic ", b"Basic   "),
+    ],
+)
+async def test_basic_is_read_raw_and_form_encoded(tmp_path: Path, header: bytes) -> None:
+    """CA-2, D4, V8: clients disagree on the encoding, so each reading counts; the scheme is in any case."""
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        assert ("w w", True, BASIC) == said(auth.caller(header, {}, "a"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"Basic !!!",
+        b"Basic",
+        b"",
+        b"Bearer x",
+        b"DPoP x",
+        encoded("www"),
+        encoded("www:secr3t!"),
+        encoded("www:"),
+        encoded(":Secr3t!"),
+        encoded("nobody:Secr3t!"),
+        encoded("spa:"),
+        encoded("spa:x"),
+        encoded("www:Secr3t!é", encoding="latin-1"),
+        b"Basic \xff\xfe",
+    ],
+)
+async def test_a_header_that_proves_nothing_is_a_challenge(tmp_path: Path, header: bytes) -> None:
+    """V35, V37, V40, D11: whoever used the header is told by 401 how to use it."""
+    async with asking(tmp_path) as ledger:
+        auth, meters, *_ = auth_of(ledger)
+        with pytest.raises(InvalidClient) as caught:
+            auth.caller(header, {}, "a")
+        assert (True, 1) == (caught.value.challenge, meters.failed_clients)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"client_id": "www"},
+        {"client_id": "nobody"},
+        {"client_id": "www", "client_secret": "secr3t!"},
+        {"client_id": "nobody", "client_secret": "Secr3t!"},
+        {"client_secret": "Secr3t!"},
+        {"client_id": "spa", "client_secret": "x"},
+        {"client_id": "www", "client_assertion": "e30.e30.x"},
+        {"client_id": "www", "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
+        {"client_id": "www", "client_secret": "\ud800"},
+    ],
+)
+async def test_a_body_that_proves_nothing_is_no_challenge(tmp_path: Path, form: dict[str, str]) -> None:
+    """V36, V38, V39, V48, CA-4: a public client sends no secret, a confidential one does."""
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        with pytest.raises(InvalidClient) as caught:
+            auth.caller(None, form, "a")
+        assert not caught.value.challenge
+
+
+@pytest.mark.parametrize(
+    ("header", "form"),
+    [
+        (encoded("www:Secr3t!"), {"client_secret": "Secr3t!"}),
+        (encoded("www:Secr3t!"), {"client_id": "www", "client_secret": "Secr3t!"}),
+        (b"Bearer x", {"client_id": "www", "client_secret": "Secr3t!"}),
+        (encoded("www:Secr3t!"), {"client_assertion": "x"}),
+        (None, {"client_id": "www", "client_secret": "Secr3t!", "client_assertion": "x"}),
+        (encoded("www:Secr3t!"), {"client_id": "oth"}),
+    ],
+)
+def test_two_methods_or_two_clients_are_a_malformed_request(header: bytes | None, form: dict[str, str]) -> None:
+    """CA-3, V41-V43: exactly one method, for one client."""
+    with pytest.raises(BadRequest):
+        presented(header, form)
+
+
+@pytest.mark.parametrize("client_id", ["www", "w w"])
+async def test_basic_with_the_same_client_in_the_body_is_one_method(tmp_path: Path, client_id: str) -> None:
+    """V7: some clients name themselves twice."""
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        found = auth.caller(encoded(f"{client_id}:{SECRETS[client_id]}"), {"client_id": client_id}, "a")
+        assert (client_id, True, BASIC) == said(found)
+
+
+def test_two_authorization_headers_are_a_malformed_request() -> None:
+    """What could be read in two ways is refused."""
+    assert b"x" == authorization([(b"accept", b"y"), (b"authorization", b"x")])
+    assert authorization([(b"accept", b"y")]) is None
+    with pytest.raises(BadRequest):
+        authorization([(b"authorization", b"x"), (b"authorization", b"x")])
+
+
+async def test_a_client_registered_for_another_method_cannot_use_a_secret(tmp_path: Path) -> None:
+    """RFC 7523, RFC 8705: those methods come later, and until then nothing else stands in for them."""
+    more = '\n[[client]]\nid = "jwt"\nauth = "private_key_jwt"\njwks_uri = "https://a.example/jwks"\nscope = "read"\n'
+    async with asking(tmp_path, more=more) as ledger:
+        auth, *_ = auth_of(ledger)
+        for header, form in [
+            (encoded("jwt:"), {}),
+            (encoded("jwt:x"), {}),
+            (None, {"client_id": "jwt"}),
+            (None, {"client_id": "jwt", "client_secret": "x"}),
+        ]:
+            with pytest.raises(InvalidClient):
+                auth.caller(header, form, "a")
+
+
+async def test_the_tenth_failure_makes_even_a_right_secret_wait(tmp_path: Path) -> None:
+    """TE-8: for this client and address; another address, another client and a public one are not affected."""
+    async with asking(tmp_path) as ledger:
+        auth, meters, _, seconds = auth_of(ledger)
+        wrong, right = encoded("www:wrong"), encoded("www:Secr3t!")
+        for _ in range(9):
+            with pytest.raises(InvalidClient):
+                auth.caller(wrong, {}, "a")
+        with pytest.raises(TooManyFailures) as tenth:
+            auth.caller(wrong, {}, "a")
+        with pytest.raises(TooManyFailures):
+            auth.caller(right, {}, "a")
+        assert (1, 10, 1) == (tenth.value.retry_after_seconds, meters.failed_clients, meters.throttled_clients)
+        assert said(auth.caller(right, {}, "b")) == ("www", True, BASIC)
+        assert said(auth.caller(encoded(f"oth:{SECRETS['oth']}"), {}, "a")) == ("oth", True, BASIC)
+        seconds.now += 1
+        assert said(auth.caller(right, {}, "a")) == ("www", True, BASIC)
+
+
+async def test_all_unknown_clients_count_as_one(tmp_path: Path) -> None:
+    """TE-8: trying one id after the other is guessing too; saying nothing at all is not."""
+    async with asking(tmp_path) as ledger:
+        auth, _, throttle, _ = auth_of(ledger)
+        for _ in range(20):
+            with pytest.raises(InvalidClient):
+                auth.caller(None, {}, "a")
+        assert 0 == len(throttle)
+        for number in range(9):
+            with pytest.raises(InvalidClient):
+                auth.caller(None, {"client_id": f"client-{number}"}, "a")
+        with pytest.raises(TooManyFailures):
+            auth.caller(b"Basic !!!", {}, "a")
+        assert throttle.wait_seconds(UNKNOWN, "a")
+        assert said(auth.caller(None, {"client_id": "spa"}, "a")) == ("spa", False, NONE)
+
+
+async def test_each_secret_of_a_client_is_counted_by_its_number(tmp_path: Path) -> None:
+    """Changing a secret without an outage: both work, and a count tells whether the old one is still used."""
+    more = '\n[[client]]\nid = "two"\nsecret = ["n3w-secret", "0ld-secret"]\nscope = "read"\n'
+    async with asking(tmp_path, more=more) as ledger:
+        auth, meters, *_ = auth_of(ledger)
+        for secret in ("n3w-secret", "0ld-secret", "0ld-secret"):
+            auth.caller(None, {"client_id": "two", "client_secret": secret}, "a")
+        assert {("two", 0): 1, ("two", 1): 2} == meters.secrets
+
+
+async def test_an_unknown_client_costs_as_many_hashes_as_a_known_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 6749 10.10: time must not tell which ids are clients. Counted in MACs, which are all the cost there is."""
+    counts: list[int] = []
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        ring = ledger.ledger.desk.ring
+        root_mac = type(ring).root_mac
+        monkeypatch.setattr(
+            type(ring),
+            "root_mac",
+            lambda self, *args: (counts.__setitem__(-1, counts[-1] + 1), root_mac(self, *args))[1],
+        )
+        for text in ("www:wrong", "nobody:wrong", "spa:wrong", "www:wr%6Fng+x", "nobody:wr%6Fng+x", ":", "www"):
+            counts.append(0)
+            with pytest.raises(InvalidClient):
+                auth.caller(encoded(text), {}, "a")
+        assert [1, 1, 1, 3, 3, 1, 1] == counts
+
+
+def test_what_was_presented_shows_no_secret() -> None:
+    """I-20: a secret must not reach a log by way of a repr."""
+    assert "Secr3t!" not in repr(presented(encoded("www:Secr3t!"), {}))

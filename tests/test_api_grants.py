@@ -1,0 +1,428 @@
+"""Grants over HTTP: issuing once for each Idempotency-Key, looking by role, history, acts that end or stop one."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from api import clients_file
+from api.grants import canonical
+from tests.asking import Asking, asking, bearer
+from tests.wire import Json
+
+ASKED = {"client_id": "www", "subject": "alice", "scope": "read openid"}
+SECOND_ISSUER = '\n[[operator]]\nname = "kiosk"\ntoken = "kiosk-token-6cc1"\nroles = ["issuer"]\nclients = ["www"]\n'
+KIOSK = {"Authorization": "Bearer kiosk-token-6cc1"}
+
+
+# ---------------------------------------------------------------- issuing
+
+
+async def test_issuing_answers_with_first_tokens_and_the_grants_id(tmp_path: Path) -> None:
+    """RFC 6749 1.5: 201, the token response, the grant's id."""
+    async with asking(tmp_path) as ledger:
+        answer = await ledger.operator("issuer", "POST", "/grants", ASKED)
+        body = answer.json()
+        assert (201, "read openid", 300) == (answer.status_code, body["scope"], body["expires_in"])
+        assert 32 == len(body["grant_id"])
+        assert str(ledger.opened.last_position()) == answer.headers["ledger-position"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"scope": "read admin"}, "invalid_scope"),
+        ({"scope": "read  openid"}, "invalid_scope"),
+        ({"client_id": "nobody"}, "invalid_request"),
+        ({"subject": ""}, "invalid_request"),
+        ({"subject": "a\nb"}, "invalid_request"),
+        ({"subject": "x" * 256}, "invalid_request"),
+        ({"subject": None}, "invalid_request"),
+        ({"subject": 7}, "invalid_request"),
+        ({"scope": ["read"]}, "invalid_request"),
+        ({"colour": "blue"}, "invalid_request"),
+        ({"device": None}, "invalid_request"),
+        ({"refresh_token_ttl_seconds": 0}, "invalid_request"),
+        ({"refresh_token_ttl_seconds": 3600.0}, "invalid_request"),
+        ({"refresh_token_ttl_seconds": "3600"}, "invalid_request"),
+        ({"refresh_token_ttl_seconds": 86_401}, "invalid_request"),
+        ({"grant_ttl_seconds": 30 * 86_400 + 1}, "invalid_request"),
+        ({"resource": "https://a.example"}, "invalid_target"),
+        ({"resource": []}, "invalid_request"),
+        ({"amr": "pwd"}, "invalid_request"),
+        ({"cnf": {"jkt": "short"}}, "invalid_request"),
+        ({"cnf": {"kid": "x"}}, "invalid_request"),
+    ],
+)
+async def test_what_does_not_fit_is_told_and_issues_nothing(tmp_path: Path, change: Json, error: str) -> None:
+    """Bodies are strictly typed; a member that is unknown, null or too long is named."""
+    async with asking(tmp_path) as ledger:
+        before = ledger.opened.last_position()
+        answer = await ledger.operator("issuer", "POST", "/grants", ASKED | change)
+        assert (400, error) == (answer.status_code, answer.json()["error"])
+        assert before == ledger.opened.last_position()
+
+
+async def test_the_member_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    """A person must find the mistake by reading the answer."""
+    async with asking(tmp_path) as ledger:
+        for change, name in [({"colour": "blue"}, "colour"), ({"grant_ttl_seconds": "1"}, "grant_ttl_seconds")]:
+            answer = await ledger.operator("issuer", "POST", "/grants", ASKED | change)
+            assert name in answer.json()["error_description"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"\xff", b'{"subject":"\\ud800"}', b"\xef\xbb\xbf{}", b""])
+async def test_what_is_no_json_object_is_an_invalid_request(tmp_path: Path, content: bytes) -> None:
+    """RFC 8259."""
+    async with asking(tmp_path) as ledger:
+        headers = {**bearer("issuer"), "Content-Type": "application/json"}
+        answer = await ledger.ask("POST", "/grants", headers=headers, content=content)
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+
+
+async def test_lifetimes_given_at_issuance_rule_the_grant_for_good(tmp_path: Path) -> None:
+    """A kiosk's ten minutes stay ten minutes, also after the first rotation."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www", refresh_token_ttl_seconds=600, grant_ttl_seconds=3600)
+        answer = (await ledger.refresh("www", issued["refresh_token"])).json()
+        assert (600, 3600) == (answer["refresh_token_timeout"], answer["authorization_expires_in"])
+
+
+async def test_the_same_key_and_value_get_the_same_answer(tmp_path: Path) -> None:
+    """An issuer that lost the answer asks again: members in another order and other spaces are the same value."""
+    async with asking(tmp_path) as ledger:
+        key = {**bearer("issuer"), "Idempotency-Key": "k-1"}
+        first = await ledger.ask("POST", "/grants", headers=key, json=ASKED)
+        turned = '{ "scope":"read openid", "subject": "\\u0061lice",\n"client_id":"www" }'
+        headers = {**key, "Content-Type": "application/json"}
+        await ledger.refresh("www", first.json()["refresh_token"])
+        again = await ledger.ask("POST", "/grants", headers=headers, content=turned)
+        assert (201, first.json()["refresh_token"]) == (again.status_code, again.json()["refresh_token"])
+        assert first.json()["grant_id"] == again.json()["grant_id"]
+
+
+async def test_one_key_that_comes_many_times_at_once_makes_one_grant(tmp_path: Path) -> None:
+    """Also while the first is on its way."""
+    async with asking(tmp_path) as ledger:
+        headers = {"Idempotency-Key": "k-2"}
+        answers = await asyncio.gather(
+            *(ledger.operator("issuer", "POST", "/grants", ASKED, headers=headers) for _ in range(20))
+        )
+        assert 1 == len({answer.content for answer in answers})
+
+
+async def test_a_key_with_another_body_is_422_and_of_an_ended_grant_409(tmp_path: Path) -> None:
+    """A key holds while its grant lives."""
+    async with asking(tmp_path) as ledger:
+        headers = {"Idempotency-Key": "k-3"}
+        first = await ledger.operator("issuer", "POST", "/grants", ASKED, headers=headers)
+        other = await ledger.operator("issuer", "POST", "/grants", ASKED | {"subject": "bob"}, headers=headers)
+        assert (422, "invalid_request") == (other.status_code, other.json()["error"])
+        await ledger.operator("admin", "POST", f"/grants/{first.json()['grant_id']}/revoke")
+        ended = await ledger.operator("issuer", "POST", "/grants", ASKED, headers=headers)
+        assert (409, "conflict") == (ended.status_code, ended.json()["error"])
+
+
+@pytest.mark.parametrize("keys", [[b""], [b"x" * 129], [b"a\tb"], [b"\xe9"], [b"a", b"a"]])
+async def test_a_malformed_key_is_400(tmp_path: Path, keys: list[bytes]) -> None:
+    """1 to 128 printable characters, given once."""
+    async with asking(tmp_path) as ledger:
+        headers = [(b"authorization", bearer("issuer")["Authorization"].encode())]
+        headers += [(b"idempotency-key", key) for key in keys]
+        answer = await ledger.ask("POST", "/grants", headers=headers, json=ASKED)
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+
+
+def test_equal_values_have_equal_canonical_bytes() -> None:
+    """What an Idempotency-Key is compared by."""
+    assert canonical(b'{"b": [1, {"d": "\\u00e9", "c": 2}], "a": "x"}') == canonical(
+        '{"a":"x","b":[1,{"c":2,"d":"é"}]}'.encode()
+    )
+    assert canonical(b'{"a":1}') != canonical(b'{"a":"1"}')
+
+
+async def test_an_issuer_that_is_limited_to_clients_issues_for_them_alone(tmp_path: Path) -> None:
+    """403, whoever the other client is."""
+    async with asking(tmp_path, more=SECOND_ISSUER) as ledger:
+        assert 201 == (await ledger.ask("POST", "/grants", headers=KIOSK, json=ASKED)).status_code
+        for client in ("oth", "nobody"):
+            answer = await ledger.ask("POST", "/grants", headers=KIOSK, json=ASKED | {"client_id": client})
+            assert (403, "insufficient_scope") == (answer.status_code, answer.json()["error"])
+
+
+# ---------------------------------------------------------------- looking
+
+
+async def test_a_grant_as_it_stands(tmp_path: Path) -> None:
+    """The shape of a living grant, null members left out."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www", subject="alice")
+        answer = await ledger.operator("security", "GET", f"/grants/{issued['grant_id']}")
+        assert {
+            "grant_id": issued["grant_id"],
+            "client_id": "www",
+            "subject": "alice",
+            "status": "active",
+            "scope": "read openid profile",
+            "granted_scope": "read openid profile",
+            "generation": 0,
+            "issued_at": "2026-11-25T10:00:00.000000Z",
+            "idle_expires_at": "2026-11-26T10:00:00.000000Z",
+            "absolute_expires_at": "2026-12-25T10:00:00.000000Z",
+        } == answer.json()
+
+
+@pytest.mark.parametrize(
+    ("role", "sees_subject"), [("issuer", True), ("auditor", False), ("security", True), ("admin", True)]
+)
+async def test_who_a_grant_belongs_to_is_for_some_roles(tmp_path: Path, role: str, sees_subject: bool) -> None:
+    """Security and admin, and the issuer of the grant; an auditor sees what happened, not to whom."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www", subject="alice")
+        one = (await ledger.operator(role, "GET", f"/grants/{issued['grant_id']}")).json()
+        page = (await ledger.operator(role, "GET", "/grants")).json()["grants"]
+        found = (await ledger.operator(role, "POST", "/grants/search", {"subject": "alice"})).json()["grants"]
+        assert [one] == page == found
+        assert sees_subject == ("subject" in one)
+
+
+async def test_an_issuer_sees_and_ends_only_what_it_issued(tmp_path: Path) -> None:
+    """Another's grant is not there: 404, and no list holds it."""
+    async with asking(tmp_path, more=SECOND_ISSUER) as ledger:
+        others = await ledger.issue("www", subject="alice")
+        own = (await ledger.ask("POST", "/grants", headers=KIOSK, json=ASKED)).json()
+        for path in ("/grants", "/grants?client_id=www"):
+            page = (await ledger.ask("GET", path, headers=KIOSK)).json()
+            assert [own["grant_id"]] == [grant["grant_id"] for grant in page["grants"]]
+        found = await ledger.ask("POST", "/grants/search", headers=KIOSK, json={"subject": "alice"})
+        assert [own["grant_id"]] == [grant["grant_id"] for grant in found.json()["grants"]]
+        before = len(ledger.asked())
+        for answer in (
+            await ledger.ask("GET", f"/grants/{others['grant_id']}", headers=KIOSK),
+            await ledger.ask("POST", f"/grants/{others['grant_id']}/revoke", headers=KIOSK),
+        ):
+            assert (404, "not_found") == (answer.status_code, answer.json()["error"])
+        assert before == len(ledger.asked())
+        ended = await ledger.ask("POST", f"/grants/{own['grant_id']}/revoke", headers=KIOSK)
+        assert ("revoked", "withdrawal") == (ended.json()["status"], ended.json()["end"]["reason_class"])
+        assert 200 == (await ledger.refresh("www", others["refresh_token"])).status_code
+
+
+@pytest.mark.parametrize("grant_id", ["x", "0" * 31, "0" * 33, "A" * 32, "g" * 32, "0" * 32, "%00" * 32])
+async def test_what_names_no_grant_is_404(tmp_path: Path, grant_id: str) -> None:
+    """32 lower-case hex digits, of a grant that there is; nothing is recorded of the rest."""
+    async with asking(tmp_path) as ledger:
+        before = ledger.opened.last_position()
+        for method, path in [("GET", ""), ("GET", "/events"), ("POST", "/revoke"), ("POST", "/suspend")]:
+            answer = await ledger.operator("admin", method, f"/grants/{grant_id}{path}")
+            assert (404, "not_found") == (answer.status_code, answer.json()["error"])
+        assert before == ledger.opened.last_position()
+
+
+async def test_lists_go_on_by_cursor_in_log_order(tmp_path: Path) -> None:
+    """The last page has a cursor too: tomorrow's grants follow it."""
+    async with asking(tmp_path) as ledger:
+        issued = [(await ledger.issue(client))["grant_id"] for client in ("www", "oth", "www", "www", "oth")]
+        seen: list[str] = []
+        cursor = ""
+        sizes = []
+        while True:
+            page = (await ledger.operator("auditor", "GET", f"/grants?limit=2{cursor}")).json()
+            sizes.append(len(page["grants"]))
+            seen += [grant["grant_id"] for grant in page["grants"]]
+            cursor = f"&cursor={page['cursor']}"
+            if "next_cursor" not in page:
+                break
+            assert page["cursor"] == page["next_cursor"]
+        assert (issued, [2, 2, 1]) == (seen, sizes)
+        later = (await ledger.issue("www"))["grant_id"]
+        page = (await ledger.operator("auditor", "GET", f"/grants?limit=2{cursor}")).json()
+        assert [later] == [grant["grant_id"] for grant in page["grants"]]
+
+
+async def test_lists_are_filtered_by_client_and_judged_state(tmp_path: Path) -> None:
+    """A frozen expiry counts though no event says so yet; a page may hold fewer than its limit."""
+    async with asking(tmp_path) as ledger:
+        short = (await ledger.issue("www", refresh_token_ttl_seconds=10))["grant_id"]
+        long = (await ledger.issue("www"))["grant_id"]
+        other = (await ledger.issue("oth"))["grant_id"]
+        ledger.clock.pass_seconds(10)
+
+        async def listed(query: str) -> list[str]:
+            page = (await ledger.operator("auditor", "GET", f"/grants?{query}")).json()
+            return [grant["grant_id"] for grant in page["grants"]]
+
+        assert [long, other] == await listed("state=active")
+        assert [short] == await listed("state=expired")
+        assert [long] == await listed("client_id=www&state=active")
+        assert [] == await listed("client_id=nobody")
+        assert [short, long, other] == await listed("client_id=")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0", "limit=-1", "limit=x", "limit=1.5", "limit=1&limit=1", "cursor=x", "cursor=-1", "cursor=1e3",
+        "cursor=9223372036854775808", "state=dead", "subject=alice", "colour=blue", "client_id=%FF",
+    ],
+)  # fmt: skip
+async def test_a_query_that_cannot_be_meant_is_400(tmp_path: Path, query: str) -> None:
+    """Subjects never stand in a URL; a filter that is misspelled must not list everything."""
+    async with asking(tmp_path) as ledger:
+        answer = await ledger.operator("admin", "GET", f"/grants?{query}")
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+
+
+async def test_a_search_finds_a_person_byte_for_byte(tmp_path: Path) -> None:
+    """Another spelling is another person, and a person never seen has no grants."""
+    async with asking(tmp_path) as ledger:
+        issued = (await ledger.issue("www", subject="Ann@example.com"))["grant_id"]
+
+        async def found(**body: Json) -> list[str]:
+            answer = await ledger.operator("admin", "POST", "/grants/search", body)
+            assert 200 == answer.status_code, answer.text
+            return [grant["grant_id"] for grant in answer.json()["grants"]]
+
+        assert [issued] == await found(subject="Ann@example.com")
+        assert [issued] == await found(subject="Ann@example.com", client_id="www", state="active", limit=10_000)
+        assert [] == await found(subject="ann@example.com")
+        assert [] == await found(subject="Ann@example.com", client_id="oth")
+        refused = await ledger.operator("admin", "POST", "/grants/search", {"subject": "x", "limit": 0})
+        assert 400 == refused.status_code
+
+
+async def test_a_history_shows_what_was_stored(tmp_path: Path) -> None:
+    """`data` holds the stored members that do not stand beside it; whoever may sees the texts behind commitments."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www", device="Alice's phone")
+        await ledger.refresh("www", issued["refresh_token"])
+        path = f"/grants/{issued['grant_id']}/events"
+        told = (await ledger.operator("security", "GET", path)).json()
+        assert ["grant.issued", "grant.token_redeemed", "grant.token_rotated"] == [
+            event["topic"] for event in told["events"]
+        ]
+        first = told["events"][0]
+        assert f"grant:{issued['grant_id']}/1" == first["event_id"]
+        assert {"salt", "name", "value"} == set(first["disclosed"]["device"])
+        assert ["read", "openid", "profile"] == first["data"]["scope"]
+        assert not {"topic", "stream", "v", "at", "command_id", "prev"} & set(first["data"])
+        plain = (await ledger.operator("auditor", "GET", path)).json()
+        assert all("disclosed" not in event for event in plain["events"])
+        pages = [(await ledger.operator("auditor", "GET", f"{path}?limit=2")).json()]
+        pages.append((await ledger.operator("auditor", "GET", f"{path}?cursor={pages[0]['next_cursor']}")).json())
+        assert plain["events"] == pages[0]["events"] + pages[1]["events"]
+
+
+async def test_a_history_tells_the_state_at_a_moment(tmp_path: Path) -> None:
+    """Judged over the whole history, not the page; any offset will do, none or the future will not."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        ledger.clock.pass_seconds(60)
+        await ledger.operator("admin", "POST", f"/grants/{issued['grant_id']}/revoke", {"reason": "lost phone"})
+        path = f"/grants/{issued['grant_id']}/events"
+
+        async def state(at: str) -> tuple[int, str | None]:
+            answer = await ledger.operator("auditor", "GET", f"{path}?limit=1&at={at}")
+            return answer.status_code, answer.json().get("state", {}).get("status")
+
+        assert (200, "active") == await state("2026-11-25T10:00:30Z")
+        assert (200, "active") == await state("2026-11-25T11:00:30%2B01:00")
+        assert (200, "active") == await state("2026-11-25T11:00:30+01:00")
+        assert (200, "revoked") == await state("2026-11-25T10:01:00.000000Z")
+        assert (404, None) == await state("2026-11-25T09:59:59Z")
+        assert (400, None) == await state("2026-11-25T10:00:30")
+        assert (400, None) == await state("2026-11-25T10:02:00Z")
+        assert (400, None) == await state("yesterday")
+
+
+async def test_each_question_is_recorded_once_and_by_whom(tmp_path: Path) -> None:
+    """Who looked at what: the name of the question and the grant, never what was sought."""
+    async with asking(tmp_path) as ledger:
+        grant_id = (await ledger.issue("www", subject="alice"))["grant_id"]
+        await ledger.operator("auditor", "GET", "/grants?client_id=www")
+        await ledger.operator("security", "POST", "/grants/search", {"subject": "alice"})
+        await ledger.operator("issuer", "GET", f"/grants/{grant_id}")
+        await ledger.operator("admin", "GET", f"/grants/{grant_id}/events")
+        await ledger.operator("admin", "POST", f"/grants/{grant_id}/suspend")
+        assert [
+            ("grants.list", None, "operator:audit"),
+            ("grants.search", None, "operator:soc"),
+            ("grants.get", grant_id, "operator:login-app"),
+            ("grants.events", grant_id, "operator:ops"),
+        ] == ledger.asked()
+
+
+# ---------------------------------------------------------------- acting
+
+
+async def test_acts_answer_with_the_grant_and_change_it_once(tmp_path: Path) -> None:
+    """An act that changes nothing answers alike and writes nothing; a suspension can be taken back, an end cannot."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        path = f"/grants/{issued['grant_id']}"
+
+        async def act(name: str, body: Json = None) -> tuple[int, str | None]:
+            answer = await ledger.operator("security", "POST", f"{path}/{name}", body)
+            return answer.status_code, answer.json().get("status", answer.json().get("error"))
+
+        assert (200, "suspended") == await act("suspend", {"reason": "asked by phone"})
+        position = ledger.opened.last_position()
+        assert (200, "suspended") == await act("suspend", {})
+        assert position == ledger.opened.last_position()
+        assert "suspended" == (await ledger.refresh("www", issued["refresh_token"])).json()["reason"]
+        assert (200, "active") == await act("reinstate")
+        assert (200, "revoked") == await act("revoke", {"reason": "asked again"})
+        assert (200, "revoked") == await act("revoke")
+        assert (409, "conflict") == await act("suspend")
+        assert (409, "conflict") == await act("reinstate")
+
+
+async def test_the_reason_is_told_to_those_who_may_read_it(tmp_path: Path) -> None:
+    """An event holds a commitment; the text stands beside it for security and admin."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        path = f"/grants/{issued['grant_id']}"
+        await ledger.operator("admin", "POST", f"{path}/revoke", {"reason": "lost phone"})
+        told = (await ledger.operator("admin", "GET", path)).json()
+        assert "lost phone" == told["disclosed"]["reason"]["value"]
+        assert "lost phone" not in (await ledger.operator("auditor", "GET", path)).text
+
+
+async def test_reinstating_after_reuse_wants_trust(tmp_path: Path) -> None:
+    """Without `trust` 409, with another value 400."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("susp")
+        newest = (await ledger.refresh("susp", issued["refresh_token"])).json()["refresh_token"]
+        await ledger.refresh("susp", issued["refresh_token"])
+        path = f"/grants/{issued['grant_id']}/reinstate"
+        assert 409 == (await ledger.operator("admin", "POST", path, {})).status_code
+        assert 400 == (await ledger.operator("admin", "POST", path, {"trust": "all"})).status_code
+        assert 200 == (await ledger.operator("admin", "POST", path, {"trust": "current"})).status_code
+        assert 200 == (await ledger.refresh("susp", newest)).status_code
+
+
+@pytest.mark.parametrize("body", [{"reason": "x" * 201}, {"reason": 7}, {"why": "x"}, {"trust": "current"}])
+async def test_an_acts_body_is_strict(tmp_path: Path, body: Json) -> None:
+    """`trust` is for reinstating alone."""
+    async with asking(tmp_path) as ledger:
+        grant_id = (await ledger.issue("www"))["grant_id"]
+        answer = await ledger.operator("admin", "POST", f"/grants/{grant_id}/revoke", body)
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+        assert "active" == (await _status(ledger, grant_id))
+
+
+async def _status(ledger: Asking, grant_id: str) -> str:
+    return str((await ledger.operator("admin", "GET", f"/grants/{grant_id}")).json()["status"])
+
+
+async def test_grants_of_a_client_that_is_away_are_suspended_and_come_back(tmp_path: Path) -> None:
+    """Removed from the file it is answered as an unknown one, and its grants are blocked."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        file = clients_file.load(ledger.opened.folder / "clients.toml")
+        await ledger.ledger.apply([each for each in file.clients if each.client_id != "www"], file.operators)
+        told = (await ledger.operator("admin", "GET", f"/grants/{issued['grant_id']}")).json()
+        assert ("suspended", "client_disabled") == (told["status"], told["blocked_by"])
+        assert "invalid_client" == (await ledger.refresh("www", issued["refresh_token"])).json()["error"]
+        await ledger.ledger.apply(file.clients, file.operators)
+        assert 200 == (await ledger.refresh("www", issued["refresh_token"])).status_code

@@ -1,0 +1,63 @@
+"""The guides: every one is there, says what is there, and fetches nothing."""
+
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+import api
+from api.errors import TABLE
+from api.guides import GUIDES
+from api.openapi import document
+from tests.asking import asking
+
+FOLDER = Path(api.__file__).parent / "docs"
+
+
+@pytest.mark.parametrize("path", ["/docs", *(f"/docs/{name}" for name in GUIDES)])
+async def test_each_page_is_html_that_fetches_nothing(tmp_path: Path, path: str) -> None:
+    """No script, no style, no font, no image from anywhere; links stay in the house."""
+    async with asking(tmp_path) as ledger:
+        page = await ledger.ask("GET", path)
+        assert (200, "text/html; charset=utf-8") == (page.status_code, page.headers["content-type"])
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        assert not re.search(r"<(script|link|img|iframe|object)|url\(|@import", page.text)
+        for link in re.findall(r'href="([^"]*)"', page.text):
+            assert 200 == (await ledger.ask("GET", link)).status_code
+
+
+async def test_the_list_names_every_guide_that_there_is(tmp_path: Path) -> None:
+    """A file that is not on the list would be found by nobody."""
+    assert {file.stem for file in FOLDER.iterdir()} == set(GUIDES)
+    async with asking(tmp_path) as ledger:
+        text = (await ledger.ask("GET", "/docs")).text
+        assert all(f'href="/docs/{name}"' in text for name in GUIDES)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+async def test_a_guide_is_shown_as_it_is_written(tmp_path: Path, name: str) -> None:
+    """Nothing of the text is taken for markup."""
+    async with asking(tmp_path) as ledger:
+        page = (await ledger.ask("GET", f"/docs/{name}")).text
+        shown = unescape(re.sub(r"<[^>]+>", "", page[page.index("<pre>") : page.index("</pre>")]))
+        assert (FOLDER / f"{name}.md").read_text("utf-8") == shown
+
+
+@pytest.mark.parametrize("name", ["nothing", "..%2fapp.py", "clients.md", "%00"])
+async def test_what_is_no_guide_is_404(tmp_path: Path, name: str) -> None:
+    """No name leads to another file."""
+    async with asking(tmp_path) as ledger:
+        assert 404 == (await ledger.ask("GET", f"/docs/{name}")).status_code
+
+
+def test_guides_name_every_error_and_only_paths_that_are_served() -> None:
+    """What a reader is told is true of the program that serves it."""
+    text = "\n".join(file.read_text("utf-8") for file in FOLDER.iterdir())
+    clients = (FOLDER / "clients.md").read_text("utf-8")
+    for kind, (_, code) in TABLE.items():
+        if code == "invalid_grant" and kind.value != "unknown_token":
+            assert kind.value in clients
+    paths = {path.replace("{grant_id}", "{id}") for path in document()["paths"]}
+    named = set(re.findall(r"(?:GET|POST) +(/[\w/{}-]+)", text))
+    assert named <= paths, named - paths

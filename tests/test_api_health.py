@@ -1,0 +1,104 @@
+"""Health, readiness and metrics: no token needed, nothing of a request becomes a label, no secret among them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.asking import asking, basic
+
+
+async def scraped(ledger: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Every sample of /metrics: name and labels, value."""
+    text = (await ledger.ask("GET", "/metrics")).text
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_a_ledger_that_serves_is_alive_and_ready(tmp_path: Path) -> None:
+    """Both without asking the store."""
+    async with asking(tmp_path) as ledger:
+        alive, ready = await ledger.ask("GET", "/healthz"), await ledger.ask("GET", "/readyz")
+        assert (200, {"status": "ok"}) == (alive.status_code, alive.json())
+        assert (200, {"status": "ready"}) == (ready.status_code, ready.json())
+
+
+async def test_a_ledger_that_cannot_serve_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 with the reason; the process is alive all the same."""
+    async with asking(tmp_path) as ledger:
+        monkeypatch.setattr(type(ledger.ledger), "readiness", lambda self: "no commit has succeeded for 5 seconds")
+        ready = await ledger.ask("GET", "/readyz")
+        assert (503, "unready") == (ready.status_code, ready.json()["status"])
+        assert "no commit has succeeded for 5 seconds" == ready.json()["reason"]
+        assert 200 == (await ledger.ask("GET", "/healthz")).status_code
+        assert 0 == (await scraped(ledger))["token_ledger_ready", ()]
+
+
+async def test_a_server_on_its_way_out_is_unready_at_once(tmp_path: Path) -> None:
+    """SIGTERM: what was begun is answered, and no balancer sends more."""
+    async with asking(tmp_path) as ledger:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            raise AssertionError("a question without a body")
+
+        scope = {"type": "http", "method": "GET", "path": "/readyz", "headers": [], "state": {"draining": True}}
+        await ledger.app(scope, receive, send)
+        assert (503, True) == (sent[0]["status"], b"stopping" in sent[1]["body"])
+
+
+async def test_outcomes_secrets_and_refusals_are_counted(tmp_path: Path) -> None:
+    """What a person who watches needs: how it ends, why it is refused, which of a client's secrets is used."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        await ledger.refresh("www", issued["refresh_token"])
+        await ledger.refresh("www", issued["refresh_token"])
+        await ledger.form("/token", {"x": "y"}, headers=basic("www", "wrong"))
+        await ledger.operator("auditor", "GET", f"/grants/{issued['grant_id']}")
+        counts = await scraped(ledger)
+        expected = {
+            ("token_ledger_token_requests_total", (("outcome", "ok"),)): 1,
+            ("token_ledger_token_requests_total", (("outcome", "invalid_grant"),)): 1,
+            ("token_ledger_token_requests_total", (("outcome", "invalid_client"),)): 1,
+            ("token_ledger_token_request_seconds_count", ()): 3,
+            ("token_ledger_refusals_total", (("reason", "reuse_detected"),)): 1,
+            ("token_ledger_client_secret_used_total", (("client", "www"), ("secret", "0"))): 2,
+            ("token_ledger_authentication_failures_total", (("who", "client"),)): 1,
+            ("token_ledger_http_answers_total", (("endpoint", "/grants/{grant_id}"), ("status", "200"))): 1,
+            ("token_ledger_refreshes_total", ()): 1,
+            ("token_ledger_ready", ()): 1,
+            ("token_ledger_position", ()): ledger.opened.last_position(),
+        }
+        assert expected == {key: counts[key] for key in expected}
+
+
+async def test_no_request_makes_a_label(tmp_path: Path) -> None:
+    """Closed lists: whatever is asked, the set of series is bounded, and no token and no secret is among them."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        for path in ("/a", "/grants/x", f"/grants/{issued['grant_id']}", "/docs/zzz", "/clients/zzz/revoke"):
+            for method in ("GET", "POST", "ZZZ"):
+                await ledger.operator("admin", method, path)
+        await ledger.form("/token", {"client_id": "zzz", "client_secret": "s", "grant_type": "zzz"})
+        await ledger.refresh("www", issued["refresh_token"])
+        text = (await ledger.ask("GET", "/metrics")).text
+        for word in ("zzz", "ZZZ", '/a"', issued["grant_id"], issued["refresh_token"][-24:], "Secr3t!"):
+            assert word not in text
+
+
+async def test_the_scraper_gets_the_format_it_asks_for(tmp_path: Path) -> None:
+    """OpenMetrics where it is accepted, else the older text."""
+    async with asking(tmp_path) as ledger:
+        plain = await ledger.ask("GET", "/metrics", headers={"Accept": "*/*"})
+        assert plain.headers["content-type"].startswith("text/plain")
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        openmetrics = await ledger.ask("GET", "/metrics", headers=accept)
+        assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+        assert openmetrics.text.endswith("# EOF\n")

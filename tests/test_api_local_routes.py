@@ -1,0 +1,178 @@
+"""What commands ask through the socket beside the database: clients files, keys, rebuilds, erasures, restores."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from api import clients_file
+from tests.asking import Asking, asking
+from tests.wire import Json
+
+ROUTES = [
+    ("POST", "/local/apply"),
+    ("GET", "/local/keys"),
+    ("POST", "/local/keys/rotate"),
+    ("POST", "/local/keys/1/activate"),
+    ("POST", "/local/keys/1/distrust"),
+    ("POST", "/local/rebuild"),
+    ("POST", "/local/erase"),
+    ("POST", "/local/restore/acknowledge"),
+]
+
+
+async def local(ledger: Asking, method: str, path: str, body: Json = None) -> Json:
+    """Ask through the socket; the answer must be 200."""
+    content = {} if body is None else {"json": body}
+    answer = await ledger.ask(method, path, local=True, **content)
+    assert 200 == answer.status_code, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_none_of_it_is_there_for_others(tmp_path: Path, method: str, path: str) -> None:
+    """On the port these paths do not exist, whoever asks; only a server can mark a request as local."""
+    async with asking(tmp_path) as ledger:
+        for headers in ({}, {"Authorization": "Bearer admin-token-0f93ab7d65c84e12"}, {"local": "1"}):
+            answer = await ledger.ask(method, path, headers=headers)
+            assert (404, "not_found") == (answer.status_code, answer.json()["error"])
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_another_method_is_told_the_right_one(tmp_path: Path, method: str, path: str) -> None:
+    """As everywhere."""
+    async with asking(tmp_path) as ledger:
+        answer = await ledger.ask("DELETE", path, local=True)
+        assert (405, True) == (answer.status_code, method in answer.headers["allow"])
+
+
+def file_of(ledger: Asking) -> Json:
+    """The clients file as a command sends it."""
+    wanted = clients_file.load(ledger.opened.folder / "clients.toml")
+    return msgspec.to_builtins({"clients": wanted.clients, "operators": wanted.operators})
+
+
+async def test_a_clients_file_is_applied_whole_and_tells_what_it_takes_along(tmp_path: Path) -> None:
+    """A removed client's live grants are counted, and a returning one's; a dry run records nothing."""
+    async with asking(tmp_path) as ledger:
+        for _ in range(3):
+            await ledger.issue("oth")
+        body = file_of(ledger)
+        assert [] == (await local(ledger, "POST", "/local/apply", body))["differences"]
+        without = {**body, "clients": [each for each in body["clients"] if each["client_id"] != "oth"]}
+        before = ledger.opened.last_position()
+        told = await local(ledger, "POST", "/local/apply", {**without, "dry_run": True})
+        [difference] = told["differences"]
+        assert ("oth", "disabled", 3) == tuple(difference[name] for name in ("name", "change", "live_grants"))
+        assert (True, before) == (told["dry_run"], ledger.opened.last_position())
+        await local(ledger, "POST", "/local/apply", without)
+        [difference] = (await local(ledger, "POST", "/local/apply", body))["differences"]
+        assert ("oth", "returned", 3) == tuple(difference[name] for name in ("name", "change", "live_grants"))
+
+
+async def test_a_file_that_breaks_a_rule_is_one_line_and_nothing_is_recorded(tmp_path: Path) -> None:
+    """A serial that is too low, a client twice."""
+    async with asking(tmp_path) as ledger:
+        body = file_of(ledger)
+        await local(ledger, "POST", "/local/apply", {**body, "serial": 7})
+        before = ledger.opened.last_position()
+        for wrong in ({**body, "serial": 6}, body, {**body, "clients": 2 * body["clients"], "serial": 8}):
+            answer = await ledger.ask("POST", "/local/apply", local=True, json=wrong)
+            assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+            assert "\n" not in answer.json()["error_description"]
+        assert before == ledger.opened.last_position()
+
+
+async def test_a_large_clients_file_fits(tmp_path: Path) -> None:
+    """The cap of the public port is for clients' requests."""
+    async with asking(tmp_path) as ledger:
+        body = file_of(ledger)
+        many = [{**body["clients"][0], "client_id": f"client-{number}"} for number in range(300)]
+        told = await local(ledger, "POST", "/local/apply", {**body, "clients": [*body["clients"], *many]})
+        assert 300 == len(told["differences"])
+
+
+async def test_keys_are_rotated_activated_and_distrusted(tmp_path: Path) -> None:
+    """The key that signs cannot be distrusted, and a distrusted one never signs again."""
+    async with asking(tmp_path) as ledger:
+
+        async def refused(path: str) -> tuple[int, str]:
+            answer = await ledger.ask("POST", path, local=True, json={})
+            return answer.status_code, answer.json()["error"]
+
+        listed = await local(ledger, "GET", "/local/keys")
+        assert [(1, "active")] == [(key["id"], key["state"]) for key in listed["keys"]]
+        assert 254 == listed["ids_left"]
+        assert (2, "verifying") == _key(await local(ledger, "POST", "/local/keys/rotate", {}))
+        assert (409, "conflict") == await refused("/local/keys/1/distrust")
+        assert (2, "active") == _key(await local(ledger, "POST", "/local/keys/2/activate", {}))
+        assert (1, "distrusted") == _key(await local(ledger, "POST", "/local/keys/1/distrust", {}))
+        assert (409, "conflict") == await refused("/local/keys/1/activate")
+        for key_id in ("3", "0", "256", "x", "1e1", "²", "00000000000000001"):
+            assert (404, "not_found") == await refused(f"/local/keys/{key_id}/activate")
+
+
+def _key(told: Json) -> tuple[int, str]:
+    return told["id"], told["state"]
+
+
+async def test_a_rebuild_tells_its_progress_and_then_what_it_found(tmp_path: Path) -> None:
+    """I-13: where live and replayed differ, table, key and column are named, and the next run finds nothing."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+
+        async def rebuilt() -> tuple[Json, Json]:
+            answer = await ledger.ask("POST", "/local/rebuild", local=True, json={})
+            assert (200, "application/x-ndjson") == (answer.status_code, answer.headers["content-type"])
+            lines = [json.loads(line) for line in answer.text.splitlines()]
+            return lines[:-1], lines[-1]
+
+        progress, found = await rebuilt()
+        assert all({"done", "total"} == set(line) for line in progress)
+        assert ([], True, True) == (found["differences"], found["history_holds"], found["healed"])
+        with closing(sqlite3.connect(ledger.opened.path)) as connection, connection:
+            connection.execute("UPDATE current_tokens_v1 SET generation = 9, scope = 'admin'")
+        _, found = await rebuilt()
+        differing = {(each["table"], each["column"]) for each in found["differences"]}
+        assert {("current_tokens_v1", "generation"), ("current_tokens_v1", "scope")} == differing
+        assert {issued["grant_id"]} == {each["key"] for each in found["differences"]}
+        _, found = await rebuilt()
+        assert [] == found["differences"]
+        told = (await ledger.operator("auditor", "GET", f"/grants/{issued['grant_id']}")).json()
+        assert (0, "read openid profile") == (told["generation"], told["scope"])
+
+
+async def test_a_wrong_snapshot_is_healed_in_memory_too(tmp_path: Path) -> None:
+    """What the process believed to know came from the wrong one: it is read again."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("std")
+        await ledger.refresh("std", issued["refresh_token"])
+        with closing(sqlite3.connect(ledger.opened.path)) as connection, connection:
+            connection.execute("UPDATE streams SET state = x'00' WHERE name LIKE 'grant:%'")
+        answer = await ledger.ask("POST", "/local/rebuild", local=True, json={})
+        found = json.loads(answer.text.splitlines()[-1])
+        assert ({"streams"}, True) == ({each["table"] for each in found["differences"]}, found["healed"])
+        ledger.opened.check_memory()
+        assert 200 == (await ledger.refresh("std", issued["refresh_token"])).status_code
+
+
+async def test_erasing_a_person_says_whether_there_was_one(tmp_path: Path) -> None:
+    """Their grants end, and nothing about them is found any more."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www", subject="alice@example.com", device="Alice's phone")
+        assert {"known": True} == await local(ledger, "POST", "/local/erase", {"subject": "alice@example.com"})
+        assert {"known": False} == await local(ledger, "POST", "/local/erase", {"subject": "alice@example.com"})
+        told = await ledger.operator("admin", "GET", f"/grants/{issued['grant_id']}/events")
+        assert "alice" not in told.text.lower()
+        assert b"alice@example.com" not in ledger.opened.path.read_bytes()
+        assert "revoked_by_subject" == (await ledger.refresh("www", issued["refresh_token"])).json()["reason"]
+
+
+async def test_a_restore_that_never_was_cannot_be_acknowledged(tmp_path: Path) -> None:
+    """409: the log has lost nothing."""
+    async with asking(tmp_path) as ledger:
+        answer = await ledger.ask("POST", "/local/restore/acknowledge", local=True, json={})
+        assert (409, "conflict") == (answer.status_code, answer.json()["error"])

@@ -1,7 +1,8 @@
-"""What an aggregate was at a moment, and what outside a grant had ended or blocked it by then.
+"""What an aggregate is, or was at a moment, and what outside a grant has ended or blocked it by then.
 
-An event's `at` never runs backwards within its stream, so "at T" is the stream up to its last event that is not later
-than T. Where nothing is later the snapshot answers; else the stream is folded in pages, in constant memory.
+Now is all that was recorded, whatever the clock says: a clock that was put back revives nothing (I-16). An event's `at`
+never runs backwards within its stream, so "at T" is the stream up to its last event that is not later than T. Where
+nothing is later the snapshot answers; else the stream is folded in pages, in constant memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,27 +50,27 @@ def last_reached(last_v: int, reached: Callable[[StoredEvent], bool], event_at: 
     return low
 
 
-def aggregate(reads: Reads, name: str, kind: type[_T], at: int) -> _T:
-    """The aggregate of a stream as it was at a moment (microseconds); a new one where nothing had happened yet."""
+def aggregate(reads: Reads, name: str, kind: type[_T], until: int | None = None) -> _T:
+    """The aggregate of a stream as it is, or was at a moment (microseconds); a new one where nothing happened yet."""
     head = reads.stream(name)
     if head is None:
         return kind()
     now = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind)
-    if now is not None and now.at <= at:
+    if now is not None and (until is None or now.at <= until):
         return now
     then = kind()
-    for event in _until(stored_events(reads, name), at):
+    for _, event in _events(reads, name, until):
         then.evolve(event)  # type: ignore[arg-type]  # a stream holds its own kind's events
     return then
 
 
-def _until(stored: Iterator[StoredEvent], at: int) -> Iterator[AnyEvent]:
-    last = times.text(at)
-    for each in stored:
+def _events(reads: Reads, name: str, until: int | None) -> Iterator[tuple[int, AnyEvent]]:
+    last = None if until is None else times.text(until)
+    for each in stored_events(reads, name):
         event = decode(each.body)
-        if event.at > last:  # texts of times sort like the moments they name
+        if last is not None and event.at > last:  # texts of times sort like the moments they name
             return
-        yield event
+        yield each.position, event
 
 
 class Passed(NamedTuple):
@@ -81,14 +82,16 @@ class Passed(NamedTuple):
 
 
 class Outside:
-    """What had ended or blocked grants from outside them by one moment (microseconds).
+    """What has ended or blocked grants from outside them: by now, or with `then` by a past moment.
 
-    One a question, not for long: it remembers every client and subject that it was asked about.
+    `at` (microseconds) is the moment that grants are judged at. One a question, not for long: it remembers every
+    client and subject that it was asked about.
     """
 
-    def __init__(self, reads: Reads, at: int) -> None:
+    def __init__(self, reads: Reads, at: int, *, then: bool = False) -> None:
         self._reads = reads
         self.at = at
+        self._until = at if then else None
         self._clients: dict[str, Client] = {}
         self._subjects: dict[str, Subject] = {}
         self._raises: dict[str, list[tuple[int, Raise]]] = {}
@@ -97,14 +100,14 @@ class Outside:
         """The client as it was; a new one, which is not enabled, where it was never registered."""
         found = self._clients.get(client_id)
         if found is None:
-            found = self._clients[client_id] = aggregate(self._reads, f"client:{client_id}", Client, self.at)
+            found = self._clients[client_id] = aggregate(self._reads, f"client:{client_id}", Client, self._until)
         return found
 
     def subject(self, subject_id: str) -> Subject:
         """What had ended a person's grants."""
         found = self._subjects.get(subject_id)
         if found is None:
-            found = self._subjects[subject_id] = aggregate(self._reads, f"subject:{subject_id}", Subject, self.at)
+            found = self._subjects[subject_id] = aggregate(self._reads, f"subject:{subject_id}", Subject, self._until)
         return found
 
     def ended_by(self, row: Row) -> Passed | None:
@@ -120,17 +123,12 @@ class Outside:
     def _first(self, stream: str, issued_number: int, issued_at: int) -> Iterator[Passed]:
         raises = self._raises.get(stream)
         if raises is None:
-            raises = self._raises[stream] = list(self._read_raises(stream))
+            raises = self._raises[stream] = [
+                (position, event)
+                for position, event in _events(self._reads, stream, self._until)
+                if isinstance(event, ClientRevoked | SubjectRevoked)
+            ]
         for position, event in raises:
             if (end := first_hit((event,), issued_number, issued_at)) is not None:
                 yield Passed(position, event, end)
                 return
-
-    def _read_raises(self, stream: str) -> Iterator[tuple[int, Raise]]:
-        last = times.text(self.at)
-        for each in stored_events(self._reads, stream):
-            event = decode(each.body)
-            if event.at > last:
-                return
-            if isinstance(event, ClientRevoked | SubjectRevoked):
-                yield each.position, event

@@ -130,7 +130,7 @@ def _change(changes: dict[int, tuple[object, ...]], event: GrantEvent, position:
         case RefreshTokenWithheld():
             changes[_WITHHOLD] = (1,)
         case (
-            GrantAuthorized()  # no token yet: a row begins with the issuance
+            GrantAuthorized()  # no token yet: a row begins with the issuance, which must then say when this was
             | RetryServed()  # the same successor again: nothing moves
             | ReuseDetected()
             | RollbackDetected()

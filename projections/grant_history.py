@@ -73,7 +73,7 @@ def history(
         then = row_then(reads, row, at)
         if then is None:
             return None
-        state = view(then, Outside(reads, at), disclosure)
+        state = view(then, Outside(reads, at, then=True), disclosure)
     passed = _ended_by(reads, row, now)
     stream = _Stream(reads, grant_id)
     count = stream.last_v + (passed is not None)

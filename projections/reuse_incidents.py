@@ -227,7 +227,7 @@ class _Telling:
         assert row is not None, "a reuse follows an issuance"
         passed = self._outside.ended_by(row)
         epoch_end = None if passed is None else passed.end
-        grant = aggregate(self._reads, event.stream, Grant, now)
+        grant = aggregate(self._reads, event.stream, Grant)
         obtained, obtained_more = self._obtained(event.stream, grant.v, event.presented_generation)
         disclosed = self._disclosure.of(event)
         if (first := self._disclosure.context(event.stream, first_context)) is not None:

@@ -129,6 +129,21 @@ async def test_a_disabled_client_blocks_its_grants_and_ends_none(tmp_path: Path)
         assert "active" == told(at, living.grant_id)["status"]
 
 
+async def test_a_clock_that_was_put_back_revives_nothing(tmp_path: Path) -> None:
+    """I-16, I-06: what was recorded counts, also where its time lies ahead of the clock now."""
+    async with stocked(tmp_path) as at:
+        by_person, by_client, blocked = await at.issue("alice"), await at.issue("bob"), await at.issue("bob")
+        at.pass_seconds(3600)
+        await at.ledger.revoke_subject(OPERATOR, "alice", None, None)
+        await at.ledger.act_on_grant(OPERATOR, by_client.grant_id, "revoke", None)
+        await at.clients("other")
+        at.pass_seconds(-1800)
+        assert "revoked" == told(at, by_person.grant_id)["status"] == told(at, by_client.grant_id)["status"]
+        assert "suspended" == told(at, blocked.grant_id)["status"]
+        with at.store.reader() as reads:
+            assert 1 == live_count(reads, "www", at.now)
+
+
 async def test_lists_filter_by_judged_state_and_go_on_by_cursor(tmp_path: Path) -> None:
     """A page filtered by state may hold fewer than its limit; its cursor leads on all the same."""
     async with stocked(tmp_path) as at:
@@ -198,7 +213,7 @@ async def test_a_row_is_judged_as_the_aggregate_judges_itself(tmp_path: Path, se
                     outside = Outside(reads, moment)
                     passed = outside.ended_by(row)
                     end = None if passed is None else passed.end
-                    found = aggregate(reads, f"grant:{grant_id}", Grant, moment)
+                    found = aggregate(reads, f"grant:{grant_id}", Grant)
                     assert end == at.ledger.authority.rules(found).epoch_end
                     assert found.judge(moment, end) == judge(row, moment, end)
                     statuses.add(found.judge(moment, end).status)

@@ -1,9 +1,11 @@
 """Real `token-ledger serve` processes for black-box tests: started, driven, killed, started again on their files."""
 
 import base64
+import contextlib
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -77,9 +79,13 @@ def eventually(ask: Callable[[], _T], *, within_seconds: float = 10.0, what: str
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a port of 127.0.0.1 that was free a moment ago, below those that outgoing connections are given."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randrange(10_240, 32_768))) as found,
+        ):
+            return int(found.getsockname()[1])
 
 
 def basic(client: str, secret: str) -> str:

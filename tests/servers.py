@@ -83,7 +83,7 @@ def free_port() -> int:
     while True:
         with (
             contextlib.suppress(OSError),
-            socket.create_server(("127.0.0.1", random.randrange(10_240, 32_768))) as found,
+            socket.create_server(("127.0.0.1", random.SystemRandom().randrange(10_240, 32_768))) as found,
         ):
             return int(found.getsockname()[1])
 

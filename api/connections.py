@@ -17,7 +17,6 @@ import fcntl
 import http
 import math
 import termios
-import urllib.parse
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
 from api.answers import CLOSE, Answer, Header, oauth_error
-from api.heads import path_and_query
+from api.heads import parts_of
 from api.logs import Log
 
 HEAD_BYTES_MAX: Final = 65_536
@@ -199,8 +198,7 @@ class Connection(asyncio.Protocol):
 
         The peer's certificate (RFC 8705) will stand in `extensions["tls"]`, as ASGI has it. Raises Malformed.
         """
-        raw_path, query = path_and_query(method, target)
-        path = raw_path.decode("ascii")
+        path, raw_path, query = parts_of(method, target)
         return {
             "type": "http",
             "asgi": _ASGI,
@@ -210,7 +208,7 @@ class Connection(asyncio.Protocol):
             "scheme": self.scheme,
             "method": method,
             "root_path": "",
-            "path": urllib.parse.unquote(path) if "%" in path else path,
+            "path": path,
             "raw_path": raw_path,
             "query_string": query,
             "headers": headers,

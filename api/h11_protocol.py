@@ -103,8 +103,8 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
             raise Malformed(400, NOT_HTTP)
         headers = [(bytes(name), bytes(value)) for name, value in event.headers]
         version = event.http_version.decode("ascii")
-        head = check_head(version, headers)
-        if head.length is not None and any(name == b"transfer-encoding" for name, _ in headers):
+        length, expects_continue = check_head(version, headers)
+        if length is not None and any(name == b"transfer-encoding" for name, _ in headers):
             raise Malformed(400, NOT_HTTP)
         method = event.method.decode("ascii")
         if method == "CONNECT":
@@ -122,9 +122,9 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
             on_response=self.on_response_complete,
         )
         self.cycle.listener = self.listener
-        self.cycle.waiting_for_100_continue = head.expects_continue
+        self.cycle.waiting_for_100_continue = expects_continue
         self.cycle.keep_alive = version == "1.1"
-        if head.length is not None and head.length > self.listener.body_bytes_max:
+        if length is not None and length > self.listener.body_bytes_max:
             self.body_too_large(self.cycle)
         self.start(self.cycle)
 

@@ -4,12 +4,15 @@ A proxy in front may read a doubtful request differently, and then the two disag
 is doubtful is refused.
 """
 
+import functools
 import re
-from dataclasses import dataclass
+import urllib.parse
 from typing import Final
 
 from api.answers import Header
 
+_VERSIONS: Final = ("1.1", "1.0")
+_KEPT_BYTES_MAX: Final = 128
 _FRAMING: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
 _ABSOLUTE: Final = re.compile(rb"https?://[^/?#@]+(?=[/?#]|$)", re.IGNORECASE)
@@ -24,45 +27,48 @@ class Malformed(Exception):
         self.description = description
 
 
-@dataclass(slots=True)
-class Head:
-    """What the framing headers of a request say, checked."""
+def check_head(version: str, headers: list[Header]) -> tuple[int | None, bool]:
+    """Check what frames a request (RFC 9112 3.2, 6): one Host, one way to tell the length. Raises Malformed.
 
-    length: int | None = None
-    expects_continue: bool = False
-
-
-def check_head(version: str, headers: list[Header]) -> Head:
-    """Check what frames a request (RFC 9112 3.2, 6): one Host, one way to tell the length. Raises Malformed."""
-    if version not in ("1.1", "1.0"):
+    Return the length that was told, and whether the client waits for 100 Continue.
+    """
+    if version not in _VERSIONS:
         raise Malformed(505, "this server speaks HTTP/1.1 and HTTP/1.0")
-    head = Head()
+    length = None
+    expects_continue = False
     hosts = 0
     for name, value in headers:
         if name not in _FRAMING:
             continue
         if name == b"host":
             hosts += 1
-            if not _HOST.fullmatch(value):
+            if not _is_host(value):
                 raise Malformed(400, "the Host header is no host")
         elif name == b"content-length":
-            head.length = int(value)
+            length = int(value)
         elif name == b"expect":
-            head.expects_continue = version == "1.1" and value.lower() == b"100-continue"
+            expects_continue = version == "1.1" and value.lower() == b"100-continue"
         elif value.lower() != b"chunked":
             raise Malformed(501, "the only transfer coding here is chunked")
         elif version == "1.0":
             raise Malformed(400, "HTTP/1.0 has no transfer codings")
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
+    if hosts != 1 and (hosts > 1 or version == "1.1"):
         raise Malformed(400, "a request has one Host header")
-    return head
+    return length, expects_continue
 
 
-def path_and_query(method: str, target: bytes) -> tuple[bytes, bytes]:
-    """Split a request target (RFC 9112 3.2); of one in absolute form the host is dropped. Raises Malformed."""
+def parts_of(method: str, target: bytes) -> tuple[str, bytes, bytes]:
+    """Split a request target (RFC 9112 3.2) into path, raw path and query. Raises Malformed.
+
+    Of one in absolute form the host is dropped, as the Host header is: nothing here depends on a name.
+    """
+    return _kept_parts_of(method, target) if len(target) < _KEPT_BYTES_MAX else _parts_of(method, target)
+
+
+def _parts_of(method: str, target: bytes) -> tuple[str, bytes, bytes]:
     if not target.startswith(b"/"):
         if target == b"*" and method == "OPTIONS":
-            return target, b""
+            return "*", target, b""
         authority = _ABSOLUTE.match(target)
         if authority is None:
             raise Malformed(400, "the request target is neither a path nor a URL")
@@ -71,5 +77,15 @@ def path_and_query(method: str, target: bytes) -> tuple[bytes, bytes]:
             target = b"/" + target
     if b"#" in target:
         raise Malformed(400, "a request target has no fragment")
-    path, _, query = target.partition(b"?")
-    return path, query
+    raw_path, _, query = target.partition(b"?")
+    path = raw_path.decode("ascii")
+    return urllib.parse.unquote(path) if "%" in path else path, raw_path, query
+
+
+# The same few targets and hosts come all the time.
+_kept_parts_of = functools.lru_cache(1024)(_parts_of)
+
+
+@functools.lru_cache(64)
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None

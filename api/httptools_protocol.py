@@ -27,31 +27,26 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
     """An exchange on a connection that httptools parses."""
 
     def joined(self, start: Any, body: bytes) -> bytes | None:
-        parts = [STATUS_LINES[start["status"]], self.listener.date_line]
         headers = start.get("headers", ())
-        length_told = close_told = False
-        for name, value in headers:
-            if name == b"content-length":
-                if int(value) != len(body):
-                    raise RuntimeError("the length told is not the body's")
-                length_told = True
-            elif name == b"transfer-encoding":
-                return None
-            elif name == b"connection":
-                close_told = value.lower() == b"close"
-                self.keep_alive = self.keep_alive and not close_told
-            parts += (name, b": ", value, b"\r\n")
-        if not length_told:
+        known = dict(headers)
+        length = known.get(b"content-length")
+        if length is None or b"transfer-encoding" in known:
             return None
-        lines = len(headers) + 3
-        if not self.keep_alive and not close_told:
+        if int(length) != len(body):
+            raise RuntimeError("the length told is not the body's")
+        parts = [
+            STATUS_LINES[start["status"]],
+            self.listener.date_line,
+            *[b"%b: %b\r\n" % header for header in headers],
+        ]
+        if known.get(b"connection") == b"close":
+            self.keep_alive = False
+        elif not self.keep_alive:
             parts.append(b"connection: close\r\n")
-            lines += 1
-        parts.append(b"\r\n")
         head = b"".join(parts)
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+        if head.count(b"\n") != len(parts) or head.count(b"\r") != len(parts) or b"\0" in head:
             raise RuntimeError("a header holds a line end or a NUL")
-        return head + body
+        return head + b"\r\n" + body
 
     async def send_as_uvicorn(self, message: Any) -> None:
         await RequestResponseCycle.send(self, message)
@@ -140,7 +135,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         version = parser.get_http_version()
         if self.wire_bytes + self.feeding_bytes > HEAD_BYTES_MAX:
             self._check_length(headers)  # there may be more than this head among these bytes
-        head = check_head(version, headers)
+        length, expects_continue = check_head(version, headers)
         exchange = HttptoolsExchange(
             scope=self.scope_of(parser.get_method().decode("ascii"), self.url, version, headers),  # type: ignore[arg-type]
             transport=self.transport,
@@ -150,13 +145,13 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
             access_log=False,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=head.expects_continue,
+            expect_100_continue=expects_continue,
             keep_alive=version == "1.1" and parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
         exchange.listener = self.listener
         self.cycle = exchange
-        if head.length is not None and head.length > self.listener.body_bytes_max:
+        if length is not None and length > self.listener.body_bytes_max:
             self.body_too_large(exchange)
         if self.running is None:
             self.start(exchange)

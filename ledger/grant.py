@@ -1,15 +1,14 @@
 """The grant: one authorization of one client by one subject, one family of refresh tokens. Its rules.
 
 `decide` takes a command and what stands outside the grant, and says which events come of it or raises `Refused`; it
-changes nothing. `evolve` (`grant_state`) follows events and never refuses. What comes of a presented refresh token
-stands in `redeem` and `retired`, issuance and the acts of clients and operators here.
+changes nothing. `evolve` (`grant_state`) follows events and never refuses. What comes of an issuance stands in
+`issuance`, of a presented refresh token in `redeem` and `retired`, the acts of clients and operators here.
 """
 
 from typing import assert_never
 
 from ledger import times
 from ledger.commands import (
-    AccessToken,
     Command,
     CountPresentations,
     Decision,
@@ -23,30 +22,24 @@ from ledger.commands import (
     RevokeByClient,
     RevokeGrant,
     Rules,
-    Served,
     SuspendGrant,
 )
 from ledger.events import (
     AccessTokenRevoked,
     ForeignClientPresented,
-    GrantEvent,
-    GrantIssued,
     GrantReinstated,
     GrantRevoked,
     GrantSuspended,
     PresentationsCounted,
-    RefreshTokenWithheld,
 )
 from ledger.grant_state import NOTHING_COUNTED, GrantState, Tally
-from ledger.lifetimes import access_token_life, idle_end, shortened
-from ledger.members import Stamp, minted, policy_members, shown, stamp
+from ledger.issuance import issue
+from ledger.members import shown, stamp
 from ledger.policy import PRESENTATIONS_COUNTED_EVENTS_MAX
 from ledger.redeem import StateMayBeStale, redeem
 from ledger.refusals import Refusal, Refused
 from ledger.retired import FirstRedemptionMissing
-from ledger.scope import granted_resource, granted_scope
 from ledger.standing import Standing
-from ledger.times import SECOND
 
 __all__ = ["FirstRedemptionMissing", "Grant", "StateMayBeStale"]
 
@@ -64,7 +57,7 @@ class Grant(GrantState, array_like=True):
             case RedeemToken():
                 return redeem(self, command, rules)
             case IssueGrant():
-                return self._issue(command, rules)
+                return issue(self, command, rules)
             case RevokeByClient():
                 return self._revoke_by_client(command, rules)
             case RevokeAccessToken():
@@ -81,84 +74,6 @@ class Grant(GrantState, array_like=True):
                 return self._count_presentations(command, rules)
             case _:
                 assert_never(command)
-
-    # ------------------------------------------------------------ issuance
-
-    def _issue(self, command: IssueGrant, rules: Rules) -> Decision:
-        """The grant and generation 0; no refresh token where the client may have none (RFC 6749 1.5)."""
-        client = rules.client
-        if self.v:
-            raise Refused(Refusal.CONFLICT, detail="this grant exists already")
-        if client is None or client.client_id != command.client_id:
-            raise Refused(Refusal.INVALID_REQUEST, detail="client_id names no client")
-        policy = client.policy
-        idle_seconds = shortened(
-            "refresh_token_ttl_seconds", command.refresh_token_ttl_seconds, policy.refresh_token_ttl_seconds
-        )
-        grant_seconds = shortened("grant_ttl_seconds", command.grant_ttl_seconds, policy.grant_ttl_seconds)
-        scope = granted_scope(command.scope, client.scope)
-        resource = granted_resource(command.resource, client.resource)
-        at = max(command.at, command.issued_at_least)
-        withheld = policy.refresh_token_ttl_seconds == 0
-        absolute = None if grant_seconds is None else at + grant_seconds * SECOND
-        idle = absolute if withheld else idle_end(at, idle_seconds, None, absolute)
-        issued_at, expires_at = access_token_life(command.at, policy.access_token_ttl_seconds, absolute)
-        token = AccessToken(
-            v=1,
-            scope=scope,
-            resource=resource,
-            cnf_jkt=command.bound_jkt,
-            cnf_x5t_s256=command.bound_x5t_s256,
-            format=policy.access_token_format,
-            signing_key_id=rules.active_key_id,
-            issued_at=issued_at,
-            expires_at=expires_at,
-        )
-        begins: Stamp = {
-            "stream": f"grant:{command.grant_id}",
-            "v": 1,
-            "at": times.text(at),
-            "command_id": command.command_id,
-            "control": rules.control,
-        }
-        events: list[GrantEvent] = [
-            GrantIssued(
-                **begins,
-                **minted(token, client.v),
-                **policy_members(policy),
-                client_id=command.client_id,
-                subject_id=command.subject_id,
-                client_epoch=rules.client_epoch,
-                subject_epoch=rules.subject_epoch,
-                nonce_sha256=command.nonce_sha256,
-                key_id=rules.active_key_id,
-                generation=0,
-                idle_seconds=command.refresh_token_ttl_seconds,
-                idle_expires_at=None if idle is None else times.text(idle),
-                absolute_expires_at=None if absolute is None else times.text(absolute),
-                # A confidential client may change keys: its grants are bound by its authentication (RFC 9449 5).
-                bound_jkt=None if client.authenticates else command.bound_jkt,
-                bound_x5t_s256=None if client.authenticates else command.bound_x5t_s256,
-                auth_time=command.auth_time,
-                acr=command.acr,
-                amr=command.amr,
-                issued_by=command.issued_by,
-                session=command.session,
-                device=command.device,
-            )
-        ]
-        if withheld:
-            begins["v"] = 2
-            events.append(RefreshTokenWithheld(**begins))
-        served = Served(
-            access_token=token,
-            generation=None if withheld else 0,
-            key_id=rules.active_key_id,
-            idle_expires_at=idle,
-            absolute_expires_at=absolute,
-            last_v=len(events),
-        )
-        return Decision(events=events, outcome=served)
 
     # ------------------------------------------------------------ the client and operators act
 

@@ -4,7 +4,7 @@ Who reaches this has a token that is genuine in tag and secret, and a key proof,
 """
 
 from ledger import times
-from ledger.commands import Decision, Presenter, RedeemToken, RefusedOutcome, Rules, Served
+from ledger.commands import AccessToken, Decision, Presenter, RedeemToken, RefusedOutcome, Rules, Served
 from ledger.events import (
     GrantEvent,
     GrantSuspended,
@@ -13,6 +13,7 @@ from ledger.events import (
     ScopeRestored,
     TokenRedeemed,
     TokenRotated,
+    Words,
 )
 from ledger.grant_state import GrantState
 from ledger.lifetimes import idle_end, window_end
@@ -87,7 +88,7 @@ def _present_ahead(grant: GrantState, command: RedeemToken, rules: Rules, curren
 
 def _present_current(grant: GrantState, command: RedeemToken, rules: Rules, at: int, current: int) -> Decision:
     """The current token buys an access token. Events in this order: redeemed, scope change if any, rotated."""
-    client, presenter = rules.client, command.presenter
+    client = rules.client
     assert client is not None
     if command.retry_after_seconds is not None:
         raise Refused(Refusal.TOO_FAST, retry_after_seconds=command.retry_after_seconds)
@@ -99,57 +100,17 @@ def _present_current(grant: GrantState, command: RedeemToken, rules: Rules, at: 
     idle_expires_at = _slid(grant, at, policy)
     idle_text = None if idle_expires_at is None else times.text(idle_expires_at)
     at_text = times.text(at)
-    # Written out where `stamp` and its kin would do: this is the path of every refresh.
-    redeemed = TokenRedeemed(
-        stream=grant.stream,
-        v=token.v,
-        at=at_text,
-        command_id=command.command_id,
-        control=rules.control,
-        generation=current,
-        scope=scope,
-        resource=token.resource,
-        cnf_jkt=token.cnf_jkt,
-        cnf_x5t_s256=token.cnf_x5t_s256,
-        format=token.format,
-        signing_key_id=token.signing_key_id,
-        access_token_issued_at=times.text(token.issued_at),
-        access_token_expires_at=times.text(token.expires_at),
-        client_v=client.v,
-        context=presenter.context,
-        auth_method=presenter.auth_method,
-        proof_jkt=presenter.proof_jkt,
-        proof_x5t_s256=presenter.proof_x5t_s256,
-        idle_expires_at=idle_text if policy.rotation == "reuse" else None,
-    )
-    events: list[GrantEvent] = [redeemed]
+    rotates = policy.rotation == "rotate"
+    events: list[GrantEvent] = [
+        _redeemed(grant, command, rules, token, client.v, at_text, None if rotates else idle_text)
+    ]
     if carried != grant.carried:
-        restored = any(word not in grant.carried for word in carried)
-        change = (ScopeRestored if restored else ScopeReduced)(
-            **stamp(grant, command, rules, 2),
-            scope_before=grant.carried,
-            scope_after=carried,
-            requested_by=f"client:{grant.client_id}",
-        )
-        events.append(change)
+        events.append(_scope_change(grant, command, rules, carried))
     generation, key_id = current, command.key_id
-    if policy.rotation == "rotate":
+    if rotates:
         generation, key_id = current + 1, rules.active_key_id
-        rotated = TokenRotated(
-            stream=grant.stream,
-            v=token.v + len(events),
-            at=at_text,
-            command_id=command.command_id,
-            control=rules.control,
-            generation=generation,
-            key_id=key_id,
-            idle_expires_at=idle_text,
-            concurrent_until=window_end(at, policy.concurrent_seconds),
-            retry_until=window_end(at, policy.retry_window_seconds),
-            unconfirmed_until=window_end(at, policy.unconfirmed_seconds),
-            retry_budget=policy.retry_budget,
-        )
-        events.append(rotated)
+        v = token.v + len(events)
+        events.append(_rotated(grant, command, rules, policy, v, at, at_text, idle_text))
     served = Served(
         access_token=token,
         generation=generation,
@@ -166,3 +127,79 @@ def _slid(grant: GrantState, at: int, policy: Policy) -> int | None:
     if policy.refresh_token_ttl_seconds == 0:
         return grant.idle_expires_at
     return idle_end(at, grant.idle_seconds, policy.refresh_token_ttl_seconds, grant.absolute_expires_at)
+
+
+# These two are made on every refresh, so they spell out what `members` gathers for others.
+
+
+def _redeemed(
+    grant: GrantState,
+    command: RedeemToken,
+    rules: Rules,
+    token: AccessToken,
+    client_v: int,
+    at_text: str,
+    idle_text: str | None,
+) -> TokenRedeemed:
+    presenter = command.presenter
+    return TokenRedeemed(
+        stream=grant.stream,
+        v=token.v,
+        at=at_text,
+        command_id=command.command_id,
+        control=rules.control,
+        generation=command.generation,
+        scope=token.scope,
+        resource=token.resource,
+        cnf_jkt=token.cnf_jkt,
+        cnf_x5t_s256=token.cnf_x5t_s256,
+        format=token.format,
+        signing_key_id=token.signing_key_id,
+        access_token_issued_at=times.text(token.issued_at),
+        access_token_expires_at=times.text(token.expires_at),
+        client_v=client_v,
+        context=presenter.context,
+        auth_method=presenter.auth_method,
+        proof_jkt=presenter.proof_jkt,
+        proof_x5t_s256=presenter.proof_x5t_s256,
+        idle_expires_at=idle_text,
+    )
+
+
+def _rotated(
+    grant: GrantState,
+    command: RedeemToken,
+    rules: Rules,
+    policy: Policy,
+    v: int,
+    at: int,
+    at_text: str,
+    idle_text: str | None,
+) -> TokenRotated:
+    return TokenRotated(
+        stream=grant.stream,
+        v=v,
+        at=at_text,
+        command_id=command.command_id,
+        control=rules.control,
+        generation=command.generation + 1,
+        key_id=rules.active_key_id,
+        idle_expires_at=idle_text,
+        concurrent_until=window_end(at, policy.concurrent_seconds),
+        retry_until=window_end(at, policy.retry_window_seconds),
+        unconfirmed_until=window_end(at, policy.unconfirmed_seconds),
+        retry_budget=policy.retry_budget,
+    )
+
+
+def _scope_change(
+    grant: GrantState, command: RedeemToken, rules: Rules, carried: Words
+) -> ScopeReduced | ScopeRestored:
+    """A request that drops some words and adds others restores."""
+    restored = any(word not in grant.carried for word in carried)
+    return (ScopeRestored if restored else ScopeReduced)(
+        **stamp(grant, command, rules, 2),
+        scope_before=grant.carried,
+        scope_after=carried,
+        requested_by=f"client:{grant.client_id}",
+    )

@@ -85,8 +85,7 @@ def redeem(
     except Refused as refusal:
         if refusal.counts:
             desk.presentations.count(presented.grant_id, presented.generation, presenter.context, now)
-        if grant.judge(max(now, grant.at), rules.epoch_end).status == "revoked":
-            _forget_nonce(batch, loaded)
+        _forget_nonce_if_over(batch, desk, loaded)
         raise
     positions = record(batch, desk, loaded, decision, source, presenter.context)
     if isinstance(decision.outcome, RefusedOutcome):
@@ -114,14 +113,16 @@ def answer(
         position = positions[-1]
     else:
         position = batch.position_at(loaded.name, served.last_v)
+    ends_in = _seconds_left(served.absolute_expires_at, now)
+    expires_in = max(0, access.expires_at // SECOND - batch.now // SECOND)
     return TokenAnswer(
         access_token=access_tokens.derive(ring, access.signing_key_id, grant_id, access.v, nonce),
         refresh_token=refresh,
         scope=access.scope,
         token_type="bearer" if access.cnf_jkt is None else "DPoP",
-        expires_in=max(0, access.expires_at // SECOND - batch.now // SECOND),
+        expires_in=expires_in if ends_in is None or expires_in <= ends_in else ends_in,
         refresh_token_timeout=_seconds_left(served.idle_expires_at, now) if refresh else None,
-        authorization_expires_in=_seconds_left(served.absolute_expires_at, now),
+        authorization_expires_in=ends_in,
         position=position,
         grant_id=grant_id,
     )
@@ -140,7 +141,7 @@ def record(
     if decision.ends_subject:
         end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")  # type: ignore[attr-defined]
     if isinstance(events[-1], GrantRevoked | GrantExpired):
-        _forget_nonce(batch, loaded)
+        _forget_nonce_if_over(batch, desk, loaded)
     return positions
 
 
@@ -364,8 +365,17 @@ def _keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) ->
     )
 
 
-def _forget_nonce(batch: Batch, loaded: Loaded) -> None:
+def _forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
+    """Once a grant has ended for good nobody shall be able to make its tokens. An idle end leaves access tokens alone:
+    the secrets of those still alive can only be checked with the nonce, so it stays until the last has expired."""
+    grant = loaded.aggregate
+    assert isinstance(grant, Grant)
     if loaded.private is None or loaded.private.nonce is None:
+        return
+    standing = grant.judge(max(batch.now, grant.at), desk.authority.rules(grant).epoch_end)
+    if not standing.ended:
+        return
+    if standing.refusal is Refusal.EXPIRED_IDLE and batch.now < grant.access_tokens_until:
         return
     loaded.private = loaded.private.without_nonce()
     batch.private(loaded, "UPDATE private_grants SET nonce = NULL WHERE stream = ?", loaded.id)

@@ -354,14 +354,14 @@ def _history(run: Run, words: Groups, lines: tuple[str, ...]) -> None:
 
     eventually(lambda: len(told()) >= len(wanted), within_seconds=5, what=f"a history of {len(wanted)} events")
     events = told()
-    assert sorted(wanted) == sorted(event["topic"] for event in events)
+    found = sorted(event["topic"] for event in events)
+    assert sorted(wanted) == found, f"the history holds {found}"
     # The order of commands is told; what one command recorded together is compared in the order of the transcript.
     first = {event["command_id"]: place for place, event in reversed(list(enumerate(events)))}
     events.sort(key=lambda event: (first[event["command_id"]], wanted.index(event["topic"])))
     assert wanted == [event["topic"] for event in events]
     for line, event in zip(lines, events, strict=True):
-        for pair in line.split()[1:]:
-            name, _, value = pair.partition("=")
+        for name, value in re.findall(r"(\w+)=((?:\{\{.*?\}\}|\S)+)", line):
             run._same(value, _plain(event["data"].get(name, "absent")), f"{event['topic']} {name}")
 
 

@@ -34,8 +34,8 @@ STATUS_LINES: Final = {
     for status in range(200, 600)
     for known in (status in {*http.HTTPStatus},)
 }
-COUNTS: Final = ("malformed", "head_too_large", "body_too_large", "too_slow", "idle_closed")
-"""What is counted about connections: refused for their form or size, closed for their slowness or while idle."""
+COUNTS: Final = ("malformed", "head_too_large", "body_too_large", "too_slow", "idle_closed", "too_many")
+"""What is counted about connections: refused for form, size or number, closed for their slowness or while idle."""
 
 NOT_HTTP: Final = "the request is not HTTP/1.1 as this server speaks it"
 
@@ -55,6 +55,7 @@ class Listener:
     request_seconds: float
     keep_alive_seconds: float
     counts: dict[str, int]
+    connections_max: int = 1_000_000
     local: bool = False
     access_log: bool = False
     draining: bool = False
@@ -99,6 +100,13 @@ class Connection(asyncio.Protocol):
         self.write_deadline = _NEVER
         self.receiving = self.idle = self.closing = self.half_closed = False
         self.wire_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """Take the connection, unless files are running short: the store needs some, and it comes first."""
+        super().connection_made(transport)
+        if len(self.server_state.connections) > self.listener.connections_max:
+            self.listener.counts["too_many"] += 1
+            transport.abort()
 
     # -- the course of a request -----------------------------------------------------------------------------------
 
@@ -260,7 +268,7 @@ class Connection(asyncio.Protocol):
         self.idle = self.receiving = False
         self.closing = True
         self.deadline = self.loop.time() + LINGER_SECONDS
-        if not linger or self.half_closed:
+        if not linger or self.half_closed or self.transport.is_closing():
             self.transport.close()
             return
         if self.transport.can_write_eof():  # not on TLS, where the client ends it after reading the length it was told
@@ -316,9 +324,9 @@ def bytes_of(answer: Answer, date_line: bytes, *, body: bool = True) -> bytes:
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:
-    waiting = array.array("i", [0])
-    try:
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, waiting)
-    except OSError:
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
         return 0  # it has just gone
+    waiting = array.array("i", [0])
+    fcntl.ioctl(sock.fileno(), termios.FIONREAD, waiting)
     return waiting[0]

@@ -32,6 +32,7 @@ _BACKLOG: Final = 2048
 _DRAIN_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.02
 _OPEN_FILES_WANTED: Final = 65_536
+_OPEN_FILES_KEPT: Final = 128  # for the store, the key ring, what a request opens
 
 Parser = Literal["auto", "httptools", "h11"]
 Hook = Callable[["Server"], Awaitable[None]]
@@ -100,17 +101,20 @@ class Server:
     async def start(self) -> None:
         """Bind, let `on_startup` open what is served, accept. Raises StartError, SettingsError, or what a hook raises.
 
-        With port 0 `settings` has the port that was given from here on.
+        With port 0 `settings` has the port that was given from here on. What `on_startup` opened is closed by
+        `on_shutdown` where the start fails after it.
         """
         if self.settings.workers != 1:
             raise SettingsError("WORKERS: this version serves with one process")
         self._tls = tls.context_of(self.settings)
         self._config.load()
+        opened = False
         try:
             bound = bind_tcp(self.settings.host, self.settings.port)
             self._sockets.extend(bound)
             self.settings = self.settings.on_port(bound[0].getsockname()[1])
             await self._run_hook("startup")
+            opened = True
             # Only now: whoever owns the database owns the path, and a process that may not have it has left it alone.
             local = [bind_local(self.local_path)] if self.local_path is not None else []
             self._sockets.extend(local)
@@ -122,6 +126,8 @@ class Server:
             await self._run_hook("ready")
         except BaseException:
             self._close_sockets()
+            if opened:
+                await self._run_hook("shutdown")
             raise
 
     def _listener(self, *, local: bool) -> Listener:
@@ -132,6 +138,7 @@ class Server:
             request_seconds=self.settings.request_timeout_seconds - self._sweep_seconds,
             keep_alive_seconds=self.settings.keep_alive_seconds,
             counts=self.counts,
+            connections_max=max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OPEN_FILES_KEPT),
             local=local,
             access_log=self.settings.log_level == "debug",
         )

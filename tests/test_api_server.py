@@ -168,7 +168,14 @@ def test_refusals_are_counted() -> None:
         exchange(running, b"GET / HTTP/1.1\r\n" + HOST + b"X-A: " + b"b" * 80_000)
         exchange(running, request_bytes("POST", "/a", body=b"x" * 9000))
         exchange(running, request_bytes("POST", "/a", body=b"abc")[:-1])
-        counts = {"malformed": 1, "head_too_large": 1, "body_too_large": 1, "too_slow": 1, "idle_closed": 0}
+        counts = {
+            "malformed": 1,
+            "head_too_large": 1,
+            "body_too_large": 1,
+            "too_slow": 1,
+            "idle_closed": 0,
+            "too_many": 0,
+        }
         assert counts == running.server.counts
 
 
@@ -244,6 +251,20 @@ def test_a_start_that_fails_gives_the_port_back() -> None:
         pass
     with serving(Shower(), settings=settings) as running:
         assert port == running.port
+
+
+def test_a_start_that_fails_late_closes_what_was_opened(tmp_path: Path) -> None:
+    """The store is open when the socket beside it cannot be bound."""
+    order: list[str] = []
+
+    async def note(server: Any) -> None:
+        order.append("startup" if not order else "shutdown")
+
+    settings = Settings(port=0, allow_plain_http=True)
+    hooks: dict[str, Any] = {"on_startup": note, "on_shutdown": note, "local_path": tmp_path / "missing" / "socket"}
+    with pytest.raises(StartError), serving(Shower(), settings=settings, **hooks):
+        pass
+    assert ["startup", "shutdown"] == order
 
 
 def test_several_workers_wait_for_postgresql() -> None:

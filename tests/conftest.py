@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.servers", "tests.places"]  # shared_server, own_server; place, made
+# shared_server, own_server; place, made; what the chaos trials counted
+pytest_plugins = ["tests.servers", "tests.places", "tests.chaos.figures"]
 FULL_TIMEOUT_SECONDS = 3600
 
 

@@ -54,7 +54,7 @@ def check_ledger(path: Path, inline: Sequence[Inline] = INLINE) -> Checked:
     The store may be open in this or another process, or left behind by a killed one: it is copied, not touched. Do not
     call it while somebody writes.
     """
-    with _copied(path) as connection:
+    with copied(path) as connection:
         assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall(), "the file itself is damaged"
         streams = {
             row[0]: row[1:] for row in connection.execute("SELECT id, name, v, position, head, state FROM streams")
@@ -83,7 +83,7 @@ def check_ledger(path: Path, inline: Sequence[Inline] = INLINE) -> Checked:
 
 
 @contextmanager
-def _copied(path: Path) -> Iterator[sqlite3.Connection]:
+def copied(path: Path) -> Iterator[sqlite3.Connection]:
     """A copy with its write-ahead log, so that checking neither recovers nor checkpoints what is checked."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.db"
@@ -205,7 +205,7 @@ def _commands(stored: list[_Stored]) -> Iterator[list[_Stored]]:
 
 def replayed(path: Path, name: str) -> Grant:
     """A grant folded from its events alone."""
-    with _copied(path) as connection:
+    with copied(path) as connection:
         rows = connection.execute(
             "SELECT e.body FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ? ORDER BY e.v", (name,)
         )

@@ -1,0 +1,72 @@
+"""SIGKILL under load: whatever was acknowledged is there, and every honest client goes on (I-02, I-03, I-09, I-13)."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.chaos.chains import Chain, chains_of, faults_of
+from tests.chaos.ends import Ender
+from tests.chaos.files import check_files, report
+from tests.chaos.load import Load, converge
+from tests.chaos.processes import TroubledServer
+
+SEED = 20_261_125
+CHAINS = 64
+KILLS_A_LIFE = 3
+"""How often one and the same database is killed; recovered files are killed again."""
+MOMENT_SECONDS_MAX = 0.8
+
+
+def kill_under_load(server: TroubledServer, chains: list[Chain], ender: Ender, after_seconds: float) -> None:
+    """Kill the server while everybody is at work, look at what it left, start it again, and let everybody go on."""
+    with Load(chains, [ender]) as load:
+        time.sleep(after_seconds)
+        server.kill()
+        load.stop()
+    check_files(server.database, chains, [ender])
+    server.start()
+    converge(chains, [ender])
+    report(faults_of(chains) + ender.faults)
+
+
+def lives(folder: Path, kills: int, *, twin: str | None = None, chain_count: int = CHAINS) -> int:
+    """Kill servers so many times; every few kills a new database begins. Returns the refreshes acknowledged."""
+    acknowledged = 0
+    for first in range(0, kills, KILLS_A_LIFE):
+        server = TroubledServer(folder / str(first), twin=twin, settings={"LOG_LEVEL": "info"})
+        try:
+            server.start()
+            chains = chains_of(server, chain_count)
+            ender = Ender(server, Random(f"{SEED} {first}"))
+            for number in range(first, min(first + KILLS_A_LIFE, kills)):
+                chance = Random(f"{SEED} kill {number}")
+                kill_under_load(server, chains, ender, chance.uniform(0.02, MOMENT_SECONDS_MAX))
+            server.kill()
+            check_files(server.database, chains, [ender])
+            acknowledged += sum(chain.acknowledged for chain in chains)
+        finally:
+            server.kill()
+        server.check_log()
+    return acknowledged
+
+
+def test_what_was_acknowledged_outlives_the_process(
+    tmp_path: Path, count: Callable[[int, int], int], record_property: Callable[[str, object], None]
+) -> None:
+    """No acknowledged rotation or end is lost, no token has a second successor, no honest family dies (I-09, I-10)."""
+    kills = count(6, 60)
+    record_property("kills", kills)
+    record_property("refreshes acknowledged", lives(tmp_path, kills))
+
+
+@pytest.mark.parametrize(
+    ("twin", "caught_by"),
+    [("answers_before_the_commit", "is lost|were asked for|not on record"), ("mints_siblings", "two successors")],
+)
+def test_a_broken_server_is_caught(tmp_path: Path, twin: str, caught_by: str) -> None:
+    """The broken twins: one answers before its commit, one mints a new successor for every retry."""
+    with pytest.raises(AssertionError, match=caught_by):
+        lives(tmp_path, 6, twin=twin, chain_count=16)

@@ -1,0 +1,98 @@
+"""Broken twins: the server with one deliberate fault, which the trial of that fault must catch.
+
+`python -m tests.chaos.twins FAULT` serves like `token-ledger serve`.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from api.__main__ import main as program
+from api.server import Server
+from ledger import tokens
+from ledger.commits import Commits
+from ledger.randomness import system_randomness
+from ledger.recorders.errors import StoreError
+from ledger.recorders.sqlite import SQLiteStore
+
+
+def answers_before_the_commit() -> None:
+    """Tell whoever waits as soon as the batch is decided; the commit comes a moment later."""
+    init, commit = Commits.__init__, SQLiteStore.commit
+
+    class Early:
+        """Stands before the commit thread's queue."""
+
+        def __init__(self, commits: Commits) -> None:
+            self.commits = commits
+            self.queue = commits._handover
+            self.get = self.queue.get
+
+        def put(self, batch: Any) -> None:
+            for each, answer, refused in self.commits._in_flight:
+                if not refused and not each.future.done():
+                    each.future.set_result(answer)
+            self.queue.put(batch)
+
+    def early(self: Commits, *arguments: Any, **options: Any) -> None:
+        init(self, *arguments, **options)
+        self._handover = Early(self)  # type: ignore[assignment]
+
+    def late(self: SQLiteStore) -> None:
+        time.sleep(0.05)
+        commit(self)
+
+    Commits.__init__ = early  # type: ignore[method-assign]
+    SQLiteStore.commit = late  # type: ignore[method-assign]
+
+
+def mints_siblings() -> None:
+    """Give another successor each time one is asked for, and accept them all."""
+    derive = tokens.derive
+
+    def another(ring: Any, key_id: int, grant_id: str, generation: int, nonce: bytes) -> str:
+        return derive(ring, key_id, grant_id, generation, system_randomness()(len(nonce)))
+
+    tokens.derive = another
+    tokens.genuine = lambda *_: True
+
+
+def leaves_at_once() -> None:
+    """Close every connection at SIGTERM, whatever was begun on it."""
+    drain = Server._drain
+
+    async def impatient(self: Server) -> None:
+        self._impatient = True
+        await drain(self)
+
+    Server._drain = impatient  # type: ignore[method-assign]
+
+
+def hides_errors() -> None:
+    """Believe that every commit has succeeded."""
+    commit, rollback = SQLiteStore.commit, SQLiteStore.rollback
+
+    def hopeful(self: SQLiteStore) -> None:
+        try:
+            commit(self)
+        except StoreError:
+            rollback(self)
+
+    SQLiteStore.commit = hopeful  # type: ignore[method-assign]
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    fault.__name__: fault for fault in (answers_before_the_commit, mints_siblings, leaves_at_once, hides_errors)
+}
+
+
+def main() -> None:
+    """Put the fault in, and serve."""
+    FAULTS[sys.argv.pop()]()
+    sys.argv.append("serve")
+    program()
+
+
+if __name__ == "__main__":
+    main()

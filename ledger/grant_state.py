@@ -33,6 +33,7 @@ from ledger.events import (
     Words,
 )
 from ledger.policy import RETRY_LOOK_BACK_GENERATIONS
+from ledger.refusals import Refusal
 from ledger.scope import within
 from ledger.standing import ACTIVE, Standing
 from ledger.times import SECOND, micros
@@ -162,7 +163,7 @@ class GrantState(msgspec.Struct, array_like=True):
         """
         if rules.client is None or rules.epoch_end is not None or self.suspension is not None:
             return False
-        if self.end is not None and self.end.status == "revoked":
+        if self.end is not None and self.end.refusal is not Refusal.EXPIRED_IDLE:
             return False
         if self.absolute_expires_at is not None and max(at, self.at) >= self.absolute_expires_at:
             return False

@@ -96,12 +96,14 @@ class ClientAuth:
         return Caller(client_id=client.client_id, authenticated=True, auth_method=shown.method)
 
     def _named(self, shown: Presented) -> tuple[Client | None, tuple[str, ...]]:
-        """The first reading whose id is a client's, with the secrets of all readings that have this id."""
-        for name, _ in shown.pairs:
-            client = self._ledger.authority.client(name)
-            if client is not None:
-                return client, tuple(secret for other, secret in shown.pairs if other == name and secret is not None)
-        return None, tuple(secret for _, secret in shown.pairs if secret is not None) or ("",)
+        """The client that the first reading of the id names, and every reading of the secret, known or not."""
+        client_of = self._ledger.authority.client
+        if len(shown.pairs) == 1:  # nearly always
+            name, secret = shown.pairs[0]
+            return client_of(name), (secret or "",)
+        named = (client_of(name) for name, _ in shown.pairs)
+        secrets = tuple(dict.fromkeys(secret or "" for _, secret in shown.pairs))
+        return next(filter(None, named), None), secrets or ("",)
 
     def _fail(self, who: str, address: str, authorization: bytes | None) -> NoReturn:
         self._meters.failed_clients += 1

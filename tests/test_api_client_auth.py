@@ -224,11 +224,14 @@ async def test_an_unknown_client_costs_as_many_hashes_as_a_known_one(
             "root_mac",
             lambda self, *args: (counts.__setitem__(-1, counts[-1] + 1), root_mac(self, *args))[1],
         )
-        for text in ("www:wrong", "nobody:wrong", "spa:wrong", "www:wr%6Fng+x", "nobody:wr%6Fng+x", ":", "www"):
+        for text in (
+            "www:wrong", "nobody:wrong", "spa:wrong", "www:wr%6Fng+x", "nobody:wr%6Fng+x", ":", "www", "w+w:a+b",
+            "n+n:a+b",
+        ):  # fmt: skip
             counts.append(0)
             with pytest.raises(InvalidClient):
                 auth.caller(encoded(text), {}, "a")
-        assert [1, 1, 1, 3, 3, 1, 1] == counts
+        assert [1, 1, 1, 3, 3, 1, 1, 2, 2] == counts
 
 
 def test_what_was_presented_shows_no_secret() -> None:

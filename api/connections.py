@@ -149,7 +149,7 @@ class Connection(asyncio.Protocol):
                 return
             if not self.receiving:
                 self._becomes_idle()
-            elif self.cycle is not exchange:
+            elif not exchange.more_body:  # the next request has begun behind this one; its time runs from now
                 self.deadline = self.loop.time() + self.listener.request_seconds
             self.flow.resume_reading()
 

@@ -12,13 +12,12 @@ from ledger.times import SECOND
 def access_token_life(wall_clock: int, ttl_seconds: int, absolute_expires_at: int | None) -> tuple[int, int]:
     """Issue and expiry of an access token, both whole seconds of the wall clock, never beyond the grant's end.
 
-    Within the grant's last second they are the same: nothing that could be used would be left of it.
+    At least a second apart, provided that the grant has one left.
     """
     issued_at = wall_clock - wall_clock % SECOND
     expires_at = issued_at + ttl_seconds * SECOND
     if absolute_expires_at is not None and absolute_expires_at < expires_at:
-        left = (absolute_expires_at - wall_clock) // SECOND
-        expires_at = absolute_expires_at - absolute_expires_at % SECOND if left > 0 else issued_at
+        expires_at = absolute_expires_at - absolute_expires_at % SECOND
     return issued_at, expires_at
 
 

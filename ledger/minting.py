@@ -8,18 +8,15 @@ from ledger.lifetimes import access_token_life
 from ledger.members import shown, stamp
 from ledger.refusals import Refusal
 from ledger.scope import narrowed_resource
+from ledger.times import SECOND
 
 
-def mint(
-    grant: GrantState, command: RedeemToken, rules: Rules, scope: Words, resource: Words | None
-) -> AccessToken | None:
-    """The access token that the grant's next event mints; None in the grant's last second, when none could live."""
+def mint(grant: GrantState, command: RedeemToken, rules: Rules, scope: Words, resource: Words | None) -> AccessToken:
+    """The access token that the grant's next event mints. The grant must have a second left."""
     client, presenter = rules.client, command.presenter
     assert client is not None
     policy = client.policy
     issued_at, expires_at = access_token_life(command.at, policy.access_token_ttl_seconds, grant.absolute_expires_at)
-    if expires_at <= issued_at:
-        return None
     return AccessToken(
         v=grant.v + 1,
         scope=scope,
@@ -55,7 +52,10 @@ def expire(grant: GrantState, command: RedeemToken, rules: Rules, kind: str, exp
     return Decision(events=[event], outcome=RefusedOutcome(refusal=refusal, event_id=event.event_id))
 
 
-def expire_in_last_second(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
-    """An answer with `expires_in` 0 would be none: the request is judged as after the absolute end."""
-    assert grant.absolute_expires_at is not None
-    return expire(grant, command, rules, "absolute", grant.absolute_expires_at)
+def expired_in_last_second(grant: GrantState, command: RedeemToken, rules: Rules, at: int) -> Decision | None:
+    """Where less than a second is left of the grant, `expires_in` would be 0, which is no answer: the request is judged
+    as after the absolute end."""
+    absolute = grant.absolute_expires_at
+    if absolute is None or absolute - at >= SECOND:
+        return None
+    return expire(grant, command, rules, "absolute", absolute)

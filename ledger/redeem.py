@@ -18,7 +18,7 @@ from ledger.events import (
 from ledger.grant_state import GrantState
 from ledger.lifetimes import idle_end, window_end
 from ledger.members import shown, stamp
-from ledger.minting import expire, expire_in_last_second, mint, resources
+from ledger.minting import expire, expired_in_last_second, mint, resources
 from ledger.policy import Policy
 from ledger.refusals import Refusal, Refused
 from ledger.retired import present_older, present_previous
@@ -90,13 +90,14 @@ def _present_current(grant: GrantState, command: RedeemToken, rules: Rules, at: 
     """The current token buys an access token. Events in this order: redeemed, scope change if any, rotated."""
     client = rules.client
     assert client is not None
+    over = expired_in_last_second(grant, command, rules, at)
+    if over is not None:
+        return over
     if command.retry_after_seconds is not None:
         raise Refused(Refusal.TOO_FAST, retry_after_seconds=command.retry_after_seconds)
     policy = client.policy
     scope, carried = resolve(command.scope, grant.granted, grant.carried, client.scope, policy.scope_mode)
     token = mint(grant, command, rules, scope, resources(grant, command.resource, client.resource))
-    if token is None:
-        return expire_in_last_second(grant, command, rules)
     idle_expires_at = _slid(grant, at, policy)
     idle_text = None if idle_expires_at is None else times.text(idle_expires_at)
     at_text = times.text(at)

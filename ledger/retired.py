@@ -7,7 +7,7 @@ from ledger.commands import AccessToken, Decision, RedeemToken, RefusedOutcome, 
 from ledger.events import GrantEvent, GrantRevoked, GrantSuspended, RetryServed, ReuseDetected
 from ledger.grant_state import GrantState
 from ledger.members import minted, shown, stamp
-from ledger.minting import expire_in_last_second, mint, resources
+from ledger.minting import expired_in_last_second, mint, resources
 from ledger.policy import ALERT_AGAIN_GENERATIONS, RETRY_LOOK_BACK_GENERATIONS, RETRY_VARIATIONS_MAX
 from ledger.refusals import Refusal, Refused
 from ledger.scope import resolve
@@ -26,7 +26,8 @@ def present_previous(grant: GrantState, command: RedeemToken, rules: Rules, at: 
     if grant.redeemed is None:
         retry = _retry(grant, command, rules, at, previous)
         if retry is not None:
-            return _serve_retry(grant, command, rules, previous, *retry)
+            over = expired_in_last_second(grant, command, rules, at)
+            return over or _serve_retry(grant, command, rules, previous, *retry)
     retired_by = grant.event_id(previous.rotation_v)
     return _reuse(grant, command, rules, at, "late_retry", previous.first_at, previous.first_context, retired_by)
 
@@ -75,11 +76,9 @@ def _serve_retry(
     token = next((token for token in alike if _still_good(grant, token, command.at, rules)), None)
     events: list[GrantEvent] = []
     if token is None:
-        token = mint(grant, command, rules, scope, resource)
-        if token is None:
-            return expire_in_last_second(grant, command, rules)
         if len(previous.minted) >= RETRY_VARIATIONS_MAX:
             raise Refused(Refusal.ROTATED, event_id=grant.event_id(previous.rotation_v), counts=True)
+        token = mint(grant, command, rules, scope, resource)
         events.append(_retry_served(grant, command, rules, kind, counts, token))
     elif previous.is_news(kind, counts, presenter.context != previous.context):
         events.append(_retry_served(grant, command, rules, kind, counts, None))

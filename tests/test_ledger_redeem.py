@@ -297,13 +297,17 @@ def test_an_access_token_ends_with_the_grant_at_the_latest() -> None:
 
 
 def test_where_expires_in_would_be_0_the_grant_is_over() -> None:
-    """In the grant's last, broken second nothing can be given any more."""
+    """With less than a second left nothing can be given any more; that is said before anything else is."""
     by = policy(grant_ttl_seconds=150)
     before = [under(ruled(by), issue(0.7))]
-    assert moment(150) == scenario(given=before, when=redeem(0, 149.9), rules=ruled(by)).served.access_token.expires_at
-    scenario(given=before, when=redeem(0, 150.1), rules=ruled(by), outcome=Refusal.EXPIRED_ABSOLUTE, then=[
-        fact(GrantExpired, kind="absolute", expired_at=text(moment(150.7)), at=text(moment(150.1))),
-    ])  # fmt: skip
+    served = scenario(given=before, when=redeem(0, 149.7), rules=ruled(by)).served
+    assert (moment(149), moment(150)) == (served.access_token.issued_at, served.access_token.expires_at)
+    for when in (redeem(0, 149.700001), redeem(0, 149.700001, scope=("admin",), retry_after_seconds=3)):
+        scenario(given=before, when=when, rules=ruled(by), outcome=Refusal.EXPIRED_ABSOLUTE, then=[
+            fact(GrantExpired, kind="absolute", expired_at=text(moment(150.7)), at=text(moment(149.700001))),
+        ])  # fmt: skip
+    behind: list[Given] = [*before, revoke_access_token(150, 9)]
+    scenario(given=behind, when=redeem(0, 100), rules=ruled(by), outcome=Refusal.EXPIRED_ABSOLUTE)
 
 
 def test_an_access_token_lives_by_the_wall_clock() -> None:

@@ -367,13 +367,16 @@ def test_a_retry_is_under_todays_ceiling() -> None:
 
 
 def test_a_retry_in_the_grants_last_second_is_after_the_end() -> None:
-    """`expires_in` would be 0: judged as after the expiry."""
+    """`expires_in` would be 0: judged as after the expiry. What is no retry is what it is until the end itself."""
     by = policy(grant_ttl_seconds=120)
-    before = [under(ruled(by), issue(0.5)), under(ruled(by), redeem(0, 100))]
+    before = all_under(ruled(by), issue(0.5), redeem(0, 100))
+    assert "lost_response" == scenario(given=before, when=redeem(0, 119.5), rules=ruled(by)).served.retry
     scenario(
-        given=before, when=redeem(0, 120.2), rules=ruled(by), outcome=Refusal.EXPIRED_ABSOLUTE,
+        given=before, when=redeem(0, 119.6), rules=ruled(by), outcome=Refusal.EXPIRED_ABSOLUTE,
         then=[fact(GrantExpired, kind="absolute", presented_generation=0)],
     )  # fmt: skip
+    used = [*before, under(ruled(by), redeem(1, 110))]
+    scenario(given=used, when=redeem(0, 119.6, THERE), rules=ruled(by), outcome=FORK)
 
 
 # ---------------------------------------------------------------- stragglers and forks

@@ -68,6 +68,12 @@ def ledger_families(ledger: Ledger, server: ServerView | None) -> Iterable[Metri
     yield counter("batches", "Transactions committed.", (), {(): commits.batches})
     yield counter("commands", "Requests whose decision was made durable.", (), {(): commits.committed})
     yield counter(
+        "reuse_detected",
+        "Retired tokens that came back and were no retries, each an event of its grant.",
+        ("label",),
+        {(label,): count for label, count in ledger.reuse_detected.items()},
+    )
+    yield counter(
         "alarms",
         "Genuine tags with a wrong secret, of a grant that the log does not know, or ahead of the log.",
         ("kind",),

@@ -33,7 +33,16 @@ from ledger.batch import Batch, Memory
 from ledger.changes import ApplyReport
 from ledger.clients import ClientSpec, Operator, OperatorSpec
 from ledger.commits import Commits
-from ledger.events import KeyActivated, KeyDistrusted, KeyRotated, LedgerStarted, LedgerStopped, Words, decode
+from ledger.events import (
+    KeyActivated,
+    KeyDistrusted,
+    KeyRotated,
+    LedgerStarted,
+    LedgerStopped,
+    ReuseDetected,
+    Words,
+    decode,
+)
 from ledger.head_file import Head, HeadFile
 from ledger.keyring import KeyNotHeld, KeyRing
 from ledger.keys import Keys
@@ -83,6 +92,7 @@ class Ledger:
         self.memory = Memory(store, self.authority, clock=clock, randomness=randomness)
         self.desk = Desk(ring, self.authority, Bursts(options.refresh_burst, options.refresh_per_second))
         self.refreshed = 0
+        self.reuse_detected = {"late_retry": 0, "fork": 0}
         self.behind: Head | None = None
         self._head_file = head_file
         self._head_written = 0
@@ -155,11 +165,27 @@ class Ledger:
         presented = self._parsed(token)
         if presented is None:
             raise Refused(Refusal.UNKNOWN_TOKEN)
-        answer = await self._decided(
-            lambda batch: presenting.redeem(batch, self.desk, caller, source, presented, scope, resource)
-        )
+        try:
+            answer = await self._decided(
+                lambda batch: presenting.redeem(batch, self.desk, caller, source, presented, scope, resource)
+            )
+        except Refused as refusal:
+            if refusal.reuse is not None:
+                self._tell_reuse(refusal.reuse, caller.client_id)
+            raise
         self.refreshed += 1
         return answer
+
+    def _tell_reuse(self, event: ReuseDetected, client_id: str) -> None:
+        self.reuse_detected[event.label] += 1
+        fields = {
+            "grant": event.stream.removeprefix("grant:"),
+            "client": client_id,
+            "label": event.label,
+            "action": event.action,
+            "event_id": event.event_id,
+        }
+        log.warning("reuse_detected", extra={"fields": fields})
 
     async def revoke_token(self, caller: Caller, source: Source, token: str) -> None:
         """Give a refresh or access token back (RFC 7009). Unknown ones are no error; another client's is refused."""

@@ -23,7 +23,7 @@ from ledger.commands import (
     Rules,
     Served,
 )
-from ledger.events import AnyEvent, GrantEvent, GrantExpired, GrantRevoked, TokenRedeemed, Words
+from ledger.events import AnyEvent, GrantEvent, GrantExpired, GrantRevoked, ReuseDetected, TokenRedeemed, Words
 from ledger.grant import Grant, StateMayBeStale
 from ledger.grant_state import access_token_of
 from ledger.history import first_redemption
@@ -89,7 +89,8 @@ def redeem(
         raise
     positions = record(batch, desk, loaded, decision, source, presenter.context)
     if isinstance(decision.outcome, RefusedOutcome):
-        raise Refused(decision.outcome.refusal, event_id=decision.outcome.event_id)
+        reuse = next((event for event in decision.events if isinstance(event, ReuseDetected)), None)
+        raise Refused(decision.outcome.refusal, event_id=decision.outcome.event_id, reuse=reuse)
     assert isinstance(decision.outcome, Served)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)

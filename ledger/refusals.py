@@ -6,6 +6,8 @@ A refusal that changes history is an event and a return value (`Decision.refused
 
 from enum import Enum
 
+from ledger.events import ReuseDetected
+
 
 class Refusal(Enum):
     """The kinds of refusal. The value is the `reason` that the owner of a token reads (RFC 6749 5.2 extension)."""
@@ -40,7 +42,8 @@ class Refused(Exception):
 
     `event_id` names the event that made it so, where one did. `counts` says that this presentation is to be counted
     in memory (presented after the end, stragglers and the like); `retry_after_seconds` belongs to `TOO_FAST`.
-    `detail` is one line for the person who sent the command: never a token, a secret or what they sent.
+    `detail` is one line for the person who sent the command: never a token, a secret or what they sent. `reuse` is the
+    one thing that may have been recorded all the same, before the refusal is told (I-05).
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Refused(Exception):
         counts: bool = False,
         detail: str | None = None,
         retry_after_seconds: int | None = None,
+        reuse: ReuseDetected | None = None,
     ) -> None:
         super().__init__(detail or refusal.value)
         self.refusal = refusal
@@ -58,6 +62,7 @@ class Refused(Exception):
         self.counts = counts
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
+        self.reuse = reuse
 
 
 class Unavailable(Exception):

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.asking import asking, basic
+from tests.serving import logged
 
 
 async def scraped(ledger: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -73,10 +74,31 @@ async def test_outcomes_secrets_and_refusals_are_counted(tmp_path: Path) -> None
             ("token_ledger_authentication_failures_total", (("who", "client"),)): 1,
             ("token_ledger_http_answers_total", (("endpoint", "/grants/{grant_id}"), ("status", "200"))): 1,
             ("token_ledger_refreshes_total", ()): 1,
+            ("token_ledger_reuse_detected_total", (("label", "late_retry"),)): 1,
+            ("token_ledger_reuse_detected_total", (("label", "fork"),)): 0,
             ("token_ledger_ready", ()): 1,
             ("token_ledger_position", ()): ledger.opened.last_position(),
         }
         assert expected == {key: counts[key] for key in expected}
+
+
+async def test_each_reuse_is_one_log_line_and_one_count(tmp_path: Path) -> None:
+    """RFC 9700 4.14.2: told once, when it is durable; what is presented afterwards is no further incident."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        with logged() as lines:
+            for _ in range(4):
+                await ledger.refresh("www", issued["refresh_token"])
+        [line] = [record for record in lines.records if record.msg == "reuse_detected"]
+        [reuse] = [event for event in ledger.opened.events() if event.topic == "grant.reuse_detected"]
+        assert {
+            "grant": issued["grant_id"],
+            "client": "www",
+            "label": "late_retry",
+            "action": "revoke",
+            "event_id": reuse.event_id,
+        } == line.fields  # type: ignore[attr-defined]
+        assert 1 == (await scraped(ledger))["token_ledger_reuse_detected_total", (("label", "late_retry"),)]
 
 
 async def test_no_request_makes_a_label(tmp_path: Path) -> None:

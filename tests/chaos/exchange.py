@@ -12,6 +12,10 @@ class Unanswered(Exception):
     """The connection ended, or could not be made, before an answer was whole: its outcome is unknown."""
 
 
+class NotBegun(Unanswered):
+    """There was no connection to send the request on: nothing was asked."""
+
+
 class Line:
     """One connection to a server, made again when it has gone."""
 
@@ -21,10 +25,16 @@ class Line:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, raw: bytes, *, dribble_seconds: float = 0.0) -> Answer:
-        """Send a request and read its answer; a dribbled one has its second half sent later. Raises Unanswered."""
+        """Send a request and read its answer; a dribbled one has its second half sent later.
+
+        Raises NotBegun, Unanswered.
+        """
+        try:
+            reader, writer = await self._connect()
+        except OSError as error:
+            raise NotBegun(str(error)) from None
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                reader, writer = self._streams or await self._connect()
                 middle = len(raw) // 2 if dribble_seconds else len(raw)
                 writer.write(raw[:middle])
                 if dribble_seconds:
@@ -39,14 +49,9 @@ class Line:
             self.close()
         return self._server.checked(raw, answer)
 
-    async def connect(self) -> None:
-        """Have a connection. Raises Unanswered where the server takes none."""
-        try:
-            await self._connect()
-        except OSError as error:
-            raise Unanswered(str(error)) from None
-
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # ended between two requests, as it may be
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._server.port, local_addr=(self._source, 0))
         return self._streams

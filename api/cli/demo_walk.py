@@ -167,7 +167,8 @@ class Walk:
             topic = event["topic"].removeprefix("grant.")
             say(f"{event['v']:>3}  {event['at'][11:23]}  {topic:15} {told(event)}"[:LINE_CHARACTERS_MAX])
         topics = [event["topic"] for event in events]
-        found = {topic: topics.count(topic) for topic in topics}
+        # R4, presented after the end, is only counted; that count may have been written down meanwhile, or not.
+        found = {topic: topics.count(topic) for topic in topics if topic != "grant.presentations_counted"}
         if found != HISTORY:
             raise Failed(f"the history holds other events than it should: {json.dumps(found)}", 1)
 
@@ -184,7 +185,8 @@ class Walk:
         answer = self._https.send(request)
         self._page.answer(answer)
         if answer.status != status:
-            raise Failed(f"the answer is {answer.status}, and {status} is due", 1)
+            told = answer.body.get("error_description", "no error") if isinstance(answer.body, dict) else "no JSON"
+            raise Failed(f"the answer is {answer.status}, and {status} is due ({told})", 1)
         for name, value in expected.items():
             if answer.body.get(name) != value:
                 raise Failed(f"the answer's {name} is not {json.dumps(value)}, as it should be", 1)

@@ -66,6 +66,12 @@ class Memory:
         """Know nothing any more: every stream is read anew when it is next asked for."""
         self.streams.clear()
 
+    def read_anew(self, control: int) -> None:
+        """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing."""
+        self.forget_everything()
+        self.position, self.stream_id = self.store.last()
+        self.authority.reload(self.store.within(), control)
+
     def trim(self) -> None:
         """Keep memory bounded: the streams that were loaded first leave first."""
         streams = self.streams
@@ -104,8 +110,11 @@ class Batch:
         self.memory = memory
         self.control, self.serial = store.begin()
         if self.control != memory.authority.control:
-            memory.forget_everything()
-            memory.authority.reload(store.within(), self.control)
+            try:
+                memory.read_anew(self.control)
+            except BaseException:
+                store.rollback()
+                raise
         self.work = Work(store.inline)
         self.now = memory.clock()
         self.command_id = ""

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from ledger.batch import Batch, Memory
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.sqlite import SQLiteStore
-from ledger.refusals import Refused, Unavailable
+from ledger.refusals import LedgerError, Refused, Unavailable
 
 log = logging.getLogger("ledger")
 
@@ -90,7 +90,7 @@ class Commits:
 
     def submit(self, decide: Decide[T]) -> asyncio.Future[T]:
         """Put a request in line. The future gives what `decide` returned once its events are durable, raises the
-        Refused it raised (what stood in the same batch is durable then too), or Unavailable."""
+        Refused or LedgerError it raised (what stood in the same batch is durable then too), or Unavailable."""
         future: asyncio.Future[T] = self._loop.create_future()
         if self.broken is not None or self._closed or len(self._waiting) >= WAITING_MAX:
             future.set_exception(Unavailable())
@@ -189,7 +189,7 @@ class Commits:
         batch.command_id = each.command_id
         try:
             return each.decide(batch), False
-        except (Refused, Unavailable) as refusal:
+        except (Refused, Unavailable, LedgerError) as refusal:
             return refusal, True
 
     def _finish_reading(self) -> StoreError | None:

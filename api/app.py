@@ -85,7 +85,7 @@ def create_app(
 
     token = TokenEndpoint(ledger, clients, desk)
     revocation = RevocationEndpoint(ledger, clients, desk)
-    introspection = IntrospectionEndpoint(ledger, clients, by_token, desk, settings.issuer)
+    introspection = IntrospectionEndpoint(ledger, clients, by_token, desk, reading, settings.issuer)
     hot: dict[str, Asgi] = {
         "/oauth/v2/oauth-token": token,
         "/token": token,
@@ -115,7 +115,7 @@ def create_app(
 
     def operated_routes(operators: Operators, desk: FrontDesk) -> list[BaseRoute]:
         def at(path: str, **handlers: Any) -> Route:
-            return Route(path, Operated(path, handlers, operators, desk))
+            return Route(path, Operated(path.replace(":path", ""), handlers, operators, desk))
 
         return [
             at("/grants", GET=(READERS, grants.list), POST=((ISSUER,), grants.issue)),

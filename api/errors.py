@@ -74,7 +74,7 @@ def told(error: Exception) -> Answer:
             return oauth_error(
                 503,
                 "temporarily_unavailable",
-                "the request may not have taken effect: send it again",
+                str(error),
                 retry_after_seconds=error.retry_after_seconds,
             )
         case Unauthorized():

@@ -175,6 +175,8 @@ class Grants:
     async def _act(self, call: Call, act: GrantAct, body: ActBody | ReinstateBody) -> Answer:
         grant_id = grant_id_of(call)
         trust = given(body.trust) if isinstance(body, ReinstateBody) else None
+        if only_issuer(call.operator) is not None:
+            await self._seen(call.operator, grant_id)  # what it may not see, it may not end
         await self._ledger.act_on_grant(call.operator, grant_id, act, given(body.reason), trust)
         return json_answer(200, await self._seen(call.operator, grant_id))
 

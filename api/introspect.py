@@ -12,12 +12,15 @@ from api import errors, forms
 from api.answers import Answer, BadRequest, json_answer, method_not_allowed
 from api.client_auth import ClientAuth, authorization
 from api.endpoint import FrontDesk, Receive, Send
+from api.grants import issued, only_issuer
 from api.operators import Operators, bearer_token
+from api.reading import Reading
 from api.shapes import Confirmation, IntrospectionResponse
 from ledger.answers import Caller, Introspection
 from ledger.application import Ledger
 from ledger.clients import Operator
 from ledger.times import SECOND
+from projections import current_tokens
 
 CREDENTIALS = frozenset({"client_secret", "client_assertion", "client_assertion_type"})
 
@@ -25,8 +28,17 @@ CREDENTIALS = frozenset({"client_secret", "client_assertion", "client_assertion_
 class IntrospectionEndpoint:
     """`POST /introspect`. A bearer token makes the caller an operator; everything else is client authentication."""
 
-    def __init__(self, ledger: Ledger, clients: ClientAuth, operators: Operators, desk: FrontDesk, issuer: str) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        clients: ClientAuth,
+        operators: Operators,
+        desk: FrontDesk,
+        reading: Reading,
+        issuer: str,
+    ) -> None:
         self._ledger = ledger
+        self._reading = reading
         self._clients = clients
         self._operators = operators
         self._desk = desk
@@ -55,7 +67,17 @@ class IntrospectionEndpoint:
         if token is None:
             raise BadRequest("token is missing")
         found = await self._ledger.introspect(asker, token)
-        return self._inactive if found is None else json_answer(200, self._shape(found))
+        if found is None or not await self._may_learn(asker, found.grant_id):
+            return self._inactive
+        return json_answer(200, self._shape(found))
+
+    async def _may_learn(self, asker: Caller | Operator, grant_id: str) -> bool:
+        """An operator with no role but issuer learns of the grants that it issued, and of no others."""
+        issuer = only_issuer(asker) if isinstance(asker, Operator) else None
+        if issuer is None:
+            return True
+        row = await self._reading.ask(lambda reader: current_tokens.one(reader, grant_id))
+        return row is not None and issued(issuer, row)
 
     def _asker(self, headers: Any, form: forms.Form, address: str) -> Caller | Operator:
         header = authorization(headers)

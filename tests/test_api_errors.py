@@ -69,6 +69,12 @@ def test_every_refusal_has_a_line_and_every_owners_reason_is_an_invalid_grant() 
     assert {*OWNERS, "unknown_token"} == {kind.value for kind, (_, code) in TABLE.items() if code == "invalid_grant"}
 
 
+def test_what_the_store_says_of_its_absence_is_told() -> None:
+    """A person at a command must read what to do next."""
+    body = json.loads(told(Unavailable("erased, but the log is still read; repeat the command")).body)
+    assert "erased, but the log is still read; repeat the command" == body["error_description"]
+
+
 def test_what_nobody_foresaw_is_500_without_detail_and_one_line_in_the_log() -> None:
     """The client learns nothing of the inside."""
     with logged() as lines:

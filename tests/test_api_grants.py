@@ -208,6 +208,21 @@ async def test_an_issuer_sees_and_ends_only_what_it_issued(tmp_path: Path) -> No
         assert 200 == (await ledger.refresh("www", others["refresh_token"])).status_code
 
 
+async def test_an_issuer_that_lost_a_client_neither_sees_nor_ends_its_grants(tmp_path: Path) -> None:
+    """`clients` limits what it does now, whatever it issued before."""
+    async with asking(tmp_path, more=SECOND_ISSUER) as ledger:
+        own = (await ledger.ask("POST", "/grants", headers=KIOSK, json=ASKED)).json()
+        text = (ledger.opened.folder / "clients.toml").read_text().replace('clients = ["www"]', 'clients = ["oth"]')
+        (ledger.opened.folder / "clients.toml").write_text(text)
+        file = clients_file.load(ledger.opened.folder / "clients.toml")
+        await ledger.ledger.apply(file.clients, file.operators)
+        for method, path in (("GET", ""), ("POST", "/revoke")):
+            answer = await ledger.ask(method, f"/grants/{own['grant_id']}{path}", headers=KIOSK)
+            assert 404 == answer.status_code
+        assert [] == (await ledger.ask("GET", "/grants", headers=KIOSK)).json()["grants"]
+        assert 200 == (await ledger.refresh("www", own["refresh_token"])).status_code
+
+
 @pytest.mark.parametrize("grant_id", ["x", "0" * 31, "0" * 33, "A" * 32, "g" * 32, "0" * 32, "%00" * 32])
 async def test_what_names_no_grant_is_404(tmp_path: Path, grant_id: str) -> None:
     """32 lower-case hex digits, of a grant that there is; nothing is recorded of the rest."""

@@ -1,0 +1,315 @@
+"""What may happen to a family of refresh tokens: two holders, retries, thefts, clocks, changes, acts, lost backups.
+
+Everything drawn is plain: which holder, which of its tokens counted back from the last, which of a few contexts, scopes
+and moments. Much is weighted, so that most grants live long enough for what is rare.
+"""
+
+from typing import Any, Final
+
+import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ledger import commands, times
+from ledger.events import Words
+from ledger.policy import PRESETS
+from ledger.refusals import Refusal
+from ledger.times import SECOND
+from tests.model_checker import Token
+from tests.model_world import CLIENT_SCOPE, RESOURCES, World
+
+HOUR, DAY, YEAR = 3600 * SECOND, 86_400 * SECOND, 365 * 86_400 * SECOND
+STEPS_IN_VAIN: Final = 4
+GRANTED = ("read", "openid", "profile")
+
+presets = st.sampled_from(["standard"] * 5 + ["mobile", "mobile", "strict", "stable"])
+on_reuse = st.sampled_from(["alert", "suspend"] * 3 + ["revoke", "revoke_subject"])
+granted = st.sampled_from([GRANTED] * 4 + [(), ("read",), ("read", "profile", "offline_access")])
+scopes = st.sampled_from(
+    [None] * 12
+    + [("read",), ("read", "openid"), ("profile", "openid", "read"), ("openid", "profile"), ("read", "read"), ()]
+    + [("read", "admin"), ("write",), ("read", "offline_access"), ("offline_access",)]
+)
+resources = st.sampled_from([None] * 8 + [RESOURCES[:1], RESOURCES[1:], RESOURCES, ("https://c.example",)])
+ceilings = st.sampled_from([CLIENT_SCOPE] * 3 + [("read", "openid"), ("profile",), GRANTED, ("x",)])
+jumps = st.sampled_from(
+    [1, SECOND // 2, SECOND, 5 * SECOND, 9 * SECOND, 11 * SECOND, 59 * SECOND, 61 * SECOND] * 3
+    + [600 * SECOND, HOUR, 3 * HOUR, DAY, 31 * DAY, YEAR]
+)
+falls = st.sampled_from([1, SECOND, 9 * SECOND, 11 * SECOND, HOUR, DAY, YEAR])
+changes = st.one_of(
+    st.tuples(st.just("rotation"), st.sampled_from(["rotate", "rotate", "reuse", "rotate"])),
+    st.tuples(st.just("on_reuse"), on_reuse),
+    st.tuples(st.just("scope_mode"), st.sampled_from(["sticky", "rfc6749", "ratchet"])),
+    st.tuples(st.just("concurrent_seconds"), st.sampled_from([0, 1, 10, 120])),
+    st.tuples(st.just("retry_window_seconds"), st.sampled_from([0, 60, 600])),
+    st.tuples(st.just("unconfirmed_seconds"), st.sampled_from([0, 3600, 86_400])),
+    st.tuples(st.just("retry_budget"), st.sampled_from([0, 1, 2, 3])),
+    st.tuples(st.just("refresh_token_ttl_seconds"), st.sampled_from([0, None, 90, 86_400, 30 * 86_400])),
+    st.tuples(st.just("grant_ttl_seconds"), st.sampled_from([None, 365 * 86_400])),
+    st.tuples(st.just("access_token_ttl_seconds"), st.sampled_from([1, 20, 300])),
+    st.tuples(st.just("access_token_format"), st.sampled_from(["opaque", "jwt"])),
+)
+behind = st.sampled_from([0] * 5 + [1] * 5 + [2] * 3 + [3, 4, 7])
+then = st.sampled_from([(), (), (0,), (0,), (0, 0), (0, 1), (1,), (1, 0), (0, 0, 0, 2)])
+"""What the owner presents next: tokens counted back from its last."""
+acts = st.sampled_from(["suspend"] * 4 + ["trust"] * 3 + ["reinstate", "revoke", "give back"])
+befores = st.sampled_from(["none", "issued", "just after", "now"])
+
+
+class Family(RuleBasedStateMachine):
+    """One client, one subject, one grant after another; every step is judged by the aggregate and by the model."""
+
+    @initialize(
+        preset=presets,
+        action=on_reuse,
+        tweaks=st.lists(changes, max_size=2),
+        kind=st.sampled_from(["confidential", "confidential", "public", "bound"]),
+        scope=granted,
+        resource=st.sampled_from([None, None, RESOURCES, RESOURCES[:1]]),
+        client_resource=st.sampled_from([RESOURCES, RESOURCES, ()]),
+        idle_seconds=st.sampled_from([None] * 5 + [40, 7200]),
+        life_seconds=st.sampled_from([None] * 5 + [100, 86_400]),
+    )
+    def begin(
+        self,
+        preset: str,
+        action: str,
+        tweaks: list[tuple[str, Any]],
+        kind: str,
+        scope: Words,
+        resource: Words | None,
+        client_resource: Words,
+        idle_seconds: int | None,
+        life_seconds: int | None,
+    ) -> None:
+        policy = msgspec.structs.replace(PRESETS[preset], **dict([("on_reuse", action), *tweaks]))
+        self.world, self.idle_for = World(kind, policy, client_resource), 0
+        self.world.issue(scope, resource if client_resource else None, idle_seconds, life_seconds)
+
+    def go_on(self) -> World:
+        """The world for the next step. What has been suspended for some steps is reinstated, and what has been over
+        for some makes room for another grant."""
+        world = self.world
+        state = world.history.judge(world.now, world.epoch_end()) if world.history.events else None
+        lives = state is not None and state.status == "active" and world.history.current is not None
+        self.idle_for = 0 if lives else self.idle_for + 1
+        if self.idle_for > STEPS_IN_VAIN and state is not None and state.status == "suspended":
+            self.reinstate("current")
+        elif self.idle_for > STEPS_IN_VAIN:
+            if state is not None:
+                world.check_whole()
+            preset = list(PRESETS)[world.commands % 4]
+            policy = msgspec.structs.replace(PRESETS[preset], on_reuse=world.client.policy.on_reuse)
+            world.change_client(policy=policy, scope=CLIENT_SCOPE)
+            world.issue(GRANTED, None, None, None)
+        return world
+
+    def reinstate(self, trust: str | None) -> None:
+        base: dict[str, Any] = self.world.command()
+        self.world.submit(commands.ReinstateGrant(**base, reason=None, requested_by="operator:desk", trust=trust))
+
+    def follow(self, then: tuple[int, ...]) -> None:
+        """The owner presents one token of its own after another, at once."""
+        world = self.go_on()
+        for steps_back in then:
+            token = self.token("owner", steps_back)
+            if token is not None:
+                world.present(token, "owner", "owner")
+
+    def token(self, holder: str, steps_back: int) -> Token | None:
+        """A holder's token, counted back from its last; None where it has none."""
+        held = self.world.held[holder]
+        return held[-1 - min(steps_back, len(held) - 1)] if held else None
+
+    # ------------------------------------------------------------ presenting
+
+    @rule(rounds=st.sampled_from([1, 1, 1, 2, 3, 11]), seconds=st.sampled_from([0, 1, 30]), lost=st.booleans())
+    def the_owner_refreshes(self, rounds: int, seconds: int, lost: bool) -> None:
+        """Rounds of refreshing; of a lost answer the owner keeps the old token, and presents it in the next."""
+        world = self.go_on()
+        for number in range(rounds):
+            token = self.token("owner", 0)
+            if token is not None:
+                world.present(token, "owner", "owner", lost=lost and number % 2 == 0)
+                world.now += seconds * SECOND
+
+    @rule(back=behind, context=st.sampled_from(["owner"] * 6 + ["another"]), scope=scopes, resource=resources)
+    def the_owner_asks(self, back: int, context: str, scope: Words | None, resource: Words | None) -> None:
+        world, token = self.go_on(), self.token("owner", back)
+        if token is not None:
+            world.present(token, "owner", context, scope=scope, resource=resource)
+
+    @rule(back=behind, context=st.sampled_from(["thief"] * 3 + ["owner"]), scope=scopes, copies=st.booleans())
+    def the_thief_presents(self, back: int, context: str, scope: Words | None, copies: bool) -> None:
+        """From what it has, perhaps after copying all that the owner has."""
+        world = self.go_on()
+        if copies or not world.held["thief"]:
+            world.held["thief"] = list(world.held["owner"])
+        token = self.token("thief", back)
+        if token is not None:
+            world.present(token, "thief", context, scope=scope)
+
+    @rule(
+        back=st.sampled_from([1, 1, 1, 1, 2]),
+        who=st.sampled_from(["owner", "owner", "thief", "another"]),
+        scope=scopes,
+        resource=resources,
+        proof=st.sampled_from([None] * 5 + ["jkt-right", "jkt-other"]),
+        over=st.sampled_from([1, 1, 2, 3]),
+    )
+    def somebody_retries(
+        self, back: int, who: str, scope: Words | None, resource: Words | None, proof: str | None, over: int
+    ) -> None:
+        """A token right behind the current one, whoever kept it."""
+        world = self.go_on()
+        current = world.history.current
+        if current is not None and current >= back:
+            g = current - back
+            for _ in range(over):
+                token = g, world.history.made(g)["key_id"]
+                world.present(token, "owner", who, scope=scope, resource=resource, proof=proof, lost=True)
+
+    @rule(over=st.integers(2, 18), seconds=st.sampled_from([0, 0, 1]))
+    def a_retry_wants_ever_other_things(self, over: int, seconds: int) -> None:
+        """One generation is retried with ever other keys."""
+        world = self.go_on()
+        g = (world.history.current or 0) - 1
+        for number in range(over if g >= 0 and world.client.authenticates else 0):
+            token = g, world.history.made(g)["key_id"]
+            world.present(token, "owner", "owner", proof=f"jkt-{number}", lost=True)
+            world.now += seconds * SECOND
+
+    @rule(proof=st.sampled_from(["jkt-right", "jkt-other"]), wait=st.sampled_from([None, None, 3]))
+    def the_owner_shows_a_key(self, proof: str, wait: int | None) -> None:
+        world, token = self.go_on(), self.token("owner", 0)
+        if token is not None:
+            world.present(token, "owner", "owner", proof=proof, retry_after_seconds=wait)
+
+    # ------------------------------------------------------------ time
+
+    @rule(by=jumps, then=then)
+    def time_passes(self, by: int, then: tuple[int, ...]) -> None:
+        self.world.now += by
+        self.follow(then)
+
+    @rule(by=falls, again=st.booleans(), then=then)
+    def the_clock_falls_back(self, by: int, again: bool, then: tuple[int, ...]) -> None:
+        """And, perhaps, is put right again."""
+        self.world.now -= by
+        self.follow(then)
+        self.world.now += by if again else 0
+
+    @rule(which=st.integers(0, 7), by=st.sampled_from([-SECOND, -1, 0, 1]), then=then)
+    def time_reaches_a_frozen_moment(self, which: int, by: int, then: tuple[int, ...]) -> None:
+        """Or just misses it."""
+        if self.world.history.events:
+            moments = self.world.moments()
+            self.world.now = moments[which % len(moments)] + by
+            self.follow(then)
+
+    # ------------------------------------------------------------ what stands outside changes midway
+
+    @rule(change=changes, then=then)
+    def the_policy_changes(self, change: tuple[str, Any], then: tuple[int, ...]) -> None:
+        self.world.change_policy(**dict([change]))
+        self.follow(then)
+
+    @rule(scope=ceilings, then=then)
+    def the_ceiling_moves(self, scope: Words, then: tuple[int, ...]) -> None:
+        self.world.change_client(scope=scope)
+        self.follow(then)
+
+    @rule(back=behind)
+    def the_client_is_away_for_a_while(self, back: int) -> None:
+        world, token = self.go_on(), self.token("owner", back)
+        world.enabled = False
+        world.control += 1
+        world.compare_states()
+        if token is not None:
+            assert world.present(token, "owner", "owner").refused is Refusal.UNKNOWN_TOKEN, "I-06"
+        world.change_client()
+        world.enabled = True
+
+    @precondition(lambda self: self.world.keys < 8)
+    @rule(distrust=st.sampled_from([False, False, True]), then=then)
+    def another_key_takes_over(self, distrust: bool, then: tuple[int, ...]) -> None:
+        self.world.activate_new_key(distrust=distrust)
+        self.follow(then)
+
+    @rule(whose=st.sampled_from(["client", "subject"]), before=befores, rarely=st.integers(0, 3))
+    def an_epoch_is_raised(self, whose: str, before: str, rarely: int) -> None:
+        """Most often one that this grant is too young for."""
+        world = self.world
+        if not world.history.events:
+            return
+        issued_at = times.micros(world.history.issued["at"])
+        given = {"none": None, "issued": issued_at, "just after": issued_at + 1, "now": world.now}
+        moment = given[before] if rarely == 0 else issued_at
+        reason_class = "termination" if whose == "client" else "withdrawal"
+        world.raise_epoch(whose, None if moment is None else min(moment, world.now), reason_class)
+
+    # ------------------------------------------------------------ acts
+
+    @rule(act=acts)
+    def somebody_acts(self, act: str) -> None:
+        world = self.go_on()
+        if not world.history.events:
+            return
+        base: dict[str, Any] = world.command()
+        said: dict[str, Any] = {"reason": "0f" * 32, "requested_by": "operator:desk"}
+        match act:
+            case "give back":
+                world.submit(commands.RevokeByClient(**base, client_id="www"))
+            case "revoke":
+                world.submit(commands.RevokeGrant(**base, **said, reason_class="withdrawal"))
+            case "suspend":
+                world.submit(commands.SuspendGrant(**base, **said, reason_class="termination"))
+            case _:
+                trust = "current" if act == "trust" else None
+                world.submit(commands.ReinstateGrant(**base, **said, trust=trust))
+
+    @precondition(lambda self: self.world.history.of("suspended"))
+    @rule(trust=st.sampled_from(["current", "current", None]), then=then)
+    def what_was_suspended_goes_on(self, trust: str | None, then: tuple[int, ...]) -> None:
+        self.reinstate(trust)
+        self.follow(then)
+
+    @rule(back=st.integers(0, 3), then=then)
+    def an_access_token_is_given_back(self, back: int, then: tuple[int, ...]) -> None:
+        self.follow(then)
+        minted = [event["v"] for event in self.world.history.events if "access_token_expires_at" in event]
+        for v in minted[::-1][back : back + 1]:
+            self.world.give_back_access_token(v)
+
+    @rule(number=st.sampled_from([1, 1, 2, 3, 5, 100]), at_stop=st.booleans(), over=st.sampled_from([1] * 6 + [20]))
+    def presentations_are_told(self, number: int, at_stop: bool, over: int) -> None:
+        for _ in range(over if self.world.history.events else 0):
+            self.world.count_presentations(number, at_stop=at_stop)
+
+    @rule(back=behind)
+    def another_client_presents(self, back: int) -> None:
+        token = self.token("owner", back)
+        if token is not None:
+            assert self.world.another_client_presents(token).refused is Refusal.UNKNOWN_TOKEN, "I-18"
+
+    # ------------------------------------------------------------ the store
+
+    @precondition(lambda self: len(self.world.commits) > 1)
+    @rule(lost=st.integers(1, 4), new_key=st.booleans(), then=then)
+    def a_backup_is_restored(self, lost: int, new_key: bool, then: tuple[int, ...]) -> None:
+        """With or without a new key, and the owner goes on with what it has."""
+        self.world.restore(lost)
+        if new_key and self.world.keys < 8:
+            self.world.activate_new_key()
+        self.follow(then)
+
+    # ------------------------------------------------------------ what holds after every step
+
+    @invariant()
+    def both_tell_the_same_state(self) -> None:
+        self.world.compare_states()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world") and self.world.history.events:
+            self.world.check_whole()

@@ -1,0 +1,360 @@
+"""A world for one grant at a time, that two readings of the rules judge: the aggregate, and the model beside it.
+
+Each command goes to both, and their answers, events and the states that follow must be the same. Around the grant
+stand a wall clock that may be put anywhere, a client whose rules change, keys, epochs, and a log that can be cut back
+to an earlier commit, as a restored backup is, while holders keep what they were given.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ledger import commands, events, history, times
+from ledger.commands import AccessToken, ClientRules, EpochEnd, Presenter, Rules
+from ledger.epochs import Epoch, Raise, first_hit
+from ledger.events import ClientRevoked, GrantEvent, SubjectRevoked, Words
+from ledger.grant import Grant, StateMayBeStale
+from ledger.grant_state import access_token_of
+from ledger.policy import Policy
+from ledger.refusals import Refusal, Refused
+from ledger.times import SECOND
+from tests.model import Answer, decide
+from tests.model_checker import Handed, Recorded, Token, check
+from tests.model_history import History, micros
+
+GRANT_ID = "0192f4a0b1c27def8a9b0123456789ab"
+STREAM = f"grant:{GRANT_ID}"
+SUBJECT = "5b" * 16
+START = times.micros("2026-11-25T12:00:00.250000Z")
+CLIENT_SCOPE = ("read", "openid", "profile", "write", "offline_access")
+RESOURCES = ("https://a.example", "https://b.example")
+CONTEXTS = {"owner": "c0" * 32, "thief": "c1" * 32, "another": "c2" * 32}
+SNAPSHOT_EVERY_COMMANDS = 3
+
+
+def agree(what: str, expected: object, told: object) -> None:
+    """The model's answer first."""
+    assert expected == told, f"{what}: the model says\n  {expected}\nthe aggregate\n  {told}"
+
+
+class World:
+    """One client, one subject, and one grant of theirs after another."""
+
+    def __init__(self, kind: str, policy: Policy, resource: Words) -> None:
+        self.now, self.commands, self.control = START, 0, 1
+        self.active_key, self.keys, self.distrusted = 1, 1, dict[int, str]()
+        self.raises: list[Raise] = []  # of both streams, in log order
+        self.enabled, self.bound = True, kind == "bound"
+        self.client = ClientRules(
+            client_id="www",
+            v=1,
+            scope=CLIENT_SCOPE,
+            resource=resource,
+            policy=policy,
+            authenticates=kind == "confidential",
+            sender_bound=self.bound,
+        )
+        self.forget_grant()
+
+    def forget_grant(self) -> None:
+        self.grant, self.history, self.log = Grant(), History(), list[GrantEvent]()
+        self.entries: list[Recorded | Handed] = []
+        self.commits: list[tuple[int, int]] = []  # events and entries at each commit
+        self.held: dict[str, list[Token]] = {"owner": [], "thief": []}
+
+    # ------------------------------------------------------------ what stands outside the grant
+
+    def change_client(self, **settings: Any) -> None:
+        self.control += 1
+        self.client = msgspec.structs.replace(self.client, v=self.client.v + 1, **settings)
+
+    def change_policy(self, **fields: Any) -> None:
+        self.change_client(policy=msgspec.structs.replace(self.client.policy, **fields))
+
+    def activate_new_key(self, *, distrust: bool = False) -> None:
+        before, self.control, self.keys = self.active_key, self.control + 1, self.keys + 1
+        self.active_key = self.keys
+        if distrust:
+            self.distrusted = {**self.distrusted, before: f"keys/{self.control}"}
+
+    def raise_epoch(self, whose: str, before: int | None, reason_class: str) -> None:
+        """End all grants of the client or the subject, or those issued earlier than `before`."""
+        self.control += 1
+        kind = ClientRevoked if whose == "client" else SubjectRevoked
+        mine = [raised for raised in self.raises if isinstance(raised, kind)]
+        at = max([self.now, *(times.micros(raised.at) for raised in mine)])
+        members: dict[str, Any] = {"client_id": "www"} if whose == "client" else {"subject_id": SUBJECT}
+        members |= {"stream": "client:www" if whose == "client" else f"subject:{SUBJECT}", "v": 2 + len(mine)}
+        members |= {"before": None if before is None else times.text(before), "reason_class": reason_class}
+        members |= {"at": times.text(at), "command_id": f"{self.control:032x}", "requested_by": "operator:desk"}
+        self.raises.append(kind(**members, epoch=1 + len(mine)))
+
+    def epoch_end(self) -> EpochEnd | None:
+        """The first raise that ends the grant; what finds it in constant time, and by stream, must agree."""
+        if not self.history.events:
+            return None
+        issued = self.history.issued
+        issued_at, hit, found = times.micros(issued["at"]), False, dict[str, EpochEnd]()
+        numbers: dict[type[Raise], int] = {
+            ClientRevoked: issued["client_epoch"],
+            SubjectRevoked: issued["subject_epoch"],
+        }
+        for kind, number in numbers.items():
+            mine, epoch = [raised for raised in self.raises if isinstance(raised, kind)], Epoch()
+            for raised in mine:
+                epoch.evolve(raised)
+            end, hit = first_hit(mine, number, issued_at), hit or epoch.hits(number, issued_at)
+            found |= {} if end is None else {end.event_id: end}
+        ending = [
+            raised.event_id
+            for raised in self.raises
+            if raised.epoch > numbers[type(raised)]
+            and (raised.before is None or times.micros(raised.before) > issued_at)
+        ]
+        agree("ended by epoch", bool(ending), hit)
+        return found[ending[0]] if ending else None
+
+    def rules(self) -> Rules:
+        numbers = {
+            kind: max([0, *(raised.epoch for raised in self.raises if isinstance(raised, kind))])
+            for kind in (ClientRevoked, SubjectRevoked)
+        }
+        return Rules(
+            control=self.control,
+            client=self.client if self.enabled else None,
+            client_epoch=numbers[ClientRevoked],
+            subject_epoch=numbers[SubjectRevoked],
+            epoch_end=self.epoch_end(),
+            active_key_id=self.active_key,
+            distrusted=self.distrusted,
+        )
+
+    def over(self) -> bool:
+        return not self.history.events or self.history.judge(self.now, self.epoch_end()).ended
+
+    def moments(self) -> list[int]:
+        """The moments that the history has frozen: ends, ends of windows, and where the clock counts as fallen."""
+        ends = [moment for moment in self.history.expiry() if moment is not None]
+        made = self.history.made(self.history.current or 0)
+        windows = [micros(made, f"{name}_until") for name in ("concurrent", "retry", "unconfirmed")]
+        tokens = [event for event in self.history.events if "access_token_expires_at" in event]
+        return [
+            *ends,
+            *(moment for moment in windows if moment is not None),
+            times.micros(tokens[-1]["access_token_expires_at"]),
+            times.micros(tokens[-1]["access_token_issued_at"]) - 10 * SECOND,
+            self.history.at - 10 * SECOND,
+        ]
+
+    # ------------------------------------------------------------ one command, both readings
+
+    def command(self) -> dict[str, Any]:
+        """What every command says; now and then the grant is read back from its snapshot first."""
+        self.commands += 1
+        if self.commands % SNAPSHOT_EVERY_COMMANDS == 0:
+            self.grant = msgspec.msgpack.decode(msgspec.msgpack.encode(self.grant), type=Grant)
+        return {"at": self.now, "command_id": f"{self.commands:032x}"}
+
+    def submit(self, command: commands.GrantCommand) -> Answer:
+        """Let both decide, hold their answers against each other, and fold what was recorded into both."""
+        rules, before = self.rules(), msgspec.msgpack.encode(self.grant)
+        expected, told = decide(self.history, command, rules), None
+        try:
+            decision = self.grant.decide(command, rules)
+        except StateMayBeStale:
+            agree("read anew", expected.stale, True)
+            assert isinstance(command, commands.RedeemToken)
+            return self.submit(msgspec.structs.replace(command, fresh=True))
+        except Refused as refused:
+            told = refused
+        agree("decide moves nothing", before, msgspec.msgpack.encode(self.grant))
+        agree("read anew", expected.stale, False)
+        if told is not None:
+            agree("nothing recorded", expected.events, [])
+            agree("refused", expected.refused, told.refusal)
+            agree("why", (expected.event_id, expected.counts), (told.event_id, told.counts))
+            agree("come again", told.refusal is Refusal.TOO_FAST, told.retry_after_seconds is not None)
+            return expected
+        agree("events", expected.events, [json.loads(events.encode(event)) for event in decision.events])
+        agree("ends the subject", expected.ends_subject, decision.ends_subject)
+        self.append(decision.events)
+        if isinstance(decision.outcome, commands.RefusedOutcome):
+            reason = decision.outcome.refusal, decision.outcome.event_id
+            agree("refused", (expected.refused, expected.event_id), reason)
+        else:
+            agree("refused", expected.refused, None)
+            self.compare_served(expected, decision.outcome)
+        return expected
+
+    def append(self, made: Sequence[GrantEvent]) -> None:
+        """Fold what was stored, never what was decided."""
+        for event in made:
+            stored = events.encode(event)
+            again: Any = events.decode(stored)
+            self.grant.evolve(again)
+            self.log.append(again)
+            self.history.append(json.loads(stored))
+            self.entries.append(Recorded(self.history.events[-1], set(self.client.scope)))
+        if made:
+            self.commits.append((len(self.log), len(self.entries)))
+
+    def compare_served(self, expected: Answer, outcome: commands.Served | None) -> None:
+        agree("served", expected.served is not None, outcome is not None)
+        if expected.served is None or outcome is None:
+            return
+        agree("access token", self.access_token(expected.served.minted_v), outcome.access_token)
+        for name in ("generation", "key_id", "idle_expires_at", "absolute_expires_at", "last_v", "retry"):
+            agree(name, getattr(expected.served, name), getattr(outcome, name))
+
+    def access_token(self, v: int) -> AccessToken:
+        """An access token as its event says, read without the ledger's help."""
+        event = self.history.events[v - 1]
+        members: dict[str, Any] = {
+            name: event.get(name) for name in ("cnf_jkt", "cnf_x5t_s256", "format", "signing_key_id")
+        }
+        return AccessToken(
+            v=v,
+            scope=tuple(event["scope"]),
+            resource=tuple(event["resource"]) if "resource" in event else None,
+            issued_at=times.micros(event["access_token_issued_at"]),
+            expires_at=times.micros(event["access_token_expires_at"]),
+            **members,
+        )
+
+    def compare_states(self) -> None:
+        """What views and introspection read, now."""
+        if not self.history.events:
+            return
+        rules, grant = self.rules(), self.grant
+        told, expected = grant.judge(self.now, rules.epoch_end), self.history.judge(self.now, rules.epoch_end)
+        for name in ("status", "reason_class", "at", "event_id", "refusal"):
+            agree(name, getattr(expected, name), getattr(told, name))
+        agree("generation", (self.history.current, len(self.history.events)), (grant.generation, grant.v))
+        agree("expiry", self.history.expiry(), (grant.idle_expires_at, grant.absolute_expires_at))
+        words = [word for word in self.history.issued["scope"] if word in self.history.carried()]
+        agree("carried", words, list(grant.carried))
+        minted = [event for event in self.log if access_token_of(event) is not None]
+        for event in minted[:1] + minted[-4:]:
+            token = self.access_token(event.v)
+            agree("minted", token, access_token_of(event))
+            active = grant.access_token_active(token, self.now, rules)
+            # What had run out by the grant's own time may stay so when the wall clock is put back.
+            if active or self.history.at < token.expires_at:
+                agree(f"{event.v} is active", self.history.access_token_active(event.v, self.now, rules), active)
+
+    # ------------------------------------------------------------ a grant, and what is done with it
+
+    def issue(self, scope: Words, resource: Words | None, idle_seconds: int | None, life_seconds: int | None) -> None:
+        self.forget_grant()
+        befores = [times.micros(raised.before) for raised in self.raises if raised.before is not None]
+        command = commands.IssueGrant(
+            **self.command(),
+            grant_id=GRANT_ID,
+            client_id="www",
+            subject_id=SUBJECT,
+            scope=scope,
+            resource=resource,
+            refresh_token_ttl_seconds=idle_seconds,
+            grant_ttl_seconds=life_seconds,
+            nonce_sha256="0e" * 32,
+            issued_by="operator:login",
+            issued_at_least=max([0, *befores]),
+            bound_jkt="jkt-right" if self.bound else None,
+            auth_time=1_764_000_000,
+        )
+        served = self.submit(command).served
+        if served is not None and served.generation is not None:
+            self.held["owner"].append((0, served.key_id))
+
+    def present(
+        self,
+        token: Token,
+        holder: str,
+        context: str,
+        *,
+        scope: Words | None = None,
+        resource: Words | None = None,
+        proof: str | None = None,
+        retry_after_seconds: int | None = None,
+        lost: bool = False,
+    ) -> Answer:
+        """A holder presents a token of the grant, genuine in tag and secret. `lost`: the answer reaches nobody."""
+        presenter = Presenter(
+            client_id="www",
+            authenticated=self.client.authenticates,
+            auth_method="client_secret_post" if self.client.authenticates else "none",
+            context=CONTEXTS[context],
+            proof_jkt="jkt-right" if proof is None and self.bound else proof,
+        )
+        first = None
+        if token[0] <= (self.history.current or 0) - 2:
+            first = history.first_redemption(self, STREAM, len(self.log), token[0])
+            agree("first redemption", self.history.first_redemption(token[0]), first)
+        command = commands.RedeemToken(
+            **self.command(),
+            presenter=presenter,
+            generation=token[0],
+            key_id=token[1],
+            scope=scope,
+            resource=resource,
+            first_redemption=first,
+            retry_after_seconds=retry_after_seconds,
+        )
+        answer = self.submit(command)
+        if answer.ends_subject:
+            self.raise_epoch("subject", None, "reuse")
+        if answer.served is not None and answer.served.generation is not None:
+            given = answer.served.generation, answer.served.key_id
+            minted = set(self.history.events[answer.served.minted_v - 1]["scope"])
+            at = max(self.now, self.history.at)
+            self.entries.append(Handed(token, given, minted, set(self.client.scope), at))
+            if not lost and given not in self.held[holder]:
+                self.held[holder].append(given)
+        return answer
+
+    def event_at(self, name: str, v: int) -> events.AnyEvent:
+        """The history as the ledger's own search asks for it."""
+        agree("stream", STREAM, name)
+        return self.log[v - 1]
+
+    def give_back_access_token(self, v: int) -> None:
+        """As the revocation endpoint does: what is not active needs no event."""
+        if self.enabled and self.history.access_token_active(v, self.now, self.rules()):
+            self.submit(commands.RevokeAccessToken(**self.command(), issued_v=v, client_id="www"))
+
+    def count_presentations(self, number: int, *, at_stop: bool) -> None:
+        members: dict[str, Any] = {"last_generation": 0, "last_context": CONTEXTS["thief"], "at_stop": at_stop}
+        members |= {"first_at": self.now, "last_at": self.now}
+        self.submit(commands.CountPresentations(**self.command(), count=number, **members))
+
+    def another_client_presents(self, token: Token) -> Answer:
+        presenter = Presenter(
+            client_id="oth", authenticated=True, auth_method="client_secret_basic", context=CONTEXTS["thief"]
+        )
+        self.submit(commands.RecordForeignClient(**self.command(), presenter=presenter, generation=token[0]))
+        members: dict[str, Any] = {"generation": token[0], "key_id": token[1], "scope": None, "resource": None}
+        return self.submit(commands.RedeemToken(**self.command(), presenter=presenter, **members))
+
+    # ------------------------------------------------------------ the store
+
+    def restore(self, commits_lost: int) -> None:
+        """The log loses its last commits; holders keep what they were given."""
+        self.check_whole()
+        self.commits = self.commits[: max(1, len(self.commits) - commits_lost)]
+        kept, entries = self.commits[-1]
+        self.log, self.entries = self.log[:kept], self.entries[:entries]
+        self.history = History(self.history.events[:kept])
+        self.grant = self.folded()
+
+    def folded(self) -> Grant:
+        grant = Grant()
+        for event in self.log:
+            grant.evolve(event)
+        return grant
+
+    def check_whole(self) -> None:
+        """What must hold of all that happened to this grant, and that a replay of it comes to the same (I-13)."""
+        check(self.entries)
+        agree("replay", msgspec.msgpack.encode(self.folded()), msgspec.msgpack.encode(self.grant))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.servers import PROJECT, free_port
 
-BLOCK = re.compile(r"<!-- command: (\w+) -->\n```bash\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"<!-- minutes: (\w+) -->\n```bash\n(.*?)```", re.DOTALL)
 FIVE_MINUTES = ("start", "client", "security", "auditor")
 
 

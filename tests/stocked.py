@@ -46,6 +46,11 @@ class Stocked:
         """Let time pass; negative seconds put the clock back."""
         self._clock[0] += int(seconds * times.SECOND)
 
+    async def flushed(self) -> None:
+        """Let two minutes pass, after which what was counted in memory is written."""
+        self.pass_seconds(120)
+        await self.ledger._flush_presentations()
+
     async def clients(self, *names: str, policy: Policy = PRESETS["standard"], serial: int | None = None) -> None:
         """Let exactly these clients exist."""
         specs = [

@@ -108,8 +108,7 @@ async def test_the_epoch_that_ended_the_grant_stands_at_its_place(tmp_path: Path
         await at.ledger.revoke_client(OPERATOR, "www", None, at.now)
         await at.ledger.revoke_subject(OPERATOR, "alice", None, None)
         await at.refused(issued.refresh_token)
-        at.pass_seconds(3600)
-        await flushed(at)
+        await at.flushed()
         shown = told(at, issued.grant_id)["events"]
         assert ["grant.issued", "client.revoked", "grant.presentations_counted"] == [each["topic"] for each in shown]
         epoch = shown[1]
@@ -121,11 +120,6 @@ async def test_the_epoch_that_ended_the_grant_stands_at_its_place(tmp_path: Path
         assert sorted(int(each["position"]) for each in shown) == [int(each["position"]) for each in shown]
         for limit in (1, 2):
             assert shown[limit:] == told(at, issued.grant_id, after=limit)["events"]
-
-
-async def flushed(at: Stocked) -> None:
-    """Have what was counted in memory written."""
-    await at.ledger._flush_presentations(all_of_them=True)
 
 
 async def test_an_epoch_that_came_after_the_end_is_not_told(tmp_path: Path) -> None:

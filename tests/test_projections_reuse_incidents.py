@@ -230,8 +230,7 @@ async def test_presentations_without_an_event_are_counted_too(tmp_path: Path) ->
             await at.refused(issued.refresh_token, source=ELSEWHERE)
         waiting = at.ledger.desk.presentations.waiting
         assert 3 == told(at, waiting=waiting)["incidents"][0]["presentations_counted"]
-        at.pass_seconds(120)
-        await at.ledger._flush_presentations(all_of_them=True)
+        await at.flushed()
         await at.refused(issued.refresh_token, source=ELSEWHERE)
         assert 4 == told(at, waiting=waiting)["incidents"][0]["presentations_counted"]
 

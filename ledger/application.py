@@ -144,8 +144,7 @@ class Ledger:
             self._ticker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._ticker
-        with contextlib.suppress(Unavailable):
-            await self._flush_presentations(all_of_them=True)
+        await self._flush_presentations(at_stop=True)
         ended = await self._commits.close()
         if self.behind is None and self._commits.broken is None:
             with contextlib.suppress(LedgerError):
@@ -492,13 +491,23 @@ class Ledger:
             except (LedgerError, Unavailable) as error:
                 log.error("upkeep_failed", extra={"fields": {"problem": str(error)}})
 
-    async def _flush_presentations(self, *, all_of_them: bool = False) -> None:
-        now = self.memory.clock()
-        for grant_id, counted in self.desk.presentations.due(now, all_of_them=all_of_them):
-            count = counted.count
-            decide = partial(presenting.flush_presentations, desk=self.desk, grant_id=grant_id, counted=counted)
-            if await self._commits.submit(decide):
-                self.desk.presentations.flushed(grant_id, count, now)
+    async def _flush_presentations(self, *, at_stop: bool = False) -> None:
+        now, counts = self.memory.clock(), self.desk.presentations
+        due = list(counts.due(now, all_of_them=at_stop))
+        flushes = (
+            self._commits.submit(
+                partial(
+                    presenting.flush_presentations, desk=self.desk, grant_id=grant_id, counted=counted, at_stop=at_stop
+                )
+            )
+            for grant_id, counted in due
+        )
+        flushed = await asyncio.gather(*flushes, return_exceptions=True)
+        for (grant_id, _), count in zip(due, flushed, strict=True):
+            if isinstance(count, int):
+                counts.flushed(grant_id, count, now)
+            elif not isinstance(count, Unavailable):
+                raise count
 
 
 def _rotation(keys: Keys, act: Act, *, key_id: int) -> KeyRotated:

@@ -30,8 +30,8 @@ def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanatio
     now = max(batch.now, grant.at)
     standing = grant.judge(now, rules.epoch_end)
     if standing.status != "active":
-        return _over(batch, desk, loaded, grant, standing, presented.generation)
-    return _alive(batch, desk, loaded, grant, rules, presented, now)
+        return _over(batch, grant, standing, presented.generation, _counted(desk, grant, now, rules))
+    return _alive(batch, loaded, grant, rules, presented, now, _counted(desk, grant, now, rules))
 
 
 def explain_access(batch: Batch, desk: Desk, presented: access_tokens.Presented) -> Explanation:
@@ -76,7 +76,7 @@ def explain_access(batch: Batch, desk: Desk, presented: access_tokens.Presented)
     )
 
 
-def _over(batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, standing: Standing, generation: int) -> Explanation:
+def _over(batch: Batch, grant: Grant, standing: Standing, generation: int, counted: int | None) -> Explanation:
     by = _requested_by(batch, standing.event_id)
     text = f"A refresh token (generation {generation}) of a grant that is {standing.status} since {_since(standing)}"
     text += f", {_spoken(standing.refusal)}" if standing.refusal else ""
@@ -91,19 +91,25 @@ def _over(batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, standing: Stan
         at=times.text(standing.at) if standing.at is not None else None,
         by=by,
         event_id=standing.event_id,
-        presentations_counted=_counted(desk, grant),
+        presentations_counted=counted,
     )
 
 
 def _alive(
-    batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, rules: Rules, presented: tokens.Presented, now: int
+    batch: Batch,
+    loaded: Loaded,
+    grant: Grant,
+    rules: Rules,
+    presented: tokens.Presented,
+    now: int,
+    counted: int | None,
 ) -> Explanation:
     generation, current = presented.generation, grant.generation
     common = {
         "grant_id": grant.grant_id,
         "generation": generation,
         "current_generation": current,
-        "presentations_counted": _counted(desk, grant),
+        "presentations_counted": counted,
     }
     if current is None or generation > current or grant.key_of(generation) != presented.key_id:
         text = "A genuine token that is ahead of the log: acknowledged events were lost, as after an older backup."
@@ -140,8 +146,10 @@ def _alive(
     return Explanation(verdict="retired", text=text, at=at, event_id=event_id, reason="rotated", **common)  # type: ignore[arg-type]
 
 
-def _counted(desk: Desk, grant: Grant) -> int | None:
-    return (grant.tally.count + desk.presentations.waiting(grant.grant_id)) or None
+def _counted(desk: Desk, grant: Grant, now: int, rules: Rules) -> int | None:
+    """In events and still in memory, together."""
+    told = grant.presentations_counted(now, rules.epoch_end)
+    return (told + desk.presentations.waiting(grant.grant_id)) or None
 
 
 def _since(standing: Standing) -> str:

@@ -7,6 +7,8 @@ two. A crash loses the tail of a count, never a fact.
 
 from collections.abc import Iterator
 
+from ledger.answers import Source
+
 FLUSH_EVERY_SECONDS = 60
 COUNTED_GRANTS_MAX = 10_000
 BURST_GRANTS_MAX = 50_000
@@ -14,16 +16,21 @@ _SECOND = 1_000_000
 
 
 class Counted:
-    """Presentations of one grant since the last flush. Times in microseconds."""
+    """Presentations of one grant since the last flush. Times in microseconds; `last_context` is the commitment of
+    `last_source`; `declined` the count that the rules last wanted no event for."""
 
-    __slots__ = ("count", "first_at", "flushed_at", "last_at", "last_context", "last_generation")
+    __slots__ = (
+        "count", "declined", "first_at", "flushed_at", "last_at", "last_context", "last_generation", "last_source",
+    )  # fmt: skip
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, source: Source) -> None:
         self.count = 0
+        self.declined = 0
         self.first_at = at
         self.last_at = at
         self.last_generation = 0
         self.last_context = ""
+        self.last_source = source
         self.flushed_at = 0
 
 
@@ -33,19 +40,21 @@ class Presentations:
     def __init__(self) -> None:
         self._counted: dict[str, Counted] = {}
 
-    def count(self, grant_id: str, generation: int, context: str, at: int) -> None:
-        """One more presentation of a generation (for an access token: 0) from a context (a commitment)."""
-        counted = self._counted.get(grant_id)
+    def count(self, grant_id: str, generation: int, source: Source, context: str, at: int) -> None:
+        """One more presentation of a generation from a source, whose commitment is `context`."""
+        counted = self._counted.pop(grant_id, None)
         if counted is None:
             if len(self._counted) >= COUNTED_GRANTS_MAX:  # the one heard of least recently leaves, its tail with it
                 del self._counted[next(iter(self._counted))]
-            counted = self._counted[grant_id] = Counted(at)
+            counted = Counted(at, source)
         elif counted.count == 0:
             counted.first_at = at
+        self._counted[grant_id] = counted
         counted.count += 1
         counted.last_at = at
         counted.last_generation = generation
         counted.last_context = context
+        counted.last_source = source
 
     def waiting(self, grant_id: str) -> int:
         """How many presentations of a grant are counted and in no event yet."""
@@ -53,17 +62,22 @@ class Presentations:
         return counted.count if counted else 0
 
     def due(self, now: int, *, all_of_them: bool = False) -> Iterator[tuple[str, Counted]]:
-        """Grants whose count may be flushed now: a minute has passed since their last flush."""
+        """Grants whose count may be flushed now: a minute has passed since their last flush, and more were counted
+        since the rules last declined. `all_of_them`: whatever is counted."""
         for grant_id, counted in list(self._counted.items()):
-            if counted.count and (all_of_them or now - counted.flushed_at >= FLUSH_EVERY_SECONDS * _SECOND):
+            waited = abs(now - counted.flushed_at) >= FLUSH_EVERY_SECONDS * _SECOND and counted.count > counted.declined
+            if counted.count and (waited or all_of_them):
                 yield grant_id, counted
 
     def flushed(self, grant_id: str, count: int, at: int) -> None:
-        """That many presentations of a grant stand in an event now."""
+        """That many presentations of a grant stand in an event now; 0: the rules wanted none yet."""
         counted = self._counted.get(grant_id)
-        if counted is not None:
+        if counted is None:
+            return
+        if count:
             counted.count -= min(count, counted.count)
             counted.flushed_at = at
+        counted.declined = counted.count
 
 
 class Bursts:

@@ -84,7 +84,7 @@ def redeem(
             decision = grant.decide(replace(command, fresh=True), rules)
     except Refused as refusal:
         if refusal.counts:
-            desk.presentations.count(presented.grant_id, presented.generation, presenter.context, now)
+            desk.presentations.count(presented.grant_id, presented.generation, source, presenter.context, now)
         _forget_nonce_if_over(batch, desk, loaded)
         raise
     positions = record(batch, desk, loaded, decision, source, presenter.context)
@@ -246,24 +246,26 @@ def record_foreign(batch: Batch, desk: Desk, grant_id: str, presenter: Presenter
     record(batch, desk, loaded, grant.decide(command, desk.authority.rules(grant)), None, None)
 
 
-def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counted) -> bool:
-    """Put counted presentations of a grant into an event; False where the rules want none now."""
+def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counted, *, at_stop: bool) -> int:
+    """Put counted presentations of a grant into an event. How many; 0 where the rules want no event now."""
     found = batch.grant(grant_id)
     if found is None:
-        return False
+        return 0
     loaded, grant = found
+    count = counted.count
     command = CountPresentations(
         at=batch.now,
         command_id=batch.command_id,
-        count=counted.count,
+        count=count,
         first_at=counted.first_at,
         last_at=counted.last_at,
         last_generation=counted.last_generation,
         last_context=counted.last_context,
+        at_stop=at_stop,
     )
     decision = grant.decide(command, desk.authority.rules(grant))
-    record(batch, desk, loaded, decision, None, None)
-    return bool(decision.events)
+    record(batch, desk, loaded, decision, counted.last_source, counted.last_context)
+    return count if decision.events else 0
 
 
 # ---------------------------------------------------------------- parts

@@ -1,0 +1,257 @@
+"""What is counted instead of recorded one by one (I-21), and how fast unauthenticated clients may redeem."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ledger import times
+from ledger.answers import Source, TokenAnswer
+from ledger.events import PresentationsCounted
+from ledger.presentations import BURST_GRANTS_MAX, COUNTED_GRANTS_MAX, Bursts, Presentations
+from ledger.refusals import Refusal, Refused
+from tests.ledgers import (
+    ELSEWHERE,
+    HOME,
+    LOCAL_OPERATOR,
+    OPTIONS,
+    SECURITY,
+    Opened,
+    check_ledger,
+    client,
+    open_ledger,
+    with_policy,
+)
+
+pytestmark = pytest.mark.anyio
+
+SECOND = times.SECOND
+
+
+def due(counts: Presentations, now: int, *, stop: bool = False) -> list[tuple[str, int]]:
+    return [(grant_id, counted.count) for grant_id, counted in counts.due(now, all_of_them=stop)]
+
+
+def test_a_grant_is_due_at_once_and_then_once_a_minute() -> None:
+    """At most one flush a minute and grant."""
+    counts = Presentations()
+    counts.count("a", 3, HOME, "c", 100 * SECOND)
+    assert [("a", 1)] == due(counts, 100 * SECOND)
+    counts.flushed("a", 1, 100 * SECOND)
+    assert 0 == counts.waiting("a")
+    counts.count("a", 3, HOME, "c", 101 * SECOND)
+    assert [] == due(counts, 159 * SECOND)
+    assert [("a", 1)] == due(counts, 160 * SECOND)
+    assert [("a", 1)] == due(counts, 159 * SECOND, stop=True)
+
+
+def test_what_was_declined_is_not_asked_about_again_before_more_was_counted() -> None:
+    """A grant whose count passes no power of two costs nothing while nobody presents its tokens."""
+    counts = Presentations()
+    counts.count("a", 3, HOME, "c", 0)
+    counts.flushed("a", 0, 100 * SECOND)
+    assert [] == due(counts, 300 * SECOND)
+    counts.count("a", 3, HOME, "c", 301 * SECOND)
+    assert [("a", 2)] == due(counts, 301 * SECOND)
+
+
+def test_what_was_counted_during_a_flush_stays_counted() -> None:
+    """Nothing is lost, nothing told twice."""
+    counts = Presentations()
+    for _ in range(5):
+        counts.count("a", 3, HOME, "c", 0)
+    counts.flushed("a", 3, 0)
+    assert 2 == counts.waiting("a")
+
+
+def test_a_clock_that_was_put_back_does_not_hold_a_flush_up_for_long() -> None:
+    """I-16: times of the wall clock may run back."""
+    counts = Presentations()
+    counts.count("a", 3, HOME, "c", 1000 * SECOND)
+    counts.flushed("a", 1, 1000 * SECOND)
+    counts.count("a", 3, HOME, "c", 10 * SECOND)
+    assert [("a", 1)] == due(counts, 10 * SECOND)
+
+
+def test_the_map_is_bounded_and_who_was_heard_of_least_recently_leaves() -> None:
+    """However many dead grants somebody has tokens of, memory is bounded."""
+    counts = Presentations()
+    for n in range(COUNTED_GRANTS_MAX):
+        counts.count(str(n), 0, HOME, "c", n)
+    counts.count("0", 0, HOME, "c", COUNTED_GRANTS_MAX)
+    counts.count("one more", 0, HOME, "c", COUNTED_GRANTS_MAX)
+    assert (2, 0, 1) == (counts.waiting("0"), counts.waiting("1"), counts.waiting("one more"))
+
+
+def test_a_bucket_is_full_at_first_and_fills_by_the_second() -> None:
+    """`REFRESH_BURST` at once, then `REFRESH_PER_SECOND`; the wait is a whole number of seconds, at least one."""
+    bursts = Bursts(3, 0.5)
+    for _ in range(3):
+        assert bursts.retry_after_seconds("a", 0) is None
+        bursts.spend("a", 0)
+    assert 2 == bursts.retry_after_seconds("a", 0)
+    assert 1 == bursts.retry_after_seconds("a", 1 * SECOND)
+    assert bursts.retry_after_seconds("a", 2 * SECOND) is None
+    assert bursts.retry_after_seconds("b", 0) is None
+    assert 2 == bursts.retry_after_seconds("a", -5 * SECOND), "a clock that was put back fills nothing"
+    assert not Bursts(10, 0).limited
+
+
+def test_buckets_are_bounded() -> None:
+    """A grant that is forgotten starts with a full bucket again."""
+    bursts = Bursts(1, 1)
+    for n in range(BURST_GRANTS_MAX + 1):
+        bursts.spend(str(n), 0)
+    assert bursts.retry_after_seconds("0", 0) is None
+    assert 1 == bursts.retry_after_seconds(str(BURST_GRANTS_MAX), 0)
+
+
+# ---------------------------------------------------------------- in a ledger
+
+
+async def flush(opened: Opened) -> None:
+    """What the ledger does by itself once a second."""
+    await opened.ledger._flush_presentations()
+
+
+def counted(opened: Opened, answer: TokenAnswer) -> list[int]:
+    return [event.count for event in opened.grant_events(answer) if isinstance(event, PresentationsCounted)]
+
+
+async def test_hundreds_of_presentations_after_the_end_make_a_few_events(tmp_path: Path) -> None:
+    """I-21: at most one event a minute, and each time a power of two must have been passed."""
+    async with open_ledger(tmp_path) as opened:
+        dead = await opened.issue()
+        await opened.act("revoke", dead.grant_id)
+        for _ in range(520):
+            assert Refusal.REVOKED_BY_OPERATOR is (await opened.refused(dead)).refusal
+            opened.clock.pass_seconds(0.5)
+            await flush(opened)
+        assert [1, 121, 241, 361, 512] == counted(opened, dead)
+        assert 8 == opened.ledger.desk.presentations.waiting(dead.grant_id)
+    assert [1, 121, 241, 361, 512, 520] == counted_in(tmp_path, dead), "and the rest at the stop"
+    check_ledger(opened.path)
+
+
+def counted_in(folder: Path, answer: TokenAnswer) -> list[int]:
+    with closing(sqlite3.connect(folder / "ledger.db")) as connection:
+        rows = connection.execute(
+            "SELECT body ->> 'count' FROM events WHERE body ->> 'topic' = 'grant.presentations_counted'"
+            " AND body ->> 'stream' = ? ORDER BY position",
+            (f"grant:{answer.grant_id}",),
+        )
+        return [count for (count,) in rows]
+
+
+async def test_a_crash_loses_the_tail_of_a_count_and_no_fact(tmp_path: Path) -> None:
+    """Counting goes on from what an event said."""
+    async with open_ledger(tmp_path) as opened:
+        dead = await opened.issue()
+        await opened.act("revoke", dead.grant_id)
+        await opened.refused(dead)
+        await flush(opened)
+        await opened.refused(dead)
+        opened.ledger.desk.presentations.flushed(dead.grant_id, 1, opened.clock.now)  # as if it had never been counted
+    async with open_ledger(tmp_path, seed=2) as opened:
+        opened.clock.pass_seconds(3600)
+        for _ in range(3):
+            await opened.refused(dead)
+        await flush(opened)
+        assert [1, 4] == counted(opened, dead)
+    check_ledger(opened.path)
+
+
+async def test_the_event_names_when_which_generation_and_from_where(tmp_path: Path) -> None:
+    """Whoever looks into it finds the last presenter's address: its context is new, so it has a private row."""
+    async with open_ledger(tmp_path) as opened:
+        dead = await opened.issue()
+        await opened.refresh(dead)
+        await opened.act("revoke", dead.grant_id)
+        opened.clock.pass_seconds(5)
+        await opened.refused(dead)
+        opened.clock.pass_seconds(5)
+        await opened.refused(dead, source=ELSEWHERE)
+        await flush(opened)
+        event = opened.grant_events(dead)[-1]
+        assert isinstance(event, PresentationsCounted)
+        start = opened.clock.now - 10 * SECOND
+        assert (times.text(start + 5 * SECOND), times.text(start + 10 * SECOND)) == (event.first_at, event.last_at)
+        assert (2, 0) == (event.count, event.last_generation)
+        rows = opened.rows("SELECT address FROM private_contexts WHERE commitment = ?", event.last_context)
+        assert [(ELSEWHERE.address,)] == rows
+    check_ledger(opened.path)
+
+
+async def test_a_count_that_outlives_an_erasure_brings_no_address_back(tmp_path: Path) -> None:
+    """What was counted before it is told without its place."""
+    async with open_ledger(tmp_path) as opened:
+        dead = await opened.issue()
+        await opened.act("revoke", dead.grant_id)
+        await opened.refused(dead, source=Source("192.0.2.99", "left-behind/1"))
+        await opened.ledger.erase(LOCAL_OPERATOR, "alice")
+        await flush(opened)
+        assert [1] == counted(opened, dead)
+        assert [] == opened.rows("SELECT * FROM private_contexts")
+    check_ledger(opened.path)
+
+
+async def test_many_grants_are_flushed_together(tmp_path: Path) -> None:
+    """Upkeep never holds the line up: all that is due is one batch, not one commit after the other."""
+    async with open_ledger(tmp_path) as opened:
+        dead = await asyncio.gather(*(opened.issue(str(n)) for n in range(50)))
+        await asyncio.gather(*(opened.act("revoke", answer.grant_id) for answer in dead))
+        await asyncio.gather(*map(opened.refused, dead))
+        before = opened.ledger.commits.batches
+        await flush(opened)
+        assert before + 1 == opened.ledger.commits.batches
+        before = opened.ledger.commits.batches
+        await flush(opened)
+        assert before == opened.ledger.commits.batches, "nothing is due, so nobody is asked"
+    assert 50 == check_ledger(opened.path).topics["grant.presentations_counted"]
+
+
+async def test_explaining_adds_what_is_still_in_memory(tmp_path: Path) -> None:
+    """Told and untold presentations together, counted from the end on, an epoch's end too."""
+    async with open_ledger(tmp_path, clients=[client(policy=with_policy(on_reuse="alert"))]) as opened:
+        first = await opened.issue()
+        last = await opened.chain(first, 4, every_seconds=100_000)
+        for _ in range(3):
+            await opened.refused(first)
+        explanation = await opened.ledger.explain(last.refresh_token or "")
+        assert 2 == explanation.presentations_counted, "the first is an event of its own"
+        await flush(opened)
+        assert 2 == (await opened.ledger.explain(last.refresh_token or "")).presentations_counted
+        opened.clock.pass_seconds(1)
+        await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+        assert (await opened.ledger.explain(last.refresh_token or "")).presentations_counted is None
+        await opened.refused(last)
+        assert 1 == (await opened.ledger.explain(last.refresh_token or "")).presentations_counted
+    check_ledger(opened.path)
+
+
+async def test_only_redemptions_of_public_clients_are_limited(tmp_path: Path) -> None:
+    """Beyond the burst TOO_FAST with a wait, before any append; retries and reuse are bounded by their events."""
+    public = client("app", auth="none")
+    limited = msgspec.structs.replace(OPTIONS, refresh_burst=2, refresh_per_second=1)
+    async with open_ledger(tmp_path, options=limited, clients=[public, client()]) as opened:
+        own = await opened.issue(client_id="www")
+        for _ in range(5):
+            own = await opened.refresh(own)
+        first = await opened.issue(client_id="app")
+        answer = first
+        for _ in range(2):
+            answer = await opened.refresh(answer, client_id="app", authenticated=False)
+        before = opened.last_position()
+        with pytest.raises(Refused) as caught:
+            await opened.refresh(answer, client_id="app", authenticated=False)
+        assert (Refusal.TOO_FAST, 1) == (caught.value.refusal, caught.value.retry_after_seconds)
+        assert before == opened.last_position()
+        with pytest.raises(Refused) as caught:
+            await opened.refresh(first, client_id="app", authenticated=False)
+        assert Refusal.ROTATED is caught.value.refusal, "a straggler of the very context that redeemed it"
+        opened.clock.pass_seconds(1)
+        await opened.refresh(answer, client_id="app", authenticated=False)
+    check_ledger(opened.path)

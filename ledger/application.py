@@ -102,7 +102,6 @@ class Ledger:
         self._ring_read_at = 0.0
         self._on_fatal = on_fatal
         self._ticker: asyncio.Task[None] | None = None
-        self._foreign_tasks: set[asyncio.Future[None]] = set()
         self._commits = Commits(
             store,
             self.memory,
@@ -144,6 +143,7 @@ class Ledger:
             self._ticker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._ticker
+        self._record_foreign()
         await self._flush_presentations(at_stop=True)
         ended = await self._commits.close()
         if self.behind is None and self._commits.broken is None:
@@ -399,37 +399,25 @@ class Ledger:
                 asyncio.get_running_loop().call_later(0.001, self._record_foreign)
 
     def _record_foreign(self) -> None:
-        foreign, self.desk.foreign = self.desk.foreign, []
-        for grant_id, presenter, generation in foreign:
-            decide = partial(
-                presenting.record_foreign,
-                desk=self.desk,
-                grant_id=grant_id,
-                presenter=presenter,
-                generation=generation,
-            )
-            task = asyncio.ensure_future(self._commits.submit(decide))
-            self._foreign_tasks.add(task)
-            task.add_done_callback(self._foreign_recorded)
-
-    def _foreign_recorded(self, task: "asyncio.Future[None]") -> None:
-        self._foreign_tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # a lost one is counted by nobody and harms nobody
+        presented, self.desk.foreign = self.desk.foreign, []
+        for foreign in presented:
+            recorded = self._commits.submit(partial(presenting.record_foreign, desk=self.desk, foreign=foreign))
+            recorded.add_done_callback(_forgotten)
 
     def _parsed(self, token: str) -> tokens.Presented | None:
+        return self._read(tokens.parse, token)
+
+    def _parsed_access(self, token: str) -> access_tokens.Presented | None:
+        return self._read(access_tokens.parse, token)
+
+    def _read(self, parse: Callable[[KeyRing, str], T | None], token: str) -> T | None:
+        """Read a token; where it names a key that the ring lacks, the ring's file may have it by now."""
         try:
-            return tokens.parse(self.desk.ring, token)
+            return parse(self.desk.ring, token)
         except KeyNotHeld:
             self.reread_ring()
         try:
-            return tokens.parse(self.desk.ring, token)
-        except KeyNotHeld:
-            return None
-
-    def _parsed_access(self, token: str) -> access_tokens.Presented | None:
-        try:
-            return access_tokens.parse(self.desk.ring, token)
+            return parse(self.desk.ring, token)
         except KeyNotHeld:
             return None
 
@@ -508,6 +496,12 @@ class Ledger:
                 counts.flushed(grant_id, count, now)
             elif not isinstance(count, Unavailable):
                 raise count
+
+
+def _forgotten(recorded: "asyncio.Future[None]") -> None:
+    """Nobody waits for this one: a lost one harms nobody, and the next presentation is recorded in its place."""
+    if not recorded.cancelled():
+        recorded.exception()
 
 
 def _rotation(keys: Keys, act: Act, *, key_id: int) -> KeyRotated:

@@ -3,6 +3,8 @@
 Each function is one request's decision. It raises Refused, or returns an answer that is told only after the commit.
 """
 
+from typing import NamedTuple
+
 from msgspec.structs import replace
 
 from ledger import access_tokens, tokens
@@ -35,6 +37,15 @@ from ledger.subjects import end_subject
 from ledger.times import SECOND
 
 
+class Foreign(NamedTuple):
+    """Another client presented a genuine token of a grant, from a source."""
+
+    grant_id: str
+    generation: int
+    presenter: Presenter
+    source: Source
+
+
 class Desk:
     """What decisions on presented tokens need beside the batch. `alarms` counts what no honest client does."""
 
@@ -45,7 +56,7 @@ class Desk:
         self.authority = authority
         self.bursts = bursts
         self.presentations = Presentations()
-        self.foreign: list[tuple[str, Presenter, int]] = []
+        self.foreign: list[Foreign] = []
         self.alarms: dict[str, int] = {"unknown_grant": 0, "wrong_secret": 0, "ahead_of_log": 0}
 
 
@@ -236,14 +247,17 @@ def introspect_access(
     )
 
 
-def record_foreign(batch: Batch, desk: Desk, grant_id: str, presenter: Presenter, generation: int) -> None:
+def record_foreign(batch: Batch, desk: Desk, foreign: Foreign) -> None:
     """Record, once a grant, that another client presented a genuine token of it."""
-    found = batch.grant(grant_id)
+    found = batch.grant(foreign.grant_id)
     if found is None:
         return
     loaded, grant = found
-    command = RecordForeignClient(at=batch.now, command_id=batch.command_id, presenter=presenter, generation=generation)
-    record(batch, desk, loaded, grant.decide(command, desk.authority.rules(grant)), None, None)
+    command = RecordForeignClient(
+        at=batch.now, command_id=batch.command_id, presenter=foreign.presenter, generation=foreign.generation
+    )
+    decision = grant.decide(command, desk.authority.rules(grant))
+    record(batch, desk, loaded, decision, foreign.source, foreign.presenter.context)
 
 
 def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counted, *, at_stop: bool) -> int:
@@ -284,7 +298,7 @@ def _genuine(
     if grant.client_id != caller.client_id:
         if right and not grant.foreign_recorded:
             presenter = _presenter(batch, loaded, caller, source)
-            desk.foreign.append((presented.grant_id, presenter, presented.generation))
+            desk.foreign.append(Foreign(presented.grant_id, presented.generation, presenter, source))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
         desk.alarms["wrong_secret"] += 1

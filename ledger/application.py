@@ -94,6 +94,7 @@ class Ledger:
         self.refreshed = 0
         self.reuse_detected = {"late_retry": 0, "fork": 0}
         self.behind: Head | None = None
+        self._acknowledging = asyncio.Lock()
         self._head_file = head_file
         self._head_written = 0
         self._new = self.memory.position == 0
@@ -124,16 +125,20 @@ class Ledger:
         on_fatal: Callable[[str], None] = lambda line: None,
     ) -> "Ledger":
         """Serve an opened store. A new one is given the ring's keys; one whose log ends before the head file's position
-        stays unready until `restore_acknowledge`. `on_fatal` is called when the process must end.
+        stays unready, and records nothing, until `restore_acknowledge`. `on_fatal` is called when the process must end.
 
-        Raises LedgerError, Unavailable.
+        Raises LedgerError, Unavailable; the store is the caller's again then.
         """
         head_file.check_writable()
         ledger = cls(store, ring, keys_path, head_file, options, clock=clock, randomness=randomness, on_fatal=on_fatal)
         ledger.authority.reload(store.within(), store.control()[0])
-        if not ledger.authority.keys.created_at:
-            await ledger._commits.submit(ledger._first_keys)
-        ledger._compare_with_head_file()
+        try:
+            ledger._compare_with_head_file()
+            if ledger.behind is None and not ledger.authority.keys.created_at:
+                await ledger._commits.submit(ledger._first_keys)
+        except BaseException:
+            await ledger._commits.close()
+            raise
         ledger._ticker = asyncio.get_running_loop().create_task(ledger._tick())
         return ledger
 
@@ -263,8 +268,7 @@ class Ledger:
     async def erase(self, operator: Operator, subject: str) -> bool:
         """Remove a person's data; False: never seen. What was erased has left the file and its log on return."""
         known = await self._decided(lambda batch: subjects.erase(batch, self.desk.ring, subject, operator.requested_by))
-        if known:
-            await self._truncate_log()
+        await self._truncate_log()  # also where nobody is known any more: the command before may have broken off here
         return known
 
     async def apply(
@@ -320,16 +324,17 @@ class Ledger:
 
     async def restore_acknowledge(self) -> RestoreReport | None:
         """Go on after an older backup was put back knowingly; None where the log is not behind the head file."""
-        behind = self.behind
-        if behind is None:
-            return None
-        ring = self._grown_ring()
-        report = await self._commits.submit(
-            lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), max(ring.keys))
-        )
-        self.behind = None
-        self._write_head()
-        return report
+        async with self._acknowledging:  # a second one, meanwhile, has nothing left to acknowledge
+            behind = self.behind
+            if behind is None:
+                return None
+            key_id = max(self._grown_ring().keys)
+            report = await self._commits.submit(
+                lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id)
+            )
+            self.behind = None
+            self._write_head()
+            return report
 
     def _grown_ring(self) -> KeyRing:
         ring = self.desk.ring.reload(self.keys_path)
@@ -379,12 +384,14 @@ class Ledger:
 
     async def started(self) -> None:
         """Record that a server serves this store."""
-        await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted))
+        if self.behind is None:  # else its position would be one that the lost log has used
+            await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted))
 
     async def stopped(self) -> None:
         """Record that a server ceases to."""
-        with contextlib.suppress(Unavailable):
-            await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped))
+        if self.behind is None:
+            with contextlib.suppress(Unavailable):
+                await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped))
 
     # ------------------------------------------------------------ parts
 
@@ -462,8 +469,9 @@ class Ledger:
     async def _truncate_log(self) -> None:
         """Readers that look at an older moment keep the log; they are short, so try again for a while."""
         for _ in range(100):
-            if await self._commits.exclusively(self.store.truncate_log):
-                return
+            with contextlib.suppress(StoreError):
+                if await self._commits.exclusively(self.store.truncate_log):
+                    return
             await asyncio.sleep(0.05)
         raise Unavailable("erased, but the write-ahead log is still being read; repeat the command")
 
@@ -478,6 +486,8 @@ class Ledger:
                     await self._flush_presentations()
             except (LedgerError, Unavailable) as error:
                 log.error("upkeep_failed", extra={"fields": {"problem": str(error)}})
+            except Exception as error:  # a defect in one round must not end all later ones: nobody would notice
+                log.error("upkeep_failed", exc_info=error)
 
     async def _flush_presentations(self, *, at_stop: bool = False) -> None:
         now, counts = self.memory.clock(), self.desk.presentations

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from ledger.acts import Act
+from ledger.acts import Act, Beginning
 from ledger.answers import EpochAnswer, GrantAct, RestoreReport
-from ledger.batch import Batch
+from ledger.batch import Batch, Loaded
 from ledger.changes import ApplyReport, compared
 from ledger.clients import Client, ClientSpec, Operator, OperatorSpec
 from ledger.commands import GrantCommand, ReinstateGrant, RevokeGrant, SuspendGrant
@@ -15,6 +15,7 @@ from ledger.presenting import Desk, record
 from ledger.private import is_reason
 from ledger.refusals import Refusal, Refused
 from ledger.secret_hashes import secret_hash
+from ledger.snapshots import Journal
 from ledger.subjects import committed_reason, end_subject, keep_reason, subject_id_of
 
 
@@ -140,16 +141,23 @@ def decide_keys(batch: Batch, requested_by: str, decide: Callable[[Keys, Act], K
 
 def record_read(batch: Batch, operator: Operator, question: str, grant_id: str | None) -> None:
     """Say that an operator asked: one `audit.read` a question, in a stream of its own."""
-    loaded = batch.load_or_create("audit")
-    act = Act(at=batch.now, command_id=batch.command_id, requested_by=operator.requested_by)
-    batch.append(loaded, [AuditRead(**act.begins("audit", loaded.v, 0), question=question, grant_id=grant_id)])
+    loaded, begins = _next(batch, "audit", operator.requested_by)
+    batch.append(loaded, [AuditRead(**begins, question=question, grant_id=grant_id)])
 
 
 def record_life(batch: Batch, kind: type[LedgerStarted] | type[LedgerStopped]) -> None:
     """Say that a server began or ceased to serve this store."""
-    loaded = batch.load_or_create("ledger")
-    act = Act(at=batch.now, command_id=batch.command_id, requested_by="operator:local")
-    batch.append(loaded, [kind(**act.begins("ledger", loaded.v, 0))])
+    loaded, begins = _next(batch, "ledger", "operator:local")
+    batch.append(loaded, [kind(**begins)])
+
+
+def _next(batch: Batch, stream: str, requested_by: str) -> tuple[Loaded, Beginning]:
+    """How the next event of a stream begins on which nothing is decided."""
+    loaded = batch.load_or_create(stream)
+    journal = loaded.aggregate
+    assert isinstance(journal, Journal)
+    act = Act(at=batch.now, command_id=batch.command_id, requested_by=requested_by)
+    return loaded, act.begins(stream, journal.v, journal.at)
 
 
 def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: int) -> RestoreReport:
@@ -161,10 +169,8 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
     last = batch.store.within().select("SELECT body FROM events WHERE position = ?", (from_position,))
     batch.memory.position = max(batch.memory.position, lost_position)
     batch.private(None, "UPDATE control SET position_floor = max(position_floor, ?)", lost_position)
-    loaded = batch.load_or_create("ledger")
-    act = Act(at=batch.now, command_id=batch.command_id, requested_by="operator:local")
-    event = LedgerRestored(**act.begins("ledger", loaded.v, 0), lost_position=str(lost_position), lost_at=lost_at)
-    batch.append(loaded, [event])
+    loaded, begins = _next(batch, "ledger", "operator:local")
+    batch.append(loaded, [LedgerRestored(**begins, lost_position=str(lost_position), lost_at=lost_at)])
     decide_keys(batch, "operator:local", lambda keys, by: keys.decide_rotation(new_key_id, by))
     decide_keys(batch, "operator:local", lambda keys, by: keys.decide_activation(new_key_id, by))
     return RestoreReport(

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from ledger import times
 from ledger.clients import Client, Operator
 from ledger.epochs import Subject
 from ledger.events import AnyEvent
@@ -27,6 +28,7 @@ class Journal(msgspec.Struct, array_like=True):
 
     def evolve(self, event: AnyEvent) -> None:
         self.v = event.v
+        self.at = times.micros(event.at)
 
 
 class Aggregate(Protocol):

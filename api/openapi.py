@@ -4,6 +4,7 @@ Bodies are described by the very types that requests are checked against and ans
 """
 
 from importlib.metadata import version
+from inspect import cleandoc
 from typing import Any, Final
 
 import msgspec
@@ -119,6 +120,8 @@ def _without_null(schema: Json) -> Json:
     """The schema of what is sent: a member that is null is left out, never null."""
     if isinstance(schema, list):
         return [_without_null(each) for each in schema]
+    if isinstance(schema, str):
+        return cleandoc(schema)  # a docstring, indented as in its file
     if not isinstance(schema, dict):
         return schema
     found = {name: _without_null(value) for name, value in schema.items() if not (name == "default" and value is None)}

@@ -13,6 +13,7 @@ One sweep over all connections (`Server`) looks at the deadlines; no request cos
 
 import array
 import asyncio
+import contextlib
 import fcntl
 import http
 import math
@@ -272,7 +273,8 @@ class Connection(asyncio.Protocol):
             self.transport.close()
             return
         if self.transport.can_write_eof():  # not on TLS, where the client ends it after reading the length it was told
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the client has reset it just now
+                self.transport.write_eof()
         self.flow.resume_reading()
 
     def close(self) -> None:

@@ -17,8 +17,8 @@ from api.connections import HEAD_BYTES_MAX, NOT_HTTP, Connection, Listener
 from api.exchanges import Exchange
 from api.heads import Malformed, check_head
 
-# A line feed without its carriage return, a carriage return without its line feed, any other control but the tab.
-_NOT_IN_A_HEAD: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# A line feed or a carriage return alone, a line that goes on in the next one, any other control but the tab.
+_NOT_IN_A_HEAD: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LENGTH_LINE: Final = re.compile(rb"\ncontent-length[ \t]*:", re.IGNORECASE)
 
 
@@ -51,6 +51,8 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
         H11Protocol.__init__(self, config, listener.state, {}, loop)
         self.access_log = False
         self.head = bytearray()  # as it came, because h11 forgives what the other parser does not
+        self.recent = b""  # the last piece received, with the four bytes before it
+        self.in_chunks = False
         self.set_up(listener)
 
     def data_received(self, data: bytes) -> None:
@@ -63,6 +65,7 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
                     return
                 self.request_begins()
             self.head += data
+        self.recent = self.recent[-4:] + data
         self.conn.receive_data(data)
         self.handle_events()
         if self.receiving:
@@ -79,6 +82,8 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
                     return
                 if isinstance(event, h11.Request):
                     self._request_received(event)
+                elif isinstance(event, h11.EndOfMessage) and self.in_chunks:
+                    self._check_end_of_chunks()
             except h11.RemoteProtocolError as error:
                 self.refuse(error.error_status_hint, NOT_HTTP)
                 return
@@ -104,7 +109,8 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
         headers = [(bytes(name), bytes(value)) for name, value in event.headers]
         version = event.http_version.decode("ascii")
         length, expects_continue = check_head(version, headers)
-        if length is not None and any(name == b"transfer-encoding" for name, _ in headers):
+        self.in_chunks = any(name == b"transfer-encoding" for name, _ in headers)
+        if length is not None and self.in_chunks:
             raise Malformed(400, NOT_HTTP)
         method = event.method.decode("ascii")
         if method == "CONNECT":
@@ -127,6 +133,11 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
         if length is not None and length > self.listener.body_bytes_max:
             self.body_too_large(self.cycle)
         self.start(self.cycle)
+
+    def _check_end_of_chunks(self) -> None:
+        end = len(self.recent) - len(self.conn.trailing_data[0])
+        if end >= 4 and self.recent[end - 4 : end] != b"\r\n\r\n":
+            raise Malformed(400, NOT_HTTP)
 
     def _next_cycle(self) -> None:
         self.conn.start_next_cycle()

@@ -14,8 +14,9 @@ from api.answers import Header
 _VERSIONS: Final = ("1.1", "1.0")
 _KEPT_BYTES_MAX: Final = 128
 _FRAMING: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
-_HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
-_ABSOLUTE: Final = re.compile(rb"https?://[^/?#@]+(?=[/?#]|$)", re.IGNORECASE)
+_HOST_CHARACTER: Final = rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]"
+_HOST: Final = re.compile(_HOST_CHARACTER + rb"*")
+_ABSOLUTE: Final = re.compile(rb"https?://" + _HOST_CHARACTER + rb"+(?=[/?#]|$)", re.IGNORECASE)
 
 
 class Malformed(Exception):

@@ -1,6 +1,7 @@
 """HTTP/1.1 parsed by httptools (llhttp): uvicorn's protocol with our limits, deadlines and refusals.
 
-It and `api/h11_protocol.py` accept and refuse the same requests.
+It and `api/h11_protocol.py` serve and refuse the same requests, but for methods that nobody has registered: llhttp
+calls those malformed, while h11 leaves it to the application to say 405.
 """
 
 import asyncio
@@ -72,15 +73,18 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
             return
         ended_before = self.ended
         self.feeding_bytes = len(data)
+        offered_at = None
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._serve_without_upgrade(data[upgrade.args[0] :])
+            offered_at = upgrade.args[0]
         except httptools.HttpParserError as error:
             self._refuse_malformed(error)
         else:
             if self.receiving and self.ended == ended_before:
                 self.wire_bytes_received(len(data))
+        if offered_at is not None:
+            self._serve_without_upgrade(data[offered_at:])
 
     def _refuse_malformed(self, error: Any) -> None:
         cause = error.__context__

@@ -293,7 +293,7 @@ def disagreements(number: int) -> list[bytes]:
 
 
 def test_both_parsers_agree_on_any_bytes_and_neither_fails(lines: Lines, count: Callable[[int, int], int]) -> None:
-    """H28: 10,000 wounded requests in the full tier: no 500, no traceback, and what one serves the other serves alike."""
+    """H28: 10,000 wounded requests in the full tier: no 500, no traceback, and both serve the same alike."""
     assert [] == disagreements(count(400, 10_000))
     check_quiet(lines)
 

@@ -1,0 +1,162 @@
+"""Snapshots: believed only where format, version and hash are those of the stream's head; else a replay takes over."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ledger import batch as batch_module
+from ledger import snapshots
+from ledger.answers import TokenAnswer
+from ledger.batch import Batch
+from ledger.clients import Client
+from ledger.grant import Grant
+from ledger.snapshots import FORMAT, Journal, decode, encode, kind_of
+from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, check_ledger, open_ledger, replayed
+
+pytestmark = pytest.mark.anyio
+
+HEAD = bytes(range(32))
+
+
+@pytest.mark.parametrize(
+    ("stream", "kind"),
+    [("grant:00", Grant), ("client:www", Client), ("client:a:b", Client), ("audit", Journal), ("ledger", Journal)],
+)
+def test_a_streams_name_says_its_aggregate(stream: str, kind: type) -> None:
+    """By its first word; ids may hold colons."""
+    assert kind is kind_of(stream)
+
+
+def test_a_snapshot_comes_back_as_it_went() -> None:
+    """What was put in, for the version and hash it stands for."""
+    journal = Journal(v=7, at=9)
+    assert journal == decode(encode(7, HEAD, journal), 7, HEAD, Journal)
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        encode(6, HEAD, Journal(v=7)),
+        encode(7, HEAD[::-1], Journal(v=7)),
+        msgspec.msgpack.encode((FORMAT + 1, 7, HEAD, Journal(v=7))),
+        msgspec.msgpack.encode((FORMAT, 7, HEAD)),
+        msgspec.msgpack.encode((FORMAT, 7, HEAD, "something else")),
+        encode(7, HEAD, Journal(v=7))[:-1],
+        b"",
+        b"\xff" * 20,
+    ],
+    ids=["version", "hash", "format", "short", "state", "cut", "empty", "garbage"],
+)
+def test_a_snapshot_that_does_not_fit_is_none(blob: bytes) -> None:
+    """Never trusted, never fatal."""
+    assert decode(blob, 7, HEAD, Journal) is None
+
+
+# ---------------------------------------------------------------- in a ledger
+
+
+async def grown(opened: Opened) -> TokenAnswer:
+    return await opened.chain(await opened.issue(), 70)
+
+
+def forge(opened: Opened, stream: str, state: bytes) -> None:
+    """Put another snapshot into a head, and let it be read anew."""
+    opened.store._connection.execute("UPDATE streams SET state = ? WHERE name = ?", (state, stream))
+    opened.ledger.memory.forget_everything()
+
+
+def snapshot(opened: Opened, stream: str) -> tuple[int, bytes, bytes]:
+    head = opened.store.head(stream)
+    assert head is not None
+    return head.v, bytes.fromhex(head.head), head.state
+
+
+@pytest.mark.parametrize("kind", ["format", "version", "hash", "garbage", "cut"])
+async def test_what_does_not_fit_is_replayed_and_written_anew(tmp_path: Path, kind: str) -> None:
+    """I-13: the state is that of the events, and the next append leaves a snapshot that fits again."""
+    async with open_ledger(tmp_path) as opened:
+        last = await grown(opened)
+        stream = f"grant:{last.grant_id}"
+        v, head, state = snapshot(opened, stream)
+        wrong = Grant()  # nothing ever happened: whoever believed it would refuse every token
+        forged = {
+            "format": msgspec.msgpack.encode((FORMAT + 1, v, head, wrong)),
+            "version": encode(v - 1, head, wrong),
+            "hash": encode(v, bytes(32), wrong),
+            "garbage": b"\x93",
+            "cut": state[:-5],
+        }[kind]
+        forge(opened, stream, forged)
+        answer = await opened.refresh(last)
+        assert 71 == replayed(opened.path, stream).generation
+        assert v + 2 == opened.ledger.memory.streams[stream].v
+        assert [(answer.position,)] == opened.rows("SELECT position FROM streams WHERE name = ?", stream)
+        opened.check_memory()
+    check_ledger(opened.path)
+
+
+async def test_a_forged_snapshot_that_fits_is_believed_and_found(tmp_path: Path) -> None:
+    """The broken twin: whoever can write the file can write a snapshot that fits, and the check against a replay, not
+    the loading, is what finds it (I-13)."""
+    async with open_ledger(tmp_path) as opened:
+        last = await grown(opened)
+        stream = f"grant:{last.grant_id}"
+        v, head, _ = snapshot(opened, stream)
+        grant = replayed(opened.path, stream)
+        grant.carried = ("read", "write")
+        forge(opened, stream, encode(v, head, grant))
+        with pytest.raises(AssertionError, match="the snapshot is not what a replay comes to"):
+            check_ledger(opened.path)
+
+
+async def test_a_replay_of_any_length_comes_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of a replay join without gap: shorter than one, a little longer, several."""
+    monkeypatch.setattr(batch_module, "REPLAY_PAGE_EVENTS", 20)
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        stream = f"grant:{answer.grant_id}"
+        for until_v in (19, 21, 39, 41, 61):
+            at_v = opened.ledger.memory.streams[stream].v
+            answer = await opened.chain(answer, (until_v - at_v) // 2)
+            kept = opened.ledger.memory.streams[stream].aggregate
+            forge(opened, stream, b"")
+            batch = Batch(opened.store, opened.ledger.memory)
+            loaded = batch.load(stream)
+            opened.store.rollback()
+            assert loaded is not None
+            assert (until_v, kept) == (loaded.v, loaded.aggregate)
+            assert kept is not loaded.aggregate
+        assert answer.refresh_token is not None
+
+
+async def test_authority_without_its_snapshots_is_the_same(tmp_path: Path) -> None:
+    """Clients, operators, keys and epochs are replayed like any other stream."""
+    async with open_ledger(tmp_path) as opened:
+        alice, bob = await opened.issue("alice"), await opened.issue("bob")
+        await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+        await opened.ledger.keys_rotate()
+        opened.store._connection.execute("UPDATE streams SET state = x''")
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        assert "revoked_by_subject" == (await opened.refused(alice)).refusal.value
+        await opened.refresh(bob)
+        assert [(1, "active"), (2, "verifying")] == [(key.id, key.state) for key in opened.ledger.keys_list()]
+        await opened.ledger.erase(LOCAL_OPERATOR, "bob")
+        assert "revoked_by_subject" == (await opened.refused(bob)).refusal.value
+
+
+async def test_loading_costs_one_row_whatever_the_age(tmp_path: Path) -> None:
+    """I-22: a grant with a long history is read from its head alone, no event of it."""
+    async with open_ledger(tmp_path) as opened:
+        last = await grown(opened)
+        opened.ledger.memory.forget_everything()
+        asked: list[str] = []
+        opened.store._connection.set_trace_callback(asked.append)
+        await opened.refresh(last)
+        opened.store._connection.set_trace_callback(None)
+        assert [] == [sql for sql in asked if sql.startswith(("SELECT", "WITH")) and "events" in sql]
+
+
+def test_every_kind_of_stream_has_an_aggregate() -> None:
+    """Whatever an event's stream may be called, there is somebody to follow it."""
+    assert {"grant", "client", "operator", "subject", "keys", "ledger", "audit"} == set(snapshots.KINDS)

@@ -154,6 +154,5 @@ class Exchange:
         if log.enabled(logging.DEBUG):
             # An unknown path may be anything, a misplaced token as well; the known ones are ours.
             path = self.scope["path"] if self.status != 404 else None
-            client = self.scope["client"]
-            peer = client[0] if client else "local"
-            log.debug("request", method=self.scope["method"], path=path, status=self.status, peer=peer)
+            # Nor the peer: an address is a person's, and what is erased must not live on in a log.
+            log.debug("request", method=self.scope["method"], path=path, status=self.status)

@@ -1,0 +1,241 @@
+"""One batch: what decisions read and append together, and that memory never knows more or less than the store."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ledger import batch as batch_module
+from ledger import issuing, operating, presenting, tokens
+from ledger.answers import IssueRequest, TokenAnswer
+from ledger.batch import Batch
+from ledger.events import AnyEvent, TokenRedeemed, TokenRotated
+from ledger.operating import record_read
+from ledger.recorders.errors import StoreFull
+from ledger.refusals import Refused, Unavailable
+from ledger.subjects import end_subject
+from tests.faulty_store import FaultyStore, faulty, instead
+from tests.ledgers import (
+    ELSEWHERE,
+    HOME,
+    ISSUER,
+    SECURITY,
+    Opened,
+    caller,
+    check_ledger,
+    client,
+    open_ledger,
+    with_policy,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def in_one_batch(opened: Opened, *waiting: object) -> list[object]:
+    """Let requests that were just put in line be decided together."""
+    before = opened.ledger.commits.batches
+    answers = await asyncio.gather(*waiting, return_exceptions=True)  # type: ignore[call-overload]
+    assert before + 1 == opened.ledger.commits.batches
+    return list(answers)
+
+
+async def test_the_same_token_twice_in_a_batch_is_one_redemption_and_its_retry(tmp_path: Path) -> None:
+    """I-03: the second decision stands on what the first one appended, though nothing is durable yet."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await opened.issue()
+        answers = await in_one_batch(opened, *(opened.refresh(issued) for _ in range(100)))
+        assert all(isinstance(answer, TokenAnswer) for answer in answers)
+        assert 1 == len({(a.refresh_token, a.access_token, a.position) for a in answers if isinstance(a, TokenAnswer)})
+        assert ["issued", "token_redeemed", "token_rotated", "retry_served"] == opened.topics(issued)
+    check_ledger(opened.path)
+
+
+async def test_a_retry_of_what_the_same_batch_rotated_names_that_position(tmp_path: Path) -> None:
+    """The position of an identical retry is the redemption's, also where that redemption is not durable yet."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await opened.issue()
+        first, other, again = await in_one_batch(
+            opened, opened.refresh(issued), opened.issue("bob"), opened.refresh(issued)
+        )
+        assert isinstance(first, TokenAnswer)
+        assert isinstance(other, TokenAnswer)
+        assert isinstance(again, TokenAnswer)
+        assert first.position == again.position == other.position - 1
+
+
+async def test_an_end_and_a_refresh_in_one_batch_follow_their_order(tmp_path: Path) -> None:
+    """I-06: what is decided behind an end meets it, in the same transaction already; what came before it stands."""
+    async with open_ledger(tmp_path) as opened:
+        first, second = await opened.issue("alice"), await opened.issue("alice")
+        answers = await in_one_batch(
+            opened,
+            opened.refresh(first),
+            opened.ledger.revoke_subject(SECURITY, "alice", None, None),
+            opened.refresh(second),
+        )
+        assert isinstance(answers[0], TokenAnswer)
+        assert isinstance(answers[2], Refused)
+        assert "revoked_by_subject" == answers[2].refusal.value
+        assert answers[2].event_id == f"subject:{opened.issuance(second).subject_id}/1"
+    check_ledger(opened.path)
+
+
+async def test_a_grant_is_used_and_ended_in_the_batch_that_made_it(tmp_path: Path) -> None:
+    """A stream that no look-up in the store can find yet."""
+    async with open_ledger(tmp_path) as opened:
+
+        def at_once(batch: Batch) -> list[AnyEvent]:
+            desk = opened.ledger.desk
+            request = IssueRequest(client_id="www", subject="alice", scope=("read",))
+            issued = issuing.issue(batch, desk, ISSUER, request, "key", b"{}")
+            assert issued.access_token == issuing.issue(batch, desk, ISSUER, request, "key", b"{}").access_token
+            presented = tokens.parse(desk.ring, issued.refresh_token or "")
+            assert presented is not None
+            presenting.redeem(batch, desk, caller(), HOME, presented, None, None)
+            operating.act_on_grant(batch, desk, SECURITY, issued.grant_id, "revoke", "by mistake", None)
+            name = f"grant:{issued.grant_id}"
+            return [batch.event_at(name, v) for v in range(1, 5)]
+
+        events = await opened.ledger.commits.submit(at_once)
+        assert ["grant.issued", "grant.token_redeemed", "grant.token_rotated", "grant.revoked"] == [
+            event.topic for event in events
+        ]
+        assert events == opened.events(events[0].stream)
+        assert [("by mistake",)] == opened.rows("SELECT text FROM private_reasons")
+        opened.check_memory()
+    check_ledger(opened.path)
+
+
+async def test_events_of_one_command_stand_together_with_its_id(tmp_path: Path) -> None:
+    """I-11: a redemption's events bear one command id, which no other command has."""
+    async with open_ledger(tmp_path) as opened:
+        answers = await asyncio.gather(opened.issue(), opened.issue())
+        await asyncio.gather(*map(opened.refresh, answers))
+        seen: set[str] = set()
+        for answer in answers:
+            issued, redeemed, rotated = opened.grant_events(answer)
+            assert isinstance(redeemed, TokenRedeemed)
+            assert isinstance(rotated, TokenRotated)
+            assert redeemed.command_id == rotated.command_id
+            seen |= {issued.command_id, redeemed.command_id}
+        assert 4 == len(seen)
+        assert all(len(command_id) == 32 for command_id in seen)
+
+
+async def test_a_command_keeps_its_id_when_it_is_decided_again(tmp_path: Path) -> None:
+    """I-11: an outcome that looked unknown can be recognised as one's own, however often it was decided."""
+    ids: list[str] = []
+
+    def decide(batch: Batch) -> None:
+        ids.append(batch.command_id)
+        record_read(batch, SECURITY, "q", None)
+        if len(ids) == 1:
+            raise ZeroDivisionError
+
+    async with open_ledger(tmp_path) as opened:
+
+        async def ask() -> None:
+            await opened.ledger.commits.submit(decide)
+
+        await asyncio.gather(ask(), opened.issue())
+        assert 2 == len(ids), "with others, and alone"
+        assert [ids[0]] * 2 == [*ids[1:], *(event.command_id for event in opened.events("audit"))]
+
+
+async def test_a_stream_that_was_asked_for_and_got_no_event_is_not_known(tmp_path: Path) -> None:
+    """I-12: a decision that comes to nothing leaves nothing in memory, and no number that another stream gets too."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        grant = await opened.issue("alice")
+        answer = await opened.ledger.revoke_subject(SECURITY, "nobody", None, None)
+        assert (False, 0) == (answer.known, answer.epoch)
+        before = opened.ledger.memory.stream_id
+        await opened.ledger.commits.submit(
+            lambda batch: end_subject(batch, "00", requested_by="ledger:reuse", reason_class="reuse")
+        )
+        assert "subject:00" not in opened.ledger.memory.streams
+        assert before == opened.ledger.memory.stream_id
+        faulty(opened).on_write.append(instead(StoreFull("no room")))
+        with pytest.raises(Unavailable):
+            await opened.issue("bob")
+        await opened.issue("carol")
+        await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+        assert "revoked_by_subject" == (await opened.refused(grant)).refusal.value
+        opened.check_memory()
+    check_ledger(opened.path)
+
+
+async def test_a_failed_batch_takes_contexts_and_nonces_back(tmp_path: Path) -> None:
+    """I-12: what goes with a grant's private row is forgotten with the batch that did not happen."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        issued = await opened.issue()
+        for act in (opened.refresh(issued, source=ELSEWHERE), opened.act("revoke", issued.grant_id)):
+            faulty(opened).on_commit.append(instead(StoreFull("no room")))
+            with pytest.raises(Unavailable):
+                await act
+            opened.check_memory()
+        assert [] == opened.rows("SELECT * FROM private_contexts")
+        answer = await opened.refresh(issued, source=ELSEWHERE)
+        assert [(ELSEWHERE.address, ELSEWHERE.user_agent)] == opened.rows(
+            "SELECT address, user_agent FROM private_contexts"
+        )
+        await opened.refresh(answer, source=ELSEWHERE)
+        assert [(1,)] == opened.rows("SELECT count(*) FROM private_contexts"), "one row a context, not one a request"
+    check_ledger(opened.path)
+
+
+async def test_a_failed_change_of_authority_is_forgotten(tmp_path: Path) -> None:
+    """I-12: clients, keys and epochs are again what the store says, and the counter with them."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        grant = await opened.issue()
+        acts = (
+            opened.apply(client("other")),
+            opened.ledger.revoke_client(SECURITY, "www", None, None),
+            opened.ledger.revoke_subject(SECURITY, "alice", "moved", None),
+            opened.ledger.keys_activate(1),
+        )
+        for act in acts[:3]:
+            faulty(opened).on_commit.append(instead(StoreFull("no room")))
+            with pytest.raises(Unavailable):
+                await act
+            opened.check_memory()
+        await acts[3]
+        assert opened.ledger.authority.client("www") is not None
+        assert opened.ledger.authority.client("other") is None
+        await opened.refresh(grant)
+        assert [] == opened.rows("SELECT * FROM private_reasons")
+        opened.check_memory()
+    check_ledger(opened.path)
+
+
+async def test_memory_is_bounded_and_what_left_it_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many grants there are, also where they are only looked at; whoever left is as good as new."""
+    async with open_ledger(tmp_path) as opened:
+        issued = [await opened.issue(f"person-{n}") for n in range(30)]
+        monkeypatch.setattr(batch_module, "STREAMS_IN_MEMORY_MAX", 10)
+        for answer in issued:
+            assert "current" == (await opened.ledger.explain(answer.refresh_token or "")).verdict
+            assert len(opened.ledger.memory.streams) <= 10
+        await asyncio.gather(*map(opened.refresh, issued))
+        assert len(opened.ledger.memory.streams) <= 10
+        opened.check_memory()
+    assert 30 == check_ledger(opened.path).topics["grant.token_rotated"]
+
+
+@pytest.mark.parametrize("events", [61, 62, 63, 64, 65, 126, 127, 128, 129, 130])
+async def test_a_history_is_walked_across_its_marks(tmp_path: Path, events: int) -> None:
+    """I-04, I-22: the first redemption of any old generation is found in grants of 64 · n events and around, so that
+    its reuse names who redeemed it and what retired it."""
+    async with open_ledger(tmp_path, clients=[client(policy=with_policy(on_reuse="alert"))]) as opened:
+        answers = [await opened.issue()]
+        while len(answers) * 2 - 1 < events:
+            opened.clock.pass_seconds(100_000)
+            answers.append(await opened.refresh(answers[-1]))
+        opened.ledger.memory.forget_everything()
+        for generation in (0, 1, len(answers) // 2, len(answers) - 3):
+            refusal = await opened.refused(answers[generation], source=ELSEWHERE)
+            retired = opened.grant_events(answers[0])[2 * generation + 2]
+            assert isinstance(retired, TokenRotated)
+            assert (retired.event_id, generation + 1) == (refusal.event_id, retired.generation)
+    check_ledger(opened.path)

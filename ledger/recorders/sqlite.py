@@ -9,9 +9,10 @@ Ownership of the writing connection: the event loop's between `begin` and `commi
 `commit`. Nobody else touches it.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +30,8 @@ from ledger.recorders.sqlite_errors import translated
 from ledger.refusals import LedgerError
 
 CHECKPOINT_PAGES = 1000
+LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * 4096
+LOG_WATCHED_EVERY_COMMITS = 64
 
 
 class SQLiteStore:
@@ -43,6 +46,7 @@ class SQLiteStore:
         self._owner: OwnerLock | None = None
         self._writer: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Connection] = []
+        self._commits = 0
 
     # ------------------------------------------------------------ opening and closing
 
@@ -257,8 +261,18 @@ class SQLiteStore:
         """Make the open transaction durable. A crash before it returns: all of it or nothing. The commit thread's."""
         try:
             self._connection.execute("COMMIT")
+            self._watch_log()
         except sqlite3.Error as error:
             raise translated(error) from None
+
+    def _watch_log(self) -> None:
+        """Ask for a check-point where the log is far longer than it should be. SQLite hides the errors of those it
+        makes by itself, which are no part of a commit: on a disk that fails them all the log would only grow."""
+        self._commits += 1
+        if self._commits % LOG_WATCHED_EVERY_COMMITS == 0:
+            with suppress(FileNotFoundError):
+                if os.path.getsize(f"{self.path}-wal") > LOG_BYTES_WATCHED:
+                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def rollback(self) -> None:
         """Forget the open transaction, if there is one."""

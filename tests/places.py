@@ -28,19 +28,23 @@ class Place:
 
     def run(self, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end. A setting given as an empty text is not set."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("TOKEN_LEDGER_")}
-        path = os.pathsep.join([str(PROJECT), *filter(None, [inherited.get("PYTHONPATH")])])
-        own = {f"TOKEN_LEDGER_{name}": value for name, value in (self.settings | settings).items()}
         return subprocess.run(
             [*program(), *arguments],
             cwd=self.folder,
-            env=inherited | {"PYTHONPATH": path} | own,
+            env=self.environment(**settings),
             input=stdin,
             capture_output=True,
             text=True,
             timeout=SECONDS_MAX,
             check=False,
         )
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        """The caller's environment without settings, ours on top, these on top of those."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("TOKEN_LEDGER_")}
+        path = os.pathsep.join([str(PROJECT), *filter(None, [inherited.get("PYTHONPATH")])])
+        own = {f"TOKEN_LEDGER_{name}": value for name, value in (self.settings | settings).items()}
+        return inherited | {"PYTHONPATH": path} | own
 
     def refused(self, *arguments: str, stdin: str = "", **settings: str) -> str:
         """Run a command that must be refused: the one line that it says."""

@@ -2,15 +2,12 @@
 
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import PROJECT, program
+from tests.terminals import on_a_terminal
 from tests.wire import Json
 
 STEPS = (
@@ -154,6 +152,8 @@ def test_what_it_prints_to_paste_shows_what_it_says(tmp_path: Path) -> None:
         caught = pasted(printed, "a retired token")
         assert ("invalid_grant", "reuse_detected") == (caught["error"], caught["reason"])
         assert caught == pasted(printed, "the current token of the same grant")
+        assert process.stdout is not None
+        assert " event=reuse_detected " in process.stdout.readline()
         history = pasted(printed, "an auditor asks what happened")
         assert "grant.revoked" in [event["topic"] for event in history["events"]]
         assert [] == too_wide(printed, tmp_path)
@@ -218,26 +218,9 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("more", "coloured"), [({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)])
 def test_colour_is_for_terminals_that_want_it(tmp_path: Path, more: dict[str, str], coloured: bool) -> None:
     """On a terminal tokens have colours, unless NO_COLOR says otherwise; the words are the same."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*program(), "demo", "--once", "--port", "0"],
-        env=environment(tmp_path, TERM="xterm", **more),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        close_fds=True,
+    exit_code, printed = on_a_terminal(
+        [*program(), "demo", "--once", "--port", "0"], tmp_path, environment(tmp_path, **more)
     )
-    os.close(theirs)
-    printed, deadline = b"", time.monotonic() + SECONDS_MAX
-    while time.monotonic() < deadline and select.select([ours], [], [], SECONDS_MAX)[0]:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # Linux says so where the other end is closed
-            part = b""
-        if not part:
-            break
-        printed += part
-    os.close(ours)
-    assert 0 == process.wait(SECONDS_MAX), printed
-    assert coloured == (b"\x1b[" in printed)
-    assert b"Every step came out as it should." in printed
+    assert 0 == exit_code, printed
+    assert coloured == ("\x1b[" in printed)
+    assert "Every step came out as it should." in printed

@@ -125,7 +125,8 @@ def _your_turn(https: Https, page: Page, settings: Settings, url: str) -> None:
         once more, because a repeated request is taken for one whose answer was lost.""")
     page.request(refresh_request(live), "a live token: paste me twice")
     page.say("""To see a reuse caught, paste the next two. The first presents a token that was retired three rotations
-        ago, as a thief would; the second presents the current token of the same grant, which is dead from then on.""")
+        ago, as a thief would; the second presents the current token of the same grant, which is dead from then on. The
+        server's log line of the reuse appears below.""")
     page.request(refresh_request(retired), "a retired token")
     page.request(refresh_request(newest), "the current token of the same grant")
     page.say("And look at it with the commands that work beside any running server:")

@@ -212,7 +212,7 @@ class Redemption:
         bound = {"proof_jkt": issued.get("bound_jkt"), "proof_x5t_s256": issued.get("bound_x5t_s256")}
         needed = {name: key for name, key in bound.items() if key is not None}
         proven = all(getattr(presenter, name) == key for name, key in needed.items())
-        if self.rules.client is None or presenter.client_id != issued["client_id"]:
+        if self.rules.client is None or presenter.client_id != issued["client_id"] or self.history.current is None:
             return refuse(Refusal.UNKNOWN_TOKEN)
         if not proven and not presenter.authenticated:
             return refuse(Refusal.UNKNOWN_TOKEN)
@@ -398,41 +398,40 @@ class Redemption:
 
     def retry(self, kind: str) -> Answer:
         """The same successor; the winner's access token or, for another wish, one of the retry's own."""
-        winner, made, retries = (
-            self.history.redeemed(self.g)[-1],
-            self.history.made(self.c),
-            self.history.retries(self.g),
-        )
+        winner, made = self.history.redeemed(self.g)[-1], self.history.made(self.c)
         token = self.token(self.history.carried(winner["v"]))
         if isinstance(token, Refusal):
             return refuse(token)
         if token is None:
             return self.expire("absolute", self.absolute)
-        wish = {name: fact("", **token).get(name) for name in ("scope", "resource", "cnf_jkt", "cnf_x5t_s256")}
-        minted = [retry for retry in retries if "access_token_expires_at" in retry]
+        minted = [retry for retry in self.history.retries(self.g) if "access_token_expires_at" in retry]
         fits = [
-            event["v"]
-            for event in (winner, *minted)
-            if all(event.get(name) == value for name, value in wish.items())
-            and self.wall < times.micros(event["access_token_expires_at"])
-            and not self.history.access_token_revoked(event["v"])
-            and not (event["format"] == "jwt" and event["signing_key_id"] in self.rules.distrusted)
+            event["v"] for event in (winner, *minted) if self.lives(event) and _wish(event) == _wish(fact("", **token))
         ]
         if not fits and len(minted) >= 16:
             return refuse(Refusal.ROTATED, event_id(made), counts=True)
-        counts, other, told = (
-            self.counts(kind),
-            self.context != winner["context"],
-            [retry for retry in retries if retry["kind"] == kind],
-        )
-        first = (
-            not told
-            or (counts and not any(retry["counts"] for retry in told))
-            or (other and all(retry["context"] == winner["context"] for retry in told))
-        )
-        events = [self.presented("retry_served", kind=kind, counts=counts, **({} if fits else token))]
+        members = {} if fits else token
+        events = [self.presented("retry_served", kind=kind, counts=self.counts(kind), **members)]
         minted_v = fits[0] if fits else len(self.history.events) + 1
         redemption = [event["v"] for event in self.history.events if event["command_id"] == winner["command_id"]]
         last_v = redemption[-1] if minted_v == winner["v"] else minted_v
         served = Served(minted_v, self.c, made["key_id"], self.idle, self.absolute, last_v, kind)
-        return Answer(events if first or not fits else [], served)
+        return Answer(events if not fits or self.is_news(kind) else [], served)
+
+    def lives(self, token: Fact) -> bool:
+        """Whether an access token may be given once more."""
+        distrusted = token["format"] == "jwt" and token["signing_key_id"] in self.rules.distrusted
+        expired = self.wall >= times.micros(token["access_token_expires_at"])
+        return not (distrusted or expired or self.history.access_token_revoked(token["v"]))
+
+    def is_news(self, kind: str) -> bool:
+        """Each kind is told once, and once more where it first counts or first comes from elsewhere."""
+        here = self.history.redeemed(self.g)[-1]["context"]
+        told = [retry for retry in self.history.retries(self.g) if retry["kind"] == kind]
+        first_counts = self.counts(kind) and not any(retry["counts"] for retry in told)
+        first_elsewhere = self.context != here and all(retry["context"] == here for retry in told)
+        return not told or first_counts or first_elsewhere
+
+
+def _wish(token: Fact) -> list[Any]:
+    return [token.get(name) for name in ("scope", "resource", "cnf_jkt", "cnf_x5t_s256")]

@@ -118,8 +118,12 @@ class Family(RuleBasedStateMachine):
                 world.present(token, "owner", "owner")
 
     def token(self, holder: str, steps_back: int) -> Token | None:
-        """A holder's token, counted back from its last; None where it has none."""
-        held = self.world.held[holder]
+        """A holder's token, counted back from its last; None where it has none. Of a grant without refresh tokens
+        somebody presents one all the same."""
+        world = self.world
+        if world.history.events and world.history.current is None:
+            return 0, world.active_key
+        held = world.held[holder]
         return held[-1 - min(steps_back, len(held) - 1)] if held else None
 
     # ------------------------------------------------------------ presenting
@@ -215,13 +219,23 @@ class Family(RuleBasedStateMachine):
         self.world.change_policy(**dict([change]))
         self.follow(then)
 
+    @rule(then=then)
+    def rotation_is_switched(self, then: tuple[int, ...]) -> None:
+        """For these steps or, where it is switched back at once, for what the owner does in between."""
+        now, other = ("rotate", "reuse") if self.world.client.policy.rotation == "rotate" else ("reuse", "rotate")
+        self.world.change_policy(rotation=other)
+        self.follow(then)
+        if other == "reuse" and len(then) > 1:
+            self.world.change_policy(rotation=now)
+
     @rule(scope=ceilings, then=then)
     def the_ceiling_moves(self, scope: Words, then: tuple[int, ...]) -> None:
         self.world.change_client(scope=scope)
         self.follow(then)
 
-    @rule(back=behind)
-    def the_client_is_away_for_a_while(self, back: int) -> None:
+    @rule(back=behind, authenticates=st.sampled_from([None, None, True, False]))
+    def the_client_is_away_for_a_while(self, back: int, authenticates: bool | None) -> None:
+        """And comes back as it was, or with another way to authenticate."""
         world, token = self.go_on(), self.token("owner", back)
         world.enabled = False
         world.control += 1
@@ -229,6 +243,8 @@ class Family(RuleBasedStateMachine):
         if token is not None:
             assert world.present(token, "owner", "owner").refused is Refusal.UNKNOWN_TOKEN, "I-06"
         world.change_client()
+        if authenticates is not None:
+            world.change_client(authenticates=authenticates)
         world.enabled = True
 
     @precondition(lambda self: self.world.keys < 8)

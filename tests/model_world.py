@@ -310,6 +310,8 @@ class World:
             minted = set(self.history.events[answer.served.minted_v - 1]["scope"])
             at = max(self.now, self.history.at)
             self.entries.append(Handed(token, given, minted, set(self.client.scope), at))
+            if answer.events:  # what was given belongs to its commit
+                self.commits[-1] = len(self.log), len(self.entries)
             if not lost and given not in self.held[holder]:
                 self.held[holder].append(given)
         return answer

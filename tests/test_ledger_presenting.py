@@ -1,0 +1,51 @@
+"""Presented tokens against a whole ledger: what is acknowledged stays so, whatever the clock and operators do later."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ledger.answers import TokenAnswer
+from tests.ledgers import HOME, Opened, caller, open_ledger
+
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
+    async with open_ledger(tmp_path) as ledger:
+        yield ledger
+
+
+async def revoke_access(opened: Opened, answer: TokenAnswer) -> None:
+    await opened.ledger.revoke_token(caller(), HOME, answer.access_token)
+
+
+async def is_active(opened: Opened, answer: TokenAnswer) -> bool:
+    return await opened.ledger.introspect(caller(), answer.access_token) is not None
+
+
+async def test_an_access_token_given_back_during_a_suspension_is_dead_after_it(opened: Opened) -> None:
+    """RFC 7009 2: the revocation was answered with 200, so a reinstatement gives the token no new life."""
+    answer = await opened.issue()
+    await opened.act("suspend", answer.grant_id)
+    await revoke_access(opened, answer)
+    await opened.act("reinstate", answer.grant_id)
+    assert not await is_active(opened, answer)
+    assert ["issued", "suspended", "access_token_revoked", "reinstated"] == opened.topics(answer)
+
+
+async def test_an_access_token_given_back_while_the_clock_is_behind_is_dead_when_it_is_right(opened: Opened) -> None:
+    """I-16: a token issued too far ahead of the wall clock is inactive for now, and not forgotten."""
+    answer = await opened.issue()
+    opened.clock.pass_seconds(-60)
+    assert not await is_active(opened, answer)
+    await revoke_access(opened, answer)
+    opened.clock.pass_seconds(61)
+    assert not await is_active(opened, answer)
+
+
+async def test_an_access_token_that_has_expired_is_given_back_without_a_trace(opened: Opened) -> None:
+    """RFC 7009 2.2: nothing is left to take away, so nothing is recorded."""
+    answer = await opened.issue()
+    opened.clock.pass_seconds(300)
+    await revoke_access(opened, answer)
+    assert ["issued"] == opened.topics(answer)

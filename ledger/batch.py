@@ -278,8 +278,11 @@ class Batch:
                 self._also_changed.add(name)
 
     def probe(self) -> None:
-        """Write something that says nothing new, to learn whether the store can commit."""
-        self.work.control = self.control
+        """Write something that says nothing new, to learn whether the store can commit.
+
+        It is another text each time: what would stay the same SQLite does not write, so a full disk would pass.
+        """
+        self.private(None, "INSERT OR REPLACE INTO meta VALUES ('probe', ?)", self.command_id)
 
     # ------------------------------------------------------------ ending
 

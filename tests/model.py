@@ -141,15 +141,13 @@ def _text(moment: int | None) -> str | None:
 
 def _access_token(
     rules: Rules, wall: int, absolute: int | None, scope: Words, resource: Words | None, cnf: tuple[str | None, ...]
-) -> Fact | None:
-    """The members of a new access token; None where the grant has no whole second left for it."""
+) -> Fact:
+    """The members of a new access token, in whole seconds of the wall clock."""
     assert rules.client is not None
     policy, issued_at = rules.client.policy, wall - wall % SECOND
     end = None if absolute is None else absolute - absolute % SECOND
     expires_at = least(issued_at + policy.access_token_ttl_seconds * SECOND, end)
     assert expires_at is not None
-    if expires_at <= issued_at:
-        return None
     return {
         "scope": scope,
         "resource": resource,
@@ -181,7 +179,6 @@ def _issue(command: commands.IssueGrant, rules: Rules, now: int) -> Answer:
     resource = command.resource or client.resource[:1] or None
     cnf = command.bound_jkt, command.bound_x5t_s256
     token = _access_token(rules, command.at, absolute, command.scope, resource, cnf)
-    assert token is not None, "a grant lives for a second at least"
     same = ("client_id", "subject_id", "nonce_sha256", "issued_by", "session", "device", "auth_time", "acr", "amr")
     bound = () if client.authenticates else ("bound_jkt", "bound_x5t_s256")
     members = token | {name: getattr(command, name) for name in (*same, *bound)}
@@ -231,10 +228,14 @@ class Redemption:
             return refuse(Refusal.KEY_DISTRUSTED, distrusted)
         if self.g > self.c or self.command.key_id != self.history.made(self.g)["key_id"]:
             return self.ahead()
+        # In the last second of the grant `expires_in` would be 0: nothing is served any more.
+        over = self.absolute is not None and self.absolute - self.now < SECOND
         if self.g == self.c:
-            return self.current()
+            return self.expire("absolute", self.absolute) if over else self.current()
         if self.g == self.c - 1:
             kind = self.kind_of_retry()
+            if kind is not None and over:
+                return self.expire("absolute", self.absolute)
             return self.reuse("late_retry") if kind is None else self.retry(kind)
         return self.straggler() if self.is_straggler() else self.reuse("fork")
 
@@ -311,8 +312,8 @@ class Redemption:
             return Refusal.INVALID_SCOPE
         return tuple(word for word in granted if word in (asked or carried & ceiling))
 
-    def token(self, carried: set[str]) -> Fact | Refusal | None:
-        """The access token that a request comes to; None where the grant has no whole second left for one."""
+    def token(self, carried: set[str]) -> Fact | Refusal:
+        """The access token that a request comes to."""
         scope, granted, asked = self.scope(carried), self.history.issued.get("resource"), self.command.resource
         if isinstance(scope, Refusal):
             return scope
@@ -332,8 +333,6 @@ class Redemption:
         token = self.token(carried)
         if isinstance(token, Refusal):
             return refuse(token)
-        if token is None:
-            return self.expire("absolute", self.absolute)
         idle, g, key_id = self.idle, self.g, self.command.key_id
         if policy.refresh_token_ttl_seconds != 0:
             own = self.history.issued.get("idle_seconds")
@@ -402,8 +401,6 @@ class Redemption:
         token = self.token(self.history.carried(winner["v"]))
         if isinstance(token, Refusal):
             return refuse(token)
-        if token is None:
-            return self.expire("absolute", self.absolute)
         minted = [retry for retry in self.history.retries(self.g) if "access_token_expires_at" in retry]
         fits = [
             event["v"] for event in (winner, *minted) if self.lives(event) and _wish(event) == _wish(fact("", **token))

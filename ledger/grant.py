@@ -174,9 +174,12 @@ class Grant(GrantState, array_like=True):
         An end by an event of the grant's own has begun a new one. An epoch or an expiry that no event here tells begins
         one that is known by its first moment: never before that end.
         """
-        standing = self.judge(at, epoch_end)
-        if self.end is not None or not standing.ended or standing.at is None:
+        if self.end is not None:
             return self.tally, 0
+        standing = self.judge(at, epoch_end)
+        if not standing.ended:
+            return self.tally, 0
+        assert standing.at is not None
         return (self.tally if self.tally.first_at >= standing.at else NOTHING_COUNTED), standing.at
 
     def _count_presentations(self, command: CountPresentations, rules: Rules) -> Decision:

@@ -382,6 +382,14 @@ def test_counts_begin_anew_at_the_end(end: tuple[Given, ...], rules: Rules) -> N
     scenario(given=two.history, when=count(1, late + 3, late + 4), rules=rules, then=[])
 
 
+def test_a_count_after_an_end_goes_on_under_a_clock_that_fell_back() -> None:
+    """Presented after the revocation, by a wall clock that says before it."""
+    tale = scenario(given=[issue(), count(9, 10, 20), revoke(1000), count(1, 500, 500)], when=count(1, 501, 501), then=[
+        fact(PresentationsCounted, count=2, first_at=text(moment(500)), at=text(moment(1000))),
+    ])  # fmt: skip
+    assert 2 == tale.grant.presentations_counted(moment(502), None)
+
+
 def test_a_count_that_began_at_an_expiry_goes_on_when_an_event_says_so() -> None:
     """The end is the frozen moment, not the event that tells it."""
     before: list[Given] = [issue(), count(5, 10, 20), count(1, 31 * DAY, 31 * DAY), redeem(0, 32 * DAY)]

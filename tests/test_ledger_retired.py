@@ -320,6 +320,17 @@ def test_an_access_token_that_was_given_back_is_not_served_again() -> None:
     assert 5 == tale.served.access_token.v
 
 
+def test_a_jwt_whose_key_is_distrusted_is_not_served_again() -> None:
+    """It would be called inactive at once; an opaque one is what its grant says."""
+    for form, events in (("jwt", [fact(RetryServed, signing_key_id=2, format="jwt")]), ("opaque", [RetryServed])):
+        by = policy(access_token_format=form)
+        rules = ruled(by, active_key_id=2, distrusted={1: "keys/5"})
+        before = [under(ruled(by), issue()), under(ruled(by, active_key_id=3), redeem(0, 50))]
+        history = told([*before, under(ruled(by, active_key_id=1), redeem(1, 100, key_id=3))])
+        tale = scenario(given=history, when=redeem(1, 105, key_id=3), rules=rules, then=events)
+        assert (2, form == "jwt") == (tale.served.generation, tale.served.access_token.v > 5)
+
+
 def test_sixteen_access_tokens_a_generation_then_no_more() -> None:
     """The seventeenth is refused without action, and counted (I-21)."""
     by = policy(access_token_ttl_seconds=1, retry_window_seconds=600)

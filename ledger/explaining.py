@@ -31,6 +31,8 @@ def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanatio
     standing = grant.judge(now, rules.epoch_end)
     if standing.status != "active":
         return _over(batch, grant, standing, presented.generation, _counted(desk, grant, now, rules))
+    if rules.client is None:
+        return _blocked(grant, presented.generation, _counted(desk, grant, now, rules))
     return _alive(batch, loaded, grant, rules, presented, now, _counted(desk, grant, now, rules))
 
 
@@ -95,6 +97,19 @@ def _over(batch: Batch, grant: Grant, standing: Standing, generation: int, count
     )
 
 
+def _blocked(grant: Grant, generation: int, counted: int | None) -> Explanation:
+    return Explanation(
+        verdict="suspended",
+        text=f"A refresh token (generation {generation}) of a grant that lives, and whose client is disabled: it is"
+        " answered as an unknown one until the client returns.",
+        grant_id=grant.grant_id,
+        generation=generation,
+        current_generation=grant.generation,
+        reason="client_disabled",
+        presentations_counted=counted,
+    )
+
+
 def _alive(
     batch: Batch,
     loaded: Loaded,
@@ -114,9 +129,8 @@ def _alive(
     if current is None or generation > current or grant.key_of(generation) != presented.key_id:
         text = "A genuine token that is ahead of the log: acknowledged events were lost, as after an older backup."
         return Explanation(verdict="ahead", text=text, **common)  # type: ignore[arg-type]
-    if presented.key_id in rules.distrusted and (
-        generation < current or rules.client is None or not rules.client.authenticates
-    ):
+    authenticates = rules.client is not None and rules.client.authenticates
+    if presented.key_id in rules.distrusted and (generation < current or not authenticates):
         return Explanation(
             verdict="retired",
             text=f"A refresh token whose key {presented.key_id} is distrusted: it is refused, and no harm is done.",
@@ -131,7 +145,6 @@ def _alive(
     redemption = first_redemption(batch, loaded.name, grant.v, generation)
     at = times.text(redemption.at) if redemption else None
     event_id = redemption.rotation_event_id if redemption else None
-    authenticates = rules.client is not None and rules.client.authenticates
     previous = grant.previous
     if (
         generation == current - 1

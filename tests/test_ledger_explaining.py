@@ -1,0 +1,181 @@
+"""What a token is, in one word and plain words: exactly what its owner would meet, and nothing changed by asking."""
+
+from pathlib import Path
+
+import pytest
+
+from ledger import access_tokens, tokens
+from ledger.answers import Explanation, TokenAnswer
+from ledger.explaining import UNKNOWN
+from tests.ledgers import HOME, LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
+
+pytestmark = pytest.mark.anyio
+
+
+async def explained(opened: Opened, token: str | TokenAnswer | None) -> Explanation:
+    """Ask, and see that asking changed nothing."""
+    text = token.refresh_token if isinstance(token, TokenAnswer) else token
+    before = opened.last_position()
+    explanation = await opened.ledger.explain(text or "")
+    assert before == opened.last_position()
+    assert (text or "?") not in explanation.text
+    return explanation
+
+
+async def test_the_current_token_and_its_predecessors(tmp_path: Path) -> None:
+    """current, retry while its windows last, retired after, and further back."""
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        second = await opened.chain(first, 1)
+        last = await opened.chain(second, 1)
+        verdicts = [(await explained(opened, answer)).verdict for answer in (first, second, last)]
+        assert ["retired", "retry", "current"] == verdicts
+        retired = await explained(opened, first)
+        assert (0, 2, "rotated") == (retired.generation, retired.current_generation, retired.reason)
+        assert opened.grant_events(first)[2].event_id == retired.event_id
+        opened.clock.pass_seconds(86_401)
+        assert "retired" == (await explained(opened, second)).verdict
+        assert "current" == (await explained(opened, last)).verdict
+    check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("seconds", [0, 9, 11, 59, 61, 3_600, 86_401])
+async def test_a_retry_is_one_exactly_when_it_would_be_served(tmp_path: Path, seconds: float) -> None:
+    """What is said on the phone is what happens next."""
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        await opened.refresh(first)
+        opened.clock.pass_seconds(seconds)
+        verdict = (await explained(opened, first)).verdict
+        if verdict == "retry":
+            await opened.refresh(first)
+        else:
+            assert ("retired", "reuse_detected") == (verdict, (await opened.refused(first)).refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("revoke", ("revoked", "revoked_by_operator", "operator:soc")),
+        ("suspend", ("suspended", "suspended", "operator:soc")),
+        ("give back", ("revoked", "revoked_by_client", "client:www")),
+        ("subject", ("revoked", "revoked_by_subject", "operator:soc")),
+        ("client", ("revoked", "revoked_by_operator", "operator:soc")),
+        ("erase", ("revoked", "revoked_by_subject", "ledger:erase")),
+        ("idle", ("expired", "expired_idle", None)),
+        ("reuse", ("revoked", "reuse_detected", "ledger:reuse")),
+    ],
+)
+async def test_what_is_over_says_since_when_why_and_by_whom(
+    tmp_path: Path, how: str, expected: tuple[str, str, str | None]
+) -> None:
+    """The owner's reason, the event that made it so, and who asked for that."""
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        answer = await opened.chain(first, 3, every_seconds=100)
+        match how:
+            case "revoke" | "suspend":
+                await opened.act(how, answer.grant_id)
+            case "give back":
+                await opened.ledger.revoke_token(caller(), HOME, answer.refresh_token or "")
+            case "subject":
+                await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+            case "client":
+                await opened.ledger.revoke_client(SECURITY, "www", None, None)
+            case "erase":
+                await opened.ledger.erase(LOCAL_OPERATOR, "alice")
+            case "idle":
+                opened.clock.pass_seconds(31 * 86_400)
+            case _:
+                await opened.refused(first)
+        found = await explained(opened, answer)
+        assert expected == (found.verdict, found.reason, found.by)
+        assert found.at is not None
+        refusal = await opened.refused(answer)
+        assert expected[1] == refusal.refusal.value
+        if found.event_id is not None:
+            assert found.event_id == refusal.event_id
+        access = await explained(opened, answer.access_token)
+        assert "access_token_inactive" == access.verdict
+    check_ledger(opened.path)
+
+
+async def test_access_tokens(tmp_path: Path) -> None:
+    """Active until its expiry; given back, expired, or of an event that minted none."""
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        second = await opened.refresh(first)
+        assert "access_token_active" == (await explained(opened, second.access_token)).verdict
+        await opened.ledger.revoke_token(caller(), HOME, first.access_token)
+        given_back = await explained(opened, first.access_token)
+        assert ("access_token_inactive", None) == (given_back.verdict, given_back.reason)
+        opened.clock.pass_seconds(300)
+        expired = await explained(opened, second.access_token)
+        assert "access_token_inactive" == expired.verdict
+        assert "expired" in expired.text
+
+
+async def test_whatever_is_none_of_ours_is_unknown(tmp_path: Path) -> None:
+    """Garbage, forged secrets, grants that never were: one answer, whoever made it."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.refresh(await opened.issue())
+        ring = opened.ledger.desk.ring
+        for text in (
+            "",
+            "nonsense",
+            f"rt1_{'A' * 72}",
+            tokens.derive(ring, 1, answer.grant_id, 1, bytes(32)),
+            tokens.derive(ring, 1, "0" * 32, 1, bytes(32)),
+            access_tokens.derive(ring, 1, answer.grant_id, 2, bytes(32)),
+            access_tokens.derive(ring, 1, answer.grant_id, 999, bytes(32)),
+        ):
+            assert UNKNOWN == await explained(opened, text)
+
+
+async def test_white_space_around_a_token_is_ignored(tmp_path: Path) -> None:
+    """Here alone: people paste."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        assert "current" == (await opened.ledger.explain(f"\n  {answer.refresh_token}\t\n")).verdict
+
+
+async def test_a_distrusted_key_is_named(tmp_path: Path) -> None:
+    """Refused for its key alone: `retired`, reason `key_distrusted`, and the event that said so; a current token of a
+    client that authenticates is rotated, so it is current."""
+    async with open_ledger(tmp_path, clients=[client(), client("app", auth="none")]) as opened:
+        own, public = await opened.issue(), await opened.issue(client_id="app")
+        newer = await opened.refresh(own)
+        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        await opened.ledger.keys_distrust(1)
+        event_id = opened.events("keys")[-1].event_id
+        for token in (own, public):
+            found = await explained(opened, token)
+            assert ("retired", "key_distrusted", event_id) == (found.verdict, found.reason, found.event_id)
+        assert "current" == (await explained(opened, newer)).verdict
+        await opened.refresh(newer)
+    check_ledger(opened.path)
+
+
+async def test_a_token_ahead_of_the_log(tmp_path: Path) -> None:
+    """Genuine, and of a generation that the log never had (I-15)."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        ((nonce,),) = opened.rows("SELECT nonce FROM private_grants")
+        assert isinstance(nonce, bytes)
+        ahead = tokens.derive(opened.ledger.desk.ring, 1, answer.grant_id, 5, nonce)
+        assert "ahead" == (await explained(opened, ahead)).verdict
+        assert "suspended" == (await opened.refused(ahead)).refusal.value
+        assert "suspended" == (await explained(opened, ahead)).verdict
+    check_ledger(opened.path)
+
+
+async def test_a_disabled_clients_token_says_so(tmp_path: Path) -> None:
+    """It is refused now, and nothing of the grant's own says why."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        await opened.apply(client("other"))
+        found = await explained(opened, answer)
+        assert ("suspended", "client_disabled") == (found.verdict, found.reason)
+        assert "disabled" in found.text
+        await opened.apply(client())
+        assert "current" == (await explained(opened, answer)).verdict

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run_here
 from tests.places import Place
 from tests.servers import clients_toml, program
 from tests.wire import Json
@@ -15,17 +16,16 @@ from tests.wire import Json
 
 def asked(place: Place, *arguments: str, stdin: str = "", exit_code: int = 0) -> Json:
     """What a command prints for programs."""
-    done = place.run(*arguments, "--json", stdin=stdin)
-    assert exit_code == done.returncode, done
-    assert "" == done.stderr
-    return json.loads(done.stdout)
+    done = run_here((*arguments, "--json"), place.folder, place.environment(), stdin)
+    assert (exit_code, "") == (done.exit_code, done.err), done
+    return json.loads(done.out)
 
 
 @pytest.fixture
 def known(made: Place) -> Place:
     """A ledger that knows the clients of the tests."""
     (made.folder / "clients.toml").write_text(clients_toml())
-    assert 0 == made.run("apply", "clients.toml").returncode
+    assert 0 == run_here(("apply", "clients.toml"), made.folder, made.environment()).exit_code
     return made
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run_here
 from tests.servers import Server, clients_toml, eventually, running
 from tests.wire import Json
 
@@ -23,11 +24,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def said(server: Server, *arguments: str, stdin: str = "", exit_code: int = 0) -> str:
     """What a command prints; nothing stands on standard error where it succeeds, and one line where it fails."""
-    done = server.command(*arguments, stdin=stdin)
-    errors = done.stderr.decode()
-    assert exit_code == done.returncode, (done.stdout, errors)
-    assert (0 if exit_code == 0 or done.stdout else 1) == errors.count("\n"), errors
-    return done.stdout.decode() or errors
+    done = run_here(arguments, server.folder, server.environment(), stdin)
+    assert exit_code == done.exit_code, done
+    assert (0 if exit_code == 0 or done.out else 1) == done.err.count("\n"), done.err
+    return done.out or done.err
 
 
 def asked(server: Server, *arguments: str, stdin: str = "", exit_code: int = 0) -> Json:
@@ -104,10 +104,10 @@ def test_grant_shows_one_and_its_history(server: Server) -> None:
     assert ["1", "2", "3"] == [line.split()[0] for line in lines]
     assert lines[2].endswith("generation 0 retired, its successor 1 is current")
 
-    for arguments in (["show"], ["history"], ["revoke"]):
-        assert 1 == server.command("grant", *arguments, "0" * 32).returncode
-    assert 1 == server.command("grant", "show", "../keys").returncode
-    assert 2 == server.command("grant", "history", grant.grant_id, "--at", "yesterday").returncode
+    for act in ("show", "history", "revoke"):
+        said(server, "grant", act, "0" * 32, exit_code=1)
+    said(server, "grant", "show", "../keys", exit_code=1)
+    said(server, "grant", "history", grant.grant_id, "--at", "yesterday", exit_code=2)
 
 
 def test_grant_is_suspended_reinstated_and_revoked(server: Server) -> None:
@@ -296,6 +296,7 @@ def test_a_command_after_a_kill_opens_the_file_itself(tmp_path: Path) -> None:
     """The socket that the killed server left behind confuses neither the command nor the next server."""
     with running(tmp_path / "server") as server:
         grant = server.issue("www", subject="mia")
+        eventually((server.folder / "token-ledger.keys.head").exists, what="the head file")
         server.kill()
         assert (server.folder / "token-ledger.db.sock").is_socket()
         assert [grant.grant_id] == [each["grant_id"] for each in asked(server, "grants", "--subject", "mia")["grants"]]

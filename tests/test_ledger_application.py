@@ -1,0 +1,400 @@
+"""The ledger as a whole: opening and closing, the head file, restored backups, keys, and when it is ready."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+
+from ledger import tokens
+from ledger.answers import TokenAnswer
+from ledger.events import LedgerRestored, TokenRotated
+from ledger.head_file import HeadFile
+from ledger.keyring import KeyRing
+from ledger.recorders.errors import StoreBroken
+from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
+from tests.faulty_store import FaultyStore, faulty, instead, locked_by_another_process
+from tests.ledgers import (
+    HOME,
+    SECURITY,
+    Clock,
+    Opened,
+    caller,
+    check_ledger,
+    client,
+    open_ledger,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def refused(waiting: Awaitable[object]) -> Refusal:
+    with pytest.raises(Refused) as caught:
+        await waiting
+    return caught.value.refusal
+
+
+async def ready(opened: Opened) -> None:
+    for _ in range(300):
+        if opened.ledger.readiness() is None:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(opened.ledger.readiness())
+
+
+# ---------------------------------------------------------------- opening and closing
+
+
+async def test_a_new_ledger_has_the_rings_key_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first events name the keys; a missing head file beside a new log is no reason to warn."""
+    async with open_ledger(tmp_path, clients=None) as opened:
+        assert ["keys.rotated", "keys.activated"] == [event.topic for event in opened.events()]
+        assert [(1, "active")] == [(key.id, key.state) for key in opened.ledger.keys_list()]
+        assert opened.ledger.readiness() is None
+    assert [] == [record.getMessage() for record in caplog.records]
+    head = HeadFile(tmp_path / "ledger.head").read()
+    assert head is not None
+    assert 2 == head.position
+
+
+async def test_opened_again_it_goes_on(tmp_path: Path) -> None:
+    """Grants, retries and authority are where they were."""
+    clock = Clock()
+    async with open_ledger(tmp_path, clock=clock) as opened:
+        first = await opened.issue()
+        second = await opened.refresh(first)
+    async with open_ledger(tmp_path, clock=clock, seed=2, clients=None) as opened:
+        again = await opened.refresh(first)
+        assert (second.refresh_token, second.access_token) == (again.refresh_token, again.access_token)
+        await opened.refresh(second)
+    check_ledger(opened.path)
+
+
+async def test_a_server_says_when_it_serves(tmp_path: Path) -> None:
+    """Two events a life in good order."""
+    for seed in (1, 2):
+        async with open_ledger(tmp_path, seed=seed) as opened:
+            await opened.ledger.started()
+            await opened.ledger.stopped()
+    checked = check_ledger(opened.path)
+    assert (2, 2) == (checked.topics["ledger.started"], checked.topics["ledger.stopped"])
+
+
+async def test_a_ledger_that_cannot_open_gives_the_store_back(tmp_path: Path) -> None:
+    """A store that stays busy, a head file that cannot be read: one line, and the file is free for the next."""
+    async with open_ledger(tmp_path):
+        pass
+    (tmp_path / "ledger.head").write_text("garbage")
+    with pytest.raises(LedgerError, match="no head file or a damaged one"):
+        async with open_ledger(tmp_path):
+            pass
+    (tmp_path / "ledger.head").unlink()
+    async with open_ledger(tmp_path, seed=2) as opened:
+        await opened.issue()
+
+
+async def test_closing_leaves_no_thread_and_no_answer_behind(tmp_path: Path) -> None:
+    """Whoever was in line is answered before the store is given back."""
+    async with open_ledger(tmp_path) as opened:
+        answers = [asyncio.ensure_future(opened.issue(str(n))) for n in range(5)]
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(opened.ledger.close())
+        await asyncio.gather(*answers, closing)
+    assert 5 == check_ledger(opened.path).topics["grant.issued"]
+
+
+# ---------------------------------------------------------------- the head file and restored backups
+
+
+def back_up(folder: Path, to: Path) -> None:
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.lock"))
+
+
+async def test_the_head_file_says_the_last_acknowledged_position(tmp_path: Path) -> None:
+    """About once a second, and at the end; never ahead of the log."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        head_file = HeadFile(tmp_path / "ledger.head")
+        for _ in range(300):
+            head = head_file.read()
+            if head is not None and head.position == answer.position:
+                break
+            await asyncio.sleep(0.01)
+        assert head is not None
+        assert (answer.position, opened.clock.now) == (head.position, head.at)
+        answer = await opened.refresh(answer)
+    head = head_file.read()
+    assert head is not None
+    assert answer.position == head.position
+
+
+async def restored(tmp_path: Path, *, lost: int) -> tuple[Path, TokenAnswer, TokenAnswer]:
+    """A folder whose database is older than its head file; what its backup knew, and what was lost."""
+    folder, backup = tmp_path / "live", tmp_path / "backup"
+    folder.mkdir()
+    async with open_ledger(folder) as opened:
+        kept = await opened.issue()
+    back_up(folder, backup)
+    async with open_ledger(folder, seed=2, clients=None) as opened:
+        last = await opened.chain(kept, lost)
+    shutil.copy(backup / "ledger.db", folder / "ledger.db")
+    return folder, kept, last
+
+
+async def test_a_log_behind_its_head_file_answers_nobody_and_records_nothing(tmp_path: Path) -> None:
+    """I-23: unready, whatever is asked, until the loss is acknowledged."""
+    folder, kept, last = await restored(tmp_path, lost=3)
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        assert "restore acknowledge" in (opened.ledger.readiness() or "")
+        before = opened.last_position()
+        await opened.ledger.started()
+        for waiting in (
+            opened.refresh(kept),
+            opened.refresh(last),
+            opened.issue(),
+            opened.apply(client()),
+            opened.ledger.introspect(caller(), kept.access_token),
+            opened.ledger.revoke_token(caller(), HOME, kept.refresh_token or ""),
+            opened.act("revoke", kept.grant_id),
+            opened.ledger.revoke_subject(SECURITY, "alice", None, None),
+            opened.ledger.explain(kept.refresh_token or ""),
+            opened.ledger.erase(SECURITY, "alice"),
+            opened.ledger.keys_activate(1),
+            opened.ledger.record_read(SECURITY, "grants"),
+        ):
+            with pytest.raises(Unavailable):
+                await waiting
+        assert before == opened.last_position()
+    head = HeadFile(folder / "ledger.head").read()
+    assert head is not None
+    assert last.position == head.position, "a stop does not make the loss forgotten"
+
+
+async def test_an_acknowledged_restore_goes_on_above_what_was_lost(tmp_path: Path) -> None:
+    """I-15, I-23: positions above the head file's, a new key, and no successor that was handed out before can come
+    again: its holder's token is ahead of the log."""
+    folder, kept, last = await restored(tmp_path, lost=3)
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        from_position = opened.last_position()
+        report = await opened.ledger.restore_acknowledge()
+        assert report is not None
+        assert (from_position, last.position, 2) == (report.from_position, report.lost_position, report.key_id)
+        assert report.lost_at > (report.from_at or "")
+        assert opened.ledger.readiness() is None
+        assert await opened.ledger.restore_acknowledge() is None
+        event = next(event for event in opened.events("ledger") if isinstance(event, LedgerRestored))
+        assert (str(last.position), report.lost_at) == (event.lost_position, event.lost_at)
+        assert last.position + 3 == opened.last_position()
+        assert Refusal.SUSPENDED is (await opened.refused(last)).refusal
+        assert ["issued", "rollback_detected", "suspended"] == opened.topics(kept)
+        await opened.act("reinstate", kept.grant_id, trust="current")
+        answer = await opened.refresh(kept)
+        assert answer.refresh_token not in (kept.refresh_token, last.refresh_token)
+        rotated = opened.grant_events(kept)[-1]
+        assert isinstance(rotated, TokenRotated)
+        assert (1, 2) == (rotated.generation, rotated.key_id)
+        await opened.refresh(answer)
+    async with open_ledger(folder, seed=4, clients=None) as opened:
+        assert opened.ledger.readiness() is None
+    check_ledger(opened.path)
+
+
+async def test_without_an_acknowledgement_a_lost_successor_would_come_again(tmp_path: Path) -> None:
+    """The broken twin of the test above: whoever only deletes the head file hands the same successor out twice."""
+    folder, kept, _ = await restored(tmp_path, lost=1)
+    (folder / "ledger.head").unlink()
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        again = await opened.refresh(kept)
+        nonce = opened.rows("SELECT nonce FROM private_grants")[0][0]
+        assert isinstance(nonce, bytes)
+        lost = tokens.derive(opened.ledger.desk.ring, 1, kept.grant_id, 1, nonce)
+        assert lost == again.refresh_token
+
+
+async def test_two_acknowledgements_at_once_are_one(tmp_path: Path) -> None:
+    """One event, one new key."""
+    folder, _, _ = await restored(tmp_path, lost=1)
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        reports = await asyncio.gather(*(opened.ledger.restore_acknowledge() for _ in range(3)))
+        assert 1 == sum(report is not None for report in reports)
+        assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
+    assert 1 == check_ledger(opened.path).topics["ledger.restored"]
+
+
+async def test_a_lost_database_is_behind_too(tmp_path: Path) -> None:
+    """A new file beside an old head file: not even the first keys are recorded at positions that were used."""
+    folder, _, last = await restored(tmp_path, lost=1)
+    for path in folder.glob("ledger.db*"):
+        path.unlink()
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        assert [] == opened.events()
+        assert opened.ledger.readiness() is not None
+        await opened.ledger.restore_acknowledge()
+        assert opened.last_position() > last.position
+        await opened.apply(client())
+        await opened.refresh(await opened.issue())
+        assert opened.ledger.readiness() is None
+    check_ledger(opened.path)
+
+
+async def test_a_missing_head_file_beside_a_log_is_written_anew_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody can tell whether something was lost, so somebody should know."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+    (tmp_path / "ledger.head").unlink()
+    caplog.clear()
+    async with open_ledger(tmp_path, seed=2, clients=None):
+        assert ["head_file_missing"] == [record.getMessage() for record in caplog.records]
+    head = HeadFile(tmp_path / "ledger.head").read()
+    assert head is not None
+    assert answer.position == head.position
+
+
+# ---------------------------------------------------------------- keys
+
+
+async def test_a_key_verifies_first_signs_later_and_is_distrusted_last(tmp_path: Path) -> None:
+    """The ring's file holds a key before an event names it; tokens of the old key live on and rotate to the new."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        key_id = await opened.ledger.keys_rotate()
+        assert 2 == key_id
+        assert [1, 2] == sorted(KeyRing.load(tmp_path / "ledger.keys").keys)
+        answer = await opened.refresh(answer)
+        assert Refusal.CONFLICT is await refused(opened.ledger.keys_distrust(1))
+        await opened.ledger.keys_activate(2)
+        await opened.ledger.keys_activate(2)
+        answer = await opened.refresh(answer)
+        await opened.ledger.keys_distrust(1)
+        await opened.ledger.keys_distrust(1)
+        assert Refusal.CONFLICT is await refused(opened.ledger.keys_activate(1))
+        assert Refusal.NOT_FOUND is await refused(opened.ledger.keys_activate(9))
+        assert ["distrusted", "active"] == [key.state for key in opened.ledger.keys_list()]
+        await opened.refresh(answer)
+        rotations = [event for event in opened.grant_events(answer) if isinstance(event, TokenRotated)]
+        assert [1, 2, 2] == [event.key_id for event in rotations]
+        assert ["keys.rotated", "keys.activated", "keys.rotated", "keys.activated", "keys.distrusted"] == [
+            event.topic for event in opened.events("keys")
+        ]
+    check_ledger(opened.path)
+
+
+async def test_a_leaked_key_does_no_harm_and_ends_no_family(tmp_path: Path) -> None:
+    """Its retired tokens are refused without action; a public client's current one is not rotated either."""
+    async with open_ledger(tmp_path, clients=[client(), client("app", auth="none")]) as opened:
+        own, public = await opened.issue(), await opened.issue(client_id="app")
+        newer = await opened.chain(own, 3, every_seconds=100)
+        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        await opened.ledger.keys_distrust(1)
+        event_id = opened.events("keys")[-1].event_id
+        before = opened.last_position()
+        refusal = await opened.refused(own)
+        assert (Refusal.KEY_DISTRUSTED, event_id) == (refusal.refusal, refusal.event_id)
+        with pytest.raises(Refused) as caught:
+            await opened.refresh(public, client_id="app", authenticated=False)
+        assert Refusal.KEY_DISTRUSTED is caught.value.refusal
+        assert before == opened.last_position()
+        await opened.refresh(newer)
+    check_ledger(opened.path)
+
+
+async def test_a_node_whose_ring_lacks_a_key_is_unready_and_heals_by_itself(tmp_path: Path) -> None:
+    """It starts all the same, reads the file again once a second, and nobody needs to tell it."""
+    async with open_ledger(tmp_path) as opened:
+        older = (tmp_path / "ledger.keys").read_bytes()
+        answer = await opened.issue()
+        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        newer = (tmp_path / "ledger.keys").read_bytes()
+        answer = await opened.refresh(answer)
+    (tmp_path / "ledger.keys").write_bytes(older)
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        assert "the key ring lacks key 2, which the log names" == opened.ledger.readiness()
+        assert Refusal.UNKNOWN_TOKEN is (await opened.refused(answer)).refusal
+        assert await opened.ledger.introspect(caller(), answer.access_token) is None
+        (tmp_path / "ledger.keys").write_bytes(newer)
+        await ready(opened)
+        await opened.refresh(answer)
+    check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("kind", ["refresh", "access"])
+async def test_a_token_under_a_key_that_came_later_makes_the_ring_be_read_again(tmp_path: Path, kind: str) -> None:
+    """At most once a second, for whichever kind of token comes first."""
+    async with open_ledger(tmp_path) as opened:
+        older = opened.ledger.desk.ring
+        answer = await opened.issue()
+        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        answer = await opened.refresh(answer)
+        opened.ledger.desk.ring = older
+        text = answer.refresh_token if kind == "refresh" else answer.access_token
+        assert await opened.ledger.introspect(caller(), text or "") is not None
+        assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
+        opened.ledger.desk.ring = older
+        assert await opened.ledger.introspect(caller(), text or "") is None, "not twice within a second"
+
+
+async def test_a_ring_file_that_is_wrong_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line, and the ring in memory goes on."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        (tmp_path / "ledger.keys").write_bytes(b"{}")
+        opened.ledger.reread_ring()
+        assert ["key_ring_not_read"] == [record.getMessage() for record in caplog.records]
+        await opened.refresh(answer)
+        with pytest.raises(LedgerError):
+            await opened.ledger.keys_rotate()
+
+
+async def test_a_key_that_no_event_names_is_never_used(tmp_path: Path) -> None:
+    """Killed between the ring's file and the event: the id is passed over."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        faulty(opened).on_commit.append(instead(StoreBroken("the database failed: SQLITE_IOERR")))
+        with pytest.raises(Unavailable):
+            await opened.ledger.keys_rotate()
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
+        assert [1] == [key.id for key in opened.ledger.keys_list()]
+        assert 3 == await opened.ledger.keys_rotate()
+    check_ledger(opened.path)
+
+
+# ---------------------------------------------------------------- upkeep
+
+
+async def test_a_defect_in_one_round_of_upkeep_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next round writes the head file all the same; the defect is a log line."""
+    async with open_ledger(tmp_path) as opened:
+        write = HeadFile.write
+        failed: list[int] = []
+
+        def once(self: HeadFile, position: int, at: int) -> None:
+            if not failed:
+                failed.append(position)
+                raise ZeroDivisionError
+            write(self, position, at)
+
+        monkeypatch.setattr(HeadFile, "write", once)
+        answer = await opened.issue()
+        head = None
+        for _ in range(400):
+            head = HeadFile(tmp_path / "ledger.head").read()
+            if head is not None and head.position == answer.position:
+                break
+            await asyncio.sleep(0.01)
+        assert head is not None
+        assert answer.position == head.position
+        assert "upkeep_failed" in [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_looking_is_never_kept_waiting_by_the_store(tmp_path: Path) -> None:
+    """Readiness is answered from memory, whatever the store does."""
+    async with open_ledger(tmp_path) as opened:
+        with locked_by_another_process(opened.path):
+            assert opened.ledger.readiness() is None
+            assert opened.ledger.acknowledged_position == opened.last_position()

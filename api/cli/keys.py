@@ -19,7 +19,7 @@ def keys() -> None:
     """
 
 
-@keys.command("list")
+@keys.command("list", short_help="List the keys and what each is for now.")
 @json_option
 @settings_option
 def listed(as_json: bool, settings: Settings) -> None:
@@ -35,7 +35,7 @@ def listed(as_json: bool, settings: Settings) -> None:
         say(f"the ring runs short: {found['ids_left']} more keys can be added to it, ever")
 
 
-@keys.command("rotate")
+@keys.command("rotate", short_help="Add a key that only verifies; print its id.")
 @json_option
 @settings_option
 def rotate(as_json: bool, settings: Settings) -> None:
@@ -58,7 +58,7 @@ def activate(key_id: int, as_json: bool, settings: Settings) -> None:
     _say_key(_act(settings, key_id, "activate"), as_json)
 
 
-@keys.command("distrust")
+@keys.command("distrust", short_help="Trust a key no more; it never signs again.")
 @click.argument("key_id", metavar="ID", type=KEY_ID)
 @json_option
 @settings_option

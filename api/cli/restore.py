@@ -12,7 +12,7 @@ def restore() -> None:
     """Say on record that an older backup was put back."""
 
 
-@restore.command("acknowledge")
+@restore.command("acknowledge", short_help="Record the restore, so that serving resumes.")
 @json_option
 @settings_option
 def acknowledge(as_json: bool, settings: Settings) -> None:

@@ -1,12 +1,30 @@
 """`serve`: the server."""
 
+from dataclasses import fields
+
 import click
 
 from api.cli.options import settings_option
-from api.settings import Settings
+from api.settings import PREFIX, Settings
 
 
-@click.command("serve")
+class Serve(click.Command):
+    """The command, whose help lists every setting."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Settings and their defaults"):
+            rows = [(PREFIX + field.name.upper(), _default(field.name)) for field in fields(Settings)]
+            formatter.write_dl(rows, col_max=40)
+
+
+def _default(name: str) -> str:
+    value = getattr(Settings(), name)
+    if isinstance(value, bool | float):
+        return f"{value:g}"
+    return "none" if value in (None, ()) else str(value)
+
+
+@click.command("serve", cls=Serve)
 @settings_option
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or Ctrl-C; SIGHUP reads certificate, key ring and clients file again.

@@ -14,7 +14,18 @@ from typing import TypeVar
 
 import msgspec
 
-from ledger import access_tokens, explaining, issuing, operating, presenting, subjects, times, tokens
+from ledger import (
+    access_tokens,
+    explaining,
+    introspecting,
+    issuing,
+    operating,
+    presenting,
+    revoking,
+    subjects,
+    times,
+    tokens,
+)
 from ledger.acts import Act
 from ledger.answers import (
     Caller,
@@ -195,21 +206,21 @@ class Ledger:
         """Give a refresh or access token back (RFC 7009). Unknown ones are no error; another client's is refused."""
         presented = self._parsed(token)
         if presented is not None:
-            await self._decided(lambda batch: presenting.revoke(batch, self.desk, caller, source, presented))
+            await self._decided(lambda batch: revoking.revoke(batch, self.desk, caller, source, presented))
             return
         access = self._parsed_access(token)
         if access is not None:
-            await self._decided(lambda batch: presenting.revoke_access(batch, self.desk, caller, access))
+            await self._decided(lambda batch: revoking.revoke_access(batch, self.desk, caller, access))
 
     async def introspect(self, asker: Caller | Operator, token: str) -> Introspection | None:
         """What an active token is worth (RFC 7662); None: inactive, or not for this asker."""
         own = asker if isinstance(asker, Caller) else None
         presented = self._parsed(token)
         if presented is not None:
-            return await self._decided(lambda batch: presenting.introspect(batch, self.desk, own, presented))
+            return await self._decided(lambda batch: introspecting.introspect(batch, self.desk, own, presented))
         access = self._parsed_access(token)
         if access is not None:
-            return await self._decided(lambda batch: presenting.introspect_access(batch, self.desk, own, access))
+            return await self._decided(lambda batch: introspecting.introspect_access(batch, self.desk, own, access))
         return None
 
     # ------------------------------------------------------------ operators

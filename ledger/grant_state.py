@@ -4,12 +4,12 @@ Nothing here may refuse: this also runs on replay. Only what is read is kept, bo
 everything follows from the grant's own events alone, so that a replay and a snapshot are equal (I-13).
 """
 
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import msgspec
 
 from ledger import standing
-from ledger.commands import AccessToken, EpochEnd, Presenter, Rules
+from ledger.commands import AccessToken, EpochEnd, Rules
 from ledger.events import (
     AccessTokenFact,
     AccessTokenRevoked,
@@ -55,6 +55,19 @@ class Tally(msgspec.Struct, array_like=True, frozen=True):
 
 
 NOTHING_COUNTED = Tally()
+
+
+class Named(Protocol):
+    """Whoever presents a token or asks about it: the client it names, whether it proved that, and the key it showed."""
+
+    @property
+    def client_id(self) -> str: ...
+    @property
+    def authenticated(self) -> bool: ...
+    @property
+    def proof_jkt(self) -> str | None: ...
+    @property
+    def proof_x5t_s256(self) -> str | None: ...
 
 
 class GrantState(msgspec.Struct, array_like=True):
@@ -125,9 +138,25 @@ class GrantState(msgspec.Struct, array_like=True):
         """How others name the grant's event `v`."""
         return f"{self.stream}/{v}"
 
-    def proven(self, presenter: Presenter) -> bool:
-        """The caller authenticated, or holds the key that the grant is bound to; any other key proves nothing."""
-        return presenter.authenticated or self.bound_jkt is not None or self.bound_x5t_s256 is not None
+    @property
+    def bound(self) -> bool:
+        """Whether the grant's tokens are good only with a key that was named at its issuance (a public client's)."""
+        return self.bound_jkt is not None or self.bound_x5t_s256 is not None
+
+    def owned_by(self, who: Named) -> bool:
+        """Its client, authenticated; or its public client naming itself, with the bound key where there is one.
+
+        To everybody else its tokens are unknown ones (RFC 9449 5, I-18).
+        """
+        if who.client_id != self.client_id:
+            return False
+        return who.authenticated or (
+            self.bound_jkt in (None, who.proof_jkt) and self.bound_x5t_s256 in (None, who.proof_x5t_s256)
+        )
+
+    def proven(self, owner: Named) -> bool:
+        """The owner authenticated, or holds the key that the grant is bound to; any other key proves nothing."""
+        return owner.authenticated or self.bound
 
     def carried_within(self, allowed: Words) -> Words:
         """What a refresh without `scope` would give, under what the client may have now."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from ledger import access_tokens, tokens
-from ledger.answers import Caller, Introspection, Source, TokenAnswer
+from ledger.answers import Caller, Source, TokenAnswer
 from ledger.authority import Authority
 from ledger.batch import Batch, Loaded
 from ledger.commands import (
@@ -20,8 +20,6 @@ from ledger.commands import (
     RecordForeignClient,
     RedeemToken,
     RefusedOutcome,
-    RevokeAccessToken,
-    RevokeByClient,
     Rules,
     Served,
 )
@@ -70,7 +68,7 @@ def redeem(
     resource: Words | None,
 ) -> TokenAnswer:
     """Exchange a refresh token for its successor (RFC 6749 6, RFC 9700 4.14)."""
-    loaded, grant = _genuine(batch, desk, caller, source, presented)
+    loaded, grant = genuine(batch, desk, caller, source, presented)
     now = batch.now
     rules = desk.authority.rules(grant)
     presenter = _presenter(batch, loaded, caller, source)
@@ -157,96 +155,6 @@ def record(
     return positions
 
 
-def revoke(batch: Batch, desk: Desk, caller: Caller, source: Source, presented: tokens.Presented) -> None:
-    """Give a grant back by one of its refresh tokens (RFC 7009 2.1). An unknown or ended one is no error."""
-    try:
-        loaded, grant = _genuine(batch, desk, caller, source, presented)
-    except Refused:
-        if _known(batch, presented.grant_id, caller):
-            return  # its own, but with a wrong secret or long ended: alike to unknown
-        if batch.grant(presented.grant_id) is None:
-            return
-        raise
-    command = RevokeByClient(at=batch.now, command_id=batch.command_id, client_id=caller.client_id)
-    record(batch, desk, loaded, grant.decide(command, desk.authority.rules(grant)), None, None)
-
-
-def revoke_access(batch: Batch, desk: Desk, caller: Caller, presented: access_tokens.Presented) -> None:
-    """Give one access token back; the grant lives (RFC 7009 2.1)."""
-    found = _access_token(batch, desk, presented)
-    if found is None:
-        return
-    loaded, grant, token = found
-    if grant.client_id != caller.client_id:
-        raise Refused(Refusal.UNKNOWN_TOKEN)
-    if batch.now >= token.expires_at:
-        return
-    # One that is inactive for now, as during a suspension, would come back to life: the grant decides.
-    command = RevokeAccessToken(
-        at=batch.now, command_id=batch.command_id, issued_v=presented.v, client_id=caller.client_id
-    )
-    record(batch, desk, loaded, grant.decide(command, desk.authority.rules(grant)), None, None)
-
-
-def introspect(batch: Batch, desk: Desk, asker: Caller | None, presented: tokens.Presented) -> Introspection | None:
-    """A refresh token's standing, for its own client or (asker None) an operator; None: inactive, or not theirs."""
-    found = batch.grant(presented.grant_id)
-    if found is None:
-        return None
-    loaded, grant = found
-    if asker is not None and asker.client_id != grant.client_id:
-        return None
-    if not _secret_right(desk, loaded, presented) or presented.generation != grant.generation:
-        return None
-    rules = desk.authority.rules(grant)
-    now = max(batch.now, grant.at)
-    if rules.client is None or presented.key_id != grant.key_id or grant.judge(now, rules.epoch_end).status != "active":
-        return None
-    if presented.key_id in rules.distrusted and not rules.client.authenticates:
-        return None
-    return Introspection(
-        token_use="refresh_token",
-        grant_id=presented.grant_id,
-        client_id=grant.client_id,
-        subject=_subject(batch, grant.subject_id),
-        scope=grant.carried_within(rules.client.scope),
-        issued_at=grant.token_issued_at,
-        expires_at=grant.idle_expires_at,
-        auth_time=grant.auth_time,
-        acr=grant.acr,
-        amr=grant.amr,
-    )
-
-
-def introspect_access(
-    batch: Batch, desk: Desk, asker: Caller | None, presented: access_tokens.Presented
-) -> Introspection | None:
-    """An opaque access token's standing, for its own client or (asker None) an operator; None as above."""
-    found = _access_token(batch, desk, presented)
-    if found is None:
-        return None
-    _, grant, token = found
-    if asker is not None and asker.client_id != grant.client_id:
-        return None
-    if not grant.access_token_active(token, batch.now, desk.authority.rules(grant)):
-        return None
-    return Introspection(
-        token_use="access_token",
-        grant_id=presented.grant_id,
-        client_id=grant.client_id,
-        subject=_subject(batch, grant.subject_id),
-        scope=token.scope,
-        issued_at=token.issued_at,
-        expires_at=token.expires_at,
-        resource=token.resource,
-        cnf_jkt=token.cnf_jkt,
-        cnf_x5t_s256=token.cnf_x5t_s256,
-        auth_time=grant.auth_time,
-        acr=grant.acr,
-        amr=grant.amr,
-    )
-
-
 def record_foreign(batch: Batch, desk: Desk, foreign: Foreign) -> None:
     """Record, once a grant, that another client presented a genuine token of it."""
     found = batch.grant(foreign.grant_id)
@@ -285,7 +193,7 @@ def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counte
 # ---------------------------------------------------------------- parts
 
 
-def _genuine(
+def genuine(
     batch: Batch, desk: Desk, caller: Caller, source: Source, presented: tokens.Presented
 ) -> tuple[Loaded, Grant]:
     """The grant of a token of the caller's own, its secret checked. Everyone else is refused alike (I-19)."""
@@ -294,7 +202,7 @@ def _genuine(
         desk.alarms["unknown_grant"] += 1
         raise Refused(Refusal.UNKNOWN_TOKEN)
     loaded, grant = found
-    right = _secret_right(desk, loaded, presented)
+    right = secret_right(desk, loaded, presented)
     if grant.client_id != caller.client_id:
         if right and not grant.foreign_recorded:
             presenter = _presenter(batch, loaded, caller, source)
@@ -303,19 +211,23 @@ def _genuine(
     if not right:
         desk.alarms["wrong_secret"] += 1
         raise Refused(Refusal.UNKNOWN_TOKEN)
+    if not grant.owned_by(caller):
+        raise Refused(Refusal.UNKNOWN_TOKEN)
     return loaded, grant
 
 
-def _secret_right(desk: Desk, loaded: Loaded, presented: tokens.Presented) -> bool:
+def secret_right(desk: Desk, loaded: Loaded, presented: tokens.Presented) -> bool:
     """Whether the secret is ours. Once a grant has ended its nonce is gone: the tag alone says that we made it."""
     if loaded.private is None or loaded.private.nonce is None:
         return True
     return tokens.genuine(desk.ring, presented, loaded.private.nonce)
 
 
-def _access_token(
+def access_token(
     batch: Batch, desk: Desk, presented: access_tokens.Presented
 ) -> tuple[Loaded, Grant, AccessToken] | None:
+    """An opaque access token, its secret checked, and its grant; None for one that never was. Whose it is, and whether
+    it is good, is not judged yet."""
     found = batch.grant(presented.grant_id)
     if found is None:
         return None
@@ -337,11 +249,6 @@ def _found(batch: Batch, grant_id: str) -> tuple[Loaded, Grant]:
     if found is None:
         raise Refused(Refusal.UNKNOWN_TOKEN)
     return found
-
-
-def _known(batch: Batch, grant_id: str, caller: Caller) -> bool:
-    found = batch.grant(grant_id)
-    return found is not None and found[1].client_id == caller.client_id
 
 
 def _presenter(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -> Presenter:
@@ -421,8 +328,3 @@ def _redeems(events: list[GrantEvent]) -> bool:
 
 def _seconds_left(until: int | None, now: int) -> int | None:
     return None if until is None else max(0, (until - now) // SECOND)
-
-
-def _subject(batch: Batch, subject_id: str) -> str | None:
-    rows = batch.store.within().select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
-    return str(rows[0][0]) if rows else None

@@ -4,7 +4,7 @@ Who reaches this has a token that is genuine in tag and secret, and a key proof,
 """
 
 from ledger import times
-from ledger.commands import AccessToken, Decision, Presenter, RedeemToken, RefusedOutcome, Rules, Served
+from ledger.commands import AccessToken, Decision, RedeemToken, RefusedOutcome, Rules, Served
 from ledger.events import (
     GrantEvent,
     GrantSuspended,
@@ -33,9 +33,7 @@ class StateMayBeStale(Exception):
 def redeem(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
     """Whose token it is, its key, the grant's status, then the generation verdict. Raises Refused and its two kin."""
     presenter, current = command.presenter, grant.generation
-    if current is None or rules.client is None or presenter.client_id != grant.client_id:
-        raise Refused(Refusal.UNKNOWN_TOKEN)
-    if not (presenter.authenticated or _shows_bound_key(grant, presenter)):
+    if current is None or rules.client is None or not grant.owned_by(presenter):
         raise Refused(Refusal.UNKNOWN_TOKEN)
     at = command.at if command.at > grant.at else grant.at
     standing = grant.judge(at, rules.epoch_end)
@@ -51,11 +49,6 @@ def redeem(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
     if presented == current - 1:
         return present_previous(grant, command, rules, at)
     return present_older(grant, command, rules, at)
-
-
-def _shows_bound_key(grant: GrantState, presenter: Presenter) -> bool:
-    """A public client's token is good only with the key that its grant was bound to, if it was (RFC 9449 5)."""
-    return grant.bound_jkt in (None, presenter.proof_jkt) and grant.bound_x5t_s256 in (None, presenter.proof_x5t_s256)
 
 
 def _present_stopped(grant: GrantState, command: RedeemToken, rules: Rules, standing: Standing) -> Decision:

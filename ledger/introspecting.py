@@ -1,0 +1,70 @@
+"""What a token is worth (RFC 7662), told to its owner or to an operator. Changes nothing and records nothing."""
+
+from ledger import access_tokens, tokens
+from ledger.answers import Caller, Introspection
+from ledger.batch import Batch
+from ledger.presenting import Desk, access_token, secret_right
+
+
+def introspect(batch: Batch, desk: Desk, asker: Caller | None, presented: tokens.Presented) -> Introspection | None:
+    """A refresh token's standing, for its owner or (asker None) an operator; None: inactive, or not theirs."""
+    found = batch.grant(presented.grant_id)
+    if found is None:
+        return None
+    loaded, grant = found
+    if asker is not None and not grant.owned_by(asker):
+        return None
+    if not secret_right(desk, loaded, presented) or presented.generation != grant.generation:
+        return None
+    rules = desk.authority.rules(grant)
+    now = max(batch.now, grant.at)
+    if rules.client is None or presented.key_id != grant.key_id or grant.judge(now, rules.epoch_end).status != "active":
+        return None
+    if presented.key_id in rules.distrusted and not (rules.client.authenticates or grant.bound):
+        return None
+    return Introspection(
+        token_use="refresh_token",
+        grant_id=presented.grant_id,
+        client_id=grant.client_id,
+        subject=_subject(batch, grant.subject_id),
+        scope=grant.carried_within(rules.client.scope),
+        issued_at=grant.token_issued_at,
+        expires_at=grant.idle_expires_at,
+        auth_time=grant.auth_time,
+        acr=grant.acr,
+        amr=grant.amr,
+    )
+
+
+def introspect_access(
+    batch: Batch, desk: Desk, asker: Caller | None, presented: access_tokens.Presented
+) -> Introspection | None:
+    """An opaque access token's standing, for its owner or (asker None) an operator; None as above."""
+    found = access_token(batch, desk, presented)
+    if found is None:
+        return None
+    _, grant, token = found
+    if asker is not None and not grant.owned_by(asker):
+        return None
+    if not grant.access_token_active(token, batch.now, desk.authority.rules(grant)):
+        return None
+    return Introspection(
+        token_use="access_token",
+        grant_id=presented.grant_id,
+        client_id=grant.client_id,
+        subject=_subject(batch, grant.subject_id),
+        scope=token.scope,
+        issued_at=token.issued_at,
+        expires_at=token.expires_at,
+        resource=token.resource,
+        cnf_jkt=token.cnf_jkt,
+        cnf_x5t_s256=token.cnf_x5t_s256,
+        auth_time=grant.auth_time,
+        acr=grant.acr,
+        amr=grant.amr,
+    )
+
+
+def _subject(batch: Batch, subject_id: str) -> str | None:
+    rows = batch.store.within().select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
+    return str(rows[0][0]) if rows else None

@@ -203,7 +203,8 @@ class Connection(asyncio.Protocol):
     # -- the scope that the application sees -------------------------------------------------------------------------
 
     def scope_of(self, method: str, target: bytes, version: str, headers: list[Header]) -> dict[str, Any]:
-        """Return the ASGI scope. `state` says until when this request should be answered, and how it came here.
+        """Return the ASGI scope. In `state`: `deadline`, in the loop's time, by when the request should be answered;
+        `local`, whether it came through the socket beside the database; `draining`, whether the server is ending.
 
         The peer's certificate (RFC 8705) will stand in `extensions["tls"]`, as ASGI has it. Raises Malformed.
         """
@@ -288,8 +289,7 @@ class Connection(asyncio.Protocol):
                 self.listener.counts["too_slow"] += 1
             self.transport.abort()
         elif self.receiving:
-            seconds = f"{self.listener.request_seconds:.3g}"
-            self.refuse(408, f"the request was not whole after {seconds} seconds", count="too_slow", linger=False)
+            self.refuse(408, "the request was not whole in time", count="too_slow", linger=False)
         else:
             self.listener.counts["idle_closed" if self.idle else "too_slow"] += 1
             self.close()

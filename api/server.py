@@ -88,7 +88,7 @@ class Server:
         self._stop_asked = asyncio.Event()
         self._impatient = False
         self._reloading = asyncio.Lock()
-        # Looked at often enough that a deadline is kept, not only noticed: it is set earlier by the time between looks.
+        # Deadlines are set earlier by two looks' time: one until the next look, one for a look at thousands at once.
         self._sweep_seconds = min(0.25, settings.request_timeout_seconds / 20)
 
     @property
@@ -135,7 +135,7 @@ class Server:
             app=self.app,
             state=self._state,
             body_bytes_max=LOCAL_BODY_BYTES_MAX if local else self.settings.request_body_bytes_max,
-            request_seconds=self.settings.request_timeout_seconds - self._sweep_seconds,
+            request_seconds=self.settings.request_timeout_seconds - 2 * self._sweep_seconds,
             keep_alive_seconds=self.settings.keep_alive_seconds,
             counts=self.counts,
             connections_max=max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OPEN_FILES_KEPT),

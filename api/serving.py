@@ -36,6 +36,7 @@ class Serving:
         self._opened = AsyncExitStack()
         self._ledger: Ledger | None = None
         self._waiting: asyncio.Task[None] | None = None
+        self.failure: str | None = None
 
     async def start(self, server: Server) -> None:
         """Open everything that is served, or nothing. Raises SettingsError, LedgerError."""
@@ -52,7 +53,7 @@ class Serving:
         database = sqlite_path(settings)
         new = is_new(database)
         ledger = await self._opened.enter_async_context(
-            open_ledger(settings, create=True, on_fatal=lambda why: server.request_stop(2))
+            open_ledger(settings, create=True, on_fatal=lambda why: self._fail(server, why))
         )
         self._ledger = ledger
         if new:
@@ -64,6 +65,11 @@ class Serving:
             await self._begin(ledger)
         else:
             self._waiting = asyncio.create_task(self._begin_after_restore(ledger))
+
+    def _fail(self, server: Server, why: str) -> None:
+        """End the process: what it remembers of a store that failed can no longer be believed (I-12)."""
+        self.failure = why
+        server.request_stop(2)
 
     async def _begin(self, ledger: Ledger) -> None:
         """Let the clients file rule, and record that a server began."""
@@ -128,10 +134,10 @@ def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) ->
     """Serve until told to stop; return the exit code. `on_ready` is called in the loop once requests are accepted.
 
     What keeps the server from starting is one line on standard error and exit code 2, or raised: SettingsError,
-    LedgerError.
+    LedgerError; the latter also where the store failed and the process must not go on.
     """
     serving = Serving(settings, on_ready)
-    return server.run(
+    exit_code = server.run(
         None,
         settings,
         local_path=socket_path(sqlite_path(settings)),
@@ -140,3 +146,6 @@ def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) ->
         on_shutdown=serving.close,
         on_reload=serving.reload,
     )
+    if serving.failure is not None:
+        raise LedgerError(f"stopped, because the store failed: {serving.failure}")
+    return exit_code

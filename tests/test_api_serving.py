@@ -1,5 +1,6 @@
 """What `serve` does around the server: opening, recording, reading again, waiting for a restore, closing in order."""
 
+import errno
 import json
 import shutil
 import sqlite3
@@ -7,7 +8,10 @@ import ssl
 import time
 from pathlib import Path
 
+import pytest
+
 from api.cli.certificate import write_certificate
+from tests.chaos.shims import Faults
 from tests.servers import Server, clients_toml, eventually, running
 from tests.wire import Json
 
@@ -163,4 +167,23 @@ def test_a_store_that_cannot_be_served_leaves_port_and_files_alone(tmp_path: Pat
     server.keys_file.write_bytes(ring)
     server.keys_file.chmod(0o600)
     server.start()
+    server.stop()
+
+
+def test_a_store_that_failed_ends_the_server_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-12: after an input/output error no 200, exit code 2, and standard error says why; the next start serves."""
+    faults = Faults(tmp_path, ".db-wal$")
+    for name, value in faults.variables.items():
+        monkeypatch.setenv(name, value)
+    server = Server(tmp_path / "server")
+    server.start()
+    grant = server.issue("www")
+    faults.fail_syncs(1, errno.EIO)
+    assert 503 == server.refresh("www", grant.refresh_token).status
+    assert server.process is not None
+    assert 2 == server.process.wait(20)
+    expected = "token-ledger: stopped, because the store failed: the database failed: SQLITE_IOERR_FSYNC\n"
+    assert expected == server.errors()
+    server.start()
+    assert 200 == server.refresh("www", grant.refresh_token).status
     server.stop()

@@ -203,7 +203,8 @@ class Ledger:
         log.warning("reuse_detected", extra={"fields": fields})
 
     async def revoke_token(self, caller: Caller, source: Source, token: str) -> None:
-        """Give a refresh or access token back (RFC 7009). Unknown ones are no error; another client's is refused."""
+        """Give a refresh or access token back (RFC 7009). Unknown ones are no error; another client's is refused, and
+        so is one under a key that this node does not hold: whoever sent it would believe it dead."""
         presented = self._parsed(token)
         if presented is not None:
             await self._decided(lambda batch: revoking.revoke(batch, self.desk, caller, source, presented))
@@ -215,10 +216,12 @@ class Ledger:
     async def introspect(self, asker: Caller | Operator, token: str) -> Introspection | None:
         """What an active token is worth (RFC 7662); None: inactive, or not for this asker."""
         own = asker if isinstance(asker, Caller) else None
-        presented = self._parsed(token)
+        try:
+            presented, access = self._parsed(token), self._parsed_access(token)
+        except Refused:
+            return None
         if presented is not None:
             return await self._decided(lambda batch: introspecting.introspect(batch, self.desk, own, presented))
-        access = self._parsed_access(token)
         if access is not None:
             return await self._decided(lambda batch: introspecting.introspect_access(batch, self.desk, own, access))
         return None
@@ -260,10 +263,12 @@ class Ledger:
     async def explain(self, token: str) -> Explanation:
         """What a token is and, if it is not good, when, why and by whom it ended. White space around it is ignored."""
         token = token.strip()
-        presented = self._parsed(token)
+        try:
+            presented, access = self._parsed(token), self._parsed_access(token)
+        except Refused:
+            return explaining.UNKNOWN
         if presented is not None:
             return await self._decided(lambda batch: explaining.explain(batch, self.desk, presented))
-        access = self._parsed_access(token)
         if access is not None:
             return await self._decided(lambda batch: explaining.explain_access(batch, self.desk, access))
         return explaining.UNKNOWN
@@ -429,7 +434,10 @@ class Ledger:
         return self._read(access_tokens.parse, token)
 
     def _read(self, parse: Callable[[KeyRing, str], T | None], token: str) -> T | None:
-        """Read a token; where it names a key that the ring lacks, the ring's file may have it by now."""
+        """Read a token; where it names a key that the ring lacks, the ring's file may have it by now.
+
+        Raises Refused where it has not: the token may be ours, so nobody may be told that it is nothing.
+        """
         try:
             return parse(self.desk.ring, token)
         except KeyNotHeld:
@@ -437,7 +445,7 @@ class Ledger:
         try:
             return parse(self.desk.ring, token)
         except KeyNotHeld:
-            return None
+            raise Refused(Refusal.UNKNOWN_TOKEN) from None
 
     def _first_keys(self, batch: Batch) -> None:
         for key_id in sorted(self.desk.ring.keys):

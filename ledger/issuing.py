@@ -7,7 +7,7 @@ from ledger.commands import IssueGrant, Served
 from ledger.events import GrantIssued
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
-from ledger.presenting import Desk, answer
+from ledger.presenting import Desk, answer, check_keys
 from ledger.private import (
     PrivateGrant,
     body_mac,
@@ -60,6 +60,8 @@ def issue(
         _command(batch, desk, operator, request, grant_id, subject_id, private),
         desk.authority.rules_for_issue(request.client_id, subject_id),
     )
+    assert isinstance(decision.outcome, Served)
+    check_keys(desk.ring, decision.outcome)
     loaded = batch.create("grant:" + grant_id, grant)
     loaded.private = private
     positions = batch.append(loaded, decision.events)
@@ -80,7 +82,6 @@ def issue(
         keep_subject(batch, desk.ring, request.subject, subject_id)
     if mac is not None:
         batch.idempotency[mac] = grant_id
-    assert isinstance(decision.outcome, Served)
     return answer(batch, desk.ring, loaded, grant, decision.outcome, positions)
 
 
@@ -154,4 +155,5 @@ def _again(batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, request_mac: 
         absolute_expires_at=grant.absolute_expires_at,
         last_v=1 if grant.generation is not None else 2,
     )
+    check_keys(desk.ring, served)
     return answer(batch, desk.ring, loaded, grant, served, [])

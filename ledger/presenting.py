@@ -30,7 +30,7 @@ from ledger.history import first_redemption
 from ledger.keyring import KeyRing
 from ledger.presentations import Bursts, Counted, Presentations
 from ledger.private import commitment, context_value, new_salt
-from ledger.refusals import Refusal, Refused
+from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.subjects import end_subject
 from ledger.times import SECOND
 
@@ -96,6 +96,8 @@ def redeem(
             desk.presentations.count(presented.grant_id, presented.generation, source, presenter.context, now)
         _forget_nonce_if_over(batch, desk, loaded)
         raise
+    if isinstance(decision.outcome, Served):
+        check_keys(desk.ring, decision.outcome)
     positions = record(batch, desk, loaded, decision, source, presenter.context)
     if isinstance(decision.outcome, RefusedOutcome):
         reuse = next((event for event in decision.events if isinstance(event, ReuseDetected)), None)
@@ -104,6 +106,14 @@ def redeem(
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
     return answer(batch, desk.ring, loaded, grant, decision.outcome, positions)
+
+
+def check_keys(ring: KeyRing, served: Served) -> None:
+    """Raise Unavailable where this node's ring lacks a key that the answer is made with: to be asked before anything is
+    recorded. The node is unready then, and reads the ring's file again by itself."""
+    for key_id in (served.key_id, served.access_token.signing_key_id):
+        if key_id not in ring.keys:
+            raise Unavailable(f"the key ring of this node lacks key {key_id}")
 
 
 def answer(

@@ -315,9 +315,39 @@ async def test_a_node_whose_ring_lacks_a_key_is_unready_and_heals_by_itself(tmp_
         assert "the key ring lacks key 2, which the log names" == opened.ledger.readiness()
         assert Refusal.UNKNOWN_TOKEN is (await opened.refused(answer)).refusal
         assert await opened.ledger.introspect(caller(), answer.access_token) is None
+        with pytest.raises(Refused) as refused:
+            await opened.ledger.revoke_token(caller(), HOME, answer.access_token)
+        assert Refusal.UNKNOWN_TOKEN is refused.value.refusal, "not 200: it lives"
         (tmp_path / "ledger.keys").write_bytes(newer)
         await ready(opened)
         await opened.refresh(answer)
+    check_ledger(opened.path)
+
+
+async def test_nothing_is_made_or_recorded_with_a_key_that_the_ring_lacks(tmp_path: Path) -> None:
+    """The key that signs now is not held: 503 and not a defect, whether issued, again, refreshed or retried."""
+    async with open_ledger(tmp_path) as opened:
+        older = opened.ledger.desk.ring
+        issued, current = await opened.issue(), await opened.issue()
+        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        newer = opened.ledger.desk.ring
+        retired = await opened.issue(key="k")
+        retired_by = await opened.refresh(issued)
+        opened.ledger.desk.ring = older
+        before = opened.last_position()
+        for asked in (
+            opened.issue(),
+            opened.issue(key="k"),
+            opened.refresh(current),
+            opened.refresh(issued),
+        ):
+            with pytest.raises(Unavailable, match=r"^the key ring of this node lacks key 2$"):
+                await asked
+        assert before == opened.last_position()
+        opened.ledger.desk.ring = newer
+        assert retired.refresh_token == (await opened.issue(key="k")).refresh_token
+        assert retired_by.refresh_token == (await opened.refresh(issued)).refresh_token
+        await opened.refresh(current)
     check_ledger(opened.path)
 
 

@@ -455,7 +455,7 @@ def test_readers_are_lent_to_one_thread_each(store: SQLiteStore) -> None:
     for thread in threads:
         thread.join()
     assert [] == failed
-    assert 1 <= len(store._readers) <= 6
+    assert 1 <= len(store._readers._idle) <= 6
 
 
 def test_what_a_question_raises_leaves_its_reader_usable(store: SQLiteStore) -> None:
@@ -465,7 +465,7 @@ def test_what_a_question_raises_leaves_its_reader_usable(store: SQLiteStore) -> 
     append(store, "audit", 1)
     with store.reader() as reader:
         assert 1 == len(reader.after(0, 10))
-    assert 1 == len(store._readers)
+    assert 1 == len(store._readers._idle)
 
 
 def test_emptying_the_log_waits_for_no_reader(store: SQLiteStore, path: Path) -> None:

@@ -11,11 +11,10 @@ Ownership of the writing connection: the event loop's between `begin` and `commi
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -23,6 +22,7 @@ from ledger.inline import Inline
 from ledger.owner import OwnerLock
 from ledger.private import PrivateGrant
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
+from ledger.recorders.readers import Readers
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
@@ -45,7 +45,7 @@ class SQLiteStore:
         self._statements = [[write.sql for write in each.writes] for each in self.inline]
         self._owner: OwnerLock | None = None
         self._writer: sqlite3.Connection | None = None
-        self._readers: list[sqlite3.Connection] = []
+        self._readers = Readers(path)
         self._commits = 0
 
     # ------------------------------------------------------------ opening and closing
@@ -57,6 +57,7 @@ class SQLiteStore:
         locked, or a write-ahead log that does not check-point.
         """
         self._owner = OwnerLock.take(self.path)
+        self._readers = Readers(self.path)
         try:
             return self._open(ring_id)
         except sqlite3.Error as error:
@@ -136,9 +137,7 @@ class SQLiteStore:
 
     def close(self) -> None:
         """Give the file back. Safe to call twice, and in any state."""
-        for reader in self._readers:
-            reader.close()
-        self._readers.clear()
+        self._readers.close()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -292,38 +291,6 @@ class SQLiteStore:
 
     # ------------------------------------------------------------ readers
 
-    @contextmanager
-    def reader(self) -> Iterator[Reader]:
+    def reader(self) -> AbstractContextManager[Reader]:
         """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""
-        try:
-            connection = self._readers.pop()  # not after a look: other threads take one, too
-        except IndexError:
-            connection = self._connect_reader()
-        try:
-            connection.execute("BEGIN")
-            yield Reader(connection)
-        except sqlite3.Error as error:
-            raise translated(error) from None
-        finally:
-            self._give_back(connection)
-
-    def _give_back(self, connection: sqlite3.Connection) -> None:
-        try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            connection.close()  # the next question gets a fresh one
-            return
-        if self._writer is None:
-            connection.close()
-        else:
-            self._readers.append(connection)
-
-    def _connect_reader(self) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self.path.absolute()))}?mode=ro"
-        try:
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0)
-            connection.execute("PRAGMA query_only=ON")
-            return connection
-        except sqlite3.Error as error:
-            raise translated(error) from None
+        return self._readers.reader()

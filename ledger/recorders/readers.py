@@ -1,0 +1,67 @@
+"""Read-only connections to a SQLite store, lent to one thread at a time. They never write and never check-point.
+
+Whoever may read the file may have them, beside the process that owns it: a writer never waits for a reader.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from ledger.recorders.errors import StoreBroken
+from ledger.recorders.reading import Reader
+from ledger.recorders.sqlite_errors import translated
+
+
+class Readers:
+    """As many connections as threads ever asked at once, made when they are needed. Safe to use from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+
+    @contextmanager
+    def reader(self) -> Iterator[Reader]:
+        """A view of one committed moment; it sees every write that was acknowledged before. Raises StoreError."""
+        if self._closed:
+            raise StoreBroken("the database is closed")
+        try:
+            connection = self._idle.pop()  # not after a look: other threads take one, too
+        except IndexError:
+            connection = self._connect()
+        try:
+            connection.execute("BEGIN")
+            yield Reader(connection)
+        except sqlite3.Error as error:
+            raise translated(error) from None
+        finally:
+            self._give_back(connection)
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            connection.close()  # the next question gets a fresh one
+            return
+        if self._closed:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = f"file:{quote(str(self._path.absolute()))}?mode=ro"
+        try:
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0)
+            connection.execute("PRAGMA query_only=ON")
+            return connection
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def close(self) -> None:
+        """Close what is not lent; what is lent, when it comes back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()

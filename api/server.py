@@ -118,20 +118,21 @@ class Server:
             # Only now: whoever owns the database owns the path, and a process that may not have it has left it alone.
             local = [bind_local(self.local_path)] if self.local_path is not None else []
             self._sockets.extend(local)
-            for sock in bound:
-                await self._accept_on(sock, self._listener(local=False), self._tls)
-            for sock in local:
-                await self._accept_on(sock, self._listener(local=True), None)
-            self._sweep()
+            self._listeners = [self._listener(local=sock in local) for sock in self._sockets]
+            self._sweep()  # which also sets the date that every answer carries, the first one too
+            for sock, listener in zip(self._sockets, self._listeners, strict=True):
+                await self._accept_on(sock, listener, None if listener.local else self._tls)
             await self._run_hook("ready")
         except BaseException:
+            if self._sweep_timer is not None:
+                self._sweep_timer.cancel()
             self._close_sockets()
             if opened:
                 await self._run_hook("shutdown")
             raise
 
     def _listener(self, *, local: bool) -> Listener:
-        listener = Listener(
+        return Listener(
             app=self.app,
             state=self._state,
             body_bytes_max=LOCAL_BODY_BYTES_MAX if local else self.settings.request_body_bytes_max,
@@ -142,8 +143,6 @@ class Server:
             local=local,
             access_log=self.settings.log_level == "debug",
         )
-        self._listeners.append(listener)
-        return listener
 
     async def _accept_on(self, sock: socket.socket, listener: Listener, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from starlette.routing import BaseRoute, Route, Router
 
+from api import errors
 from api.answers import oauth_error
 from api.client_auth import ClientAuth
 from api.context import Contexts
@@ -34,13 +35,34 @@ from api.throttle import Throttle
 from api.token import TokenEndpoint
 from ledger.application import Ledger
 from ledger.clients import ROLES
+from ledger.refusals import Unavailable
 
 LOCAL_BODY_BYTES_MAX: Final = 16_777_216
 """What a command may send: a clients file, say."""
 
 NOT_FOUND: Final = oauth_error(404, "not_found", "there is no such path here")
+BEHIND: Final = errors.told(
+    Unavailable("the log has lost what it had acknowledged, and that is not dealt with yet", retry_after_seconds=60)
+)
 
 Asgi = Callable[[Any, Receive, Send], Any]
+
+
+class OfWholeLog:
+    """An endpoint that is served only while the log holds all that was acknowledged; before that it answers 503 (I-23).
+
+    Without it a token, client or grant of the lost span would be called unknown, and a client drops what is unknown.
+    """
+
+    def __init__(self, ledger: Ledger, endpoint: Asgi) -> None:
+        self._ledger = ledger
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if self._ledger.behind is None:
+            await self._endpoint(scope, receive, send)
+        else:
+            await BEHIND.send(send)
 
 
 class App:
@@ -87,12 +109,15 @@ def create_app(
     revocation = RevocationEndpoint(ledger, clients, desk)
     introspection = IntrospectionEndpoint(ledger, clients, by_token, desk, reading, settings.issuer)
     hot: dict[str, Asgi] = {
-        "/oauth/v2/oauth-token": token,
-        "/token": token,
-        "/oauth/v2/oauth-revoke": revocation,
-        "/revoke": revocation,
-        "/oauth/v2/oauth-introspect": introspection,
-        "/introspect": introspection,
+        path: OfWholeLog(ledger, endpoint)
+        for path, endpoint in (
+            ("/oauth/v2/oauth-token", token),
+            ("/token", token),
+            ("/oauth/v2/oauth-revoke", revocation),
+            ("/revoke", revocation),
+            ("/oauth/v2/oauth-introspect", introspection),
+            ("/introspect", introspection),
+        )
     }
 
     grants = Grants(ledger, reading)
@@ -115,7 +140,7 @@ def create_app(
 
     def operated_routes(operators: Operators, desk: FrontDesk) -> list[BaseRoute]:
         def at(path: str, **handlers: Any) -> Route:
-            return Route(path, Operated(path.replace(":path", ""), handlers, operators, desk))
+            return Route(path, OfWholeLog(ledger, Operated(path.replace(":path", ""), handlers, operators, desk)))
 
         return [
             at("/grants", GET=(READERS, grants.list), POST=((ISSUER,), grants.issue)),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ledger.head_file import Head
 from tests.asking import Asking, asking, bearer, credentials
 from tests.serving import logged
 from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH
@@ -169,3 +170,29 @@ async def test_two_copies_of_the_application_share_nothing_but_the_ledger(tmp_pa
         await one.form("/token", {"client_id": "www", "client_secret": "wrong"})
         assert (await failures(one)).endswith(" 1.0")
         assert (await failures(other)).endswith(" 0.0")
+
+
+async def test_a_log_that_lost_something_answers_503_until_that_is_dealt_with(tmp_path: Path) -> None:
+    """I-23: also what needs no look-up, such as a token that looks forged because its key was lost, or a new secret."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        token = {"token": "rt1_" + "A" * 72}
+        ledger.ledger.behind = Head(10**6, ledger.clock.now)
+        asked = [
+            await ledger.refresh("www", issued["refresh_token"]),
+            await ledger.refresh("www", "forged"),
+            await ledger.form(TOKEN_PATH, {"client_id": "www", "client_secret": "changed since"}),
+            await ledger.form("/introspect", token | credentials("www")),
+            await ledger.form(INTROSPECT_PATH, token),
+            await ledger.form("/revoke", token | credentials("www")),
+            await ledger.form(REVOKE_PATH, token),
+            await ledger.ask("GET", "/grants", headers={"Authorization": "Bearer changed-since"}),
+            await ledger.operator("security", "GET", f"/grants/{'0' * 32}"),
+            await ledger.operator("security", "POST", "/explain", token),
+            await ledger.ask("GET", "/reuse", local=True),
+        ]
+        assert {(503, "60")} == {(answer.status_code, answer.headers.get("retry-after")) for answer in asked}
+        for path, status in (("/healthz", 200), ("/readyz", 503), ("/metrics", 200), ("/openapi.json", 200)):
+            assert status == (await ledger.ask("GET", path)).status_code
+        assert 200 == (await ledger.ask("POST", "/local/restore/acknowledge", local=True)).status_code
+        assert 200 == (await ledger.refresh("www", issued["refresh_token"])).status_code

@@ -162,7 +162,8 @@ def _alive(
 def _counted(desk: Desk, grant: Grant, now: int, rules: Rules) -> int | None:
     """In events and still in memory, together."""
     told = grant.presentations_counted(now, rules.epoch_end)
-    return (told + desk.presentations.waiting(grant.grant_id)) or None
+    ended = grant.judge(now, rules.epoch_end).ended
+    return (told + desk.presentations.waiting(grant.grant_id, ended=ended)) or None
 
 
 def _since(standing: Standing) -> str:

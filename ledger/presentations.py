@@ -17,15 +17,17 @@ _SECOND = 1_000_000
 
 class Counted:
     """Presentations of one grant since the last flush. Times in microseconds; `last_context` is the commitment of
-    `last_source`; `declined` the count that the rules last wanted no event for."""
+    `last_source`; `declined` the count that the rules last wanted no event for; `ended` whether the grant was over."""
 
     __slots__ = (
-        "count", "declined", "first_at", "flushed_at", "last_at", "last_context", "last_generation", "last_source",
+        "count", "declined", "ended", "first_at", "flushed_at", "last_at", "last_context", "last_generation",
+        "last_source",
     )  # fmt: skip
 
     def __init__(self, at: int, source: Source) -> None:
         self.count = 0
         self.declined = 0
+        self.ended = False
         self.first_at = at
         self.last_at = at
         self.last_generation = 0
@@ -40,14 +42,20 @@ class Presentations:
     def __init__(self) -> None:
         self._counted: dict[str, Counted] = {}
 
-    def count(self, grant_id: str, generation: int, source: Source, context: str, at: int) -> None:
-        """One more presentation of a generation from a source, whose commitment is `context`."""
+    def count(
+        self, grant_id: str, generation: int, source: Source, context: str, at: int, *, ended: bool = False
+    ) -> None:
+        """One more presentation of a generation from a source, whose commitment is `context`; `ended` where its grant
+        is over. Counts begin anew at the end: what was counted before it and is in no event yet is dropped."""
         counted = self._counted.pop(grant_id, None)
         if counted is None:
             if len(self._counted) >= COUNTED_GRANTS_MAX:  # the one heard of least recently leaves, its tail with it
                 del self._counted[next(iter(self._counted))]
             counted = Counted(at, source)
-        elif counted.count == 0:
+        if ended and not counted.ended:
+            counted.ended = True
+            counted.count = counted.declined = 0
+        if counted.count == 0:
             counted.first_at = at
         self._counted[grant_id] = counted
         counted.count += 1
@@ -56,10 +64,10 @@ class Presentations:
         counted.last_context = context
         counted.last_source = source
 
-    def waiting(self, grant_id: str) -> int:
-        """How many presentations of a grant are counted and in no event yet."""
+    def waiting(self, grant_id: str, *, ended: bool = False) -> int:
+        """How many presentations of a grant are counted and in no event yet. `ended`: of one that has ended."""
         counted = self._counted.get(grant_id)
-        return counted.count if counted else 0
+        return counted.count if counted and counted.ended == ended else 0
 
     def due(self, now: int, *, all_of_them: bool = False) -> Iterator[tuple[str, Counted]]:
         """Grants whose count may be flushed now: a minute has passed since their last flush, and more were counted

@@ -31,6 +31,7 @@ from ledger.keyring import KeyRing
 from ledger.presentations import Bursts, Counted, Presentations
 from ledger.private import commitment, context_value, new_salt
 from ledger.refusals import Refusal, Refused, Unavailable
+from ledger.standing import Standing
 from ledger.subjects import end_subject
 from ledger.times import SECOND
 
@@ -93,7 +94,10 @@ def redeem(
             decision = grant.decide(replace(command, fresh=True), rules)
     except Refused as refusal:
         if refusal.counts:
-            desk.presentations.count(presented.grant_id, presented.generation, source, presenter.context, now)
+            desk.presentations.count(
+                presented.grant_id, presented.generation, source, presenter.context, now,
+                ended=_standing(batch, desk, grant).ended,
+            )  # fmt: skip
         _forget_nonce_if_over(batch, desk, loaded)
         raise
     if isinstance(decision.outcome, Served):
@@ -179,12 +183,14 @@ def record_foreign(batch: Batch, desk: Desk, foreign: Foreign) -> None:
 
 
 def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counted, *, at_stop: bool) -> int:
-    """Put counted presentations of a grant into an event. How many; 0 where the rules want no event now."""
+    """Put counted presentations of a grant into an event. How many are done with; 0: the rules want none now."""
     found = batch.grant(grant_id)
     if found is None:
         return 0
     loaded, grant = found
     count = counted.count
+    if _standing(batch, desk, grant).ended and not counted.ended:
+        return count  # told now, they would pass for presentations since the end
     command = CountPresentations(
         at=batch.now,
         command_id=batch.command_id,
@@ -299,6 +305,10 @@ def _keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) ->
     )
 
 
+def _standing(batch: Batch, desk: Desk, grant: Grant) -> Standing:
+    return grant.judge(max(batch.now, grant.at), desk.authority.rules(grant).epoch_end)
+
+
 def _forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
     """Once a grant has ended for good nobody shall be able to make its tokens. An idle end leaves access tokens alone:
     the secrets of those still alive can only be checked with the nonce, so it stays until the last has expired."""
@@ -306,7 +316,7 @@ def _forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
     assert isinstance(grant, Grant)
     if loaded.private is None or loaded.private.nonce is None:
         return
-    standing = grant.judge(max(batch.now, grant.at), desk.authority.rules(grant).epoch_end)
+    standing = _standing(batch, desk, grant)
     if not standing.ended:
         return
     if standing.refusal is Refusal.EXPIRED_IDLE and batch.now < grant.access_tokens_until:

@@ -4,8 +4,8 @@ An incident says who was first and who came again, the gap between what was pres
 family has obtained since the presented token was first redeemed, and what of that is alive (RFC 9700 4.14.2).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -126,6 +126,12 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     disclosed: dict[str, Disclosed]
 
 
+class Waiting(Protocol):
+    """How many presentations of a grant are counted in memory: since its end, or before there was one."""
+
+    def __call__(self, grant_id: str, *, ended: bool) -> int: ...
+
+
 class IncidentPage(msgspec.Struct, frozen=True, kw_only=True):
     """Incidents in log order. `cursor` leads on from here at any time, `next_cursor` says that there may be more."""
 
@@ -141,11 +147,12 @@ def incidents(
     since: int | None = None,
     after: int = 0,
     limit: int,
-    waiting: Callable[[str], int] = lambda grant_id: 0,
+    waiting: Waiting = lambda grant_id, *, ended: 0,
 ) -> IncidentPage:
     """Incidents after a cursor and not earlier than `since` (microseconds), at most `limit`, told as things are `now`.
 
-    `waiting` says how many presentations of a grant are counted in memory and in no event yet.
+    `waiting` says how many presentations of a grant are counted in memory and in no event yet, since its end where it
+    has ended.
     """
     telling = _Telling(reads, now, waiting)
     found: list[Incident] = []
@@ -180,7 +187,7 @@ def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[i
 class _Telling:
     """What the incidents of one page are told with."""
 
-    def __init__(self, reads: Reads, now: int, waiting: Callable[[str], int]) -> None:
+    def __init__(self, reads: Reads, now: int, waiting: Waiting) -> None:
         self._reads = reads
         self._outside = Outside(reads, now)
         self._disclosure = Disclosure(reads)
@@ -228,6 +235,7 @@ class _Telling:
         passed = self._outside.ended_by(row)
         epoch_end = None if passed is None else passed.end
         grant = aggregate(self._reads, event.stream, Grant)
+        judged = judge(row, now, epoch_end)
         obtained, obtained_more = self._obtained(event.stream, grant.v, event.presented_generation)
         disclosed = self._disclosure.of(event)
         if (first := self._disclosure.context(event.stream, first_context)) is not None:
@@ -253,8 +261,9 @@ class _Telling:
             proof_x5t_s256=event.proof_x5t_s256 or UNSET,
             obtained=obtained,
             obtained_more=obtained_more,
-            alive=self._alive(row, grant, judge(row, now, epoch_end), obtained),
-            presentations_counted=grant.presentations_counted(now, epoch_end) + self._waiting(grant_id),
+            alive=self._alive(row, grant, judged, obtained),
+            presentations_counted=grant.presentations_counted(now, epoch_end)
+            + self._waiting(grant_id, ended=judged.ended),
             disclosed=disclosed,
         )
 

@@ -112,9 +112,9 @@ def test_buckets_are_bounded() -> None:
 # ---------------------------------------------------------------- in a ledger
 
 
-async def flush(opened: Opened) -> None:
-    """What the ledger does by itself once a second."""
-    await opened.ledger._flush_presentations()
+async def flush(opened: Opened, *, stop: bool = False) -> None:
+    """What the ledger does by itself once a second, and at a stop."""
+    await opened.ledger._flush_presentations(at_stop=stop)
 
 
 def counted(opened: Opened, answer: TokenAnswer) -> list[int]:
@@ -131,7 +131,7 @@ async def test_hundreds_of_presentations_after_the_end_make_a_few_events(tmp_pat
             opened.clock.pass_seconds(0.5)
             await flush(opened)
         assert [1, 121, 241, 361, 512] == counted(opened, dead)
-        assert 8 == opened.ledger.desk.presentations.waiting(dead.grant_id)
+        assert 8 == opened.ledger.desk.presentations.waiting(dead.grant_id, ended=True)
     assert [1, 121, 241, 361, 512, 520] == counted_in(tmp_path, dead), "and the rest at the stop"
     check_ledger(opened.path)
 
@@ -195,6 +195,39 @@ async def test_a_count_that_outlives_an_erasure_brings_no_address_back(tmp_path:
         await flush(opened)
         assert [1] == counted(opened, dead)
         assert [] == opened.rows("SELECT * FROM private_contexts")
+    check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("epoch", [False, True])
+async def test_what_came_before_the_end_is_not_told_as_coming_after_it(tmp_path: Path, epoch: bool) -> None:
+    """Counts begin anew at the end: what was not told by then is dropped, whether anything comes later or not."""
+    async with open_ledger(tmp_path, clients=[client(policy=with_policy(on_reuse="alert"))]) as opened:
+        presented, quiet = await opened.issue("bob"), await opened.issue("bob")
+        for answer in (presented, quiet):
+            await opened.chain(answer, 4, every_seconds=100_000)
+        for _ in range(6):  # the first is an event of its own, and the next is flushed
+            await opened.refused(presented)
+            await opened.refused(quiet)
+            await flush(opened)
+            opened.clock.pass_seconds(1)
+        if epoch:
+            await opened.ledger.revoke_subject(SECURITY, "bob", None, None)
+        else:
+            await opened.act("revoke", presented.grant_id)
+            await opened.act("revoke", quiet.grant_id)
+        ended_at = times.text(opened.clock.now)
+        opened.clock.pass_seconds(1)
+        explained = await opened.ledger.explain(quiet.refresh_token or "")
+        assert explained.presentations_counted is None
+        for _ in range(2):
+            await opened.refused(presented)
+        assert 2 == (await opened.ledger.explain(presented.refresh_token or "")).presentations_counted
+        await flush(opened, stop=True)
+        assert [1] == counted(opened, quiet)
+        assert [1, 2] == counted(opened, presented)
+        last = opened.grant_events(presented)[-1]
+        assert isinstance(last, PresentationsCounted)
+        assert ended_at < last.first_at
     check_ledger(opened.path)
 
 

@@ -404,8 +404,10 @@ class Ledger:
             await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted))
 
     async def stopped(self) -> None:
-        """Record that a server ceases to."""
+        """Record that a server ceases to: its last word, so what was counted comes before it."""
         if self.behind is None:
+            self._record_foreign()
+            await self._flush_presentations(at_stop=True)
             with contextlib.suppress(Unavailable):
                 await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped))
 

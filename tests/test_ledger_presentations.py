@@ -231,6 +231,21 @@ async def test_what_came_before_the_end_is_not_told_as_coming_after_it(tmp_path:
     check_ledger(opened.path)
 
 
+async def test_a_stop_is_the_last_thing_on_record(tmp_path: Path) -> None:
+    """Nothing follows `ledger.stopped` but the next start: a count and a foreign presentation come before it."""
+    async with open_ledger(tmp_path, clients=[client(), client("oth")]) as opened:
+        answer = await opened.issue()
+        await opened.ledger.started()
+        await opened.act("revoke", answer.grant_id)
+        await opened.refused(answer)
+        await opened.refused(answer, client_id="oth")
+        await opened.ledger.stopped()
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        rows = connection.execute("SELECT body ->> 'topic' FROM events ORDER BY position DESC LIMIT 3").fetchall()
+    assert "ledger.stopped" == rows[0][0]
+    assert {"grant.presentations_counted", "grant.foreign_client_presented"} == {topic for (topic,) in rows[1:]}
+
+
 async def test_many_grants_are_flushed_together(tmp_path: Path) -> None:
     """Upkeep never holds the line up: all that is due is one batch, not one commit after the other."""
     async with open_ledger(tmp_path) as opened:

@@ -3,6 +3,7 @@
 Each function is one request's decision. It raises Refused, or returns an answer that is told only after the commit.
 """
 
+import logging
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -36,6 +37,9 @@ from ledger.subjects import end_subject
 from ledger.times import SECOND
 
 
+log = logging.getLogger("ledger")
+
+
 class Foreign(NamedTuple):
     """Another client presented a genuine token of a grant, from a source."""
 
@@ -57,6 +61,11 @@ class Desk:
         self.presentations = Presentations()
         self.foreign: list[Foreign] = []
         self.alarms: dict[str, int] = {"unknown_grant": 0, "wrong_secret": 0, "ahead_of_log": 0}
+
+    def alarm(self, kind: str, grant_id: str) -> None:
+        """Count it, and say it in one log line: a token with our tag that the log does not account for."""
+        self.alarms[kind] += 1
+        log.warning(kind, extra={"fields": {"grant": grant_id}})
 
 
 def redeem(
@@ -88,7 +97,7 @@ def redeem(
         try:
             decision = grant.decide(command, rules)
         except StateMayBeStale:
-            desk.alarms["ahead_of_log"] += 1
+            desk.alarm("ahead_of_log", presented.grant_id)
             batch.reload(loaded.name)
             loaded, grant = _found(batch, presented.grant_id)
             decision = grant.decide(replace(command, fresh=True), rules)
@@ -215,7 +224,7 @@ def genuine(
     """The grant of a token of the caller's own, its secret checked. Everyone else is refused alike (I-19)."""
     found = batch.grant(presented.grant_id)
     if found is None:
-        desk.alarms["unknown_grant"] += 1
+        desk.alarm("unknown_grant", presented.grant_id)
         raise Refused(Refusal.UNKNOWN_TOKEN)
     loaded, grant = found
     right = secret_right(desk, loaded, presented)
@@ -225,7 +234,7 @@ def genuine(
             desk.foreign.append(Foreign(presented.grant_id, presented.generation, presenter, source))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
-        desk.alarms["wrong_secret"] += 1
+        desk.alarm("wrong_secret", presented.grant_id)
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not grant.owned_by(caller):
         raise Refused(Refusal.UNKNOWN_TOKEN)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ async def test_whoever_is_not_the_owner_is_refused_alike(tmp_path: Path) -> None
         assert before == opened.last_position()
         assert {"unknown_grant": 1, "wrong_secret": 1, "ahead_of_log": 0} == opened.ledger.desk.alarms
     check_ledger(opened.path)
+
+
+async def test_a_token_with_our_tag_that_the_log_does_not_know_is_told_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only a ledger that has lost something, or a stolen key ring, makes such tokens; garbage is not told."""
+    caplog.set_level(logging.DEBUG, "ledger")
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        stranger = tokens.derive(opened.ledger.desk.ring, 1, "0" * 32, 0, b"?" * 32)
+        for text in (stranger, forged(opened, answer), "rt1_garbage"):
+            await opened.refused(text)
+    told = [(record.getMessage(), vars(record)["fields"]) for record in caplog.records if record.name == "ledger"]
+    assert [("unknown_grant", {"grant": "0" * 32}), ("wrong_secret", {"grant": answer.grant_id})] == told
 
 
 async def test_a_wrong_secret_is_no_reuse(tmp_path: Path) -> None:

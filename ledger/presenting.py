@@ -36,7 +36,6 @@ from ledger.standing import Standing
 from ledger.subjects import end_subject
 from ledger.times import SECOND
 
-
 log = logging.getLogger("ledger")
 
 

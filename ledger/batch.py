@@ -166,18 +166,19 @@ class Batch:
     def event_at(self, name: str, v: int) -> AnyEvent:
         """One event of a stream, of the store or of this batch. It must exist."""
         stored = self.store.event_at(name, v)
-        if stored is not None:
-            return decode(stored.body)
-        stream = self.memory.streams[name].id
-        return next(decode(body) for _, id, at_v, _, body in self.work.events if id == stream and at_v == v)
+        return decode(stored.body if stored is not None else self._appended(name, v)[1])
 
     def position_at(self, name: str, v: int) -> int:
         """The position of one event of a stream, of the store or of this batch. It must exist."""
         stored = self.store.event_at(name, v)
-        if stored is not None:
-            return stored.position
+        return stored.position if stored is not None else self._appended(name, v)[0]
+
+    def _appended(self, name: str, v: int) -> tuple[int, str]:
         stream = self.memory.streams[name].id
-        return next(position for position, id, at_v, _, _ in self.work.events if id == stream and at_v == v)
+        for position, id, at_v, _, body in self.work.events:
+            if id == stream and at_v == v:
+                return position, body
+        raise LookupError(f"{name}/{v} is neither in the store nor in this batch")
 
     def issued_since(self, column: Literal["client_id", "subject_id"], value: str, unbounded: int) -> bool:
         """Whether a grant of this client or person was issued under the epoch number `unbounded` or a later one: a

@@ -402,5 +402,7 @@ def _refuse(those: Iterable[Waiting[Any]]) -> None:
 
 
 def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+    if isinstance(error, StopIteration):  # no future takes one, and whoever waits must be told
+        error = RuntimeError(f"a decision raised {error!r}")
     if not future.done():
         future.set_exception(error)

@@ -162,6 +162,19 @@ async def test_a_defect_in_one_decision_fails_that_one_alone(tmp_path: Path, pla
     assert 11 == check_ledger(opened.path).topics["grant.token_rotated"]
 
 
+async def test_a_defect_that_no_future_takes_is_told_too(tmp_path: Path) -> None:
+    """`StopIteration` cannot be put into a future: whoever waits is told all the same, and the line goes on."""
+    async with open_ledger(tmp_path) as opened:
+
+        def decide(batch: Batch) -> None:
+            next(iter(()))
+
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(opened.ledger.commits.submit(decide), 5)
+        await asyncio.wait_for(opened.issue(), 5)
+    check_ledger(opened.path)
+
+
 async def test_what_a_defect_appended_before_it_showed_is_gone(tmp_path: Path) -> None:
     """A command's events are recorded together or not at all, also where the command breaks off half way."""
     async with open_ledger(tmp_path) as opened:

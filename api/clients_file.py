@@ -16,14 +16,13 @@ import msgspec
 
 from api.logs import one_line
 from ledger import scope
-from ledger.changes import check_all
+from ledger.changes import SERIAL_MAX, check_all
 from ledger.clients import ClientSpec, OperatorSpec, Settings
 from ledger.events import Words
 from ledger.policy import PRESETS, Policy
 from ledger.refusals import LedgerError, Refused
 from ledger.registration import RANGES, SettingsRefused, allowed_number, owner_name
 
-SERIAL_MAX: Final = 2**63 - 1
 INTEGER_MAX: Final = 2**53 - 1
 """Above it JSON readers disagree on what an integer is (RFC 8785 3.2.2.3)."""
 

@@ -19,6 +19,9 @@ from ledger.registration import SettingsRefused, check_client, check_operator, o
 Change: TypeAlias = Literal["registered", "returned", "changed", "disabled", "removed"]
 SettingsEvent: TypeAlias = ClientEvent | OperatorEvent
 
+SERIAL_MAX = 2**53 - 1
+"""The greatest serial. It stands in events, and above this JSON readers disagree on what an integer is (RFC 8785)."""
+
 LIFETIMES = ("access_token_ttl_seconds", "refresh_token_ttl_seconds", "grant_ttl_seconds")
 
 
@@ -104,8 +107,10 @@ def compared(
 def check_serial(serial: int | None, last_serial: int | None) -> None:
     """A file may not be older than the last one applied, so that no node brings back what another disabled.
 
-    Raises LedgerError where its serial is lower, or missing though one was applied before.
+    Raises LedgerError where its serial is lower, or missing though one was applied before, or none at all.
     """
+    if serial is not None and not 1 <= serial <= SERIAL_MAX:
+        raise LedgerError(f"serial: may be a whole number from 1 to {SERIAL_MAX}")
     if last_serial is None:
         return
     if serial is None:

@@ -178,6 +178,8 @@ def test_an_operators_new_token_is_an_event_of_its_own() -> None:
         (5, 5, None),
         (5, 6, None),
         (5, 4, "serial: 4 is lower than 5, which was applied before"),
+        (None, 2**53 - 1, None),
+        (None, 2**53, "serial: may be a whole number from 1 to 9007199254740991"),
         (5, None, "serial: missing, and a file with serial 5 was applied before"),
     ],
 )

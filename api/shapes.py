@@ -64,8 +64,10 @@ class TokenResponse(Shape, frozen=True, kw_only=True):
 
 
 class IssuedResponse(TokenResponse, frozen=True, kw_only=True):
-    """The first tokens of a new grant, and its id."""
+    """The first tokens of a new grant, and its id. The same answer again, for the same `Idempotency-Key`, may come when
+    its access token has expired."""
 
+    expires_in: Annotated[int, Meta(ge=0, description="Seconds, rounded down; 0 of one that has expired since.")]
     grant_id: GrantId
 
 

@@ -101,6 +101,19 @@ async def test_the_same_key_and_value_get_the_same_answer(tmp_path: Path) -> Non
         assert first.json()["grant_id"] == again.json()["grant_id"]
 
 
+async def test_the_same_answer_may_come_when_its_access_token_has_expired(tmp_path: Path) -> None:
+    """The key holds while the grant lives, which is longer; no other access token comes in its place."""
+    async with asking(tmp_path) as ledger:
+        asked = ("issuer", "POST", "/grants", {"client_id": "std", "subject": "alice", "scope": "read"})
+        first = await ledger.operator(*asked, headers={"Idempotency-Key": "k"})
+        ledger.clock.pass_seconds(86_400)
+        again = await ledger.operator(*asked, headers={"Idempotency-Key": "k"})
+        tokens = ("access_token", "refresh_token", "grant_id")
+        assert [first.json()[name] for name in tokens] == [again.json()[name] for name in tokens]
+        assert (201, 300, 0) == (again.status_code, first.json()["expires_in"], again.json()["expires_in"])
+        assert first.headers["ledger-position"] == again.headers["ledger-position"]
+
+
 async def test_one_key_that_comes_many_times_at_once_makes_one_grant(tmp_path: Path) -> None:
     """Also while the first is on its way."""
     async with asking(tmp_path) as ledger:

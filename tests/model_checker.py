@@ -7,7 +7,6 @@ that gave tokens. One pass, independent of the model and of the aggregate.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TypeAlias
 
 from ledger import times
@@ -32,10 +31,12 @@ class Recorded:
 
 @dataclass
 class Handed:
-    """A token was presented at a moment (the grant's own time), and another handed out for it."""
+    """A token was presented at a moment (the grant's own time), and another handed out for it, with the access token
+    that the event `minted_v` says."""
 
     presented: Token
     given: Token
+    minted_v: int
     scope: set[str]
     ceiling: set[str]
     at: int
@@ -44,6 +45,7 @@ class Handed:
 @dataclass
 class _Told:
     granted: set[str] = field(default_factory=set)
+    version: int = 0
     generation: int = 0
     redeemed: bool = False
     at: int = 0
@@ -52,17 +54,19 @@ class _Told:
     window: int = 0
     ended: bool = False
     suspended: bool = False
+    minted: set[int] = field(default_factory=set)
     successors: dict[Token, Token] = field(default_factory=dict)
     alerts: dict[str, int] = field(default_factory=dict)
     totals: Counter[str] = field(default_factory=Counter)
 
 
 def check(entries: Sequence[Recorded | Handed]) -> None:
-    """Assert I-01, I-03 to I-05, I-07, I-08, I-16, I-17 and I-21 over everything that happened to one grant."""
-    told, versions = _Told(), count(1)
+    """Assert I-01 to I-05, I-07, I-08, I-16, I-17 and I-21 over everything that happened to one grant."""
+    told = _Told()
     for entry in entries:
         if isinstance(entry, Recorded):
-            assert next(versions) == entry.event["v"], "a version is missing"
+            assert told.version + 1 == entry.event["v"], "a version is missing"
+            told.version += 1
             _check_event(told, entry.event, entry.ceiling)
         else:
             _check_handed(told, entry)
@@ -80,6 +84,7 @@ def _check_event(told: _Told, event: Fact, ceiling: set[str]) -> None:
         told.granted, told.absolute = set(event["scope"]), micros(event, "absolute_expires_at")
     _check_lifetimes(told, event, where)
     if "access_token_expires_at" in event:
+        told.minted.add(event["v"])
         assert set(event["scope"]) <= told.granted & ceiling, f"I-08 {where}: beyond the ceiling"
         assert (micros(event, "access_token_expires_at") or 0) <= (told.absolute or NEVER), f"I-17 {where}: outlives"
     _check_generations(told, event, where)
@@ -149,7 +154,8 @@ def _check_growth(told: _Told, event: Fact, where: str) -> None:
 
 def _check_handed(told: _Told, answer: Handed) -> None:
     (g, _), (successor, _) = answer.presented, answer.given
-    where = f"{answer.presented} at version {answer.at}"
+    where = f"{answer.presented} after version {told.version}"
+    assert answer.minted_v in told.minted, f"I-02 {where}: an access token that no event minted"
     assert not told.ended, f"I-07 {where}: served after the end"
     assert not told.suspended, f"I-05 {where}: served while suspended"
     assert answer.scope <= told.granted & answer.ceiling, f"I-08 {where}: beyond the ceiling"

@@ -26,17 +26,17 @@ presets = st.sampled_from(["standard"] * 5 + ["mobile", "mobile", "strict", "sta
 on_reuse = st.sampled_from(["alert", "suspend"] * 3 + ["revoke", "revoke_subject"])
 granted = st.sampled_from([GRANTED] * 4 + [(), ("read",), ("read", "profile", "offline_access")])
 scopes = st.sampled_from(
-    [None] * 12
+    [None] * 7
     + [("read",), ("read", "openid"), ("profile", "openid", "read"), ("openid", "profile"), ("read", "read"), ()]
     + [("read", "admin"), ("write",), ("read", "offline_access"), ("offline_access",)]
 )
 resources = st.sampled_from([None] * 8 + [RESOURCES[:1], RESOURCES[1:], RESOURCES, ("https://c.example",)])
 ceilings = st.sampled_from([CLIENT_SCOPE] * 3 + [("read", "openid"), ("profile",), GRANTED, ("x",)])
 jumps = st.sampled_from(
-    [1, SECOND // 2, SECOND, 5 * SECOND, 9 * SECOND, 11 * SECOND, 59 * SECOND, 61 * SECOND] * 3
-    + [600 * SECOND, HOUR, 3 * HOUR, DAY, 31 * DAY, YEAR]
+    [1, SECOND // 2, SECOND, 5 * SECOND, 9 * SECOND, 11 * SECOND, 59 * SECOND, 61 * SECOND] * 2
+    + [600 * SECOND, 600 * SECOND, HOUR, HOUR, 3 * HOUR, DAY, 31 * DAY, YEAR]
 )
-falls = st.sampled_from([1, SECOND, 9 * SECOND, 11 * SECOND, HOUR, DAY, YEAR])
+falls = st.sampled_from([1, SECOND, 9 * SECOND, 10 * SECOND, 10 * SECOND + 1, 11 * SECOND, HOUR, DAY, YEAR])
 changes = st.one_of(
     st.tuples(st.just("rotation"), st.sampled_from(["rotate", "rotate", "reuse", "rotate"])),
     st.tuples(st.just("on_reuse"), on_reuse),
@@ -51,7 +51,9 @@ changes = st.one_of(
     st.tuples(st.just("access_token_format"), st.sampled_from(["opaque", "jwt"])),
 )
 behind = st.sampled_from([0] * 5 + [1] * 5 + [2] * 3 + [3, 4, 7])
-then = st.sampled_from([(), (), (0,), (0,), (0, 0), (0, 1), (1,), (1, 0), (0, 0, 0, 2)])
+then = st.sampled_from(
+    [(), (), (0,), (0,), (0, 0), (0, 1), (1,), (1,), (2,), (1, 0), (0, 0, 0, 2), (0, 0, 0, 3), (0, 0, 0, 0, 7)]
+)
 """What the owner presents next: tokens counted back from its last."""
 acts = st.sampled_from(["suspend"] * 4 + ["trust"] * 3 + ["reinstate", "revoke", "give back"])
 befores = st.sampled_from(["none", "issued", "just after", "now"])
@@ -64,12 +66,12 @@ class Family(RuleBasedStateMachine):
         preset=presets,
         action=on_reuse,
         tweaks=st.lists(changes, max_size=2),
-        kind=st.sampled_from(["confidential", "confidential", "public", "bound"]),
+        kind=st.sampled_from(["confidential"] * 4 + ["public", "public", "key-bound", "certificate-bound"]),
         scope=granted,
         resource=st.sampled_from([None, None, RESOURCES, RESOURCES[:1]]),
         client_resource=st.sampled_from([RESOURCES, RESOURCES, ()]),
         idle_seconds=st.sampled_from([None] * 5 + [40, 7200]),
-        life_seconds=st.sampled_from([None] * 5 + [100, 86_400]),
+        life_seconds=st.sampled_from([None] * 5 + [100, 7200]),
     )
     def begin(
         self,
@@ -128,7 +130,7 @@ class Family(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ presenting
 
-    @rule(rounds=st.sampled_from([1, 1, 1, 2, 3, 11]), seconds=st.sampled_from([0, 1, 30]), lost=st.booleans())
+    @rule(rounds=st.sampled_from([1, 1, 1, 2, 3, 10]), seconds=st.sampled_from([0, 1, 30]), lost=st.booleans())
     def the_owner_refreshes(self, rounds: int, seconds: int, lost: bool) -> None:
         """Rounds of refreshing; of a lost answer the owner keeps the old token, and presents it in the next."""
         world = self.go_on()
@@ -156,23 +158,38 @@ class Family(RuleBasedStateMachine):
 
     @rule(
         back=st.sampled_from([1, 1, 1, 1, 2]),
-        who=st.sampled_from(["owner", "owner", "thief", "another"]),
+        who=st.lists(st.sampled_from(["owner", "owner", "thief", "another"]), min_size=1, max_size=4),
         scope=scopes,
         resource=resources,
-        proof=st.sampled_from([None] * 5 + ["jkt-right", "jkt-other"]),
-        over=st.sampled_from([1, 1, 2, 3]),
+        proof=st.sampled_from([None] * 5 + ["right", "other"]),
     )
     def somebody_retries(
-        self, back: int, who: str, scope: Words | None, resource: Words | None, proof: str | None, over: int
+        self, back: int, who: list[str], scope: Words | None, resource: Words | None, proof: str | None
     ) -> None:
-        """A token right behind the current one, whoever kept it."""
+        """A token right behind the current one, from here and there."""
         world = self.go_on()
         current = world.history.current
         if current is not None and current >= back:
             g = current - back
-            for _ in range(over):
+            for context in who:
                 token = g, world.history.made(g)["key_id"]
-                world.present(token, "owner", who, scope=scope, resource=resource, proof=proof, lost=True)
+                world.present(token, "owner", context, scope=scope, resource=resource, proof=proof, lost=True)
+
+    @rule(rounds=st.sampled_from([1, 8, 9, 10, 11]), action=st.sampled_from([None, None, None, "suspend", "revoke"]))
+    def the_thief_insists(self, rounds: int, action: str | None) -> None:
+        """It comes with its copy, and again when the owner has gone on and perhaps the client's rules have changed."""
+        world = self.go_on()
+        for _ in range(3):
+            self.follow((0,))
+        world.held["thief"] = world.held["owner"][:1]
+        for gone_on in (0, rounds):
+            for _ in range(gone_on if world.history.judge(world.now, world.epoch_end()).status == "active" else 0):
+                self.follow((0,))
+            token = self.token("thief", 0)
+            if token is not None:
+                world.present(token, "thief", "thief")
+            if action is not None:
+                world.change_policy(on_reuse=action)
 
     @rule(over=st.integers(2, 18), seconds=st.sampled_from([0, 0, 1]))
     def a_retry_wants_ever_other_things(self, over: int, seconds: int) -> None:
@@ -181,10 +198,10 @@ class Family(RuleBasedStateMachine):
         g = (world.history.current or 0) - 1
         for number in range(over if g >= 0 and world.client.authenticates else 0):
             token = g, world.history.made(g)["key_id"]
-            world.present(token, "owner", "owner", proof=f"jkt-{number}", lost=True)
+            world.present(token, "owner", "owner", proof=f"{number}", lost=True)
             world.now += seconds * SECOND
 
-    @rule(proof=st.sampled_from(["jkt-right", "jkt-other"]), wait=st.sampled_from([None, None, 3]))
+    @rule(proof=st.sampled_from(["right", "other"]), wait=st.sampled_from([None, None, 3]))
     def the_owner_shows_a_key(self, proof: str, wait: int | None) -> None:
         world, token = self.go_on(), self.token("owner", 0)
         if token is not None:
@@ -204,7 +221,7 @@ class Family(RuleBasedStateMachine):
         self.follow(then)
         self.world.now += by if again else 0
 
-    @rule(which=st.integers(0, 7), by=st.sampled_from([-SECOND, -1, 0, 1]), then=then)
+    @rule(which=st.integers(0, 7), by=st.sampled_from([-SECOND, -SECOND // 2, -1, 0, 1]), then=then)
     def time_reaches_a_frozen_moment(self, which: int, by: int, then: tuple[int, ...]) -> None:
         """Or just misses it."""
         if self.world.history.events:
@@ -219,14 +236,18 @@ class Family(RuleBasedStateMachine):
         self.world.change_policy(**dict([change]))
         self.follow(then)
 
-    @rule(then=then)
-    def rotation_is_switched(self, then: tuple[int, ...]) -> None:
-        """For these steps or, where it is switched back at once, for what the owner does in between."""
-        now, other = ("rotate", "reuse") if self.world.client.policy.rotation == "rotate" else ("reuse", "rotate")
-        self.world.change_policy(rotation=other)
+    @rule(then=then, stays=st.sampled_from([False, False, True]))
+    def tokens_are_reused(self, then: tuple[int, ...], stays: bool) -> None:
+        """For what the owner does now, or until the client's rules change again."""
+        self.world.change_policy(rotation="reuse")
         self.follow(then)
-        if other == "reuse" and len(then) > 1:
-            self.world.change_policy(rotation=now)
+        if not stays:
+            self.world.change_policy(rotation="rotate")
+
+    @rule(then=then)
+    def tokens_rotate_again(self, then: tuple[int, ...]) -> None:
+        self.world.change_policy(rotation="rotate")
+        self.follow(then)
 
     @rule(scope=ceilings, then=then)
     def the_ceiling_moves(self, scope: Words, then: tuple[int, ...]) -> None:
@@ -246,6 +267,15 @@ class Family(RuleBasedStateMachine):
         if authenticates is not None:
             world.change_client(authenticates=authenticates)
         world.enabled = True
+
+    @precondition(lambda self: self.world.keys < 8)
+    @rule(between=then, then=then)
+    def one_key_after_another_takes_over(self, between: tuple[int, ...], then: tuple[int, ...]) -> None:
+        """And the first of them is not trusted any more."""
+        self.world.activate_new_key()
+        self.follow(between)
+        self.world.activate_new_key(distrust=True)
+        self.follow(then)
 
     @precondition(lambda self: self.world.keys < 8)
     @rule(distrust=st.sampled_from([False, False, True]), then=then)
@@ -291,12 +321,13 @@ class Family(RuleBasedStateMachine):
         self.reinstate(trust)
         self.follow(then)
 
-    @rule(back=st.integers(0, 3), then=then)
-    def an_access_token_is_given_back(self, back: int, then: tuple[int, ...]) -> None:
-        self.follow(then)
+    @rule(back=st.integers(0, 3), before=then, then=then)
+    def an_access_token_is_given_back(self, back: int, before: tuple[int, ...], then: tuple[int, ...]) -> None:
+        self.follow(before)
         minted = [event["v"] for event in self.world.history.events if "access_token_expires_at" in event]
         for v in minted[::-1][back : back + 1]:
             self.world.give_back_access_token(v)
+        self.follow(then)
 
     @rule(number=st.sampled_from([1, 1, 2, 3, 5, 100]), at_stop=st.booleans(), over=st.sampled_from([1] * 6 + [20]))
     def presentations_are_told(self, number: int, at_stop: bool, over: int) -> None:
@@ -312,12 +343,16 @@ class Family(RuleBasedStateMachine):
     # ------------------------------------------------------------ the store
 
     @precondition(lambda self: len(self.world.commits) > 1)
-    @rule(lost=st.integers(1, 4), new_key=st.booleans(), then=then)
-    def a_backup_is_restored(self, lost: int, new_key: bool, then: tuple[int, ...]) -> None:
+    @rule(lost=st.integers(1, 4), new_key=st.booleans(), refreshed_first=st.booleans(), then=then)
+    def a_backup_is_restored(self, lost: int, new_key: bool, refreshed_first: bool, then: tuple[int, ...]) -> None:
         """With or without a new key, and the owner goes on with what it has."""
-        self.world.restore(lost)
-        if new_key and self.world.keys < 8:
-            self.world.activate_new_key()
+        world = self.world
+        world.restore(lost)
+        if new_key and world.keys < 8:
+            world.activate_new_key()
+        current = world.history.current
+        if refreshed_first and current is not None:  # what the restored log calls current, then what was lost
+            world.present((current, world.history.made(current)["key_id"]), "thief", "owner")
         self.follow(then)
 
     # ------------------------------------------------------------ what holds after every step

@@ -46,7 +46,7 @@ class World:
         self.now, self.commands, self.control = START, 0, 1
         self.active_key, self.keys, self.distrusted = 1, 1, dict[int, str]()
         self.raises: list[Raise] = []  # of both streams, in log order
-        self.enabled, self.bound = True, kind == "bound"
+        self.enabled, self.bound = True, {"key-bound": "jkt", "certificate-bound": "x5t_s256"}.get(kind)
         self.client = ClientRules(
             client_id="www",
             v=1,
@@ -54,7 +54,7 @@ class World:
             resource=resource,
             policy=policy,
             authenticates=kind == "confidential",
-            sender_bound=self.bound,
+            sender_bound=self.bound is not None,
         )
         self.forget_grant()
 
@@ -261,7 +261,8 @@ class World:
             nonce_sha256="0e" * 32,
             issued_by="operator:login",
             issued_at_least=max([0, *befores]),
-            bound_jkt="jkt-right" if self.bound else None,
+            bound_jkt="right" if self.bound == "jkt" else None,
+            bound_x5t_s256="right" if self.bound == "x5t_s256" else None,
             auth_time=1_764_000_000,
         )
         served = self.submit(command).served
@@ -286,7 +287,7 @@ class World:
             authenticated=self.client.authenticates,
             auth_method="client_secret_post" if self.client.authenticates else "none",
             context=CONTEXTS[context],
-            proof_jkt="jkt-right" if proof is None and self.bound else proof,
+            **{f"proof_{self.bound or 'jkt'}": "right" if proof is None and self.bound else proof},
         )
         first = None
         if token[0] <= (self.history.current or 0) - 2:
@@ -307,9 +308,9 @@ class World:
             self.raise_epoch("subject", None, "reuse")
         if answer.served is not None and answer.served.generation is not None:
             given = answer.served.generation, answer.served.key_id
-            minted = set(self.history.events[answer.served.minted_v - 1]["scope"])
-            at = max(self.now, self.history.at)
-            self.entries.append(Handed(token, given, minted, set(self.client.scope), at))
+            minted_v, at = answer.served.minted_v, max(self.now, self.history.at)
+            scopes = set(self.history.events[minted_v - 1]["scope"]), set(self.client.scope)
+            self.entries.append(Handed(token, given, minted_v, *scopes, at))
             if answer.events:  # what was given belongs to its commit
                 self.commits[-1] = len(self.log), len(self.entries)
             if not lost and given not in self.held[holder]:

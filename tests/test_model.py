@@ -67,14 +67,20 @@ def tell(entries: Entries, topic: str, where: str) -> None:
     after(entries, where, Recorded(event, {"read", "openid", "profile"}))
 
 
-def hand(entries: Entries, presented: int, given: int, where: str, *, key_id: int = 1, seconds: int = 0) -> None:
+def hand(
+    entries: Entries, presented: int, given: int, where: str, *, key_id: int = 1, minted_v: int = 1, seconds: int = 0
+) -> None:
     """Give tokens once more, so many seconds later."""
     at = times.micros(last(entries, where)["at"]) + seconds * SECOND
-    after(entries, where, Handed((presented, 1), (given, key_id), {"read"}, {"read"}, at))
+    after(entries, where, Handed((presented, 1), (given, key_id), minted_v, {"read"}, {"read"}, at))
 
 
 def rotated_twice(entries: Entries) -> None:
     last(entries, "grant.token_rotated")["generation"] += 1
+
+
+def minted_by_nothing(entries: Entries) -> None:
+    hand(entries, 9, 10, "grant.retry_served", minted_v=3)
 
 
 def sibling(entries: Entries) -> None:
@@ -148,6 +154,7 @@ def minted_without_end(entries: Entries) -> None:
     ("invariant", "alter"),
     [
         ("I-01", rotated_twice),
+        ("I-02", minted_by_nothing),
         ("I-03", sibling),
         ("I-04", old_one_served),
         ("I-04", old_one_redeemed),

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +26,7 @@ from ledger import (
     tokens,
 )
 from ledger.acts import Act
+from ledger.afterwards import Afterwards
 from ledger.answers import (
     Caller,
     EpochAnswer,
@@ -44,19 +44,11 @@ from ledger.batch import Batch, Memory
 from ledger.changes import ApplyReport
 from ledger.clients import ClientSpec, Operator, OperatorSpec
 from ledger.commits import Commits
-from ledger.events import (
-    KeyActivated,
-    KeyDistrusted,
-    KeyRotated,
-    LedgerStarted,
-    LedgerStopped,
-    ReuseDetected,
-    Words,
-    decode,
-)
+from ledger.events import KeyEvent, LedgerStarted, LedgerStopped, ReuseDetected, Words
 from ledger.head_file import Head, HeadFile
 from ledger.keyring import KeyNotHeld, KeyRing
 from ledger.keys import Keys
+from ledger.log_end import LogEnd
 from ledger.presentations import Bursts
 from ledger.presenting import Desk
 from ledger.private import is_subject
@@ -64,6 +56,7 @@ from ledger.randomness import Randomness
 from ledger.recorders.errors import StoreError
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
+from ledger.ring_file import RingFile
 
 log = logging.getLogger("ledger")
 
@@ -98,29 +91,24 @@ class Ledger:
     ) -> None:
         self.store = store
         self.options = options
-        self.keys_path = keys_path
         self.authority = Authority(store.within, clock_skew_seconds=options.clock_skew_seconds)
         self.memory = Memory(store, self.authority, clock=clock, randomness=randomness)
         self.desk = Desk(ring, self.authority, Bursts(options.refresh_burst, options.refresh_per_second))
         self.refreshed = 0
         self.reuse_detected = {"late_retry": 0, "fork": 0}
-        self.behind: Head | None = None
         self._acknowledging = asyncio.Lock()
-        self._head_file = head_file
-        self._head_written = 0
-        self._new = self.memory.position == 0
-        self._acknowledged = self.memory.position
-        self._acknowledged_at = self._last_at()
-        self._ring_read_at = 0.0
+        self._log_end = LogEnd(head_file, store.within(), self.memory.position)
+        self._ring_file = RingFile(keys_path, self.desk, self.authority, clock)
         self._on_fatal = on_fatal
         self._ticker: asyncio.Task[None] | None = None
         self._commits = Commits(
             store,
             self.memory,
             deadline_seconds=options.request_timeout_seconds,
-            on_acknowledged=self._acknowledge,
+            on_acknowledged=self._log_end.acknowledge,
             on_broken=self._broken,
         )
+        self.afterwards = Afterwards(self._commits, self.desk)
 
     @classmethod
     async def open(
@@ -144,7 +132,7 @@ class Ledger:
         ledger = cls(store, ring, keys_path, head_file, options, clock=clock, randomness=randomness, on_fatal=on_fatal)
         ledger.authority.reload(store.within(), store.control()[0])
         try:
-            ledger._compare_with_head_file()
+            ledger._log_end.compare()
             if ledger.behind is None and not ledger.authority.keys.created_at:
                 await ledger._commits.submit(ledger._first_keys)
         except BaseException:
@@ -159,12 +147,11 @@ class Ledger:
             self._ticker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._ticker
-        self._record_foreign()
-        await self._flush_presentations(at_stop=True)
+        await self._write_what_is_left()
         ended = await self._commits.close()
-        if self.behind is None and self._commits.broken is None:
+        if self._commits.broken is None:
             with contextlib.suppress(LedgerError):
-                self._write_head()
+                self._log_end.write()
         if ended:  # else the disk hangs, and whoever touched the connection would hang with it
             self.store.close()
 
@@ -315,28 +302,24 @@ class Ledger:
 
     async def keys_rotate(self) -> int:
         """Add a key that verifies only; its id. The ring's file is durable before the event."""
-        ring = self._grown_ring()
-        key_id = max(ring.keys)
-        await self._decided(
-            partial(operating.decide_keys, requested_by="operator:local", decide=partial(_rotation, key_id=key_id))
-        )
+        key_id = self._ring_file.grow()
+        await self._decide_keys(_rotation(key_id))
         return key_id
 
     async def keys_activate(self, key_id: int) -> None:
         """Let a key sign from here on."""
         if key_id not in self.desk.ring.keys:
-            self.reread_ring()
-        if key_id in self.authority.keys.created_at and key_id not in self.desk.ring.keys:
+            self._ring_file.reread()
+        if key_id in self._ring_file.lacking:
             raise Refused(Refusal.CONFLICT, detail=f"the key ring of this node lacks key {key_id}")
-        await self._decided(
-            partial(operating.decide_keys, requested_by="operator:local", decide=partial(_activation, key_id=key_id))
-        )
+        await self._decide_keys(lambda keys, act: keys.decide_activation(key_id, act))
 
     async def keys_distrust(self, key_id: int) -> None:
         """Trust a key no more."""
-        await self._decided(
-            partial(operating.decide_keys, requested_by="operator:local", decide=partial(_distrust, key_id=key_id))
-        )
+        await self._decide_keys(lambda keys, act: keys.decide_distrust(key_id, act))
+
+    async def _decide_keys(self, decide: Callable[[Keys, Act], KeyEvent | None]) -> None:
+        await self._decided(lambda batch: operating.decide_keys(batch, "operator:local", decide))
 
     async def restore_acknowledge(self) -> RestoreReport | None:
         """Go on after an older backup was put back knowingly; None where the log is not behind the head file."""
@@ -344,32 +327,13 @@ class Ledger:
             behind = self.behind
             if behind is None:
                 return None
-            key_id = max(self._grown_ring().keys)
+            key_id = self._ring_file.grow()
             report = await self._commits.submit(
                 lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id)
             )
-            self.behind = None
-            self._write_head()
+            self._log_end.behind = None
+            self._log_end.write()
             return report
-
-    def _grown_ring(self) -> KeyRing:
-        ring = self.desk.ring.reload(self.keys_path)
-        known = self.authority.keys.created_at
-        grown = ring.with_new_key(self.memory.clock(), above=max(known, default=0))
-        grown.save(self.keys_path)  # A crash after this line leaves a key that no event names: it is never used.
-        self.desk.ring = grown
-        return grown
-
-    def reread_ring(self) -> None:
-        """Read the key ring's file again, at most once a second. What is wrong with it is one log line."""
-        now = asyncio.get_running_loop().time()
-        if now - self._ring_read_at < 1:
-            return
-        self._ring_read_at = now
-        try:
-            self.desk.ring = self.desk.ring.reload(self.keys_path)
-        except LedgerError as error:
-            log.error("key_ring_not_read", extra={"fields": {"problem": str(error)}})
 
     # ------------------------------------------------------------ standing
 
@@ -379,19 +343,21 @@ class Ledger:
             return "the store failed"
         if self.behind is not None:
             return "the log is behind the head file: a backup was restored; see `token-ledger restore acknowledge`"
-        if self._keys_lacking():
-            return f"the key ring lacks key {min(self._keys_lacking())}, which the log names"
+        if lacking := self._ring_file.lacking:
+            return f"the key ring lacks key {min(lacking)}, which the log names"
         if not self._commits.ready:
             return self._commits.last_error or "no commit has succeeded for 5 seconds"
         return None
 
-    def _keys_lacking(self) -> set[int]:
-        return self.authority.keys.created_at.keys() - self.desk.ring.keys.keys()
+    @property
+    def behind(self) -> Head | None:
+        """What the head file says where the log ends before it; then nothing is answered and nothing recorded."""
+        return self._log_end.behind
 
     @property
     def acknowledged_position(self) -> int:
         """The last position whose events are durable and answered for."""
-        return self._acknowledged
+        return self._log_end.position
 
     @property
     def commits(self) -> Commits:
@@ -406,8 +372,7 @@ class Ledger:
     async def stopped(self) -> None:
         """Record that a server ceases to: its last word, so what was counted comes before it."""
         if self.behind is None:
-            self._record_foreign()
-            await self._flush_presentations(at_stop=True)
+            await self._write_what_is_left()
             with contextlib.suppress(Unavailable):
                 await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped))
 
@@ -420,14 +385,7 @@ class Ledger:
             return await self._commits.submit(decide)
         finally:
             if self.desk.foreign:
-                # Told to nobody, so it is written after the answer has gone out.
-                asyncio.get_running_loop().call_later(0.001, self._record_foreign)
-
-    def _record_foreign(self) -> None:
-        presented, self.desk.foreign = self.desk.foreign, []
-        for foreign in presented:
-            recorded = self._commits.submit(partial(presenting.record_foreign, desk=self.desk, foreign=foreign))
-            recorded.add_done_callback(_forgotten)
+                self.afterwards.record_foreign_soon()
 
     def _parsed(self, token: str) -> tokens.Presented | None:
         return self._read(tokens.parse, token)
@@ -443,49 +401,21 @@ class Ledger:
         try:
             return parse(self.desk.ring, token)
         except KeyNotHeld:
-            self.reread_ring()
+            self._ring_file.reread()
         try:
             return parse(self.desk.ring, token)
         except KeyNotHeld:
             raise Refused(Refusal.UNKNOWN_TOKEN) from None
 
     def _first_keys(self, batch: Batch) -> None:
-        for key_id in sorted(self.desk.ring.keys):
-            operating.decide_keys(batch, "operator:local", partial(_rotation, key_id=key_id))
-        operating.decide_keys(batch, "operator:local", partial(_activation, key_id=max(self.desk.ring.keys)))
-
-    def _compare_with_head_file(self) -> None:
-        head = self._head_file.read()
-        if head is not None and head.position > self.memory.position:
-            self.behind = head
-            log.error(
-                "log_behind_head_file",
-                extra={
-                    "fields": {"log": self.memory.position, "head_file": head.position, "lost_at": times.text(head.at)}
-                },
-            )
-            return
-        if head is None and not self._head_file.off and not self._new:
-            log.warning("head_file_missing", extra={"fields": {"written_anew": self._head_file.path}})
-        self._write_head()
-
-    def _acknowledge(self, position: int, at: str) -> None:
-        self._acknowledged = position
-        self._acknowledged_at = at
-
-    def _last_at(self) -> str:
-        last = self.store.within().after(self.memory.position - 1, 1)
-        return decode(last[0].body).at if last else times.text(0)
+        by, ids = "operator:local", sorted(self.desk.ring.keys)
+        for key_id in ids:
+            operating.decide_keys(batch, by, _rotation(key_id))
+        operating.decide_keys(batch, by, lambda keys, act: keys.decide_activation(ids[-1], act))
 
     def _broken(self, error: StoreError) -> None:
         log.critical("store_broken", extra={"fields": {"problem": str(error)}})
         self._on_fatal(str(error))
-
-    def _write_head(self) -> None:
-        position = self._acknowledged
-        if position != self._head_written:
-            self._head_file.write(position, times.micros(self._acknowledged_at))
-            self._head_written = position
 
     async def _truncate_log(self) -> None:
         """Readers that look at an older moment keep the log; they are short, so try again for a while."""
@@ -500,48 +430,20 @@ class Ledger:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             try:
-                if self._keys_lacking():
-                    self.reread_ring()
+                if self._ring_file.lacking:
+                    self._ring_file.reread()
                 if self.behind is None and self._commits.broken is None:
-                    self._write_head()
-                    await self._flush_presentations()
+                    self._log_end.write()
+                    await self.afterwards.flush_presentations(self.memory.clock())
             except (LedgerError, Unavailable) as error:
                 log.error("upkeep_failed", extra={"fields": {"problem": str(error)}})
             except Exception as error:  # a defect in one round must not end all later ones: nobody would notice
                 log.error("upkeep_failed", exc_info=error)
 
-    async def _flush_presentations(self, *, at_stop: bool = False) -> None:
-        now, counts = self.memory.clock(), self.desk.presentations
-        due = list(counts.due(now, all_of_them=at_stop))
-        flushes = (
-            self._commits.submit(
-                partial(
-                    presenting.flush_presentations, desk=self.desk, grant_id=grant_id, counted=counted, at_stop=at_stop
-                )
-            )
-            for grant_id, counted in due
-        )
-        flushed = await asyncio.gather(*flushes, return_exceptions=True)
-        for (grant_id, _), count in zip(due, flushed, strict=True):
-            if isinstance(count, int):
-                counts.flushed(grant_id, count, now)
-            elif not isinstance(count, Unavailable):
-                raise count
+    async def _write_what_is_left(self) -> None:
+        self.afterwards.record_foreign()
+        await self.afterwards.flush_presentations(self.memory.clock(), at_stop=True)
 
 
-def _forgotten(recorded: "asyncio.Future[None]") -> None:
-    """Nobody waits for this one: a lost one harms nobody, and the next presentation is recorded in its place."""
-    if not recorded.cancelled():
-        recorded.exception()
-
-
-def _rotation(keys: Keys, act: Act, *, key_id: int) -> KeyRotated:
-    return keys.decide_rotation(key_id, act)
-
-
-def _activation(keys: Keys, act: Act, *, key_id: int) -> KeyActivated | None:
-    return keys.decide_activation(key_id, act)
-
-
-def _distrust(keys: Keys, act: Act, *, key_id: int) -> KeyDistrusted | None:
-    return keys.decide_distrust(key_id, act)
+def _rotation(key_id: int) -> Callable[[Keys, Act], KeyEvent]:
+    return lambda keys, act: keys.decide_rotation(key_id, act)

@@ -49,7 +49,7 @@ class Stocked:
     async def flushed(self) -> None:
         """Let two minutes pass, after which what was counted in memory is written."""
         self.pass_seconds(120)
-        await self.ledger._flush_presentations()
+        await self.ledger.afterwards.flush_presentations(self.now)
 
     async def clients(self, *names: str, policy: Policy = PRESETS["standard"], serial: int | None = None) -> None:
         """Let exactly these clients exist."""

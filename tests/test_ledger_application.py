@@ -372,7 +372,7 @@ async def test_a_ring_file_that_is_wrong_changes_nothing(tmp_path: Path, caplog:
     async with open_ledger(tmp_path) as opened:
         answer = await opened.issue()
         (tmp_path / "ledger.keys").write_bytes(b"{}")
-        opened.ledger.reread_ring()
+        opened.ledger._ring_file.reread()
         assert ["key_ring_not_read"] == [record.getMessage() for record in caplog.records]
         await opened.refresh(answer)
         with pytest.raises(LedgerError):

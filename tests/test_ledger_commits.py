@@ -256,7 +256,7 @@ class NeighbourOpened:
         self._ledger = await Ledger.open(
             store,
             first.desk.ring,
-            Path(first.keys_path),
+            self._opened.folder / "ledger.keys",
             HeadFile(None),
             first.options,
             clock=self._opened.clock,

@@ -114,7 +114,7 @@ def test_buckets_are_bounded() -> None:
 
 async def flush(opened: Opened, *, stop: bool = False) -> None:
     """What the ledger does by itself once a second, and at a stop."""
-    await opened.ledger._flush_presentations(at_stop=stop)
+    await opened.ledger.afterwards.flush_presentations(opened.clock.now, at_stop=stop)
 
 
 def counted(opened: Opened, answer: TokenAnswer) -> list[int]:

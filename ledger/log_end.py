@@ -1,0 +1,49 @@
+"""The end of the log as it was acknowledged, and the head file that remembers it outside the database (I-23)."""
+
+import logging
+
+from ledger import times
+from ledger.events import decode
+from ledger.head_file import Head, HeadFile
+from ledger.recorders.rows import Reads
+
+log = logging.getLogger("ledger")
+
+
+class LogEnd:
+    """The last position whose events are durable and answered for. Owned by the event loop.
+
+    `behind` is what the head file says where the log ends before it: acknowledged events are lost.
+    """
+
+    def __init__(self, head_file: HeadFile, reads: Reads, position: int) -> None:
+        """`position` is where the log ends as it was opened; 0: it is new."""
+        self.behind: Head | None = None
+        self.position = position
+        last = reads.after(position - 1, 1)
+        self._at = decode(last[0].body).at if last else times.text(0)
+        self._head_file = head_file
+        self._written = 0
+
+    def compare(self) -> None:
+        """Hold the log against the head file, before anything is recorded. Raises LedgerError."""
+        head = self._head_file.read()
+        if head is not None and head.position > self.position:
+            self.behind = head
+            fields = {"log": self.position, "head_file": head.position, "lost_at": times.text(head.at)}
+            log.error("log_behind_head_file", extra={"fields": fields})
+            return
+        if head is None and not self._head_file.off and self.position:
+            log.warning("head_file_missing", extra={"fields": {"written_anew": self._head_file.path}})
+        self.write()
+
+    def acknowledge(self, position: int, at: str) -> None:
+        """The events up to there are durable. `at` is the last one's."""
+        self.position = position
+        self._at = at
+
+    def write(self) -> None:
+        """Bring the head file up to date; never while the log is behind it. Raises LedgerError."""
+        if self.position != self._written and self.behind is None:
+            self._head_file.write(self.position, times.micros(self._at))
+            self._written = self.position

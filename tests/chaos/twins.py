@@ -11,10 +11,13 @@ from typing import Any
 from api.__main__ import main as program
 from api.server import Server
 from ledger import tokens
+from ledger.commands import Decision, GrantCommand, RedeemToken, Rules
 from ledger.commits import Commits
+from ledger.grant import Grant
 from ledger.randomness import system_randomness
 from ledger.recorders.errors import StoreError
 from ledger.recorders.sqlite import SQLiteStore
+from ledger.refusals import Refusal, Refused
 
 
 def answers_before_the_commit() -> None:
@@ -82,8 +85,21 @@ def hides_errors() -> None:
     SQLiteStore.commit = hopeful  # type: ignore[method-assign]
 
 
+def overlooks_what_is_ahead() -> None:
+    """Take a token that is ahead of the log for an unknown one."""
+    decide = Grant.decide
+
+    def blind(self: Grant, command: GrantCommand, rules: Rules) -> Decision:
+        if isinstance(command, RedeemToken) and self.generation is not None and command.generation > self.generation:
+            raise Refused(Refusal.UNKNOWN_TOKEN)
+        return decide(self, command, rules)
+
+    Grant.decide = blind  # type: ignore[method-assign]
+
+
 FAULTS: dict[str, Callable[[], None]] = {
-    fault.__name__: fault for fault in (answers_before_the_commit, mints_siblings, leaves_at_once, hides_errors)
+    fault.__name__: fault
+    for fault in (answers_before_the_commit, mints_siblings, leaves_at_once, hides_errors, overlooks_what_is_ahead)
 }
 
 

@@ -10,6 +10,7 @@ from ledger.grant_state import access_token_of
 from ledger.history import first_redemption
 from ledger.presenting import Desk
 from ledger.refusals import Refusal
+from ledger.retired import budget_left
 from ledger.standing import Standing
 
 UNKNOWN = Explanation(
@@ -126,11 +127,8 @@ def _alive(
         "current_generation": current,
         "presentations_counted": counted,
     }
-    if current is None or generation > current or grant.key_of(generation) != presented.key_id:
-        text = "A genuine token that is ahead of the log: acknowledged events were lost, as after an older backup."
-        return Explanation(verdict="ahead", text=text, **common)  # type: ignore[arg-type]
-    authenticates = rules.client is not None and rules.client.authenticates
-    if presented.key_id in rules.distrusted and (generation < current or not authenticates):
+    proven = grant.bound or (rules.client is not None and rules.client.authenticates)
+    if presented.key_id in rules.distrusted and (current is None or generation < current or not proven):
         return Explanation(
             verdict="retired",
             text=f"A refresh token whose key {presented.key_id} is distrusted: it is refused, and no harm is done.",
@@ -138,6 +136,9 @@ def _alive(
             event_id=rules.distrusted[presented.key_id],
             **common,  # type: ignore[arg-type]
         )
+    if current is None or generation > current or grant.key_of(generation) not in (presented.key_id, None):
+        text = "A genuine token that is ahead of the log: acknowledged events were lost, as after an older backup."
+        return Explanation(verdict="ahead", text=text, **common)  # type: ignore[arg-type]
     if generation == current:
         until = "without end" if grant.idle_expires_at is None else f"until {times.text(grant.idle_expires_at)}"
         text = f"The current refresh token (generation {generation}) of a living grant, {until}."
@@ -146,11 +147,12 @@ def _alive(
     at = times.text(redemption.at) if redemption else None
     event_id = redemption.rotation_event_id if redemption else None
     previous = grant.previous
+    left = previous is not None and budget_left(grant, previous, generation)
     if (
         generation == current - 1
         and previous is not None
         and grant.redeemed is None
-        and previous.retry(now, foreign=False, always_counts=False, proven=authenticates, budget_left=True)
+        and previous.retry(now, foreign=False, always_counts=False, proven=proven, budget_left=left)
     ):
         text = f"The predecessor of the current token, retired at {at}: a retry still gets the same successor."
         return Explanation(verdict="retry", text=text, at=at, event_id=event_id, reason="rotated", **common)  # type: ignore[arg-type]

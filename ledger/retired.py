@@ -47,17 +47,22 @@ def present_older(grant: GrantState, command: RedeemToken, rules: Rules, at: int
 def _retry(
     grant: GrantState, command: RedeemToken, rules: Rules, at: int, previous: Redemption
 ) -> tuple[str, bool] | None:
-    """Which retry this is and whether it counts. One generation may be retried as often as its window lasts; of the
-    ten before it only a few may have been, so whoever holds a copy one step behind runs out."""
-    presented, counted = command.generation, grant.counted_retries
-    counted_before = sum(1 for g in counted if presented - RETRY_LOOK_BACK_GENERATIONS <= g < presented)
+    """Which retry this is and whether it counts."""
     return previous.retry(
         at,
         foreign=command.presenter.context != previous.context,
         always_counts=grant.at - command.at > rules.clock_skew_seconds * SECOND,
         proven=grant.proven(command.presenter),
-        budget_left=counted_before < previous.retry_budget or presented in counted,
+        budget_left=budget_left(grant, previous, command.generation),
     )
+
+
+def budget_left(grant: GrantState, previous: Redemption, presented: int) -> bool:
+    """Whether a retry that counts is still served. One generation may be retried as often as its window lasts; of the
+    ten before it only a few may have been, so whoever holds a copy one step behind runs out."""
+    counted = grant.counted_retries
+    counted_before = sum(1 for g in counted if presented - RETRY_LOOK_BACK_GENERATIONS <= g < presented)
+    return counted_before < previous.retry_budget or presented in counted
 
 
 def _serve_retry(

@@ -109,7 +109,7 @@ MUTANTS = (
     Mutant(
         "I-10",
         "the retry budget lasts for one generation more",
-        retired._retry,
+        retired.budget_left,
         "counted_before < previous.retry_budget",
         "counted_before <= previous.retry_budget",
     ),

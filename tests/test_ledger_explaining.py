@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ledger import access_tokens, tokens
-from ledger.answers import Explanation, TokenAnswer
+from ledger.answers import Caller, Explanation, IssueRequest, TokenAnswer
 from ledger.explaining import UNKNOWN
-from tests.ledgers import HOME, LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
+from tests.ledgers import HOME, ISSUER, LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +51,23 @@ async def test_a_retry_is_one_exactly_when_it_would_be_served(tmp_path: Path, se
             await opened.refresh(first)
         else:
             assert ("retired", "reuse_detected") == (verdict, (await opened.refused(first)).refusal.value)
+
+
+async def test_a_retry_is_none_once_the_budget_is_used_up(tmp_path: Path) -> None:
+    """Three retries that count in ten generations; the next one, in its window, is a late one all the same."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        for _ in range(3):
+            before, answer = answer, await opened.refresh(answer)
+            opened.clock.pass_seconds(20)
+            assert "retry" == (await explained(opened, before)).verdict
+            await opened.refresh(before)
+            assert "retry" == (await explained(opened, before)).verdict, "one generation as often as its window lasts"
+        await opened.refresh(answer)
+        opened.clock.pass_seconds(20)
+        assert "retired" == (await explained(opened, answer)).verdict
+        assert "reuse_detected" == (await opened.refused(answer)).refusal.value
+    check_ledger(opened.path)
 
 
 @pytest.mark.parametrize(
@@ -179,3 +196,34 @@ async def test_a_disabled_clients_token_says_so(tmp_path: Path) -> None:
         assert "disabled" in found.text
         await opened.apply(client())
         assert "current" == (await explained(opened, answer)).verdict
+
+
+async def test_a_distrusted_key_comes_before_the_log(tmp_path: Path) -> None:
+    """What a stolen key made of an older generation is refused for the key, and nothing is held to be lost."""
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        last = await opened.chain(first, 1)
+        await opened.ledger.keys_rotate()
+        await opened.ledger.keys_distrust(2)
+        nonce = opened.rows("SELECT nonce FROM private_grants")[0][0]
+        assert isinstance(nonce, bytes)
+        for generation, expected in ((0, "retired"), (1, "ahead")):
+            made = tokens.derive(opened.ledger.desk.ring, 2, first.grant_id, generation, nonce)
+            assert expected == (await explained(opened, made)).verdict
+        made = tokens.derive(opened.ledger.desk.ring, 2, first.grant_id, 0, nonce)
+        assert "key_distrusted" == (await opened.refused(made)).refusal.value
+        await opened.refresh(last)
+    check_ledger(opened.path)
+
+
+async def test_a_bound_token_of_a_distrusted_key_is_current(tmp_path: Path) -> None:
+    """Its holder may still refresh it."""
+    async with open_ledger(tmp_path, clients=[client("spa", auth="none")]) as opened:
+        request = IssueRequest(client_id="spa", subject="alice", scope=("read",), bound_jkt="k" * 43)
+        answer = await opened.ledger.issue(ISSUER, request, None, b"{}")
+        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        await opened.ledger.keys_distrust(1)
+        assert "current" == (await explained(opened, answer)).verdict
+        holder = Caller(client_id="spa", authenticated=False, auth_method="none", proof_jkt="k" * 43)
+        await opened.ledger.refresh(holder, HOME, answer.refresh_token or "", None, None)
+    check_ledger(opened.path)

@@ -97,7 +97,7 @@ class Ledger:
         self.refreshed = 0
         self.reuse_detected = {"late_retry": 0, "fork": 0}
         self._acknowledging = asyncio.Lock()
-        self._log_end = LogEnd(head_file, store.within(), self.memory.position)
+        self.log_end = LogEnd(head_file, store.within(), self.memory.position)
         self._ring_file = RingFile(keys_path, self.desk, self.authority, clock)
         self._on_fatal = on_fatal
         self._ticker: asyncio.Task[None] | None = None
@@ -105,7 +105,7 @@ class Ledger:
             store,
             self.memory,
             deadline_seconds=options.request_timeout_seconds,
-            on_acknowledged=self._log_end.acknowledge,
+            on_acknowledged=self.log_end.acknowledge,
             on_broken=self._broken,
         )
         self.afterwards = Afterwards(self._commits, self.desk)
@@ -132,7 +132,7 @@ class Ledger:
         ledger = cls(store, ring, keys_path, head_file, options, clock=clock, randomness=randomness, on_fatal=on_fatal)
         ledger.authority.reload(store.within(), store.control()[0])
         try:
-            ledger._log_end.compare()
+            ledger.log_end.compare()
             if ledger.behind is None and not ledger.authority.keys.created_at:
                 await ledger._commits.submit(ledger._first_keys)
         except BaseException:
@@ -151,7 +151,7 @@ class Ledger:
         ended = await self._commits.close()
         if self._commits.broken is None:
             with contextlib.suppress(LedgerError):
-                self._log_end.write()
+                self.log_end.write()
         if ended:  # else the disk hangs, and whoever touched the connection would hang with it
             self.store.close()
 
@@ -331,8 +331,8 @@ class Ledger:
             report = await self._commits.submit(
                 lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id)
             )
-            self._log_end.behind = None
-            self._log_end.write()
+            self.log_end.behind = None
+            self.log_end.write()
             return report
 
     # ------------------------------------------------------------ standing
@@ -352,12 +352,12 @@ class Ledger:
     @property
     def behind(self) -> Head | None:
         """What the head file says where the log ends before it; then nothing is answered and nothing recorded."""
-        return self._log_end.behind
+        return self.log_end.behind
 
     @property
     def acknowledged_position(self) -> int:
         """The last position whose events are durable and answered for."""
-        return self._log_end.position
+        return self.log_end.position
 
     @property
     def commits(self) -> Commits:
@@ -433,7 +433,7 @@ class Ledger:
                 if self._ring_file.lacking:
                     self._ring_file.reread()
                 if self.behind is None and self._commits.broken is None:
-                    self._log_end.write()
+                    self.log_end.write()
                     await self.afterwards.flush_presentations(self.memory.clock())
             except (LedgerError, Unavailable) as error:
                 log.error("upkeep_failed", extra={"fields": {"problem": str(error)}})

@@ -177,7 +177,7 @@ async def test_a_log_that_lost_something_answers_503_until_that_is_dealt_with(tm
     async with asking(tmp_path) as ledger:
         issued = await ledger.issue("www")
         token = {"token": "rt1_" + "A" * 72}
-        ledger.ledger.behind = Head(10**6, ledger.clock.now)
+        ledger.ledger.log_end.behind = Head(10**6, ledger.clock.now)
         asked = [
             await ledger.refresh("www", issued["refresh_token"]),
             await ledger.refresh("www", "forged"),

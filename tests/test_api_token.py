@@ -192,11 +192,11 @@ async def test_a_store_that_cannot_answer_is_503_and_burns_nothing(tmp_path: Pat
     """RFC 7009 2.2.1's pattern: ask again; the token lives."""
     async with asking(tmp_path) as ledger:
         token = (await ledger.issue("www"))["refresh_token"]
-        ledger.ledger.behind = ledger.ledger.behind or _Behind()  # type: ignore[assignment]
+        ledger.ledger.log_end.behind = ledger.ledger.behind or _Behind()  # type: ignore[assignment]
         answer = await ledger.refresh("www", token)
         assert (503, "temporarily_unavailable") == (answer.status_code, answer.json()["error"])
         assert int(answer.headers["retry-after"]) >= 1
-        ledger.ledger.behind = None
+        ledger.ledger.log_end.behind = None
         assert 200 == (await ledger.refresh("www", token)).status_code
 
 

@@ -62,7 +62,6 @@ class House:
             return
         batch.write()
         self.store.commit()
-        batch.settle()
 
     def act(self) -> Act:
         self.now += times.SECOND
@@ -363,7 +362,6 @@ def live_through(house: House, acts: list[tuple[str, int, str]]) -> Iterator[lis
         else:
             batch.write()
             house.store.commit()
-            batch.settle()
             grants += issued
         yield grants
 

@@ -111,13 +111,13 @@ class Family(RuleBasedStateMachine):
         base: dict[str, Any] = self.world.command()
         self.world.submit(commands.ReinstateGrant(**base, reason=None, requested_by="operator:desk", trust=trust))
 
-    def follow(self, then: tuple[int, ...]) -> None:
+    def follow(self, then: tuple[int, ...], scope: Words | None = None) -> None:
         """The owner presents one token of its own after another, at once."""
         world = self.go_on()
         for steps_back in then:
             token = self.token("owner", steps_back)
             if token is not None:
-                world.present(token, "owner", "owner")
+                world.present(token, "owner", "owner", scope=scope)
 
     def token(self, holder: str, steps_back: int) -> Token | None:
         """A holder's token, counted back from its last; None where it has none. Of a grant without refresh tokens
@@ -146,18 +146,25 @@ class Family(RuleBasedStateMachine):
         if token is not None:
             world.present(token, "owner", context, scope=scope, resource=resource)
 
-    @rule(back=behind, context=st.sampled_from(["thief"] * 3 + ["owner"]), scope=scopes, copies=st.booleans())
-    def the_thief_presents(self, back: int, context: str, scope: Words | None, copies: bool) -> None:
-        """From what it has, perhaps after copying all that the owner has."""
+    @rule(
+        back=behind,
+        context=st.sampled_from(["thief"] * 3 + ["owner"]),
+        scope=scopes,
+        copies=st.booleans(),
+        ahead=st.sampled_from([0, 0, 1, 2, 2]),
+    )
+    def the_thief_presents(self, back: int, context: str, scope: Words | None, copies: bool, ahead: int) -> None:
+        """From what it has, or has just copied from the owner, who may have gone some steps on since."""
         world = self.go_on()
         if copies or not world.held["thief"]:
             world.held["thief"] = list(world.held["owner"])
+        self.follow((0,) * ahead)
         token = self.token("thief", back)
         if token is not None:
             world.present(token, "thief", context, scope=scope)
 
     @rule(
-        back=st.sampled_from([1, 1, 1, 1, 2]),
+        back=st.sampled_from([1, 1, 1, 2]),
         who=st.lists(st.sampled_from(["owner", "owner", "thief", "another"]), min_size=1, max_size=4),
         scope=scopes,
         resource=resources,
@@ -236,7 +243,7 @@ class Family(RuleBasedStateMachine):
         self.world.change_policy(**dict([change]))
         self.follow(then)
 
-    @rule(then=then, stays=st.sampled_from([False, False, True]))
+    @rule(then=st.sampled_from([(0,), (0, 0), (0, 1), (0, 1), (0, 0, 1), (1,)]), stays=st.sampled_from([False, True]))
     def tokens_are_reused(self, then: tuple[int, ...], stays: bool) -> None:
         """For what the owner does now, or until the client's rules change again."""
         self.world.change_policy(rotation="reuse")
@@ -249,10 +256,10 @@ class Family(RuleBasedStateMachine):
         self.world.change_policy(rotation="rotate")
         self.follow(then)
 
-    @rule(scope=ceilings, then=then)
-    def the_ceiling_moves(self, scope: Words, then: tuple[int, ...]) -> None:
-        self.world.change_client(scope=scope)
-        self.follow(then)
+    @rule(ceiling=ceilings, scope=scopes, then=then)
+    def the_ceiling_moves(self, ceiling: Words, scope: Words | None, then: tuple[int, ...]) -> None:
+        self.world.change_client(scope=ceiling)
+        self.follow(then, scope)
 
     @rule(back=behind, authenticates=st.sampled_from([None, None, True, False]))
     def the_client_is_away_for_a_while(self, back: int, authenticates: bool | None) -> None:
@@ -283,8 +290,8 @@ class Family(RuleBasedStateMachine):
         self.world.activate_new_key(distrust=distrust)
         self.follow(then)
 
-    @rule(whose=st.sampled_from(["client", "subject"]), before=befores, rarely=st.integers(0, 3))
-    def an_epoch_is_raised(self, whose: str, before: str, rarely: int) -> None:
+    @rule(whose=st.sampled_from(["client", "subject"]), before=befores, rarely=st.integers(0, 3), then=then)
+    def an_epoch_is_raised(self, whose: str, before: str, rarely: int, then: tuple[int, ...]) -> None:
         """Most often one that this grant is too young for."""
         world = self.world
         if not world.history.events:
@@ -294,6 +301,7 @@ class Family(RuleBasedStateMachine):
         moment = given[before] if rarely == 0 else issued_at
         reason_class = "termination" if whose == "client" else "withdrawal"
         world.raise_epoch(whose, None if moment is None else min(moment, world.now), reason_class)
+        self.follow(then)
 
     # ------------------------------------------------------------ acts
 

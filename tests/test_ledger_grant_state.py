@@ -23,7 +23,9 @@ from tests.scenario import (
     THERE,
     Given,
     all_under,
+    count,
     epoch_end,
+    foreign,
     issue,
     moment,
     policy,
@@ -161,6 +163,15 @@ def test_the_idle_end_leaves_access_tokens_alone_and_the_absolute_one_does_not()
     assert not later.access_token_active(token, moment(10), absolute), "a clock that jumps back revives nothing (I-16)"
 
 
+@pytest.mark.parametrize(("seen", "active"), [(49, True), (50, False), (70, False)])
+def test_a_grant_that_has_seen_its_absolute_end_has_no_access_tokens(seen: float, active: bool) -> None:
+    """Any event tells that the moment has passed, whatever the wall clock says afterwards (I-16)."""
+    absolute = ruled(policy(grant_ttl_seconds=50))
+    grant = replayed(told([*all_under(absolute, issue()), foreign(0, seen)]))
+    token = scenario(when=issue(), rules=absolute).served.access_token
+    assert active == grant.access_token_active(token, moment(10), absolute)
+
+
 def test_given_back_stays_given_back_whatever_the_clock_does() -> None:
     """What is forgotten for its age is refused for its age, also under a clock that jumped there and back (I-16)."""
     history = told([
@@ -196,6 +207,21 @@ def test_the_access_token_of_an_event() -> None:
     assert minted[1] is not None
     assert ("read",) == minted[1].scope
     assert [5] == [event.v for event in history if isinstance(event, RetryServed) and event.format]
+
+
+# ---------------------------------------------------------------- the tally of presentations
+
+
+def test_a_revocation_ends_a_tally_that_began_at_the_same_moment() -> None:
+    """What was counted before the end is not counted after it."""
+    grant = replayed(told([issue(), count(9, 10, 10), revoke(10)]))
+    assert (0, 9) == (grant.tally.count, replayed(told([issue(), count(9, 10, 10)])).tally.count)
+
+
+def test_a_tally_that_began_with_the_expiry_goes_on_over_the_event_that_says_so() -> None:
+    """Flushed after the frozen moment, presented before it: it counts from that moment on."""
+    history = told([issue(), count(2, IDLE - 5, IDLE + 5), redeem(0, IDLE + 10)])
+    assert (2, moment(IDLE)) == (replayed(history).tally.count, replayed(history).tally.first_at)
 
 
 # ---------------------------------------------------------------- a state that does not grow

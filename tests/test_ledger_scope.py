@@ -231,3 +231,12 @@ def test_a_resource_must_have_been_granted(asked: Words, found: Words | None) ->
 def test_a_slash_is_lenient_both_ways() -> None:
     """RI-3: granted with the slash, asked without."""
     assert (ONE + "/",) == narrowed_resource((ONE,), (ONE + "/",))
+
+
+@pytest.mark.parametrize(
+    ("granted", "asked"),
+    [("https://x.example/a", "https://x.example/b"), ("https://x.example/a", "https://x.example/a/")],
+)
+def test_a_path_is_part_of_a_resource(granted: str, asked: str) -> None:
+    """Only an empty path is read two ways."""
+    assert Refusal.INVALID_TARGET == refusal_of(narrowed_resource, (asked,), (granted,))

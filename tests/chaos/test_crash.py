@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from tests.chaos.canary import check_left
 from tests.chaos.chains import Chain, chains_of, faults_of
 from tests.chaos.ends import Ender
 from tests.chaos.files import check_files, report
@@ -49,7 +50,7 @@ def lives(folder: Path, kills: int, *, twin: str | None = None, chain_count: int
             acknowledged += sum(chain.acknowledged for chain in chains)
         finally:
             server.kill()
-        server.check_log()
+        check_left(server)
     return acknowledged
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.canary import check_left
 from tests.chaos.chains import Chain, chains_of, faults_of
 from tests.chaos.files import check_files, report
 from tests.chaos.load import Load, converge
@@ -80,7 +81,7 @@ def fail_each(
             report(faults_of(chains))
     finally:
         server.kill()
-    server.check_log()
+    check_left(server)
     return sum(chain.acknowledged for chain in chains)
 
 
@@ -152,7 +153,7 @@ def test_a_start_that_meets_an_error_says_so_and_the_next_one_serves(
         finally:
             server.kill()
         check_files(server.database, [])
-        server.check_log()
+        check_left(server)
     record_property("errors", faults.failed)
 
 
@@ -224,7 +225,7 @@ def full_disk(server: TroubledServer, fill: Callable[[], None], free: Callable[[
         check_files(server.database, chains)
     finally:
         server.kill()
-    server.check_log()
+    check_left(server)
     return sum(chain.statuses[503] for chain in chains)
 
 
@@ -310,7 +311,7 @@ def test_a_lock_held_elsewhere_delays_and_loses_nothing(tmp_path: Path, count: C
         check_files(server.database, chains)
     finally:
         server.kill()
-    server.check_log()
+    check_left(server)
 
 
 def _moves(load: Load, seconds: float) -> bool:

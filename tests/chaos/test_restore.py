@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.canary import check_left
 from tests.chaos.files import check_files
 from tests.chaos.processes import TroubledServer
 from tests.servers import OPERATORS, Grant, eventually
@@ -123,7 +124,7 @@ def restored(folder: Path, **options: Json) -> Iterator[tuple[TroubledServer, Pa
         yield server, live_and_restore(server, folder / "backup.db")
     finally:
         server.kill()
-    server.check_log()
+    check_left(server)
 
 
 def test_a_restored_backup_serves_nobody_until_it_is_acknowledged(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from tests.chaos.canary import check_left
 from tests.chaos.chains import Chain, chains_of, faults_of
 from tests.chaos.files import check_files, report
 from tests.chaos.load import Load, converge
@@ -54,7 +55,7 @@ def stops(folder: Path, times: int, *, twin: str | None = None) -> int:
             terminate_under_load(server, chains, chance.uniform(0.05, 0.5))
     finally:
         server.kill()
-    server.check_log()
+    check_left(server)
     return sum(chain.acknowledged for chain in chains)
 
 

@@ -126,7 +126,8 @@ class Client(msgspec.Struct, array_like=True):
             resource=self.settings.resource or (),
             policy=self.settings.policy,
             authenticates=self.settings.authenticates,
-            sender_bound=self.settings.sender_bound,
+            dpop_bound=bool(self.settings.dpop_bound_access_tokens),
+            certificate_bound=bool(self.settings.tls_client_certificate_bound_access_tokens),
         )
 
     def decide_settings(

@@ -29,7 +29,8 @@ class EpochEnd(msgspec.Struct, frozen=True, kw_only=True):
 class ClientRules(msgspec.Struct, frozen=True, kw_only=True):
     """A client as it rules at this moment. `v` is the version of its last event that changed its settings; `scope`
     the most it may be granted, `resource` what it may ask for (the first is the default audience; () is the issuer).
-    `authenticates` is False for `none`; `sender_bound` where it must prove a key."""
+    `authenticates` is False for `none`. A sender-bound client must show a key with every request: of a DPoP proof where
+    `dpop_bound` (RFC 9449 5), of a certificate where `certificate_bound` (RFC 8705 3)."""
 
     client_id: str
     v: int
@@ -37,7 +38,12 @@ class ClientRules(msgspec.Struct, frozen=True, kw_only=True):
     resource: Words
     policy: Policy
     authenticates: bool
-    sender_bound: bool
+    dpop_bound: bool = False
+    certificate_bound: bool = False
+
+    def lacks_key(self, jkt: str | None, x5t_s256: str | None) -> bool:
+        """Whether the client must show a key that is not among these."""
+        return (self.dpop_bound and jkt is None) or (self.certificate_bound and x5t_s256 is None)
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,8 @@ def issue(grant: GrantState, command: IssueGrant, rules: Rules) -> Decision:
         raise Refused(Refusal.CONFLICT, detail="this grant exists already")
     if client is None or client.client_id != command.client_id:
         raise Refused(Refusal.INVALID_REQUEST, detail="client_id names no client")
+    if not client.authenticates and client.lacks_key(command.bound_jkt, command.bound_x5t_s256):
+        raise Refused(Refusal.INVALID_REQUEST, detail="cnf lacks the key that grants of this client are bound to")
     at = max(command.at, command.issued_at_least)
     idle, absolute = _ends(command, client, at)
     token = _first_access_token(command, rules, client, absolute)

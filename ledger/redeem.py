@@ -35,6 +35,9 @@ def redeem(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
     presenter, current = command.presenter, grant.generation
     if current is None or rules.client is None or not grant.owned_by(presenter):
         raise Refused(Refusal.UNKNOWN_TOKEN)
+    if rules.client.lacks_key(presenter.proof_jkt, presenter.proof_x5t_s256):
+        # Before the verdict: a request that is not valid consumes nothing and is no reuse (RFC 9449 5).
+        raise Refused(Refusal.INVALID_REQUEST, detail="this client shows a key with every request, and none was shown")
     at = command.at if command.at > grant.at else grant.at
     standing = grant.judge(at, rules.epoch_end)
     if standing.status != "active":

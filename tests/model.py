@@ -161,9 +161,15 @@ def _access_token(
     }
 
 
+def _keyless(client: commands.ClientRules, jkt: str | None, certificate: str | None) -> bool:
+    """A client that is bound to show a key shows none of that kind."""
+    shown = {"dpop_bound": jkt, "certificate_bound": certificate}
+    return any(getattr(client, flag) and key is None for flag, key in shown.items())
+
+
 def _issue(command: commands.IssueGrant, rules: Rules, now: int) -> Answer:
     client = rules.client
-    if client is None:
+    if client is None or (not client.authenticates and _keyless(client, command.bound_jkt, command.bound_x5t_s256)):
         return refuse(Refusal.INVALID_REQUEST)
     policy, own_idle, own_life = client.policy, command.refresh_token_ttl_seconds, command.grant_ttl_seconds
     for own, most in ((own_idle, policy.refresh_token_ttl_seconds), (own_life, policy.grant_ttl_seconds)):
@@ -213,6 +219,8 @@ class Redemption:
             return refuse(Refusal.UNKNOWN_TOKEN)
         if not proven and not presenter.authenticated:
             return refuse(Refusal.UNKNOWN_TOKEN)
+        if _keyless(self.rules.client, presenter.proof_jkt, presenter.proof_x5t_s256):
+            return refuse(Refusal.INVALID_REQUEST)
         self.client, self.policy = self.rules.client, self.rules.client.policy
         self.recognised = presenter.authenticated or (proven and bool(needed))
         state = self.history.judge(self.now, self.rules.epoch_end)

@@ -54,7 +54,8 @@ class World:
             resource=resource,
             policy=policy,
             authenticates=kind == "confidential",
-            sender_bound=self.bound is not None,
+            dpop_bound=self.bound == "jkt",
+            certificate_bound=self.bound == "x5t_s256",
         )
         self.forget_grant()
 

@@ -72,7 +72,6 @@ WWW = ClientRules(
     resource=(),
     policy=STANDARD,
     authenticates=True,
-    sender_bound=False,
 )
 RULES = Rules(
     control=7, client=WWW, client_epoch=0, subject_epoch=0, epoch_end=None, active_key_id=1, distrusted={}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.asking import ELSEWHERE, asking, basic, credentials
+from tests.servers import SECRETS
 from tests.wire import Json
 
 TOKEN_MEMBERS = {
@@ -145,6 +146,37 @@ async def test_no_scope_excuses_a_reuse(tmp_path: Path, scope: str) -> None:
         answer = await ledger.refresh("www", issued["refresh_token"], scope=scope)
         assert "invalid_grant" == answer.json()["error"]
         assert "reuse_detected" == (await ledger.refresh("www", newest)).json()["reason"]
+
+
+async def test_a_sender_bound_client_that_shows_no_key_is_refused_and_consumes_nothing(tmp_path: Path) -> None:
+    """DP-5, V74: 400, as every such refresh is until proofs can be sent; a public one's grant names its key."""
+    clients = f"""
+[[client]]
+id = "dpc"
+secret = "{SECRETS["www"]}"
+scope = "read"
+dpop_bound_access_tokens = true
+
+[[client]]
+id = "dpp"
+auth = "none"
+scope = "read"
+tls_client_certificate_bound_access_tokens = true
+"""
+    async with asking(tmp_path, more=clients) as ledger:
+        asked = {"client_id": "dpp", "subject": "alice", "scope": "read"}
+        answer = await ledger.operator("issuer", "POST", "/grants", asked)
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+        confidential = await ledger.issue("dpc", scope="read")
+        public = await ledger.issue("dpp", scope="read", cnf={"x5t#S256": "k" * 43})
+        fields = {"grant_type": "refresh_token", "client_id": "dpc", "client_secret": SECRETS["www"]}
+        answer = await ledger.form("/token", fields | {"refresh_token": confidential["refresh_token"]})
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+        fields = {"grant_type": "refresh_token", "client_id": "dpp"}
+        answer = await ledger.form("/token", fields | {"refresh_token": public["refresh_token"]})
+        assert (400, "invalid_grant", 2) == (answer.status_code, answer.json()["error"], len(answer.json()))
+        for grant_id in (confidential["grant_id"], public["grant_id"]):
+            assert ["grant.issued"] == [event.topic for event in ledger.opened.events(f"grant:{grant_id}")]
 
 
 async def test_an_unknown_resource_is_an_invalid_target_and_consumes_nothing(tmp_path: Path) -> None:

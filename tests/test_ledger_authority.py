@@ -184,9 +184,8 @@ def test_rules_say_what_bears_on_a_grant(house: House) -> None:
         house.end_subject(batch, "eve")
     rules = house.authority.rules(Grant())
     assert rules.client is not None
-    assert ("www", 1, ("read",), False, False) == (
+    assert ("www", 1, ("read",), False) == (
         rules.client.client_id, rules.client.v, rules.client.scope, rules.client.authenticates,
-        rules.client.sender_bound,
     )  # fmt: skip
     assert (0, 0, None, 2, {1: "keys/5"}, 7) == (
         rules.client_epoch, rules.subject_epoch, rules.epoch_end, rules.active_key_id, rules.distrusted,

@@ -152,12 +152,17 @@ def test_the_rules_of_a_client_are_what_bears_on_its_grants() -> None:
             resource=("https://api.example",),
             policy=STANDARD,
             authenticates=False,
-            sender_bound=True,
+            dpop_bound=True,
         )
         == client(Client().decide_settings("spa", spa, ACT)).rules()
     )
     rules = client(Client().decide_settings("www", WWW, ACT)).rules()
-    assert (True, False, ()) == (rules.authenticates, rules.sender_bound, rules.resource)
+    assert (True, False, False, ()) == (
+        rules.authenticates, rules.dpop_bound, rules.certificate_bound, rules.resource,
+    )  # fmt: skip
+    mtls = msgspec.structs.replace(WWW, tls_client_certificate_bound_access_tokens=True)
+    rules = client(Client().decide_settings("www", mtls, ACT)).rules()
+    assert (False, True) == (rules.dpop_bound, rules.certificate_bound)
 
 
 def optional_settings() -> dict[str, str]:

@@ -110,6 +110,12 @@ REFUSED = [
            ruled(OFF)),
     Refuse("beyond a hundred years", issue(grant_ttl_seconds=SECONDS_MAX + 1), Refusal.INVALID_REQUEST,
            ruled(policy(grant_ttl_seconds=None))),
+    Refuse("no key of a public client that must show one", issue(), Refusal.INVALID_REQUEST,
+           ruled(client=client(authenticates=False, dpop_bound=True))),
+    Refuse("a key of another kind", issue(bound_x5t_s256=KEY), Refusal.INVALID_REQUEST,
+           ruled(client=client(authenticates=False, dpop_bound=True))),
+    Refuse("no certificate of a public client that must show one", issue(bound_jkt=KEY), Refusal.INVALID_REQUEST,
+           ruled(client=client(authenticates=False, certificate_bound=True))),
 ]  # fmt: skip
 
 
@@ -117,6 +123,14 @@ REFUSED = [
 def test_what_may_not_be_issued(row: Refuse) -> None:
     """Lifetimes only shorten, scope and resource stay within the client's."""
     scenario(when=row.when, rules=row.rules, refused=row.refusal, counts=False)
+
+
+def test_a_sender_bound_client_is_issued_a_grant_with_its_key() -> None:
+    """A public one's is bound to it; a confidential one may change keys, so it needs none to begin with."""
+    public = client(authenticates=False, dpop_bound=True)
+    bound = scenario(when=issue(bound_jkt=KEY), rules=ruled(client=public))
+    free = scenario(when=issue(), rules=ruled(client=client(dpop_bound=True)))
+    assert (KEY, None) == (bound.grant.bound_jkt, free.grant.bound_jkt)
 
 
 def test_a_grant_is_issued_once() -> None:

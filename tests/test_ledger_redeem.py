@@ -497,6 +497,38 @@ def test_a_proof_is_welcome_from_any_client_and_binds_that_access_token() -> Non
     assert [KEY, OTHER_KEY, None] == [tale.served.access_token.cnf_jkt for tale in (first, second, third)]
 
 
+DPOP, MTLS = {"dpop_bound": True}, {"certificate_bound": True}
+
+
+@pytest.mark.parametrize(
+    ("registered", "shown", "works"),
+    [
+        (DPOP, presenter(), False),
+        (DPOP, presenter(x5t_s256=KEY), False),  # it authenticates by its certificate, say, and still owes the proof
+        (DPOP, presenter(jkt=KEY), True),
+        (MTLS, presenter(), False),
+        (MTLS, presenter(jkt=KEY), False),
+        (MTLS, presenter(x5t_s256=KEY), True),
+        (DPOP | MTLS, presenter(jkt=KEY), False),
+        (DPOP | MTLS, presenter(jkt=KEY, x5t_s256=KEY), True),
+        ({}, presenter(), True),
+    ],
+)
+def test_a_sender_bound_client_shows_its_key_with_every_request(
+    registered: dict[str, bool], shown: Presenter, works: bool
+) -> None:
+    """DP-5, RFC 8705 3: without it nothing is consumed and nothing is reuse, and no status is told."""
+    rules = ruled(client=client(**registered))
+    if works:
+        scenario(given=ISSUED, when=redeem(0, 10, shown), rules=rules)
+        return
+    for given, generation in ((ISSUED, 0), ([*ROTATED, redeem(1, 200)], 0), ([*ISSUED, revoke(5)], 0), (ISSUED, 7)):
+        when = redeem(generation, 300, shown)
+        scenario(given=given, when=when, rules=rules, refused=Refusal.INVALID_REQUEST, counts=False)
+        stranger = redeem(generation, 300, presenter(client_id="oth"))
+        scenario(given=given, when=stranger, rules=rules, refused=Refusal.UNKNOWN_TOKEN, counts=False)
+
+
 # ---------------------------------------------------------------- keys
 
 

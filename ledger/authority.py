@@ -249,6 +249,7 @@ class Authority:
             case SubjectRevoked():
                 epoch = copy.copy(self._subject(event.subject_id))
                 epoch.evolve(event)
+                del self._subjects[event.subject_id]  # the youngest again: until the commit only this view knows it
                 self._subjects[event.subject_id] = epoch
             case _:
                 return
@@ -287,10 +288,11 @@ class Authority:
         self._keys.evolve(event)
 
     def _remember(self, event: Raise) -> None:
+        raises = self._raises.pop(event.stream, [])
         while len(self._raises) >= RAISES_IN_MEMORY_MAX:
             del self._raises[next(iter(self._raises))]
         self._raises_folded += 1
-        self._raises.setdefault(event.stream, []).append((self._raises_folded, event))
+        self._raises[event.stream] = [*raises, (self._raises_folded, event)]
 
 
 def _all(reads: Reads, kind: str, aggregate: type[_Aggregate]) -> Iterator[tuple[str, _Aggregate]]:

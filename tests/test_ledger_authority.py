@@ -293,6 +293,27 @@ def test_memory_of_subjects_and_ends_is_bounded_and_what_left_it_is_read_again(
     assert [2, 2, 2, 2] >= [len(view._subjects), len(view._ends), len(view._raises), len(view._rules)]
 
 
+def test_a_raise_of_the_batch_under_way_is_never_what_leaves_memory(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-06: a person who was asked about long ago is ended in this batch; the store does not know it yet."""
+    for bound in ("SUBJECTS_IN_MEMORY_MAX", "RAISES_IN_MEMORY_MAX"):
+        monkeypatch.setattr(module, bound, 3)
+    ann = Grant(subject_id="ann", issued_at=T0)
+    with house.batch() as batch:
+        house.register(batch)
+        house.end_subject(batch, "ann", before=T0)
+        house.end_subject(batch, "bob")
+        house.end_subject(batch, "cecilia")
+    assert house.authority.rules(ann).epoch_end is None
+    with house.batch() as batch:
+        house.end_subject(batch, "ann")
+        house.end_subject(batch, "dora")
+        end = house.authority.rules(ann).epoch_end
+        assert end is not None
+        assert "subject:ann/2" == end.event_id
+
+
 # ---------------------------------------------------------------- always what the store says
 
 

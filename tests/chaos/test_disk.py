@@ -239,7 +239,7 @@ def test_a_full_disk_heals_without_a_restart(tmp_path: Path, faults: Faults, rec
 
 def test_a_server_that_hides_a_full_disk_is_caught(tmp_path: Path, faults: Faults) -> None:
     """The broken twin: it acknowledges what there was no room for, or stumbles over what it believes to have stored."""
-    with pytest.raises(AssertionError, match="503 for all did not come|500 to POST"):
+    with pytest.raises(AssertionError, match=r"503 for all did not come|500 to POST"):
         full_disk(
             broken_server(tmp_path, faults, "hides_errors"),
             lambda: faults.fail_writes(errno.ENOSPC),

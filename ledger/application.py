@@ -302,6 +302,7 @@ class Ledger:
 
     async def keys_rotate(self) -> int:
         """Add a key that verifies only; its id. The ring's file is durable before the event."""
+        self._check_whole()  # a key that no event will name would cost one of 255 ids
         key_id = self._ring_file.grow()
         await self._decide_keys(_rotation(key_id))
         return key_id
@@ -379,13 +380,17 @@ class Ledger:
     # ------------------------------------------------------------ parts
 
     async def _decided(self, decide: Callable[[Batch], T]) -> T:
-        if self.behind is not None:
-            raise Unavailable("the log is behind the head file", retry_after_seconds=60)
+        self._check_whole()
         try:
             return await self._commits.submit(decide)
         finally:
             if self.desk.foreign:
                 self.afterwards.record_foreign_soon()
+
+    def _check_whole(self) -> None:
+        """Raises Unavailable while the log has lost what it had acknowledged (I-23)."""
+        if self.behind is not None:
+            raise Unavailable("the log is behind the head file", retry_after_seconds=60)
 
     def _parsed(self, token: str) -> tokens.Presented | None:
         return self._read(tokens.parse, token)

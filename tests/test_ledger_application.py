@@ -213,6 +213,15 @@ async def test_without_an_acknowledgement_a_lost_successor_would_come_again(tmp_
         assert lost == again.refresh_token
 
 
+async def test_no_key_id_is_spent_while_the_log_is_behind(tmp_path: Path) -> None:
+    """A key that no event names is never used, and there are 255."""
+    folder, _, _ = await restored(tmp_path, lost=1)
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        with pytest.raises(Unavailable):
+            await opened.ledger.keys_rotate()
+        assert [1] == sorted(opened.ledger.desk.ring.keys) == sorted(KeyRing.load(folder / "ledger.keys").keys)
+
+
 async def test_two_acknowledgements_at_once_are_one(tmp_path: Path) -> None:
     """One event, one new key."""
     folder, _, _ = await restored(tmp_path, lost=1)

@@ -112,19 +112,18 @@ def parse(headers: Sequence[Header], body: bytes) -> Form:
 
 
 def _collect(text: str, decode: Callable[[str], str] | None) -> Form:
-    pairs = [pair.partition("=") for pair in text.split("&") if pair]
-    if decode is not None:
-        pairs = [(decode(name), equals, decode(value)) for name, equals, value in pairs]
-    fields = {name: value for name, _, value in pairs}
+    fields: dict[str, str] = {}
     resource: tuple[str, ...] = ()
-    if _REPEATABLE in fields:
-        del fields[_REPEATABLE]
-        resource = tuple(value for name, _, value in pairs if name == _REPEATABLE and value)
-        pairs = [pair for pair in pairs if pair[0] != _REPEATABLE]
-    if len(fields) != len(pairs):
-        names = [name for name, _, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise BadRequest(f"a parameter is given twice: {repeated if _PARAMETER_NAME.fullmatch(repeated) else 'one'}")
+    for pair in text.split("&"):
+        name, _, value = pair.partition("=")
+        if decode is not None:
+            name, value = decode(name), decode(value)
+        if name in fields:
+            raise BadRequest(f"a parameter is given twice: {name if _PARAMETER_NAME.fullmatch(name) else 'one'}")
+        if name == _REPEATABLE:
+            resource = (*resource, value) if value else resource
+        elif pair:
+            fields[name] = value
     if "" in fields.values():  # counted as given until here, for a repeat is a repeat; absent from here on
         fields = {name: value for name, value in fields.items() if value}
     return Form(fields, resource)

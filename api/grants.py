@@ -65,7 +65,7 @@ class Grants:
         return token_answer(
             access_token=found.access_token,
             refresh_token=found.refresh_token,
-            scope=" ".join(found.scope),
+            scope=found.scope,
             token_type=found.token_type,
             expires_in=found.expires_in,
             refresh_token_timeout=found.refresh_token_timeout,

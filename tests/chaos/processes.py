@@ -1,34 +1,56 @@
-"""Servers in trouble: the program, or a broken twin of it, behind a wrapper or a preloaded library."""
+"""Servers in trouble: the program, or a broken twin of it, over a preloaded library or under the kernel's tracing."""
 
+import contextlib
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.servers import Server, program
+from tests.servers import Server, eventually, program
 from tests.wire import Json
 
 
 class TroubledServer(Server):
-    """A `token-ledger serve` that a trial can put a wrapper before, a library under, or a twin in the place of.
-
-    A wrapper must exec the program, so that `process` is the server itself. `twin` names a fault of `twins.py`.
-    """
+    """A `token-ledger serve` with environment variables of its own, or a twin in its place: a fault of `twins.py`."""
 
     def __init__(
         self,
         folder: Path,
         *,
         twin: str | None = None,
-        wrapper: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
         **options: Json,
     ) -> None:
         super().__init__(folder, **options)
         self.twin = twin
-        self.wrapper = list(wrapper)
         self.variables = dict(variables or {})
 
     def serve_command(self) -> list[str]:
         command = [*program(), "serve"] if self.twin is None else [sys.executable, "-m", "tests.chaos.twins", self.twin]
         variables = ["env", *(f"{name}={value}" for name, value in self.variables.items())] if self.variables else []
-        return [*self.wrapper, *variables, *command]
+        return [*variables, *command]
+
+    def inject(self, what: str) -> "subprocess.Popen[bytes]":
+        """Let the kernel put something into the process's system calls from now on, as `strace -e inject=` has it.
+
+        It counts the calls of each thread by itself. The tracing ends with the process.
+        """
+        assert self.process is not None
+        call = what.partition(":")[0]
+        command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={what}"]
+        tracer = subprocess.Popen([*command, "-p", str(self.process.pid)])
+        eventually(self._is_traced, what="strace")
+        return tracer
+
+    def _is_traced(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            return True  # it met what was put in at once
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        return all("TracerPid:\t0" not in _status(task) for task in tasks.iterdir())
+
+
+def _status(task: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (task / "status").read_text()
+    return ""

@@ -15,16 +15,14 @@ from pathlib import Path
 import uvloop
 
 from api import wiring
-from ledger.answers import Caller, IssueRequest, Source
+from ledger.answers import IssueRequest
 from ledger.application import Ledger
 from ledger.clients import LOCAL_OPERATOR, ClientSpec, Settings
 from ledger.policy import PRESETS
 from ledger.recorders import sqlite
 from tests.chaos.disk import acknowledged
-from tests.chaos.store_after import settings_of
+from tests.chaos.store_after import CALLER, HOME, settings_of
 
-CALLER = Caller(client_id="www", authenticated=True, auth_method="client_secret_post")
-HOME = Source("198.51.100.7", "app/1")
 END_EVERY = 20
 CHECKPOINT_PAGES = 100
 """A tenth of what is served with, so that a short run has many checkpoints to be cut in."""

@@ -1,5 +1,6 @@
 """SIGKILL under load: whatever was acknowledged is there, and every honest client goes on (I-02, I-03, I-09, I-13)."""
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,33 @@ def test_what_was_acknowledged_outlives_the_process(
     kills = count(6, 60)
     record_property("kills", kills)
     record_property("refreshes acknowledged", lives(tmp_path, kills))
+
+
+@pytest.mark.usefixtures("needs_strace")
+def test_what_was_acknowledged_outlives_a_kill_at_the_very_sync(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The same with SIGKILL in the n-th fdatasync itself, when the log is written and not yet told to be safe."""
+    server = TroubledServer(tmp_path / "server", settings={"LOG_LEVEL": "info"})
+    try:
+        server.start()
+        chains = chains_of(server, 16)
+        for number in range(1, 31):
+            with Load(chains) as load:
+                tracer = server.inject(f"fdatasync:signal=KILL:when={number}")
+                assert server.process is not None
+                assert -signal.SIGKILL == server.process.wait(20)
+                load.stop()
+            tracer.wait(10)
+            check_files(server.database, chains)
+            server.start()
+            converge(chains)
+            report(faults_of(chains))
+    finally:
+        server.kill()
+    check_left(server)
+    record_property("kills", 30)
+    record_property("refreshes acknowledged", sum(chain.acknowledged for chain in chains))
 
 
 @pytest.mark.parametrize(

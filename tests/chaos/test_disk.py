@@ -101,37 +101,21 @@ def test_an_error_at_the_nth_sync_ends_the_process_and_no_family(
     record_property("refreshes acknowledged", acknowledged)
 
 
+@pytest.mark.usefixtures("needs_strace")
 def test_an_error_from_the_kernel_ends_the_process_and_no_family(
-    tmp_path: Path, full: bool, record_property: RecordProperty
+    tmp_path: Path, record_property: RecordProperty
 ) -> None:
     """The same with errors that the kernel's tracing puts in, n = 1…60 of the thread that commits."""
-    if not full:
-        pytest.skip("errors put in by strace belong to --full")
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("no strace here")
     server = TroubledServer(tmp_path / "server", settings={"LOG_LEVEL": "info"})
     tracers: list[subprocess.Popen[bytes]] = []
 
     def fail(number: int) -> None:
-        assert server.process is not None
-        pid = server.process.pid
-        inject = f"inject=fdatasync:error=EIO:when={number}"
-        command = [strace, "-f", "-qq", "-o", str(tmp_path / "trace"), "-e", "trace=fdatasync", "-e", inject]
-        tracers.append(subprocess.Popen([*command, "-p", str(pid)]))
-        tasks = Path(f"/proc/{pid}/task")
-        eventually(lambda: all("TracerPid:\t0" not in _status(task) for task in tasks.iterdir()), what="strace")
+        tracers.append(server.inject(f"fdatasync:error=EIO:when={number}"))
 
     record_property("refreshes acknowledged", fail_each(server, list(range(1, 61)), fail, lambda: None))
     for tracer in tracers:
         tracer.wait(10)
     record_property("errors", len(tracers))
-
-
-def _status(task: Path) -> str:
-    with contextlib.suppress(OSError):
-        return (task / "status").read_text()
-    return ""
 
 
 def test_a_start_that_meets_an_error_says_so_and_the_next_one_serves(

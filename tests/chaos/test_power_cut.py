@@ -15,13 +15,11 @@ from random import Random
 import pytest
 
 from tests.chaos.disk import MODES, Disk, Record, records
-from tests.chaos.mounted import WORKER, Mounted
+from tests.chaos.mounted import GRANTS, SEED, WORKER, Mounted
 from tests.chaos.shims import compiled
 from tests.chaos.store_after import Told, check_found
 from tests.servers import PROJECT
 
-SEED = 20_261_125
-GRANTS = 16
 REFRESHES = 640
 CUTS_A_STORE = 10
 LOST = r"^cut \d.*(lost|does not open|damaged|behind)"

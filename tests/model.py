@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from ledger import commands, times
 from ledger.commands import GrantCommand, Rules
+from ledger.policy import SECONDS_MAX
 from ledger.refusals import Refusal
 from ledger.times import SECOND
 from tests.model_history import Fact, History, State, event_id, least, micros
@@ -173,7 +174,7 @@ def _issue(command: commands.IssueGrant, rules: Rules, now: int) -> Answer:
         return refuse(Refusal.INVALID_REQUEST)
     policy, own_idle, own_life = client.policy, command.refresh_token_ttl_seconds, command.grant_ttl_seconds
     for own, most in ((own_idle, policy.refresh_token_ttl_seconds), (own_life, policy.grant_ttl_seconds)):
-        if own is not None and most is not None and own > most:
+        if own is not None and not 1 <= own <= (SECONDS_MAX if most is None else most):
             return refuse(Refusal.INVALID_REQUEST)
     if not set(command.scope) <= set(client.scope):
         return refuse(Refusal.INVALID_SCOPE)
@@ -184,7 +185,7 @@ def _issue(command: commands.IssueGrant, rules: Rules, now: int) -> Answer:
     idle = absolute if off else _idle_end(now, own_idle, policy.refresh_token_ttl_seconds, absolute)
     resource = command.resource or client.resource[:1] or None
     cnf = command.bound_jkt, command.bound_x5t_s256
-    token = _access_token(rules, command.at, absolute, command.scope, resource, cnf)
+    token = _access_token(rules, command.at, absolute, tuple(dict.fromkeys(command.scope)), resource, cnf)
     same = ("client_id", "subject_id", "nonce_sha256", "issued_by", "session", "device", "auth_time", "acr", "amr")
     bound = () if client.authenticates else ("bound_jkt", "bound_x5t_s256")
     members = token | {name: getattr(command, name) for name in (*same, *bound)}

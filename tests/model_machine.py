@@ -4,6 +4,7 @@ Everything drawn is plain: which holder, which of its tokens counted back from t
 and moments. Much is weighted, so that most grants live long enough for what is rare.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ledger import commands, times
 from ledger.events import Words
-from ledger.policy import PRESETS
+from ledger.policy import PRESETS, STANDARD
 from ledger.refusals import Refusal
 from ledger.times import SECOND
 from tests.model_checker import Token
@@ -22,7 +23,11 @@ HOUR, DAY, YEAR = 3600 * SECOND, 86_400 * SECOND, 365 * 86_400 * SECOND
 STEPS_IN_VAIN: Final = 4
 GRANTED = ("read", "openid", "profile")
 
-presets = st.sampled_from(["standard"] * 5 + ["mobile", "mobile", "strict", "stable"])
+presets = st.sampled_from(["standard"] * 5 + ["mobile", "mobile", "strict", "stable", "unlimited", "unlimited", "off"])
+lifetimes: Mapping[str, dict[str, int | None]] = {
+    "unlimited": {"refresh_token_ttl_seconds": None, "grant_ttl_seconds": None},
+    "off": {"refresh_token_ttl_seconds": 0},
+}
 on_reuse = st.sampled_from(["alert", "suspend"] * 3 + ["revoke", "revoke_subject"])
 granted = st.sampled_from([GRANTED] * 4 + [(), ("read",), ("read", "profile", "offline_access")])
 scopes = st.sampled_from(
@@ -31,7 +36,7 @@ scopes = st.sampled_from(
     + [("read", "admin"), ("write",), ("read", "offline_access"), ("offline_access",)]
 )
 resources = st.sampled_from([None] * 8 + [RESOURCES[:1], RESOURCES[1:], RESOURCES, ("https://c.example",)])
-ceilings = st.sampled_from([CLIENT_SCOPE] * 3 + [("read", "openid"), ("profile",), GRANTED, ("x",)])
+ceilings = st.sampled_from([CLIENT_SCOPE] * 2 + [("read", "openid"), ("profile",), GRANTED, ("x",)])
 jumps = st.sampled_from(
     [1, SECOND // 2, SECOND, 5 * SECOND, 9 * SECOND, 11 * SECOND, 59 * SECOND, 61 * SECOND] * 2
     + [600 * SECOND, 600 * SECOND, HOUR, HOUR, 3 * HOUR, DAY, 31 * DAY, YEAR]
@@ -57,6 +62,8 @@ then = st.sampled_from(
 """What the owner presents next: tokens counted back from its last."""
 acts = st.sampled_from(["suspend"] * 4 + ["trust"] * 3 + ["reinstate", "revoke", "give back"])
 befores = st.sampled_from(["none", "issued", "just after", "now"])
+nearly = st.sampled_from([-SECOND, -SECOND // 2, -1, 0, 1])
+late = st.sampled_from([None, None, -1, 0, SECOND])
 
 
 class Family(RuleBasedStateMachine):
@@ -85,7 +92,8 @@ class Family(RuleBasedStateMachine):
         idle_seconds: int | None,
         life_seconds: int | None,
     ) -> None:
-        policy = msgspec.structs.replace(PRESETS[preset], **dict([("on_reuse", action), *tweaks]))
+        given = PRESETS.get(preset) or msgspec.structs.replace(STANDARD, **lifetimes[preset])
+        policy = msgspec.structs.replace(given, **dict([("on_reuse", action), *tweaks]))
         self.world, self.idle_for = World(kind, policy, client_resource), 0
         self.world.issue(scope, resource if client_resource else None, idle_seconds, life_seconds)
 
@@ -93,19 +101,27 @@ class Family(RuleBasedStateMachine):
         """The world for the next step. What has been suspended for some steps is reinstated, and what has been over
         for some makes room for another grant."""
         world = self.world
-        state = world.history.judge(world.now, world.epoch_end()) if world.history.events else None
-        lives = state is not None and state.status == "active" and world.history.current is not None
-        self.idle_for = 0 if lives else self.idle_for + 1
-        if self.idle_for > STEPS_IN_VAIN and state is not None and state.status == "suspended":
+        self.idle_for = 0 if world.lives() else self.idle_for + 1
+        if self.idle_for > STEPS_IN_VAIN and not world.over() and world.history.current is not None:
             self.reinstate("current")
         elif self.idle_for > STEPS_IN_VAIN:
-            if state is not None:
-                world.check_whole()
-            preset = list(PRESETS)[world.commands % 4]
-            policy = msgspec.structs.replace(PRESETS[preset], on_reuse=world.client.policy.on_reuse)
-            world.change_client(policy=policy, scope=CLIENT_SCOPE)
-            world.issue(GRANTED, None, None, None)
+            world.check_whole()
+            self.issue_another(world.commands)
         return world
+
+    def issue_another(self, turn: int) -> None:
+        """Another client's rules, another scope, other lifetimes, each in its turn."""
+        policy = msgspec.structs.replace(
+            PRESETS[("standard", "mobile", "standard", "stable", "strict")[turn % 5]],
+            on_reuse=self.world.client.policy.on_reuse,
+            access_token_format=("opaque", "jwt")[turn % 2],
+            **({"refresh_token_ttl_seconds": None, "grant_ttl_seconds": None} if turn % 7 == 0 else {}),
+            **({"refresh_token_ttl_seconds": 0} if turn % 7 == 1 else {}),
+        )
+        self.world.change_client(policy=policy, scope=CLIENT_SCOPE)
+        scope = (GRANTED, GRANTED, ("read", "profile", "offline_access"), ())[turn % 4]
+        idle_seconds = (None, None, 40)[turn % 3] if turn % 7 > 1 else None
+        self.world.issue(scope, None, idle_seconds, (None, None, None, 600)[turn % 4])
 
     def reinstate(self, trust: str | None) -> None:
         base: dict[str, Any] = self.world.command()
@@ -127,6 +143,18 @@ class Family(RuleBasedStateMachine):
             return 0, world.active_key
         held = world.held[holder]
         return held[-1 - min(steps_back, len(held) - 1)] if held else None
+
+    @rule(
+        scope=st.sampled_from([GRANTED, ("read", "admin"), ("read", "read")]),
+        resource=resources,
+        idle_seconds=st.sampled_from([None, 1, 90, 86_400, 400 * 86_400, 4_000_000_000]),
+        life_seconds=st.sampled_from([None, 1, 90, 86_400, 400 * 86_400, 0]),
+    )
+    def another_grant_is_tried(
+        self, scope: Words, resource: Words | None, idle_seconds: int | None, life_seconds: int | None
+    ) -> None:
+        """Perhaps beyond what the client may have; it plays no part in what follows."""
+        self.world.try_to_issue(scope, resource, idle_seconds, life_seconds)
 
     # ------------------------------------------------------------ presenting
 
@@ -190,7 +218,7 @@ class Family(RuleBasedStateMachine):
             self.follow((0,))
         world.held["thief"] = world.held["owner"][:1]
         for gone_on in (0, rounds):
-            for _ in range(gone_on if world.history.judge(world.now, world.epoch_end()).status == "active" else 0):
+            for _ in range(gone_on if world.lives() else 0):
                 self.follow((0,))
             token = self.token("thief", 0)
             if token is not None:
@@ -208,7 +236,7 @@ class Family(RuleBasedStateMachine):
             world.present(token, "owner", "owner", proof=f"{number}", lost=True)
             world.now += seconds * SECOND
 
-    @rule(proof=st.sampled_from(["right", "other"]), wait=st.sampled_from([None, None, 3]))
+    @rule(proof=st.sampled_from(["right", "other", "none"]), wait=st.sampled_from([None, None, 3]))
     def the_owner_shows_a_key(self, proof: str, wait: int | None) -> None:
         world, token = self.go_on(), self.token("owner", 0)
         if token is not None:
@@ -228,7 +256,11 @@ class Family(RuleBasedStateMachine):
         self.follow(then)
         self.world.now += by if again else 0
 
-    @rule(which=st.integers(0, 7), by=st.sampled_from([-SECOND, -SECOND // 2, -1, 0, 1]), then=then)
+    @rule(
+        which=st.sampled_from([0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7]),
+        by=st.sampled_from([-SECOND, -SECOND // 2, -1, 0, 1]),
+        then=then,
+    )
     def time_reaches_a_frozen_moment(self, which: int, by: int, then: tuple[int, ...]) -> None:
         """Or just misses it."""
         if self.world.history.events:
@@ -256,7 +288,7 @@ class Family(RuleBasedStateMachine):
         self.world.change_policy(rotation="rotate")
         self.follow(then)
 
-    @rule(ceiling=ceilings, scope=scopes, then=then)
+    @rule(ceiling=ceilings, scope=scopes, then=st.sampled_from([(), (0,), (0,), (0, 0), (0, 1), (1,)]))
     def the_ceiling_moves(self, ceiling: Words, scope: Words | None, then: tuple[int, ...]) -> None:
         self.world.change_client(scope=ceiling)
         self.follow(then, scope)
@@ -290,12 +322,15 @@ class Family(RuleBasedStateMachine):
         self.world.activate_new_key(distrust=distrust)
         self.follow(then)
 
-    @rule(whose=st.sampled_from(["client", "subject"]), before=befores, rarely=st.integers(0, 3), then=then)
-    def an_epoch_is_raised(self, whose: str, before: str, rarely: int, then: tuple[int, ...]) -> None:
-        """Most often one that this grant is too young for."""
+    @rule(whose=st.sampled_from(["client", "subject"]), before=befores, rarely=st.integers(0, 3), late=late, then=then)
+    def an_epoch_is_raised(self, whose: str, before: str, rarely: int, late: int | None, then: tuple[int, ...]) -> None:
+        """Most often one that this grant is too young for; at times when it is about to expire, or has."""
         world = self.world
         if not world.history.events:
             return
+        idle, _ = world.history.expiry()
+        if rarely == 0 and late is not None and idle is not None:
+            world.now = idle + late
         issued_at = times.micros(world.history.issued["at"])
         given = {"none": None, "issued": issued_at, "just after": issued_at + 1, "now": world.now}
         moment = given[before] if rarely == 0 else issued_at
@@ -337,7 +372,7 @@ class Family(RuleBasedStateMachine):
             self.world.give_back_access_token(v)
         self.follow(then)
 
-    @rule(number=st.sampled_from([1, 1, 2, 3, 5, 100]), at_stop=st.booleans(), over=st.sampled_from([1] * 6 + [20]))
+    @rule(number=st.sampled_from([1, 1, 2, 3, 5, 100]), at_stop=st.booleans(), over=st.sampled_from([1] * 6 + [40]))
     def presentations_are_told(self, number: int, at_stop: bool, over: int) -> None:
         for _ in range(over if self.world.history.events else 0):
             self.world.count_presentations(number, at_stop=at_stop)

@@ -132,8 +132,15 @@ class World:
             distrusted=self.distrusted,
         )
 
+    def status(self) -> str:
+        return self.history.judge(self.now, self.epoch_end()).status if self.history.events else "none"
+
     def over(self) -> bool:
-        return not self.history.events or self.history.judge(self.now, self.epoch_end()).ended
+        return self.status() in ("none", "revoked", "expired")
+
+    def lives(self) -> bool:
+        """Whether presenting a refresh token may still do something."""
+        return self.status() == "active" and self.history.current is not None
 
     def moments(self) -> list[int]:
         """The moments that the history has frozen: ends, ends of windows, and where the clock counts as fallen."""
@@ -234,6 +241,9 @@ class World:
             agree(name, getattr(expected, name), getattr(told, name))
         agree("generation", (self.history.current, len(self.history.events)), (grant.generation, grant.v))
         agree("expiry", self.history.expiry(), (grant.idle_expires_at, grant.absolute_expires_at))
+        agree("issued", times.micros(self.history.issued["at"]), grant.issued_at)
+        for g in range(max(0, (grant.generation or 0) - 3), (grant.generation or 0) + 1):
+            agree(f"key of {g}", self.history.made(g)["key_id"], grant.key_of(g))
         words = [word for word in self.history.issued["scope"] if word in self.history.carried()]
         agree("carried", words, list(grant.carried))
         minted = [event for event in self.log if access_token_of(event) is not None]
@@ -270,6 +280,15 @@ class World:
         if served is not None and served.generation is not None:
             self.held["owner"].append((0, served.key_id))
 
+    def try_to_issue(
+        self, scope: Words, resource: Words | None, idle_seconds: int | None, life_seconds: int | None
+    ) -> None:
+        """A grant of which only the issuance is looked at."""
+        kept = self.grant, self.history, self.log, self.entries, self.commits, self.held
+        self.issue(scope, resource, idle_seconds, life_seconds)
+        self.compare_states()
+        self.grant, self.history, self.log, self.entries, self.commits, self.held = kept
+
     def present(
         self,
         token: Token,
@@ -282,13 +301,14 @@ class World:
         retry_after_seconds: int | None = None,
         lost: bool = False,
     ) -> Answer:
-        """A holder presents a token of the grant, genuine in tag and secret. `lost`: the answer reaches nobody."""
+        """A holder presents a token of the grant, genuine in tag and secret, and shows a key: `proof`, or by default
+        the one that the grant is bound to, if it is. `lost`: the answer reaches nobody."""
         presenter = Presenter(
             client_id="www",
             authenticated=self.client.authenticates,
             auth_method="client_secret_post" if self.client.authenticates else "none",
             context=CONTEXTS[context],
-            **{f"proof_{self.bound or 'jkt'}": "right" if proof is None and self.bound else proof},
+            **{f"proof_{self.bound or 'jkt'}": None if proof == "none" else proof or (self.bound and "right")},
         )
         first = None
         if token[0] <= (self.history.current or 0) - 2:

@@ -7,7 +7,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.model_machine import Family
 from tests.mutants import MUTANTS, Mutant
 
-FEW = settings(max_examples=400, derandomize=True, database=None, phases=[Phase.generate], print_blob=False)
+FEW = settings(max_examples=800, derandomize=True, database=None, phases=[Phase.generate], print_blob=False)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)

@@ -50,7 +50,7 @@ def explain_access(batch: Batch, desk: Desk, presented: access_tokens.Presented)
         return UNKNOWN
     issued = batch.event_at(loaded.name, presented.v)
     token = access_token_of(_of_grant(issued))
-    if token is None:
+    if token is None or token.signing_key_id != presented.key_id:
         return UNKNOWN
     rules = desk.authority.rules(grant)
     until = times.text(token.expires_at)

@@ -261,7 +261,11 @@ def access_token(
     if not access_tokens.genuine(desk.ring, presented, loaded.private.nonce):
         return None
     token = access_token_of(_of_grant(batch.event_at(loaded.name, presented.v)))
-    return None if token is None else (loaded, grant, token)
+    if token is None or token.signing_key_id != presented.key_id:
+        return (
+            None  # of another key: of an event that a restored log has lost, and whose version another has now (I-15)
+        )
+    return loaded, grant, token
 
 
 def _of_grant(event: AnyEvent) -> GrantEvent:

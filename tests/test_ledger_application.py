@@ -213,6 +213,20 @@ async def test_without_an_acknowledgement_a_lost_successor_would_come_again(tmp_
         assert lost == again.refresh_token
 
 
+async def test_a_lost_access_token_is_not_taken_for_the_one_that_has_its_place_now(tmp_path: Path) -> None:
+    """I-15: versions are given anew after a restore; what a lost event made must not gain what the new one says."""
+    folder, kept, last = await restored(tmp_path, lost=1)
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        await opened.ledger.restore_acknowledge()
+        again = await opened.refresh(kept)
+        assert (last.grant_id, ["issued", "token_redeemed", "token_rotated"]) == (again.grant_id, opened.topics(again))
+        assert await opened.ledger.introspect(caller(), last.access_token) is None
+        assert "unknown" == (await opened.ledger.explain(last.access_token)).verdict
+        await opened.ledger.revoke_token(caller(), HOME, last.access_token)
+        assert await opened.ledger.introspect(caller(), again.access_token) is not None
+    check_ledger(folder / "ledger.db")
+
+
 async def test_no_key_id_is_spent_while_the_log_is_behind(tmp_path: Path) -> None:
     """A key that no event names is never used, and there are 255."""
     folder, _, _ = await restored(tmp_path, lost=1)

@@ -103,7 +103,8 @@ class Bursts:
 
     def _left(self, grant_id: str, now: int) -> float:
         left, at = self._buckets.get(grant_id, (float(self._burst), now))
-        return min(float(self._burst), left + max(0, now - at) / _SECOND * self._per_second)
+        passed = abs(now - at)  # a clock that was put back must keep nobody waiting until it has caught up
+        return min(float(self._burst), left + passed / _SECOND * self._per_second)
 
     def retry_after_seconds(self, grant_id: str, now: int) -> int | None:
         """Whole seconds until the grant may be redeemed again; None where it may be now."""

@@ -103,8 +103,10 @@ class Bursts:
 
     def _left(self, grant_id: str, now: int) -> float:
         left, at = self._buckets.get(grant_id, (float(self._burst), now))
-        passed = abs(now - at)  # a clock that was put back must keep nobody waiting until it has caught up
-        return min(float(self._burst), left + passed / _SECOND * self._per_second)
+        if now < at:  # a clock that was put back fills nothing, and keeps nobody waiting until it has caught up
+            self._buckets[grant_id] = (left, now)
+            return left
+        return min(float(self._burst), left + (now - at) / _SECOND * self._per_second)
 
     def retry_after_seconds(self, grant_id: str, now: int) -> int | None:
         """Whole seconds until the grant may be redeemed again; None where it may be now."""

@@ -167,7 +167,7 @@ def test_explain_says_what_a_token_is(server: Server) -> None:
 
 
 def test_reuse_lists_incidents(server: Server) -> None:
-    """Which grant saw a retired token, when, with what label."""
+    """Which grant saw a retired token, when, from where, with what label."""
     grant = server.issue("www", subject="ida")
     second = server.refresh("www", grant.refresh_token).json()["refresh_token"]
     server.refresh("www", second)
@@ -176,7 +176,10 @@ def test_reuse_lists_incidents(server: Server) -> None:
     assert [("fork", 0, 2, "revoke")] == [
         (each["label"], each["presented_generation"], each["current_generation"], each["action"]) for each in found
     ]
-    assert grant.grant_id in said(server, "reuse", "--since", found[0]["at"])
+    [line] = [line for line in said(server, "reuse", "--since", found[0]["at"]).splitlines() if grant.grant_id in line]
+    assert [found[0]["at"], "fork", "revoke", "127.0.0.1", found[0]["event_id"]] == [
+        line.split()[column] for column in (0, 1, 2, -2, -1)
+    ]
     assert [] == asked(server, "reuse", "--since", "2999-01-01T00:00:00Z")["incidents"]
     said(server, "reuse", "--since", "2999-01-01", exit_code=2)
 

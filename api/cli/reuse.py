@@ -21,8 +21,8 @@ def reuse(since: str | None, as_json: bool, settings: Settings) -> None:
         if as_json:
             say_pages("incidents", found)
         else:
-            titles = ("at", "label", "action", "client", "grant", "presented", "current", "after", "event")
-            say_table(titles, _rows(found), (27, 13, 14, 16, 32, 9, 7, 8))
+            titles = ("at", "label", "action", "client", "grant", "presented", "current", "after", "from", "event")
+            say_table(titles, _rows(found), (27, 13, 14, 16, 32, 9, 7, 8, 15))
 
 
 def _rows(found: Iterator[Json]) -> Iterator[tuple[str, ...]]:
@@ -38,5 +38,12 @@ def _rows(found: Iterator[Json]) -> Iterator[tuple[str, ...]]:
                 str(incident["presented_generation"]),
                 str(incident.get("current_generation", "-")),
                 "-" if seconds is None else f"{seconds} s",
+                _address(incident),
                 incident["event_id"],
             )
+
+
+def _address(incident: Json) -> str:
+    """Where the retired token came from; nothing is left of it once the person was erased."""
+    context = incident["disclosed"].get("context")
+    return "-" if context is None else str(context["value"].partition("\n")[0])

@@ -142,19 +142,20 @@ class World:
         """Whether presenting a refresh token may still do something."""
         return self.status() == "active" and self.history.current is not None
 
-    def moments(self) -> list[int]:
+    def moments(self) -> dict[str, int]:
         """The moments that the history has frozen: ends, ends of windows, and where the clock counts as fallen."""
-        ends = [moment for moment in self.history.expiry() if moment is not None]
+        idle, absolute = self.history.expiry()
         made = self.history.made(self.history.current or 0)
-        windows = [micros(made, f"{name}_until") for name in ("concurrent", "retry", "unconfirmed")]
-        tokens = [event for event in self.history.events if "access_token_expires_at" in event]
-        return [
-            *ends,
-            *(moment for moment in windows if moment is not None),
-            times.micros(tokens[-1]["access_token_expires_at"]),
-            times.micros(tokens[-1]["access_token_issued_at"]) - 10 * SECOND,
-            self.history.at - 10 * SECOND,
-        ]
+        token = [event for event in self.history.events if "access_token_expires_at" in event][-1]
+        moments = {
+            "idle": idle,
+            "absolute": absolute,
+            **{name: micros(made, f"{name}_until") for name in ("concurrent", "retry", "unconfirmed")},
+            "access token": micros(token, "access_token_expires_at"),
+            "issued ahead": times.micros(token["access_token_issued_at"]) - 10 * SECOND,
+            "behind": self.history.at - 10 * SECOND,
+        }
+        return {name: moment for name, moment in moments.items() if moment is not None}
 
     # ------------------------------------------------------------ one command, both readings
 

@@ -116,7 +116,7 @@ def _collect(text: str, decode: Callable[[str], str] | None) -> Form:
     resource: tuple[str, ...] = ()
     for pair in text.split("&"):
         name, _, value = pair.partition("=")
-        if decode is not None:
+        if decode is not None and ("%" in pair or "+" in pair):
             name, value = decode(name), decode(value)
         if name in fields:
             raise BadRequest(f"a parameter is given twice: {name if _PARAMETER_NAME.fullmatch(name) else 'one'}")

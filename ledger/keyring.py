@@ -43,6 +43,8 @@ _FILE_BYTES_MAX = 1 << 20
 class Purpose(StrEnum):
     """What a subkey is for. The value goes into its derivation: changing one changes every MAC made under it."""
 
+    __hash__ = str.__hash__  # an enum's own hash is a Python call, and a refresh looks seven keys up
+
     REFRESH_TAG = "refresh token tag"
     REFRESH_SECRET = "refresh token secret"
     ACCESS_TAG = "access token tag"

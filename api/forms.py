@@ -29,6 +29,10 @@ _RAW_CONTROL: Final = re.compile("[\x00-\x1f]")
 _PARAMETER_NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,40}")
 _CHARSET: Final = re.compile(rb"""\s*charset\s*=\s*"?'?([^"'\s]*)"?'?\s*""", re.IGNORECASE)
 _BOM: Final = "\ufeff"
+_PRINTABLE: Final = bytes(range(0x20, 0x7F))
+_ASCII_ESCAPES: Final = {
+    form.format(code): chr(code) for code in range(128) for form in ("{:02x}", "{:02X}")
+}  # fmt: skip
 
 
 class TooLarge(BadRequest):
@@ -91,7 +95,7 @@ def parse(headers: Sequence[Header], body: bytes) -> Form:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
         raise BadRequest("the body is not UTF-8") from None
-    if not (text.isascii() and text.isprintable()):  # printable ASCII: the usual case, told in one step
+    if body.translate(None, _PRINTABLE):  # nothing is left of printable ASCII, the usual case
         if _RAW_CONTROL.search(text):
             raise BadRequest("the body holds a control character; form encoding would escape it")
         if _BOM in text:
@@ -99,8 +103,6 @@ def parse(headers: Sequence[Header], body: bytes) -> Form:
     if text.count("&") >= FIELDS_MAX:
         raise BadRequest(f"the body has more than {FIELDS_MAX} parameters")
     if "%" in text:
-        if _BROKEN_ESCAPE.search(text):
-            raise BadRequest("the body holds a percent sign that escapes nothing; form encoding writes it as %25")
         decode = _unescaped
     elif "+" in text:
         decode = _unspaced
@@ -134,10 +136,20 @@ def _unspaced(part: str) -> str:
 
 
 def _unescaped(part: str) -> str:
+    if "+" in part:
+        part = part.replace("+", " ")
     if "%" not in part:
-        return part.replace("+", " ") if "+" in part else part
+        return part
+    first, *rest = part.split("%")
+    try:  # escapes of ASCII, the usual case, need no bytes in between
+        return first + "".join([_ASCII_ESCAPES[piece[:2]] + piece[2:] for piece in rest])
+    except KeyError:
+        if _BROKEN_ESCAPE.search(part):
+            raise BadRequest(
+                "the body holds a percent sign that escapes nothing; form encoding writes it as %25"
+            ) from None
     try:
-        text = unquote_to_bytes(part.replace("+", " ")).decode("utf-8")
+        text = unquote_to_bytes(part).decode("utf-8")
     except UnicodeDecodeError:
         raise BadRequest("a parameter is not UTF-8 once its percent escapes are read") from None
     if _BOM in text:

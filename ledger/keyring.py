@@ -133,10 +133,8 @@ class KeyRing(Concealed):
 
         Different sizes are unrelated MACs, not cuts of one another. Raises KeyNotHeld.
         """
-        keyed = self._keyed.get((key_id, purpose, size))
-        if keyed is None:
-            keyed = self._make_keyed(key_id, purpose, size)
-        mac = keyed.copy()  # made once and copied: keying anew costs several times as much
+        # Made once and copied: keying anew costs several times as much.
+        mac = (self._keyed.get((key_id, purpose, size)) or self._make_keyed(key_id, purpose, size)).copy()
         mac.update(message)
         return mac.digest()
 

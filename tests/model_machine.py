@@ -1,10 +1,10 @@
 """What may happen to a family of refresh tokens: two holders, retries, thefts, clocks, changes, acts, lost backups.
 
 Everything drawn is plain: which holder, which of its tokens counted back from the last, which of a few contexts, scopes
-and moments. Much is weighted, so that most grants live long enough for what is rare.
+and moments (`model_strategies.py`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -26,57 +26,29 @@ from ledger.policy import PRESETS, STANDARD
 from ledger.refusals import Refusal
 from ledger.times import SECOND
 from tests.model_checker import Token
+from tests.model_strategies import (
+    GRANTED,
+    acts,
+    befores,
+    behind,
+    ceilings,
+    changes,
+    falls,
+    frozen,
+    granted,
+    jumps,
+    late,
+    lifetimes,
+    nearly,
+    on_reuse,
+    presets,
+    resources,
+    scopes,
+    then,
+)
 from tests.model_world import CLIENT_SCOPE, RESOURCES, World
 
-HOUR, DAY, YEAR = 3600 * SECOND, 86_400 * SECOND, 365 * 86_400 * SECOND
 STEPS_IN_VAIN: Final = 4
-GRANTED = ("read", "openid", "profile")
-
-presets = st.sampled_from(["standard"] * 5 + ["mobile", "mobile", "strict", "stable", "unlimited", "unlimited", "off"])
-lifetimes: Mapping[str, dict[str, int | None]] = {
-    "unlimited": {"refresh_token_ttl_seconds": None, "grant_ttl_seconds": None},
-    "off": {"refresh_token_ttl_seconds": 0},
-}
-on_reuse = st.sampled_from(["alert", "suspend"] * 3 + ["revoke", "revoke_subject"])
-granted = st.sampled_from([GRANTED] * 4 + [(), ("read",), ("read", "profile", "offline_access")])
-scopes = st.sampled_from(
-    [None] * 7
-    + [("read",), ("read", "openid"), ("profile", "openid", "read"), ("openid", "profile"), ("read", "read"), ()]
-    + [("read", "admin"), ("write",), ("read", "offline_access"), ("offline_access",)]
-)
-resources = st.sampled_from([None] * 8 + [RESOURCES[:1], RESOURCES[1:], RESOURCES, ("https://c.example",)])
-ceilings = st.sampled_from([CLIENT_SCOPE] * 2 + [("read", "openid"), ("profile",), GRANTED, ("x",)])
-jumps = st.sampled_from(
-    [1, SECOND // 2, SECOND, 5 * SECOND, 9 * SECOND, 11 * SECOND, 59 * SECOND, 61 * SECOND] * 2
-    + [600 * SECOND, 600 * SECOND, HOUR, HOUR, 3 * HOUR, DAY, 31 * DAY, YEAR]
-)
-falls = st.sampled_from([1, SECOND, 9 * SECOND, 10 * SECOND, 10 * SECOND + 1, 11 * SECOND, HOUR, DAY, YEAR])
-changes = st.one_of(
-    st.tuples(st.just("rotation"), st.sampled_from(["rotate", "rotate", "reuse", "rotate"])),
-    st.tuples(st.just("on_reuse"), on_reuse),
-    st.tuples(st.just("scope_mode"), st.sampled_from(["sticky", "rfc6749", "ratchet"])),
-    st.tuples(st.just("concurrent_seconds"), st.sampled_from([0, 1, 10, 120])),
-    st.tuples(st.just("retry_window_seconds"), st.sampled_from([0, 60, 600])),
-    st.tuples(st.just("unconfirmed_seconds"), st.sampled_from([0, 3600, 86_400])),
-    st.tuples(st.just("retry_budget"), st.sampled_from([0, 1, 2, 3])),
-    st.tuples(st.just("refresh_token_ttl_seconds"), st.sampled_from([0, None, 90, 86_400, 30 * 86_400])),
-    st.tuples(st.just("grant_ttl_seconds"), st.sampled_from([None, 365 * 86_400])),
-    st.tuples(st.just("access_token_ttl_seconds"), st.sampled_from([1, 20, 300])),
-    st.tuples(st.just("access_token_format"), st.sampled_from(["opaque", "jwt"])),
-)
-behind = st.sampled_from([0] * 5 + [1] * 5 + [2] * 3 + [3, 4, 7])
-then = st.sampled_from(
-    [(), (), (0,), (0,), (0, 0), (0, 1), (1,), (1,), (2,), (1, 0), (0, 0, 0, 2), (0, 0, 0, 3), (0, 0, 0, 0, 7)]
-)
-"""What the owner presents next: tokens counted back from its last."""
-acts = st.sampled_from(["suspend"] * 4 + ["trust"] * 3 + ["reinstate", "revoke", "give back"])
-befores = st.sampled_from(["none", "issued", "just after", "now"])
-frozen = st.sampled_from(
-    ["idle", "idle", "absolute", "concurrent", "retry", "unconfirmed", "access token", "issued ahead", "behind"]
-)
-nearly = st.sampled_from([-SECOND, -SECOND // 2, -1, 0, 1])
-late = st.sampled_from([None, None, -1, 0, SECOND])
-
 
 RUNS_PER_SEED = 10
 """Runs of one seed resemble each other: many seeds with few runs each see more than one seed with many."""
@@ -251,20 +223,24 @@ class Family(RuleBasedStateMachine):
                 world.change_policy(on_reuse=action)
 
     @rule(
-        wait=st.sampled_from([0, 5, 11, 30, 59, 61, 700, 4000]),
+        wait=st.sampled_from([0, 5, 11, 30, 59, 61, 700, 4000, "access token", "access token", "last second"]),
         who=st.lists(st.sampled_from(["owner", "owner", "another"]), min_size=1, max_size=3),
         scope=scopes,
         over=st.sampled_from([1, 1, 1, 5]),
     )
-    def answers_are_lost(self, wait: int, who: list[str], scope: Words | None, over: int) -> None:
-        """The owner asks again after some seconds, perhaps for something else, perhaps from elsewhere."""
+    def answers_are_lost(self, wait: int | str, who: list[str], scope: Words | None, over: int) -> None:
+        """The owner asks again, after some seconds, as the access token expires or in the grant's last second; perhaps
+        for something else, perhaps from elsewhere."""
         world = self.go_on()
         for _ in range(over):
             token = self.token("owner", 0)
             if token is None or not world.lives():
                 return
             world.present(token, "owner", "owner", lost=True)
-            world.now += wait * SECOND
+            moments = world.moments()
+            last_second = moments.get("absolute", world.now) - SECOND // 2
+            named = {"access token": moments["access token"], "last second": last_second}
+            world.now = named[wait] if isinstance(wait, str) else world.now + wait * SECOND
             for context in who:
                 world.present(token, "owner", context, scope=scope)
 

@@ -247,6 +247,12 @@ class World:
             agree(f"key of {g}", self.history.made(g)["key_id"], grant.key_of(g))
         words = [word for word in self.history.issued["scope"] if word in self.history.carried()]
         agree("carried", words, list(grant.carried))
+        current, redeemed = self.history.made(self.history.current or 0), self.history.of("token_redeemed")
+        agree("token issued", times.micros(current["at"]), grant.token_issued_at)
+        agree("last redeemed", times.micros(redeemed[-1]["at"]) if redeemed else None, grant.last_redeemed_at)
+        ends = [micros(event, "access_token_expires_at") or 0 for event in self.history.events]
+        agree("access tokens until", max(ends), grant.access_tokens_until)
+        assert len(grant.counted_retries) <= 11, "I-22: retries are remembered that no budget looks at"
         minted = [event for event in self.log if access_token_of(event) is not None]
         for event in minted[:1] + minted[-4:]:
             token = self.access_token(event.v)

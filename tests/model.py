@@ -84,6 +84,10 @@ def _presenter(presenter: commands.Presenter) -> Fact:
 def _act(history: History, command: GrantCommand, state: State) -> Answer:
     """Acts change what is not so yet, and are answered alike where it is."""
     match command:
+        case commands.RevokeByClient(client_id=who) | commands.RevokeAccessToken(client_id=who) if (
+            who != history.issued["client_id"]
+        ):
+            return refuse(Refusal.UNKNOWN_TOKEN)
         case commands.RevokeByClient():
             ends = fact("revoked", reason_class="completion", requested_by=f"client:{command.client_id}")
             return Answer([] if state.ended else [ends])
@@ -100,6 +104,8 @@ def _act(history: History, command: GrantCommand, state: State) -> Answer:
             stops = fact("suspended", reason_class=reason_class, reason=reason, requested_by=who)
             return Answer([] if state.status == "suspended" else [stops])
         case commands.ReinstateGrant(reason=reason, requested_by=who, trust=trust):
+            if trust not in (None, "current"):
+                return refuse(Refusal.INVALID_REQUEST)
             if state.ended or (state.reason_class in ("reuse", "rollback") and trust is None):
                 return refuse(Refusal.CONFLICT)
             goes_on = fact("reinstated", reason=reason, requested_by=who, trust=trust)

@@ -368,7 +368,7 @@ class Family(RuleBasedStateMachine):
             case "suspend":
                 world.submit(commands.SuspendGrant(**base, **said, reason_class="termination"))
             case _:
-                trust = "current" if act == "trust" else None
+                trust = {"trust": "current", "distrust": "nobody"}.get(act)
                 world.submit(commands.ReinstateGrant(**base, **said, trust=trust))
 
     @precondition(lambda self: self.world.history.of("suspended"))
@@ -377,11 +377,13 @@ class Family(RuleBasedStateMachine):
         self.reinstate(trust)
         self.follow(then)
 
-    @rule(back=st.integers(0, 3), before=then, then=then)
-    def an_access_token_is_given_back(self, back: int, before: tuple[int, ...], then: tuple[int, ...]) -> None:
+    @rule(back=st.integers(0, 3), twice=st.booleans(), before=then, then=then)
+    def an_access_token_is_given_back(
+        self, back: int, twice: bool, before: tuple[int, ...], then: tuple[int, ...]
+    ) -> None:
         self.follow(before)
         minted = [event["v"] for event in self.world.history.events if "access_token_expires_at" in event]
-        for v in minted[::-1][back : back + 1]:
+        for v in minted[::-1][back : back + 1] * (2 if twice else 1):
             self.world.give_back_access_token(v)
         self.follow(then)
 

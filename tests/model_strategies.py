@@ -47,7 +47,7 @@ then = st.sampled_from(
     [(), (), (0,), (0,), (0, 0), (0, 1), (1,), (1,), (2,), (1, 0), (0, 0, 0, 2), (0, 0, 0, 3), (0, 0, 0, 0, 7)]
 )
 """What the owner presents next: tokens counted back from its last."""
-acts = st.sampled_from(["suspend"] * 4 + ["trust"] * 3 + ["reinstate", "revoke", "give back"])
+acts = st.sampled_from(["suspend"] * 4 + ["trust"] * 3 + ["reinstate", "distrust", "revoke", "give back"])
 befores = st.sampled_from(["none", "issued", "just after", "now"])
 frozen = st.sampled_from(
     ["idle", "idle", "absolute", "concurrent", "retry", "unconfirmed", "access token", "issued ahead", "behind"]

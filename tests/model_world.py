@@ -351,8 +351,8 @@ class World:
         return self.log[v - 1]
 
     def give_back_access_token(self, v: int) -> None:
-        """As the revocation endpoint does: what is not active needs no event."""
-        if self.enabled and self.history.access_token_active(v, self.now, self.rules()):
+        """As the revocation endpoint does: what has expired needs no event."""
+        if self.enabled and self.now < self.access_token(v).expires_at:
             self.submit(commands.RevokeAccessToken(**self.command(), issued_v=v, client_id="www"))
 
     def count_presentations(self, number: int, *, at_stop: bool) -> None:
@@ -365,6 +365,8 @@ class World:
             client_id="oth", authenticated=True, auth_method="client_secret_basic", context=CONTEXTS["thief"]
         )
         self.submit(commands.RecordForeignClient(**self.command(), presenter=presenter, generation=token[0]))
+        self.submit(commands.RevokeByClient(**self.command(), client_id="oth"))
+        self.submit(commands.RevokeAccessToken(**self.command(), client_id="oth", issued_v=1))
         members: dict[str, Any] = {"generation": token[0], "key_id": token[1], "scope": None, "resource": None}
         return self.submit(commands.RedeemToken(**self.command(), presenter=presenter, **members))
 

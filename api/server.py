@@ -22,7 +22,7 @@ from api import tls
 from api.connections import COUNTS, HEAD_BYTES_MAX, Connection, Listener
 from api.logs import Log, one_line
 from api.settings import Settings, SettingsError
-from api.sockets import StartError, bind_local, bind_tcp, why_not
+from api.sockets import StartError, bind_local, bind_tcp, hear_no_more, why_not
 
 IDLE_MAX: Final = 1000
 LOCAL_BODY_BYTES_MAX: Final = 16_777_216
@@ -31,6 +31,7 @@ LOCAL_BODY_BYTES_MAX: Final = 16_777_216
 _BACKLOG: Final = 2048
 _DRAIN_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.02
+_HANDSHAKE_SECONDS: Final = 0.1
 _OPEN_FILES_WANTED: Final = 65_536
 _OPEN_FILES_KEPT: Final = 128  # for the store, the key ring, what a request opens
 
@@ -263,8 +264,8 @@ class Server:
         """Answer what was begun, with `Connection: close`, and no longer than REQUEST_TIMEOUT_SECONDS in all.
 
         The sockets stay open for a moment: clients that are at work learn from their next answer that they must come
-        back elsewhere, and a balancer gets to see /readyz say 503. Then what waits to be accepted is accepted, for
-        closing a socket resets what waits behind it; then idle connections are closed.
+        back elsewhere, and a balancer gets to see /readyz say 503. Then nobody may begin to connect, and what waits to
+        be accepted is accepted, for closing a socket resets what waits behind it; then idle connections are closed.
         """
         loop = asyncio.get_running_loop()
         seconds = self.settings.request_timeout_seconds
@@ -276,7 +277,7 @@ class Server:
         moment_ends_at = loop.time() + min(_DRAIN_SECONDS, seconds / 4)
         while self.connections and not self._impatient and loop.time() < moment_ends_at:
             await asyncio.sleep(_POLL_SECONDS)
-        late = [asyncio.ensure_future(accepted) for accepted in self._accept_rest()]
+        late = await self._accept_rest()
         self._close_sockets()
         while not self._impatient and loop.time() < give_up_at:
             for connection in self._open():
@@ -290,10 +291,14 @@ class Server:
         await self._run_hook("shutdown")
         log.info("stopped")
 
-    def _accept_rest(self) -> list[Awaitable[Any]]:
-        """Take what the kernel has accepted for us and the loop has not fetched yet."""
+    async def _accept_rest(self) -> list[asyncio.Future[Any]]:
+        """Take what the kernel has accepted for us and the loop has not fetched yet, and see that no more comes."""
+        for sock in self._sockets:
+            hear_no_more(sock)
+        if not self._impatient:
+            await asyncio.sleep(_HANDSHAKE_SECONDS)
         loop = asyncio.get_running_loop()
-        accepted: list[Awaitable[Any]] = []
+        accepted: list[asyncio.Future[Any]] = []
         for sock, listener in zip(self._sockets, self._listeners, strict=True):
             options = {} if listener.local else self._tls_options(self._tls)
             while True:
@@ -302,7 +307,8 @@ class Server:
                 except OSError:
                     break
                 connection.setblocking(False)
-                accepted.append(loop.connect_accepted_socket(self._factory(listener), connection, **options))
+                made = loop.connect_accepted_socket(self._factory(listener), connection, **options)
+                accepted.append(asyncio.ensure_future(made))
         return accepted
 
     async def _cut_off(self, late: Sequence[asyncio.Future[Any]]) -> None:

@@ -1,9 +1,12 @@
 """Sockets to listen on: TCP addresses, and a path beside the database that only its owner may open."""
 
+import ctypes
 import errno
 import os
 import socket
 import stat
+import struct
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,18 @@ from typing import Final
 
 ADDRESS_BYTES_MAX: Final = 100
 """A unix socket's address holds 104 bytes at least on every system, with its closing zero."""
+
+_SO_ATTACH_FILTER: Final = 26
+_DROP_SYN: Final = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte of TCP flags
+        (0x45, 0, 1, 0x02),  # is SYN set?
+        (0x06, 0, 0, 0),  # drop it
+        (0x06, 0, 0, 0xFFFF_FFFF),  # keep all else
+    )
+)
+"""A filter of Linux's: whoever begins to connect is not heard; handshakes begun and open connections are."""
 
 
 class StartError(Exception):
@@ -96,6 +111,23 @@ def _remove_stale(path: Path, address: str) -> None:
             path.unlink(missing_ok=True)
             return
     raise StartError(f"{path}: another process serves there")
+
+
+def hear_no_more(sock: socket.socket) -> None:
+    """Let nobody begin to connect to a listening TCP socket any more; who has begun gets through.
+
+    Their systems ask again after a second and find the socket closed. Without this, one that connects between the last
+    `accept` and the `close` is reset, request and all. Does nothing where the system has no such filter.
+    """
+    if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    program = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
+    try:
+        sock.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(_DROP_SYN) // 8, ctypes.addressof(program))
+        )
+    except OSError:
+        return
 
 
 def why_not(where: str, error: OSError) -> str:

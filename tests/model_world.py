@@ -352,7 +352,7 @@ class World:
 
     def give_back_access_token(self, v: int) -> None:
         """As the revocation endpoint does: what has expired needs no event."""
-        if self.enabled and self.now < self.access_token(v).expires_at:
+        if self.enabled and max(self.now, self.history.at) < self.access_token(v).expires_at:
             self.submit(commands.RevokeAccessToken(**self.command(), issued_v=v, client_id="www"))
 
     def count_presentations(self, number: int, *, at_stop: bool) -> None:

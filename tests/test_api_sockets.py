@@ -3,13 +3,14 @@
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
 from api.server import Parser
 from api.settings import Settings
-from api.sockets import StartError, bind_local, bind_tcp, short_address
+from api.sockets import StartError, bind_local, bind_tcp, hear_no_more, short_address
 from tests.serving import PARSERS, Running, Shower, serving
 from tests.wire import request_bytes
 
@@ -108,3 +109,31 @@ def test_a_port_is_taken_once() -> None:
         first.listen()
         with pytest.raises(StartError, match="is taken: another process listens there"):
             bind_tcp("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a filter of Linux's")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_who_begins_to_connect_is_not_heard_and_who_has_begun_is(host: str) -> None:
+    """Connections made before go on; a new one hears nothing, not even a reset."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, backlog=8) as listening:
+        address = listening.getsockname()[:2]
+        with socket.create_connection(address, timeout=2) as early:
+            hear_no_more(listening)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, timeout=0.2)
+            early.sendall(b"x")
+            accepted, _ = listening.accept()
+            with accepted:
+                assert b"x" == accepted.recv(1)
+                accepted.sendall(b"y")
+            assert b"y" == early.recv(1)
+
+
+def test_a_socket_of_a_path_has_no_handshakes(tmp_path: Path) -> None:
+    """Nothing is filtered there."""
+    with bind_local(tmp_path / "a.sock") as listening:
+        listening.listen(8)
+        hear_no_more(listening)
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.connect(str(tmp_path / "a.sock"))

@@ -34,13 +34,16 @@ TABLE: Final[dict[Refusal, tuple[int, str]]] = {
     Refusal.INVALID_TARGET: (400, "invalid_target"),
     Refusal.INVALID_REQUEST: (400, "invalid_request"),
     Refusal.TOO_FAST: (429, "temporarily_unavailable"),
+    Refusal.ALREADY_USED: (400, "invalid_client"),
     Refusal.NOT_FOUND: (404, "not_found"),
     Refusal.FORBIDDEN: (403, "insufficient_scope"),
     Refusal.CONFLICT: (409, "conflict"),
     Refusal.UNPROCESSABLE: (422, "invalid_request"),
 }
-"""Every refusal of the ledger as HTTP says it (RFC 6749 5.2, RFC 8707 2, RFC 6750 3.1)."""
+"""Every refusal of the ledger as HTTP says it (RFC 6749 5.2, RFC 8707 2, RFC 6750 3.1). A DPoP proof that was used
+before is `invalid_dpop_proof` (RFC 9449 5), an assertion what any wrong credential is."""
 
+PROOF_USED: Final = "the DPoP proof was used before"
 TOKEN_REFUSED: Final = "the token is unknown, expired, revoked, or not for this client"
 
 _DESCRIPTIONS: Final[dict[Refusal, str]] = {
@@ -88,6 +91,10 @@ def refused(refusal: Refused) -> Answer:
     """Return the answer to a command that the ledger refused."""
     kind = refusal.refusal
     status, code = TABLE[kind]
+    if kind is Refusal.ALREADY_USED:
+        return (
+            invalid_client(False) if refusal.used == "assertion" else oauth_error(status, outcome(refusal), PROOF_USED)
+        )
     if kind is Refusal.UNKNOWN_TOKEN:
         return oauth_error(status, code, TOKEN_REFUSED)
     if code == "invalid_grant":
@@ -103,6 +110,8 @@ def refused(refusal: Refused) -> Answer:
 def outcome(error: Exception) -> str:
     """Return what metrics call an error: a code of the token endpoint (`metrics.OUTCOMES`)."""
     match error:
+        case Refused(used="dpop"):
+            return "invalid_dpop_proof"
         case Refused():
             return TABLE[error.refusal][1]
         case BadRequest():

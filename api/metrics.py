@@ -31,6 +31,7 @@ OUTCOMES = (
     "unsupported_grant_type",
     "invalid_scope",
     "invalid_target",
+    "invalid_dpop_proof",
     "temporarily_unavailable",
     "server_error",
 )

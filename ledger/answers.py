@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from ledger.events import Words
+from ledger.single_use import SingleUse
 
 GrantAct: TypeAlias = Literal["revoke", "suspend", "reinstate"]
 
@@ -17,13 +18,17 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """A client that authenticated, or a public one that names itself. `auth_method` as registered for RFC 8414."""
+    """A client that authenticated, or a public one that names itself. `auth_method` as registered for RFC 8414.
+
+    `single_use`: what it showed that may be used once; spent with whatever this caller is answered.
+    """
 
     client_id: str
     authenticated: bool
     auth_method: str
     proof_jkt: str | None = None
     proof_x5t_s256: str | None = None
+    single_use: tuple[SingleUse, ...] = ()
 
 
 class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -57,6 +57,7 @@ from ledger.recorders.errors import StoreError
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from ledger.ring_file import RingFile
+from ledger.single_use import SingleUse, spending
 
 log = logging.getLogger("ledger")
 
@@ -164,12 +165,17 @@ class Ledger:
 
         Raises Refused: an owner's reason only for the owner, UNKNOWN_TOKEN for everyone else.
         """
-        presented = self._parsed(token)
-        if presented is None:
-            raise Refused(Refusal.UNKNOWN_TOKEN)
+        try:
+            presented = self._parsed(token)
+            if presented is None:
+                raise Refused(Refusal.UNKNOWN_TOKEN)
+        except Refused:
+            await self._spend(caller)
+            raise
         try:
             answer = await self._decided(
-                lambda batch: presenting.redeem(batch, self.desk, caller, source, presented, scope, resource)
+                lambda batch: presenting.redeem(batch, self.desk, caller, source, presented, scope, resource),
+                caller.single_use,
             )
         except Refused as refusal:
             if refusal.reuse is not None:
@@ -192,25 +198,36 @@ class Ledger:
     async def revoke_token(self, caller: Caller, source: Source, token: str) -> None:
         """Give a refresh or access token back (RFC 7009). Unknown ones are no error; another client's is refused, and
         so is one under a key that this node does not hold: whoever sent it would believe it dead."""
-        presented = self._parsed(token)
-        if presented is not None:
-            await self._decided(lambda batch: revoking.revoke(batch, self.desk, caller, source, presented))
-            return
-        access = self._parsed_access(token)
-        if access is not None:
-            await self._decided(lambda batch: revoking.revoke_access(batch, self.desk, caller, access))
-
-    async def introspect(self, asker: Caller | Operator, token: str) -> Introspection | None:
-        """What an active token is worth (RFC 7662); None: inactive, or not for this asker."""
-        own = asker if isinstance(asker, Caller) else None
         try:
             presented, access = self._parsed(token), self._parsed_access(token)
         except Refused:
-            return None
+            await self._spend(caller)
+            raise
         if presented is not None:
-            return await self._decided(lambda batch: introspecting.introspect(batch, self.desk, own, presented))
+            await self._decided(
+                lambda batch: revoking.revoke(batch, self.desk, caller, source, presented), caller.single_use
+            )
+        elif access is not None:
+            await self._decided(
+                lambda batch: revoking.revoke_access(batch, self.desk, caller, access), caller.single_use
+            )
+        else:
+            await self._spend(caller)
+
+    async def introspect(self, asker: Caller | Operator, token: str) -> Introspection | None:
+        """What an active token is worth (RFC 7662); None: inactive, or not for this asker."""
+        own, spends = (asker, asker.single_use) if isinstance(asker, Caller) else (None, ())
+        presented = access = None
+        with contextlib.suppress(Refused):
+            presented, access = self._parsed(token), self._parsed_access(token)
+        if presented is not None:
+            return await self._decided(lambda batch: introspecting.introspect(batch, self.desk, own, presented), spends)
         if access is not None:
-            return await self._decided(lambda batch: introspecting.introspect_access(batch, self.desk, own, access))
+            return await self._decided(
+                lambda batch: introspecting.introspect_access(batch, self.desk, own, access), spends
+            )
+        if own is not None:
+            await self._spend(own)
         return None
 
     # ------------------------------------------------------------ operators
@@ -379,13 +396,20 @@ class Ledger:
 
     # ------------------------------------------------------------ parts
 
-    async def _decided(self, decide: Callable[[Batch], T]) -> T:
+    async def _decided(self, decide: Callable[[Batch], T], spends: tuple[SingleUse, ...] = ()) -> T:
         self._check_whole()
+        if spends:
+            decide = spending(self.desk.ring, spends, decide)
         try:
             return await self._commits.submit(decide)
         finally:
             if self.desk.foreign:
                 self.afterwards.record_foreign_soon()
+
+    async def _spend(self, caller: Caller) -> None:
+        """What was asked needs no store to be answered; what the caller may use once is used all the same."""
+        if caller.single_use:
+            await self._decided(lambda batch: None, caller.single_use)
 
     def _check_whole(self) -> None:
         """Raises Unavailable while the log has lost what it had acknowledged (I-23)."""

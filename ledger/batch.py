@@ -100,6 +100,7 @@ class Batch:
         "position",
         "reason",
         "serial",
+        "single_use",
         "store",
         "subjects",
         "work",
@@ -125,6 +126,7 @@ class Batch:
         self._authority_touched = False
         # What this batch has made and no look-up in the store can find yet.
         self.idempotency: dict[bytes, str] = {}
+        self.single_use: dict[bytes, int] = {}
         self.subjects: dict[bytes, str | None] = {}
         self.reason: tuple[str, bytes, str] | None = None
         self.erased: set[str] = set()

@@ -56,6 +56,7 @@ class Purpose(StrEnum):
     SUBJECT_LOOKUP = "subject lookup"
     IDEMPOTENCY_KEY = "idempotency key"
     IDEMPOTENCY_BODY = "idempotency body"
+    SINGLE_USE = "single-use identifier"
 
 
 class KeyNotHeld(Exception):

@@ -5,6 +5,7 @@ A refusal that changes history is an event and a return value (`Decision.refused
 """
 
 from enum import Enum
+from typing import Literal
 
 from ledger.events import ReuseDetected
 
@@ -30,6 +31,7 @@ class Refusal(Enum):
     INVALID_TARGET = "invalid_target"
     INVALID_REQUEST = "invalid_request"
     TOO_FAST = "too_fast"
+    ALREADY_USED = "already_used"
     # of an operator's act
     NOT_FOUND = "not_found"
     FORBIDDEN = "forbidden"
@@ -43,7 +45,8 @@ class Refused(Exception):
     `event_id` names the event that made it so, where one did. `counts` says that this presentation is to be counted
     in memory (presented after the end, stragglers and the like); `retry_after_seconds` belongs to `TOO_FAST`.
     `detail` is one line for the person who sent the command: never a token, a secret or what they sent. `reuse` is the
-    one thing that may have been recorded all the same, before the refusal is told (I-05).
+    one thing that may have been recorded all the same, before the refusal is told (I-05). `used` says of `ALREADY_USED`
+    whether it is an assertion or a DPoP proof (`SingleUse.kind`).
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Refused(Exception):
         detail: str | None = None,
         retry_after_seconds: int | None = None,
         reuse: ReuseDetected | None = None,
+        used: Literal["assertion", "dpop"] | None = None,
     ) -> None:
         super().__init__(detail or refusal.value)
         self.refusal = refusal
@@ -63,6 +67,7 @@ class Refused(Exception):
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
         self.reuse = reuse
+        self.used = used
 
 
 class Unavailable(Exception):

@@ -36,4 +36,7 @@ SCHEMA = (
     " STRICT, WITHOUT ROWID",
     "CREATE TABLE private_contexts (stream INTEGER NOT NULL, commitment TEXT NOT NULL, address TEXT NOT NULL,"
     " user_agent TEXT NOT NULL, PRIMARY KEY (stream, commitment)) STRICT, WITHOUT ROWID",
+    # Assertions and proofs that were used, until nobody would take them any more: no fact, so in no event.
+    "CREATE TABLE single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE INDEX single_use_expiry ON single_use (expires_at)",
 )

@@ -80,7 +80,7 @@ def redeem(
     loaded, grant = genuine(batch, desk, caller, source, presented)
     now = batch.now
     rules = desk.authority.rules(grant)
-    presenter = _presenter(batch, loaded, caller, source)
+    presenter = presenter_of(batch, loaded, caller, source)
     command = RedeemToken(
         at=now,
         command_id=batch.command_id,
@@ -104,9 +104,9 @@ def redeem(
         if refusal.counts:
             desk.presentations.count(
                 presented.grant_id, presented.generation, source, presenter.context, now,
-                ended=_standing(batch, desk, grant).ended,
+                ended=standing_of(batch, desk, grant).ended,
             )  # fmt: skip
-        _forget_nonce_if_over(batch, desk, loaded)
+        forget_nonce_if_over(batch, desk, loaded)
         raise
     if isinstance(decision.outcome, Served):
         check_keys(desk.ring, decision.outcome)
@@ -173,7 +173,7 @@ def record(
     if decision.ends_subject:
         end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")  # type: ignore[attr-defined]
     if isinstance(events[-1], GrantRevoked | GrantExpired):
-        _forget_nonce_if_over(batch, desk, loaded)
+        forget_nonce_if_over(batch, desk, loaded)
     return positions
 
 
@@ -197,7 +197,7 @@ def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counte
         return 0
     loaded, grant = found
     count = counted.count
-    if _standing(batch, desk, grant).ended and not counted.ended:
+    if standing_of(batch, desk, grant).ended and not counted.ended:
         return count  # told now, they would pass for presentations since the end
     command = CountPresentations(
         at=batch.now,
@@ -229,7 +229,7 @@ def genuine(
     right = secret_right(desk, loaded, presented)
     if grant.client_id != caller.client_id:
         if right and not grant.foreign_recorded:
-            presenter = _presenter(batch, loaded, caller, source)
+            presenter = presenter_of(batch, loaded, caller, source)
             desk.foreign.append(Foreign(presented.grant_id, presented.generation, presenter, source))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
@@ -279,7 +279,8 @@ def _found(batch: Batch, grant_id: str) -> tuple[Loaded, Grant]:
     return found
 
 
-def _presenter(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -> Presenter:
+def presenter_of(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -> Presenter:
+    """Who presents something of a grant: the caller, with the commitment of its context."""
     return Presenter(
         client_id=caller.client_id,
         authenticated=caller.authenticated,
@@ -317,18 +318,19 @@ def _keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) ->
     )
 
 
-def _standing(batch: Batch, desk: Desk, grant: Grant) -> Standing:
+def standing_of(batch: Batch, desk: Desk, grant: Grant) -> Standing:
+    """A grant's standing now."""
     return grant.judge(max(batch.now, grant.at), desk.authority.rules(grant).epoch_end)
 
 
-def _forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
+def forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
     """Once a grant has ended for good nobody shall be able to make its tokens. An idle end leaves access tokens alone:
     the secrets of those still alive can only be checked with the nonce, so it stays until the last has expired."""
     grant = loaded.aggregate
     assert isinstance(grant, Grant)
     if loaded.private is None or loaded.private.nonce is None:
         return
-    standing = _standing(batch, desk, grant)
+    standing = standing_of(batch, desk, grant)
     if not standing.ended:
         return
     if standing.refusal is Refusal.EXPIRED_IDLE and batch.now < grant.access_tokens_until:

@@ -4,12 +4,17 @@ The ring is one readable JSON file outside the database, mode 0600. It holds a r
 root, which never rotates (hashes of client secrets and operator tokens, look-ups of subjects, idempotency keys); and
 numbered keys, which make tokens and can be rotated and distrusted. The file says nothing of which key is active: that
 is history and stands in events. Whoever loses the ring loses every token and every stored secret hash. The ring alone
-mints no token, and neither does the database: back them up together, keep them apart from strangers both.
+mints no token that the ledger takes, and neither does the database: back them up together, keep them apart from
+strangers both.
 
 No key is ever used itself: each purpose has a subkey of its own (HKDF with SHA-256, RFC 5869), and under it keyed
-BLAKE2b (RFC 7693) makes the MAC. So what one purpose shows the world helps nobody with another.
+BLAKE2b (RFC 7693) makes the MAC. So what one purpose shows the world helps nobody with another. The key that signs
+JWTs is derived in the same way (ES256, EdDSA), so every ring has had one for each of its keys; an RSA key cannot be
+derived and stands in the file.
 """
 
+import base64
+import binascii
 import hashlib
 import os
 import secrets
@@ -19,7 +24,7 @@ import time
 from collections.abc import Mapping
 from enum import StrEnum, unique
 from types import MappingProxyType
-from typing import Annotated, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn, TypeAlias
 
 import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -28,6 +33,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ledger import times, whole_files
 from ledger.randomness import Randomness
 from ledger.refusals import LedgerError
+
+if TYPE_CHECKING:
+    from ledger.signing import SigningKey
+
+Alg: TypeAlias = Literal["ES256", "EdDSA", "RS256"]
+"""How a key of the ring signs JWTs (RFC 7518 3.1, RFC 8037 3.1)."""
 
 KEY_ID_MAX = 255
 """A key id is one byte of every token, and never used twice: a ring can be rotated 254 times."""
@@ -51,12 +62,15 @@ class Purpose(StrEnum):
     ACCESS_SECRET = "access token secret"
     CODE_TAG = "authorization code tag"
     CODE_SECRET = "authorization code secret"
+    ES256_KEY = "access token signature, ES256"
+    EDDSA_KEY = "access token signature, EdDSA"
     # of the root
     CREDENTIAL = "client secret or operator token"
     SUBJECT_LOOKUP = "subject lookup"
     IDEMPOTENCY_KEY = "idempotency key"
     IDEMPOTENCY_BODY = "idempotency body"
     SINGLE_USE = "single-use identifier"
+    DPOP_NONCE = "DPoP nonce"
 
 
 class KeyNotHeld(Exception):
@@ -81,15 +95,21 @@ class Concealed:
 
 
 class RingKey(Concealed):
-    """One numbered key: `secret` is 32 random bytes, `created_at` microseconds since 1970. Never changed."""
+    """One numbered key: `secret` is 32 random bytes, `created_at` microseconds since 1970. Never changed.
 
-    __slots__ = ("created_at", "id", "secret")
+    `alg` is how its JWTs are signed; with RS256 there is the RSA key for that in `rsa` (PKCS #8, DER).
+    """
 
-    def __init__(self, id: int, secret: bytes, created_at: int) -> None:
+    __slots__ = ("alg", "created_at", "id", "rsa", "secret")
+
+    def __init__(self, id: int, secret: bytes, created_at: int, alg: Alg = "ES256", rsa: bytes | None = None) -> None:
         assert 1 <= id <= KEY_ID_MAX
+        assert (alg == "RS256") == (rsa is not None)
         self.id: Final = id
         self.secret: Final = secret
         self.created_at: Final = created_at
+        self.alg: Final = alg
+        self.rsa: Final = rsa
 
     def __repr__(self) -> str:
         return f"<RingKey {self.id}>"
@@ -101,19 +121,20 @@ class RingKey(Concealed):
         return hash(self._all())
 
     def _all(self) -> tuple[object, ...]:
-        return self.id, self.secret, self.created_at
+        return self.id, self.secret, self.created_at, self.alg, self.rsa
 
 
 class KeyRing(Concealed):
     """The keys of one ledger, never changed. `ring_id` is 32 lower-case hex digits, `root` 32 bytes."""
 
-    __slots__ = ("_keyed", "keys", "ring_id", "root")
+    __slots__ = ("_keyed", "_signing", "keys", "ring_id", "root")
 
     def __init__(self, ring_id: str, root: bytes, keys: Mapping[int, RingKey]) -> None:
         self.ring_id: Final = ring_id
         self.root: Final = root
         self.keys: Final[Mapping[int, RingKey]] = MappingProxyType(dict(keys))
         self._keyed: Final[dict[tuple[int, Purpose, int], hashlib.blake2b]] = {}
+        self._signing: Final[dict[int, SigningKey]] = {}
 
     def __repr__(self) -> str:
         return f"<KeyRing {self.ring_id} with keys {sorted(self.keys)}>"
@@ -144,6 +165,11 @@ class KeyRing(Concealed):
         return self.mac(0, purpose, message, size)
 
     def _make_keyed(self, key_id: int, purpose: Purpose, size: int) -> hashlib.blake2b:
+        keyed = hashlib.blake2b(key=self._subkey(key_id, purpose, 32), digest_size=size)
+        self._keyed[key_id, purpose, size] = keyed
+        return keyed
+
+    def _subkey(self, key_id: int, purpose: Purpose, length: int) -> bytes:
         if key_id == 0:
             secret, name = self.root, "root"
         elif key_id in self.keys:
@@ -151,10 +177,41 @@ class KeyRing(Concealed):
         else:
             raise KeyNotHeld(key_id)
         info = f"token-ledger 1, {name}, {purpose}".encode()
-        subkey = HKDF(SHA256(), length=32, salt=bytes.fromhex(self.ring_id), info=info).derive(secret)
-        keyed = hashlib.blake2b(key=subkey, digest_size=size)
-        self._keyed[key_id, purpose, size] = keyed
-        return keyed
+        return HKDF(SHA256(), length=length, salt=bytes.fromhex(self.ring_id), info=info).derive(secret)
+
+    # ------------------------------------------------------------ signing keys
+
+    def signing_key(self, key_id: int) -> "SigningKey":
+        """The key that signs the JWTs of a numbered key, always the same. Raises KeyNotHeld."""
+        found = self._signing.get(key_id)
+        if found is None:
+            from ledger.signing import SigningKey  # where nothing is signed nobody shall pay for loading it
+
+            key = self.keys.get(key_id)
+            if key is None:
+                raise KeyNotHeld(key_id)
+            if key.alg == "ES256":
+                material = self._subkey(key_id, Purpose.ES256_KEY, 48)
+            elif key.alg == "EdDSA":
+                material = self._subkey(key_id, Purpose.EDDSA_KEY, 32)
+            else:
+                assert key.rsa is not None
+                material = key.rsa
+            found = self._signing[key_id] = SigningKey(f"{self._kid_prefix}{key_id}", key.alg, material)
+        return found
+
+    def key_id_of(self, kid: str) -> int | None:
+        """The key id that a JWT's `kid` names, held or not; None for a `kid` that this ring never gives."""
+        number = kid.removeprefix(self._kid_prefix)
+        if number == kid or not (number.isascii() and number.isdigit()) or number[0] == "0" or len(number) > 3:
+            return None
+        key_id = int(number)
+        return key_id if key_id <= KEY_ID_MAX else None
+
+    @property
+    def _kid_prefix(self) -> str:
+        """A `kid` says which ring and which key: what another ring signed is never looked for here."""
+        return f"{self.ring_id[:8]}-"
 
     # ------------------------------------------------------------ key ids
 
@@ -163,16 +220,25 @@ class KeyRing(Concealed):
         """How many more keys this ring can be given."""
         return KEY_ID_MAX - max(self.keys, default=0)
 
-    def with_new_key(self, now: int, *, above: int = 0, randomness: Randomness = secrets.token_bytes) -> "KeyRing":
+    def with_new_key(
+        self,
+        now: int,
+        *,
+        above: int = 0,
+        randomness: Randomness = secrets.token_bytes,
+        alg: Alg = "ES256",
+        rsa: bytes | None = None,
+    ) -> "KeyRing":
         """This ring and one key more, whose id is above every id here and above `above`, the highest one that the
-        store's events name (a ring file brought back from a backup may not know it). `now` in microseconds.
+        store's events name (a ring file brought back from a backup may not know it). `now` in microseconds; `alg` and
+        `rsa` as in RingKey.
 
         Raises LedgerError where all ids are used up.
         """
         key_id = max(*self.keys, above) + 1
         if key_id > KEY_ID_MAX:
             raise LedgerError(f"key ring {self.ring_id}: all {KEY_ID_MAX} key ids are used up, no key can be added")
-        keys = {**self.keys, key_id: RingKey(key_id, randomness(32), now)}
+        keys = {**self.keys, key_id: RingKey(key_id, randomness(32), now, alg, rsa)}
         return KeyRing(self.ring_id, self.root, keys)
 
     # ------------------------------------------------------------ the file
@@ -221,7 +287,7 @@ class KeyRing(Concealed):
             raise LedgerError(f"{path}: cannot save the key ring: {error.strerror}") from None
 
     def _encoded(self) -> bytes:
-        keys = [_KeyOnFile(key.id, key.secret.hex(), times.text(key.created_at)) for key in self.keys.values()]
+        keys = [_on_file(key) for key in self.keys.values()]
         stored = _RingOnFile(_FILE_VERSION, self.ring_id, self.root.hex(), sorted(keys, key=lambda key: key.id), "")
         stored.checksum = _checksum(stored)
         return msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n"
@@ -232,10 +298,14 @@ _Hex32: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Moment: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{6}Z\Z")]
 
 
-class _KeyOnFile(msgspec.Struct, forbid_unknown_fields=True):
+class _KeyOnFile(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """`alg` is left out for ES256; `rsa` is base64."""
+
     id: Annotated[int, msgspec.Meta(ge=1, le=KEY_ID_MAX)]
     secret: _Hex32
     created_at: _Moment
+    alg: Literal["EdDSA", "RS256"] | None = None
+    rsa: str | None = None
 
 
 class _RingOnFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -253,8 +323,26 @@ class _VersionOnFile(msgspec.Struct):
     version: int
 
 
+def _on_file(key: RingKey) -> _KeyOnFile:
+    rsa = None if key.rsa is None else base64.b64encode(key.rsa).decode("ascii")
+    alg = None if key.alg == "ES256" else key.alg
+    return _KeyOnFile(key.id, key.secret.hex(), times.text(key.created_at), alg, rsa)
+
+
+def _read_key(key: _KeyOnFile) -> RingKey:
+    """Raises ValueError."""
+    if (key.alg == "RS256") != (key.rsa is not None):
+        raise ValueError("an RSA key stands with RS256 only")
+    try:
+        rsa = None if key.rsa is None else base64.b64decode(key.rsa, validate=True)
+    except binascii.Error:
+        raise ValueError("rsa is no base64") from None
+    return RingKey(key.id, bytes.fromhex(key.secret), times.micros(key.created_at), key.alg or "ES256", rsa)
+
+
 def _checksum(stored: _RingOnFile) -> str:
-    covered = [stored.version, stored.ring_id, stored.root, *(msgspec.structs.astuple(key) for key in stored.keys)]
+    keys = ([member for member in msgspec.structs.astuple(key) if member is not None] for key in stored.keys)
+    covered = [stored.version, stored.ring_id, stored.root, *keys]
     return hashlib.sha256(msgspec.json.encode(covered)).hexdigest()
 
 
@@ -265,7 +353,7 @@ def _decoded(path: str, content: bytes) -> KeyRing:
         if version != _FILE_VERSION:
             raise LedgerError(f"{path}: key ring of version {version}, this program reads version {_FILE_VERSION}")
         stored = msgspec.json.decode(content, type=_RingOnFile)
-        keys = [RingKey(key.id, bytes.fromhex(key.secret), times.micros(key.created_at)) for key in stored.keys]
+        keys = [_read_key(key) for key in stored.keys]
     except (msgspec.MsgspecError, ValueError) as error:
         what = f": {error}" if isinstance(error, msgspec.ValidationError) else ""
         raise LedgerError(f"{path}: truncated or no key ring{what}") from None

@@ -1,5 +1,6 @@
 """The key ring: one MAC a purpose and key, a file that is private and whole, ids that only grow."""
 
+import base64
 import json
 import os
 import signal
@@ -143,6 +144,48 @@ def test_a_ring_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_the_clock_is_read_where_none_is_given(tmp_path: Path) -> None:
     """A key's age is true where nobody says otherwise."""
     assert KeyRing.create(tmp_path / "ring").keys[1].created_at > CREATED_AT - 10**15
+
+
+def test_a_key_says_in_the_file_how_it_signs(tmp_path: Path) -> None:
+    """ES256 is not written: a ring that has nothing else is one of the first release. An RSA key stands in the file."""
+    rsa = b"\x30" + bytes(range(90))
+    ring = known_ring(1).with_new_key(LATER, alg="EdDSA").with_new_key(LATER, alg="RS256", rsa=rsa)
+    path = tmp_path / "ring"
+    ring.save(path)
+    stored = json.loads(path.read_bytes())["keys"]
+    said = [(key.get("alg"), key.get("rsa")) for key in stored]
+    assert [(None, None), ("EdDSA", None), ("RS256", base64.b64encode(rsa).decode())] == said
+    found = KeyRing.load(path)
+    assert ring == found
+    assert [("ES256", None), ("EdDSA", None), ("RS256", rsa)] == [(key.alg, key.rsa) for key in found.keys.values()]
+
+
+def test_a_changed_way_of_signing_is_another_ring(tmp_path: Path) -> None:
+    """A ring in use goes on with the very same keys (I-20: the line shows none)."""
+    path = tmp_path / "ring"
+    held = known_ring(1).with_new_key(LATER, alg="RS256", rsa=b"one", randomness=lambda count: b"r" * count)
+    known_ring(1).with_new_key(LATER, alg="RS256", rsa=b"two", randomness=lambda count: b"r" * count).save(path)
+    with pytest.raises(LedgerError, match=r"ring: holds other keys under the ids in use$"):
+        held.reload(path)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"alg": "ES256"},
+        {"alg": "HS256"},
+        {"alg": "RS256"},
+        {"rsa": "AAAA"},
+        {"alg": "EdDSA", "rsa": "AAAA"},
+        {"alg": "RS256", "rsa": "A"},
+        {"alg": 1},
+    ],
+)
+def test_a_way_of_signing_that_does_not_fit_is_refused(tmp_path: Path, members: dict[str, object]) -> None:
+    """An RSA key and RS256 go together; what cannot be read is one line, without the key."""
+    stored = json.loads(stored_ring(tmp_path))
+    stored["keys"][0] |= members
+    assert refused(ring_file(tmp_path, json.dumps(stored))).startswith("truncated or no key ring")
 
 
 def test_creating_never_replaces(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ Header = tuple[bytes, bytes]
 Send = Callable[[Any], Awaitable[None]]
 
 JSON: Final = (b"content-type", b"application/json")
-NOT_STORED: Final = ((b"cache-control", b"no-store"), (b"pragma", b"no-cache"))
+NOT_STORED: Final = ((b"cache-control", b"no-store"), (b"pragma", b"no-cache"), (b"vary", b"Origin"))
+"""What answers tell caches: keep nothing. One that keeps it all the same is told that the Origin counts (CORS)."""
+
 CLOSE: Final = (b"connection", b"close")
 BASIC_CHALLENGE: Final = (b"www-authenticate", b'Basic realm="token-ledger"')
 BEARER_CHALLENGE: Final = (b"www-authenticate", b"Bearer")

@@ -1,12 +1,12 @@
 """The route table: the only file that knows all endpoints.
 
 Two applications over one ledger: the one that everybody reaches, and the same with the operator `local` and the
-commands' own endpoints, for the socket beside the database. Not here yet, so 404: the metadata and keys of RFC 8414 and
-RFC 7517, `/authorizations`, and CORS, whose place is around the token, revocation and metadata endpoints in `hot`.
+commands' own endpoints, for the socket beside the database. Not here yet, so 404: the keys of RFC 7517 and
+`/authorizations`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from api import errors
 from api.answers import oauth_error
 from api.client_auth import ClientAuth
 from api.context import Contexts
+from api.cors import CrossOrigin
 from api.endpoint import FrontDesk, Open, Operated, Receive, Send
 from api.ends import Ends
 from api.explain import Explain
@@ -45,6 +46,11 @@ BEHIND: Final = errors.told(
     Unavailable("the log has lost what it had acknowledged, and that is not dealt with yet", retry_after_seconds=60)
 )
 
+_BY_PAGES: Final = dict.fromkeys(("/oauth/v2/oauth-token", "/token", "/oauth/v2/oauth-revoke", "/revoke"), "POST")
+"""What web pages of listed origins may ask, and how."""
+
+_UNSEEN: Final[Mapping[str, bool]] = {}
+
 Asgi = Callable[[Any, Receive, Send], Any]
 
 
@@ -69,8 +75,9 @@ class App:
     """The ledger over HTTP, an ASGI application. What comes with `state["local"]` goes to `local`: only a server can
     set that, and it does so for the socket of commands. In process `local` may be called itself."""
 
-    def __init__(self, hot: dict[str, Asgi], public: Asgi, local: Asgi) -> None:
+    def __init__(self, hot: dict[str, Asgi], cross_origin: CrossOrigin, public: Asgi, local: Asgi) -> None:
         self._hot = hot
+        self._cross_origin = cross_origin
         self._public = public
         self.local = local
 
@@ -78,7 +85,11 @@ class App:
         # The paths that are asked for all day are found in one step, before any router looks.
         hot = self._hot.get(scope.get("path"))
         if hot is not None and scope["type"] == "http":
-            await hot(scope, receive, send)
+            # The server has seen already whether a browser may be asking; where nobody has looked, it may be.
+            if scope.get("state", _UNSEEN).get("names_origin", True):
+                await self._cross_origin.serve(hot, scope, receive, send)
+            else:
+                await hot(scope, receive, send)
         elif scope.get("state", {}).get("local"):
             await self.local(scope, receive, send)
         else:
@@ -175,7 +186,8 @@ def create_app(
 
     public = [*open_routes(), *operated_routes(by_token, desk)]
     on_socket = [*open_routes(), *operated_routes(Local(), local_desk), *local_routes()]
-    return App(hot, _router(public), _router(on_socket))
+    cross_origin = CrossOrigin(ledger.authority.lists_origin, _BY_PAGES)
+    return App(hot, cross_origin, _router(public), _router(on_socket))
 
 
 def _router(routes: list[BaseRoute]) -> Router:

@@ -202,9 +202,12 @@ class Connection(asyncio.Protocol):
 
     # -- the scope that the application sees -------------------------------------------------------------------------
 
-    def scope_of(self, method: str, target: bytes, version: str, headers: list[Header]) -> dict[str, Any]:
+    def scope_of(
+        self, method: str, target: bytes, version: str, headers: list[Header], names_origin: bool
+    ) -> dict[str, Any]:
         """Return the ASGI scope. In `state`: `deadline`, in the loop's time, by when the request should be answered;
-        `local`, whether it came through the socket beside the database; `draining`, whether the server is ending.
+        `local`, whether it came through the socket beside the database; `draining`, whether the server is ending;
+        `names_origin`, whether there is an Origin header.
 
         The peer's certificate (RFC 8705) will stand in `extensions["tls"]`, as ASGI has it. Raises Malformed.
         """
@@ -226,6 +229,7 @@ class Connection(asyncio.Protocol):
                 "deadline": self.began_at + self.listener.request_seconds,
                 "local": self.listener.local,
                 "draining": self.listener.draining,
+                "names_origin": names_origin,
             },
         }
 

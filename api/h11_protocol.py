@@ -108,7 +108,7 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
             raise Malformed(400, NOT_HTTP)
         headers = [(bytes(name), bytes(value)) for name, value in event.headers]
         version = event.http_version.decode("ascii")
-        length, expects_continue = check_head(version, headers)
+        length, expects_continue, names_origin = check_head(version, headers)
         self.in_chunks = any(name == b"transfer-encoding" for name, _ in headers)
         if length is not None and self.in_chunks:
             raise Malformed(400, NOT_HTTP)
@@ -116,7 +116,7 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
         if method == "CONNECT":
             raise Malformed(501, "this server is no proxy")
         self.cycle = H11Exchange(
-            scope=self.scope_of(method, bytes(event.target), version, headers),  # type: ignore[arg-type]
+            scope=self.scope_of(method, bytes(event.target), version, headers, names_origin),  # type: ignore[arg-type]
             conn=self.conn,
             transport=self.transport,
             flow=self.flow,

@@ -13,7 +13,7 @@ from api.answers import Header
 
 _VERSIONS: Final = ("1.1", "1.0")
 _KEPT_BYTES_MAX: Final = 128
-_FRAMING: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+_LOOKED_AT: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"origin"})
 _HOST_CHARACTER: Final = rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]"
 _HOST: Final = re.compile(_HOST_CHARACTER + rb"*")
 _ABSOLUTE: Final = re.compile(rb"https?://" + _HOST_CHARACTER + rb"+(?=[/?#]|$)", re.IGNORECASE)
@@ -28,18 +28,18 @@ class Malformed(Exception):
         self.description = description
 
 
-def check_head(version: str, headers: list[Header]) -> tuple[int | None, bool]:
+def check_head(version: str, headers: list[Header]) -> tuple[int | None, bool, bool]:
     """Check what frames a request (RFC 9112 3.2, 6): one Host, one way to tell the length. Raises Malformed.
 
-    Return the length that was told, and whether the client waits for 100 Continue.
+    Return the length that was told, whether the client waits for 100 Continue, and whether it names an Origin.
     """
     if version not in _VERSIONS:
         raise Malformed(505, "this server speaks HTTP/1.1 and HTTP/1.0")
     length = None
-    expects_continue = False
+    expects_continue = names_origin = False
     hosts = 0
     for name, value in headers:
-        if name not in _FRAMING:
+        if name not in _LOOKED_AT:
             continue
         if name == b"host":
             hosts += 1
@@ -47,6 +47,8 @@ def check_head(version: str, headers: list[Header]) -> tuple[int | None, bool]:
                 raise Malformed(400, "the Host header is no host")
         elif name == b"content-length":
             length = int(value)
+        elif name == b"origin":
+            names_origin = True
         elif name == b"expect":
             expects_continue = version == "1.1" and value.lower() == b"100-continue"
         elif value.lower() != b"chunked":
@@ -55,7 +57,7 @@ def check_head(version: str, headers: list[Header]) -> tuple[int | None, bool]:
             raise Malformed(400, "HTTP/1.0 has no transfer codings")
     if hosts != 1 and (hosts > 1 or version == "1.1"):
         raise Malformed(400, "a request has one Host header")
-    return length, expects_continue
+    return length, expects_continue, names_origin
 
 
 def parts_of(method: str, target: bytes) -> tuple[str, bytes, bytes]:

@@ -139,9 +139,11 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         version = parser.get_http_version()
         if self.wire_bytes + self.feeding_bytes > HEAD_BYTES_MAX:
             self._check_length(headers)  # there may be more than this head among these bytes
-        length, expects_continue = check_head(version, headers)
+        length, expects_continue, names_origin = check_head(version, headers)
         exchange = HttptoolsExchange(
-            scope=self.scope_of(parser.get_method().decode("ascii"), self.url, version, headers),  # type: ignore[arg-type]
+            scope=self.scope_of(  # type: ignore[arg-type]
+                parser.get_method().decode("ascii"), self.url, version, headers, names_origin
+            ),
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,

@@ -84,6 +84,7 @@ class Authority:
         self._operators_by_hash: dict[str, Operator] = {}
         self._keys = Keys()
         self._client_rules: dict[str, ClientRules] = {}
+        self._origins: frozenset[str] | None = None  # gathered when first asked for after a change
         self._subjects: dict[str, Epoch] = {}
         self._rules: dict[tuple[str, int], Rules] = {}
         self._ends: dict[_EndKey, EpochEnd] = {}
@@ -123,6 +124,13 @@ class Authority:
         """A client by its id; None where it is disabled or never was."""
         client = self._clients.get(client_id)
         return client if client is not None and client.enabled else None
+
+    def lists_origin(self, origin: str) -> bool:
+        """Whether a client that is not disabled lists this origin (RFC 6454 7), compared byte for byte."""
+        if self._origins is None:
+            enabled = (client for client in self._clients.values() if client.enabled)
+            self._origins = frozenset(each for client in enabled for each in client.settings.origins or ())
+        return origin in self._origins
 
     def operator_by_token(self, ring: KeyRing, token: str) -> Operator | None:
         """Whose bearer token this is; None: nobody's. Found by its keyed hash, so a guess can aim at none."""
@@ -264,6 +272,7 @@ class Authority:
         self._know_client(client)
 
     def _know_client(self, client: Client) -> None:
+        self._origins = None
         if client.enabled:
             self._client_rules[client.client_id] = client.rules()
         else:

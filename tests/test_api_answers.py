@@ -23,7 +23,7 @@ from api.answers import (
 from api.forms import TooLarge
 
 TOKEN = "rt1_" + "A" * 72
-NOT_STORED = {b"cache-control": b"no-store", b"pragma": b"no-cache"}
+NOT_STORED = {b"cache-control": b"no-store", b"pragma": b"no-cache", b"vary": b"Origin"}
 
 
 def headers(answer: Answer) -> dict[bytes, bytes]:

@@ -148,6 +148,28 @@ def test_a_client_is_known_from_its_registration_until_it_is_disabled(house: Hou
     assert found.enabled, "what was handed out does not change under whoever holds it"
 
 
+def test_an_origin_is_listed_while_a_client_that_lists_it_is_there(house: House) -> None:
+    """Byte for byte; a view read anew, and one of a batch that failed, say the same."""
+    one, two = "https://one.example", "https://two.example"
+
+    def listed(view: Authority) -> list[bool]:
+        return [view.lists_origin(origin) for origin in (one, two, "https://ONE.example", "null", "")]
+
+    assert [False] * 5 == listed(house.authority)
+    with house.batch() as batch:
+        house.register(batch, "www", msgspec.structs.replace(WWW, origins=(one, two)))
+        house.register(batch, "spa", msgspec.structs.replace(WWW, origins=(two,)))
+    assert [True, True, False, False, False] == listed(house.authority) == listed(house.fresh())
+    with house.batch() as batch:
+        house.disable(batch, "www")
+    assert [False, True, False, False, False] == listed(house.authority) == listed(house.fresh())
+    with house.batch(fails=True) as batch:
+        house.register(batch, "www", msgspec.structs.replace(WWW, origins=(one,)))
+        assert [True, True, False, False, False] == listed(house.authority)
+    with house.batch():  # reads the view anew
+        assert [False, True, False, False, False] == listed(house.authority)
+
+
 def test_an_operator_is_found_by_each_of_its_tokens_and_by_none_that_it_gave_up(house: House) -> None:
     """A token may also move to another operator, in one file."""
     ring = house.ring

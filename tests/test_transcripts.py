@@ -35,8 +35,8 @@ def test_vector(vector: Vector, server_for: Server, window_seconds: int) -> None
 
 
 def test_every_vector_has_its_transcript() -> None:
-    """V1–V67 are all there but for V32: CORS comes with the protocol surface."""
-    assert {f"V{number}" for number in range(1, 68)} - {"V32"} == {
+    """V1–V67 are all there, and of those after them what is built so far."""
+    assert {f"V{number}" for number in range(1, 68)} <= {
         match[0] for vector in VECTORS if (match := re.match(r"V\d+", vector.number))
     }
 

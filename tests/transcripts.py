@@ -3,7 +3,8 @@
 A transcript is a text file. `== V1 · TE-9 · title` opens a vector, `#` starts a remark, `-- ...` is a step (`STEPS`),
 lines after `>` are one request, byte for byte, lines after `<` what its answer must be: a status, then headers, then
 the body as JSON. `H` after the status stands for the headers of every answer that carries or judges a token; `...` as a
-member allows further ones, a `?` after a member's name lets it be absent. Between `{{` and `}}` stand
+member allows further ones, a `?` after a member's name lets it be absent; a header that is `(none)` must not be there.
+Between `{{` and `}}` stand
 
     in requests     a name, `base64 TEXT`, `length` (of the body), `byte ff`, `repeat 9 TEXT`, `fields 9`, `flip NAME`,
                     `operator ROLE` (its bearer token)
@@ -235,7 +236,7 @@ class Run:
         for answer in self.answers:
             kind = next(kind for kind in kinds if answer.status in kind.statuses)
             for name, wanted in kind.headers:
-                self._same(wanted, answer.header(name), f"header {name}")
+                self._same(None if wanted == "(none)" else wanted, answer.header(name), f"header {name}")
             if kind.body == "(empty)":
                 assert b"" == answer.body
             elif kind.body:

@@ -9,6 +9,7 @@ from ledger.refusals import Refusal, Refused
 
 GUIDES: Final[dict[str, str]] = {
     "clients": "Refresh as a client: requests, answers, errors, retries",
+    "libraries": "Libraries that refresh here, what each does and which settings suit it",
     "operating": "Issue, look at and end grants; roles, audit, erasure",
     "running": "Run the server: files, backups, keys, health, metrics",
 }

@@ -1,0 +1,125 @@
+"""What client libraries do, as test_libraries.py measures it, and the two tables of it that the guide shows."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One library in its usual setting."""
+
+    package: str | None
+    """Its name on its index; None for a program of the system's."""
+    auth: str
+    """How it sends its secret unless told otherwise, and so what its client is registered with."""
+    scope: str
+    """What a plain refresh asks for: `all` that it holds, or `none`."""
+    less: bool
+    """Whether it can be told to ask for less scope."""
+    new_token: str
+    """`kept` for the next refresh, `returned` for its caller to keep, or `ignored`."""
+    lost: str
+    """What it raises where the answer did not come; empty where it tries again by itself."""
+    refused: str
+    """What it raises for `invalid_grant`, and where that carries the code."""
+    code: str
+    wrong_secret: str
+    """What it raises for `invalid_client`."""
+    policy: str = "standard"
+    """The preset that suits it."""
+
+
+BASIC, POST = "client_secret_basic", "client_secret_post"
+
+FACTS = {
+    "Authlib, requests": Facts(
+        "authlib", BASIC, "none", True, "kept", "ConnectionError", "OAuthError", ".error", "OAuthError"
+    ),
+    "Authlib, httpx": Facts(
+        "authlib", BASIC, "none", True, "kept", "RemoteProtocolError", "OAuthError", ".error", "OAuthError"
+    ),
+    "requests-oauthlib": Facts(
+        "requests-oauthlib", BASIC, "all", True, "kept", "ConnectionError", "InvalidGrantError", ".error",
+        "InvalidClientError",
+    ),
+    "httpx-oauth": Facts(
+        "httpx-oauth", POST, "none", False, "returned", "RefreshTokenError", "RefreshTokenError", ".response",
+        "RefreshTokenError",
+    ),
+    "google-auth": Facts(
+        "google-auth", POST, "all", True, "kept", "TransportError", "RefreshError", ".args[1]", "RefreshError"
+    ),
+    "requests_oauth2client": Facts(
+        "requests-oauth2client", POST, "none", True, "returned", "ConnectionError", "InvalidGrant", ".error",
+        "InvalidClient",
+    ),
+    "curl": Facts(None, POST, "none", True, "returned", "exit 56", "exit 22", "the body", "exit 22"),
+    "curl --retry": Facts(None, POST, "none", True, "returned", "", "exit 22", "the body", "exit 22"),
+    "openid-client": Facts(
+        "openid-client", POST, "none", True, "returned", "TypeError", "ResponseBodyError", ".error",
+        "ResponseBodyError",
+    ),
+    "openid-client, Basic": Facts(
+        "openid-client", BASIC, "none", True, "returned", "TypeError", "ResponseBodyError", ".error",
+        "WWWAuthenticateChallengeError",
+    ),
+    "oauth4webapi": Facts(
+        "oauth4webapi", BASIC, "none", True, "returned", "TypeError", "ResponseBodyError", ".error",
+        "WWWAuthenticateChallengeError",
+    ),
+    "simple-oauth2": Facts(
+        "simple-oauth2", BASIC, "none", True, "returned", "Error", "Error", ".data.payload", "Error"
+    ),
+    "oidc-client-ts": Facts(
+        "oidc-client-ts", POST, "all", True, "kept", "TypeError", "ErrorResponse", ".error", "ErrorResponse"
+    ),
+    "google-auth-library": Facts(
+        "google-auth-library", POST, "none", False, "ignored", "", "GaxiosError", ".response.data", "GaxiosError",
+        policy="stable",
+    ),
+}  # fmt: skip
+
+
+def pinned(package: str) -> str:
+    """Return the version of a package that the trials are pinned to."""
+    pins = (HERE.parent / ".ci" / "requirements.txt").read_text("utf-8")
+    if found := re.search(rf"^{re.escape(package)}==(\S+)", pins, re.MULTILINE):
+        return found[1]
+    wanted = json.loads((HERE / "node" / "package.json").read_text("utf-8"))["dependencies"]
+    return str(wanted[package])
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "    " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
+        for line in lines
+    )
+
+
+def tables() -> tuple[str, str]:
+    """Return what the guide shows: how each library refreshes and what suits it, and what each raises."""
+    does = _table(
+        ("library", "tried", "policy", "auth", "asks for scope", "less scope", "new token"),
+        (
+            (
+                name, pinned(facts.package) if facts.package else "any", facts.policy, facts.auth,
+                facts.scope, "yes" if facts.less else "no", facts.new_token,
+            )
+            for name, facts in FACTS.items()
+        ),
+    )  # fmt: skip
+    raises = _table(
+        ("library", "no answer came", "invalid_grant", "its code in", "invalid_client"),
+        (
+            (name, facts.lost or "(tries again)", facts.refused, facts.code, facts.wrong_secret)
+            for name, facts in FACTS.items()
+        ),
+    )
+    return does, raises

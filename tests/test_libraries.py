@@ -1,0 +1,233 @@
+"""Client libraries of others, unmodified, over TLS: refresh, rotation, narrowing, a lost answer, and typed errors.
+
+What each does stands in library_facts.py and is measured here; the guide shows the same table.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import api
+from tests.libraries import PYTHON, SCOPE, CurlError, Library, Place
+from tests.libraries_node import NAMES, NodeError, NodeLibrary, fetched_into
+from tests.library_facts import BASIC, FACTS, POST, tables
+from tests.lines import Line, line
+from tests.servers import Server, clients_toml, running
+from tests.wire import TOKEN_PATH, Json
+
+SECRET = "L1brary!"
+CLIENTS = "".join(
+    f'\n[[client]]\nid = "{policy}-{auth}"\nsecret = "{SECRET}"\nauth = "{auth}"\nscope = "{SCOPE}"\n'
+    f'policy = "{policy}"\n'
+    for policy in ("standard", "stable")
+    for auth in (BASIC, POST)
+)
+
+
+@dataclass
+class World:
+    """A server behind a line that can lose an answer, and how a library is made there."""
+
+    server: Server
+    line: Line
+    make: Callable[[str, Place, Json], Library]
+
+    def issued(self, client: str) -> tuple[str, Json]:
+        """Issue a grant; return its id and the token response as a library is given it."""
+        wish = {"client_id": client, "subject": self.server.new_subject(), "scope": SCOPE}
+        answer = self.server.operator("issuer", "POST", "/grants", wish)
+        assert 201 == answer.status, answer.body
+        tokens = answer.json()
+        return tokens.pop("grant_id"), tokens
+
+    def library(self, name: str, *, policy: str | None = None, secret: str = SECRET) -> tuple[str, Json, Library]:
+        """Issue a grant to a client that suits a library, and hand it over."""
+        client = f"{policy or FACTS[name].policy}-{FACTS[name].auth}"
+        grant_id, tokens = self.issued(client)
+        return grant_id, tokens, self.make(name, Place(self.line.url + TOKEN_PATH, client, secret), tokens)
+
+    def generation(self, grant_id: str) -> int:
+        return int(self.server.look(grant_id)["generation"])
+
+    def redemptions(self, grant_id: str) -> list[Json]:
+        return [event["data"] for event in self.server.events(grant_id) if event["topic"] == "grant.token_redeemed"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Line]]:
+    """One server for all libraries; its issuer is the line's address, so that no client sees another."""
+    folder = tmp_path_factory.mktemp("libraries")
+    with (
+        line() as between,
+        running(folder, tls=True, clients=clients_toml(more=CLIENTS), settings={"ISSUER": between.url}) as server,
+        trusting(folder / "ca.pem"),
+    ):
+        server.secrets.append(SECRET)
+        between.server_port = server.port
+        yield server, between
+
+
+@pytest.fixture(scope="session")
+def node_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that speaks for the libraries of Node.js, with them beside it; skips where they cannot be had."""
+    return fetched_into(tmp_path_factory.mktemp("node"))
+
+
+@contextmanager
+def trusting(ca_file: Path) -> Iterator[None]:
+    """Tell every library whom to trust in the way that needs no change to any: the environment."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"):
+            environment.setenv(name, str(ca_file))
+        yield
+
+
+@pytest.fixture
+def world(place: tuple[Server, Line], request: pytest.FixtureRequest) -> Iterator[World]:
+    """The server, and libraries whose connections and processes end with the test."""
+    made: list[Library] = []
+
+    def make(name: str, where: Place, tokens: Json) -> Library:
+        if name in PYTHON:
+            made.append(PYTHON[name](where, tokens))
+        else:
+            made.append(NodeLibrary(request.getfixturevalue("node_program"), name, where, tokens))
+        return made[-1]
+
+    yield World(*place, make)
+    for library in made:
+        library.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that names a library once for each: those of Node.js, which must be fetched, in the full tier only."""
+    if "name" in metafunc.fixturenames:
+        needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+        names = [*PYTHON, *NAMES] if metafunc.config.option.full else [*PYTHON]
+        metafunc.parametrize("name", [pytest.param(name, marks=[needs_curl] * ("curl" in name)) for name in names])
+
+
+def code_of(error: Exception) -> tuple[str | None, str | None]:
+    """Return where an error carries the server's code, and the code."""
+    if isinstance(error, NodeError):
+        return error.place, error.code
+    if isinstance(error, CurlError):
+        return "the body", error.code
+    if isinstance(found := getattr(error, "error", None), str):
+        return ".error", found
+    if (response := getattr(error, "response", None)) is not None:
+        return ".response", response.json()["error"]
+    return ".args[1]", error.args[1]["error"]
+
+
+def thrown_by(act: Callable[[], object]) -> tuple[str, Exception]:
+    """Return the class name of what a library raises, as its users write it, and the error."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011  which class it is is what is asked
+        act()
+    error = raised.value
+    return getattr(error, "thrown", None) or type(error).__name__, error
+
+
+def test_every_library_has_its_facts() -> None:
+    """No library is tried without a row in the guide, and no row stands there untried."""
+    assert {*PYTHON, *NAMES} == set(FACTS)
+
+
+def test_a_refresh_and_another_with_the_token_that_came(world: World, name: str) -> None:
+    """RFC 6749 6: each library refreshes twice; the one that ignores new tokens is served by a token that stays."""
+    grant_id, tokens, library = world.library(name)
+    held = [tokens["refresh_token"], library.refresh(), library.refresh()]
+    assert [FACTS[name].auth] * 2 == [redeemed["auth_method"] for redeemed in world.redemptions(grant_id)]
+    expected = (1, 0) if FACTS[name].policy == "stable" else (3, 2)
+    assert expected == (len(set(held)), world.generation(grant_id))
+
+
+def test_a_rotated_token_is_used_next_or_not(world: World, name: str) -> None:
+    """RFC 6749 6: the client must discard the old token for the new one; one library does not."""
+    grant_id, _, library = world.library(name, policy="standard")
+    library.refresh()
+    library.refresh()
+    if FACTS[name].new_token == "ignored":
+        assert (1, "grant.retry_served") == (world.generation(grant_id), world.server.topics(grant_id)[-1])
+    else:
+        assert (2, "grant.token_rotated") == (world.generation(grant_id), world.server.topics(grant_id)[-1])
+
+
+def test_a_plain_refresh_asks_for_all_that_the_library_holds_or_for_nothing(world: World, name: str) -> None:
+    """The carried scope is cut behind the library's back: whoever asks for all of it again gets it all back."""
+    grant_id, tokens, library = world.library(name, policy="stable")
+    client = world.server.look(grant_id)["client_id"]
+    narrowing = Place(world.line.url + TOKEN_PATH, client, SECRET)
+    by = "Authlib, requests" if FACTS[name].auth == BASIC else "requests_oauth2client"
+    assert "read" == world.make(by, narrowing, tokens).narrow("read")
+    library.refresh()
+    expected = {"all": SCOPE, "none": "read"}[FACTS[name].scope]
+    assert expected == world.server.look(grant_id)["scope"]
+
+
+def test_less_scope_is_asked_for_and_told(world: World, name: str) -> None:
+    """RFC 6749 3.3: the library is told what it got, believes it, and can go on."""
+    grant_id, _, library = world.library(name)
+    if not FACTS[name].less:
+        with pytest.raises(NotImplementedError):
+            library.narrow("read")
+        return
+    assert "read" == library.narrow("read")
+    assert "grant.scope_reduced" in world.server.topics(grant_id)
+    library.refresh()
+    assert "read" == world.server.look(grant_id)["scope"], "what is asked for next is what was told"
+
+
+def test_a_lost_answer_costs_nothing(world: World, name: str) -> None:
+    """I-10: the answer is lost after the commit; the same call again, by library or user, and all goes on."""
+    grant_id, tokens, library = world.library(name)
+    lost = world.line.lost
+    world.line.lose(lambda: len(world.redemptions(grant_id)) == 1)
+    if FACTS[name].lost:
+        assert FACTS[name].lost == thrown_by(library.refresh)[0]
+    held = library.refresh()
+    assert lost + 1 == world.line.lost
+    assert held == library.refresh() or FACTS[name].policy != "stable"
+    events = world.server.topics(grant_id)
+    assert "grant.reuse_detected" not in events
+    assert "active" == world.server.look(grant_id)["status"]
+    if FACTS[name].policy != "stable":
+        assert held != tokens["refresh_token"]
+        assert (1, 2) == (events.count("grant.retry_served"), events.count("grant.token_rotated"))
+
+
+def test_the_end_of_a_grant_is_a_typed_error(world: World, name: str) -> None:
+    """RFC 6749 5.2: `invalid_grant` reaches the application as the library's own error, and its code with it."""
+    grant_id, _, library = world.library(name)
+    world.server.operator("security", "POST", f"/grants/{grant_id}/revoke", {"reason": "test"})
+    thrown, error = thrown_by(library.refresh)
+    assert (FACTS[name].refused, FACTS[name].code, "invalid_grant") == (thrown, *code_of(error))
+
+
+def test_a_wrong_secret_is_a_typed_error(world: World, name: str) -> None:
+    """RFC 6749 5.2: 401 with a challenge to Basic, 400 to the body; two libraries hide the code behind the first."""
+    grant_id, _, library = world.library(name, secret="wr0ng")
+    thrown, error = thrown_by(library.refresh)
+    assert FACTS[name].wrong_secret == thrown
+    if thrown != "WWWAuthenticateChallengeError":
+        assert (FACTS[name].code, "invalid_client") == code_of(error)
+    assert 0 == world.generation(grant_id), "and the token lives"
+
+
+def test_the_guide_shows_what_was_measured() -> None:
+    """The tables of the guide are these, to the character; versions are those that the trials are pinned to."""
+    guide = (Path(api.__file__).parent / "docs" / "libraries.md").read_text("utf-8")
+    for table in tables():
+        assert table in guide
+
+
+def test_a_line_that_loses_nothing_is_noticed(world: World) -> None:
+    """The broken twin of the lost answer: without the loss no retry is on record."""
+    grant_id, _, library = world.library("requests_oauth2client")
+    library.refresh()
+    library.refresh()
+    assert "grant.retry_served" not in world.server.topics(grant_id)

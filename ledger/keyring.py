@@ -127,13 +127,15 @@ class RingKey(Concealed):
 class KeyRing(Concealed):
     """The keys of one ledger, never changed. `ring_id` is 32 lower-case hex digits, `root` 32 bytes."""
 
-    __slots__ = ("_keyed", "_signing", "keys", "ring_id", "root")
+    __slots__ = ("_keyed", "_signing", "keys", "pairs", "ring_id", "root")
 
     def __init__(self, ring_id: str, root: bytes, keys: Mapping[int, RingKey]) -> None:
         self.ring_id: Final = ring_id
         self.root: Final = root
         self.keys: Final[Mapping[int, RingKey]] = MappingProxyType(dict(keys))
         self._keyed: Final[dict[tuple[int, Purpose, int], hashlib.blake2b]] = {}
+        self.pairs: Final[dict[tuple[int, str], tuple[hashlib.blake2b, hashlib.blake2b]]] = {}
+        """What makes secret and tag of a kind of token under a key, by key id and prefix: `token_format` fills it."""
         self._signing: Final[dict[int, SigningKey]] = {}
 
     def __repr__(self) -> str:
@@ -155,10 +157,14 @@ class KeyRing(Concealed):
 
         Different sizes are unrelated MACs, not cuts of one another. Raises KeyNotHeld.
         """
-        # Made once and copied: keying anew costs several times as much.
-        mac = (self._keyed.get((key_id, purpose, size)) or self._make_keyed(key_id, purpose, size)).copy()
+        mac = self.keyed(key_id, purpose, size).copy()
         mac.update(message)
         return mac.digest()
+
+    def keyed(self, key_id: int, purpose: Purpose, size: int) -> hashlib.blake2b:
+        """The keyed hash that makes such MACs, with nothing in it yet: for copying, never for feeding. Made once a
+        ring, for keying anew costs several times as much. Raises KeyNotHeld."""
+        return self._keyed.get((key_id, purpose, size)) or self._make_keyed(key_id, purpose, size)
 
     def root_mac(self, purpose: Purpose, message: bytes, size: int) -> bytes:
         """The MAC of a message under the root, which outlives every rotation. `size` as for `mac`."""

@@ -13,10 +13,11 @@ of its own for both, so no token passes for one of another kind.
 """
 
 import binascii
+import hashlib
 import hmac
 import struct
 
-from ledger.keyring import KeyNotHeld, KeyRing, Purpose
+from ledger.keyring import KeyRing, Purpose
 
 NONCE_BYTES = 32
 """The length of a grant's nonce."""
@@ -56,10 +57,14 @@ class TokenFormat:
         """Make the token; the same again for the same arguments. Raises KeyNotHeld."""
         assert len(grant_id) == 32
         assert len(nonce) == NONCE_BYTES
+        secret, tag = ring.pairs.get((key_id, self._prefix)) or self._pair(ring, key_id)
         head = _HEAD.pack(_VERSION, key_id, bytes.fromhex(grant_id), number)
-        body = head + ring.mac(key_id, self._secret_purpose, head[2:] + nonce, self._secret_size)
-        whole = body + ring.mac(key_id, self._tag_purpose, body, self._tag_size)
-        return self._prefix + binascii.b2a_base64(whole, newline=False).translate(_TO_URL).decode("ascii")
+        mac = secret.copy()
+        mac.update(head[2:] + nonce)
+        body = head + mac.digest()
+        mac = tag.copy()
+        mac.update(body)
+        return self._prefix + binascii.b2a_base64(body + mac.digest(), newline=False).translate(_TO_URL).decode("ascii")
 
     def read(self, ring: KeyRing, text: str) -> tuple[str, int, int, bytes] | None:
         """Judge a text's shape and tag: `(grant_id, number, key_id, secret)`, or None for what we never made.
@@ -77,16 +82,27 @@ class TokenFormat:
         version, key_id, grant, number = _HEAD.unpack_from(whole)
         if version != _VERSION or key_id == 0:
             return None
-        if key_id not in ring.keys:
-            raise KeyNotHeld(key_id)
+        _, tag = ring.pairs.get((key_id, self._prefix)) or self._pair(ring, key_id)
         tag_start = self._tag_start
-        tag = ring.mac(key_id, self._tag_purpose, whole[:tag_start], self._tag_size)
-        if not hmac.compare_digest(tag, whole[tag_start:]):
+        mac = tag.copy()
+        mac.update(whole[:tag_start])
+        if not hmac.compare_digest(mac.digest(), whole[tag_start:]):
             return None
         return grant.hex(), number, key_id, whole[_SECRET_START:tag_start]
 
     def genuine(self, ring: KeyRing, key_id: int, grant_id: str, number: int, secret: bytes, nonce: bytes) -> bool:
         """Whether a token's secret is the one that this grant's nonce gives; in constant time. Raises KeyNotHeld."""
         assert len(nonce) == NONCE_BYTES
-        message = bytes.fromhex(grant_id) + number.to_bytes(4, "big") + nonce
-        return hmac.compare_digest(ring.mac(key_id, self._secret_purpose, message, self._secret_size), secret)
+        keyed, _ = ring.pairs.get((key_id, self._prefix)) or self._pair(ring, key_id)
+        mac = keyed.copy()
+        mac.update(bytes.fromhex(grant_id) + number.to_bytes(4, "big") + nonce)
+        return hmac.compare_digest(mac.digest(), secret)
+
+    def _pair(self, ring: KeyRing, key_id: int) -> tuple[hashlib.blake2b, hashlib.blake2b]:
+        """What makes secret and tag under one key. Raises KeyNotHeld."""
+        pair = (
+            ring.keyed(key_id, self._secret_purpose, self._secret_size),
+            ring.keyed(key_id, self._tag_purpose, self._tag_size),
+        )
+        ring.pairs[key_id, self._prefix] = pair
+        return pair

@@ -17,6 +17,8 @@ from api.answers import oauth_error
 from api.client_auth import ClientAuth
 from api.context import Contexts
 from api.cors import CrossOrigin
+from api.dpop import Proofs, target
+from api.dpop_nonces import Nonces
 from api.endpoint import FrontDesk, Open, Operated, Receive, Send
 from api.ends import Ends
 from api.explain import Explain
@@ -116,9 +118,17 @@ def create_app(
     health = Health(ledger, families)
     reading = Reading(ledger.store, settings.request_timeout_seconds)
 
-    token = TokenEndpoint(ledger, clients, desk)
-    revocation = RevocationEndpoint(ledger, clients, desk)
-    introspection = IntrospectionEndpoint(ledger, clients, by_token, desk, reading, settings.issuer)
+    clock = ledger.memory.clock
+    nonces = Nonces(lambda: ledger.desk.ring, clock)
+    proofs = Proofs(nonces, clock, clock_skew_seconds=settings.clock_skew_seconds)
+    at_token = target(settings.issuer, "/oauth/v2/oauth-token", "/token")
+    at_revocation = target(settings.issuer, "/oauth/v2/oauth-revoke", "/revoke")
+    at_introspection = target(settings.issuer, "/oauth/v2/oauth-introspect", "/introspect")
+    token = TokenEndpoint(ledger, clients, desk, proofs, at_token)
+    revocation = RevocationEndpoint(ledger, clients, desk, proofs, at_revocation)
+    introspection = IntrospectionEndpoint(
+        ledger, clients, by_token, desk, reading, settings.issuer, proofs, at_introspection
+    )
     hot: dict[str, Asgi] = {
         path: OfWholeLog(ledger, endpoint)
         for path, endpoint in (

@@ -11,6 +11,7 @@ from msgspec import UNSET
 from api import errors, forms
 from api.answers import Answer, BadRequest, json_answer, method_not_allowed
 from api.client_auth import ClientAuth, authorization
+from api.dpop import Proofs, Target, proof_of
 from api.endpoint import FrontDesk, Receive, Send
 from api.grants import issued, only_issuer
 from api.operators import Operators, bearer_token
@@ -36,6 +37,8 @@ class IntrospectionEndpoint:
         desk: FrontDesk,
         reading: Reading,
         issuer: str,
+        proofs: Proofs,
+        target: Target,
     ) -> None:
         self._ledger = ledger
         self._reading = reading
@@ -43,6 +46,8 @@ class IntrospectionEndpoint:
         self._operators = operators
         self._desk = desk
         self._issuer = issuer
+        self._proofs = proofs
+        self._target = target
         self._inactive = json_answer(200, {"active": False})
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -66,10 +71,17 @@ class IntrospectionEndpoint:
         token = form.fields.get("token")
         if token is None:
             raise BadRequest("token is missing")
+        if isinstance(asker, Caller) and not asker.authenticated:
+            asker = self._holder(asker, headers)
         found = await self._ledger.introspect(asker, token)
         if found is None or not await self._may_learn(asker, found.grant_id):
             return self._inactive
         return json_answer(200, self._shape(found))
+
+    def _holder(self, caller: Caller, headers: Any) -> Caller:
+        """A public client, with the key that it shows: where its grant is bound to one, it owns nothing without."""
+        proof = proof_of(headers)
+        return caller if proof is None else self._proofs.shown(caller, proof, self._target, nonce_required=False)
 
     async def _may_learn(self, asker: Caller | Operator, grant_id: str) -> bool:
         """An operator with no role but issuer learns of the grants that it issued, and of no others."""

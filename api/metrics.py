@@ -32,6 +32,7 @@ OUTCOMES = (
     "invalid_scope",
     "invalid_target",
     "invalid_dpop_proof",
+    "use_dpop_nonce",
     "temporarily_unavailable",
     "server_error",
 )

@@ -5,6 +5,7 @@ from typing import Any
 from api import errors, forms
 from api.answers import Answer, BadRequest, empty_answer, method_not_allowed
 from api.client_auth import ClientAuth, authorization
+from api.dpop import Proofs, Target, proof_of
 from api.endpoint import FrontDesk, Receive, Send
 from ledger.answers import Source
 from ledger.application import Ledger
@@ -13,13 +14,16 @@ from ledger.application import Ledger
 class RevocationEndpoint:
     """`POST /revoke`. 200 without a body for every token of the client's own, and for what is no token (RFC 7009 2.2).
 
-    `token_type_hint` changes nothing: a token says itself what it is.
+    `token_type_hint` changes nothing: a token says itself what it is. A public client whose grant is bound to a key
+    shows it here too, or is not the token's owner; a client that authenticates is that without.
     """
 
-    def __init__(self, ledger: Ledger, clients: ClientAuth, desk: FrontDesk) -> None:
+    def __init__(self, ledger: Ledger, clients: ClientAuth, desk: FrontDesk, proofs: Proofs, target: Target) -> None:
         self._ledger = ledger
         self._clients = clients
         self._desk = desk
+        self._proofs = proofs
+        self._target = target
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         try:
@@ -42,5 +46,8 @@ class RevocationEndpoint:
         token = form.fields.get("token")
         if token is None:
             raise BadRequest("token is missing")
+        proof = None if caller.authenticated else proof_of(headers)
+        if proof is not None:
+            caller = self._proofs.shown(caller, proof, self._target, nonce_required=False)
         await self._ledger.revoke_token(caller, Source(address, user_agent), token)
         return empty_answer()

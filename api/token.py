@@ -6,14 +6,16 @@ back to itself, so that memory is freed without the collector.
 
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from api import errors, forms
 from api.answers import Answer, BadRequest, method_not_allowed, token_answer
 from api.client_auth import ClientAuth, authorization
+from api.dpop import InvalidProof, Proofs, Target, nonce_header, proof_of
 from api.endpoint import FrontDesk, Receive, Send
 from ledger.answers import Caller, Source
 from ledger.application import Ledger
+from ledger.clients import Client
 
 GRANT_TYPE = "refresh_token"
 
@@ -25,16 +27,25 @@ class UnauthorizedClient(BadRequest):
         super().__init__("this client may not use this grant type", error="unauthorized_client")
 
 
-class TokenEndpoint:
-    """`POST /token`. Checks in this order: method, body, client, grant type, parameters; the rest is the ledger's."""
+class GrantType(NamedTuple):
+    """How a grant type is served. `is_ours`: whether the form names what we made, by its shape and tag alone, so that
+    a key proof is worth looking at; where it does not, `exchange` refuses it for what it is."""
 
-    def __init__(self, ledger: Ledger, clients: ClientAuth, desk: FrontDesk) -> None:
+    is_ours: Callable[[forms.Form], bool]
+    exchange: Callable[[Caller, Source, forms.Form], Awaitable[Answer]]
+
+
+class TokenEndpoint:
+    """`POST /token`. Checks in this order: method, body, client, grant type, parameters, the token's shape, a key proof
+    in itself; the rest is the ledger's."""
+
+    def __init__(self, ledger: Ledger, clients: ClientAuth, desk: FrontDesk, proofs: Proofs, target: Target) -> None:
         self._ledger = ledger
         self._clients = clients
         self._desk = desk
-        self._grant_types: dict[str, Callable[[Caller, Source, forms.Form], Awaitable[Answer]]] = {
-            GRANT_TYPE: self._refresh
-        }
+        self._proofs = proofs
+        self._target = target
+        self._grant_types: dict[str, GrantType] = {GRANT_TYPE: GrantType(self._is_refresh_token, self._refresh)}
         self._not_allowed = method_not_allowed("POST")
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -62,13 +73,37 @@ class TokenEndpoint:
         grant_type = form.fields.get("grant_type")
         if grant_type is None:
             raise BadRequest("grant_type is missing")
-        exchange = self._grant_types.get(grant_type)
-        if exchange is None:
+        kind = self._grant_types.get(grant_type)
+        if kind is None:
             raise BadRequest("grant_type is not supported here", error="unsupported_grant_type")
         client = self._ledger.authority.client(caller.client_id)
         if client is None or grant_type not in client.settings.grant_types:
             raise UnauthorizedClient
-        return await exchange(caller, Source(address, user_agent), form)
+        source = Source(address, user_agent)
+        proof = proof_of(headers)
+        if proof is None and not client.settings.dpop_bound_access_tokens:
+            return await kind.exchange(caller, source, form)
+        if not kind.is_ours(form):
+            return await kind.exchange(caller, source, form)
+        return await self._with_proof(proof, client, kind, caller, source, form)
+
+    async def _with_proof(
+        self, proof: bytes | None, client: Client, kind: GrantType, caller: Caller, source: Source, form: forms.Form
+    ) -> Answer:
+        """Serve a client that shows a key (RFC 9449 5). A proof that fails has consumed nothing."""
+        if proof is None:
+            raise InvalidProof("this client is registered to send a DPoP proof with every request")
+        nonce_required = bool(client.settings.dpop_nonce_required)
+        holder = self._proofs.shown(caller, proof, self._target, nonce_required=nonce_required)
+        answer = await kind.exchange(holder, source, form)
+        if not nonce_required:
+            return answer
+        nonce = nonce_header(self._proofs.current_nonce())
+        return Answer(answer.status, answer.body, [*answer.headers, nonce])
+
+    def _is_refresh_token(self, form: forms.Form) -> bool:
+        token = form.fields.get("refresh_token")
+        return token is not None and self._ledger.is_refresh_token(token)
 
     async def _refresh(self, caller: Caller, source: Source, form: forms.Form) -> Answer:
         token = form.fields.get("refresh_token")

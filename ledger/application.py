@@ -158,6 +158,14 @@ class Ledger:
 
     # ------------------------------------------------------------ clients
 
+    def is_refresh_token(self, token: str) -> bool:
+        """Whether a text is a refresh token of ours by its shape and tag, which costs no look-up. Whether it is worth
+        anything is not judged."""
+        try:
+            return self._parsed(token) is not None
+        except Refused:
+            return False
+
     async def refresh(
         self, caller: Caller, source: Source, token: str, scope: Words | None, resource: Words | None
     ) -> TokenAnswer:

@@ -30,6 +30,8 @@ def introspect(batch: Batch, desk: Desk, asker: Caller | None, presented: tokens
         scope=grant.carried_within(rules.client.scope),
         issued_at=grant.token_issued_at,
         expires_at=grant.idle_expires_at,
+        cnf_jkt=grant.bound_jkt,
+        cnf_x5t_s256=grant.bound_x5t_s256,
         auth_time=grant.auth_time,
         acr=grant.acr,
         amr=grant.amr,

@@ -149,7 +149,7 @@ async def test_no_scope_excuses_a_reuse(tmp_path: Path, scope: str) -> None:
 
 
 async def test_a_sender_bound_client_that_shows_no_key_is_refused_and_consumes_nothing(tmp_path: Path) -> None:
-    """DP-5, V74: 400, as every such refresh is until proofs can be sent; a public one's grant names its key."""
+    """DP-5, V74: 400, whoever it is; a public one's grant names its key."""
     clients = f"""
 [[client]]
 id = "dpc"
@@ -171,7 +171,7 @@ tls_client_certificate_bound_access_tokens = true
         public = await ledger.issue("dpp", scope="read", cnf={"x5t#S256": "k" * 43})
         fields = {"grant_type": "refresh_token", "client_id": "dpc", "client_secret": SECRETS["www"]}
         answer = await ledger.form("/token", fields | {"refresh_token": confidential["refresh_token"]})
-        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+        assert (400, "invalid_dpop_proof") == (answer.status_code, answer.json()["error"])
         fields = {"grant_type": "refresh_token", "client_id": "dpp"}
         answer = await ledger.form("/token", fields | {"refresh_token": public["refresh_token"]})
         assert (400, "invalid_grant", 2) == (answer.status_code, answer.json()["error"], len(answer.json()))

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route, Router
 
 from api import errors
 from api.answers import oauth_error
-from api.client_auth import ClientAuth
+from api.client_auth import METHODS, ClientAuth
 from api.context import Contexts
 from api.cors import CrossOrigin
 from api.dpop import Proofs, target
@@ -27,6 +27,7 @@ from api.guides import Guides
 from api.health import Health, ServerView, ledger_families
 from api.introspect import IntrospectionEndpoint
 from api.local_routes import LocalRoutes
+from api.metadata import Metadata, metadata, places
 from api.metrics import LedgerCollector, Meters, registry
 from api.openapi import Described
 from api.operators import ADMIN, ISSUER, SECURITY, ByToken, Local, Operators
@@ -48,8 +49,8 @@ BEHIND: Final = errors.told(
     Unavailable("the log has lost what it had acknowledged, and that is not dealt with yet", retry_after_seconds=60)
 )
 
-_BY_PAGES: Final = dict.fromkeys(("/oauth/v2/oauth-token", "/token", "/oauth/v2/oauth-revoke", "/revoke"), "POST")
-"""What web pages of listed origins may ask, and how."""
+_POSTED_BY_PAGES: Final = ("/oauth/v2/oauth-token", "/token", "/oauth/v2/oauth-revoke", "/revoke")
+"""What web pages of the origins that clients list may post to."""
 
 _UNSEEN: Final[Mapping[str, bool]] = {}
 
@@ -140,6 +141,15 @@ def create_app(
             ("/introspect", introspection),
         )
     }
+    about = Metadata(
+        metadata(
+            settings.issuer,
+            grant_types=token.grant_types,
+            auth_methods={method for methods in METHODS.values() for method in methods},
+        )
+    )
+    read_by_pages: dict[str, Asgi] = {place: Open(place, about.document, desk) for place in places(settings.issuer)}
+    by_pages = dict.fromkeys(_POSTED_BY_PAGES, "POST") | dict.fromkeys(read_by_pages, "GET, HEAD")
 
     grants = Grants(ledger, reading)
     ends = Ends(ledger)
@@ -196,8 +206,8 @@ def create_app(
 
     public = [*open_routes(), *operated_routes(by_token, desk)]
     on_socket = [*open_routes(), *operated_routes(Local(), local_desk), *local_routes()]
-    cross_origin = CrossOrigin(ledger.authority.lists_origin, _BY_PAGES)
-    return App(hot, cross_origin, _router(public), _router(on_socket))
+    cross_origin = CrossOrigin(ledger.authority.lists_origin, by_pages)
+    return App(hot | read_by_pages, cross_origin, _router(public), _router(on_socket))
 
 
 def _router(routes: list[BaseRoute]) -> Router:

@@ -24,6 +24,7 @@ TYPES: Final[tuple[type[Struct], ...]] = (
     shapes.TokenResponse,
     shapes.IssuedResponse,
     shapes.IntrospectionResponse,
+    shapes.ServerMetadata,
     shapes.ErrorResponse,
     shapes.IssueBody,
     shapes.SearchBody,

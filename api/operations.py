@@ -139,6 +139,16 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         errors=(*CLIENT_ERRORS, 403),
     ),
     Operation(
+        name="metadata",
+        paths=("/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"),
+        method="get",
+        tag=_CLIENTS,
+        text="Look up where the endpoints are and what they take (RFC 8414). Of an issuer with a path, also where that "
+        "path follows the well-known name.",
+        answers={200: ("What this server has.", shapes.ServerMetadata)},
+        errors=(405,),
+    ),
+    Operation(
         name="list_grants",
         paths=("/grants",),
         method="get",

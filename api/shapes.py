@@ -25,6 +25,7 @@ Seconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
 Private = Annotated[str, Meta(min_length=1, max_length=255)]
 Claim = Annotated[str, Meta(min_length=1, max_length=255)]
 Thumbprint = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="SHA-256, base64url without padding.")]
+Names = Annotated[list[str], Meta(min_length=1)]
 Generation = Annotated[int, Meta(ge=0, description="Of the refresh token inside its grant: 0, 1, 2 …")]
 
 
@@ -112,6 +113,34 @@ class ErrorResponse(Shape, frozen=True, kw_only=True):
         | None
     ) = None
     event_id: str | None = None
+
+
+# ---------------------------------------------------------------- discovery
+
+
+class ServerMetadata(Shape, frozen=True, kw_only=True):
+    """What clients may look up about this server (RFC 8414 2). It has no authorization endpoint of its own."""
+
+    issuer: Annotated[str, Meta(description="Who issues the tokens; compared character by character.")]
+    token_endpoint: str
+    token_endpoint_auth_methods_supported: Names
+    token_endpoint_auth_signing_alg_values_supported: Names | None = None
+    revocation_endpoint: str
+    revocation_endpoint_auth_methods_supported: Names
+    revocation_endpoint_auth_signing_alg_values_supported: Names | None = None
+    introspection_endpoint: str
+    introspection_endpoint_auth_methods_supported: Names
+    introspection_endpoint_auth_signing_alg_values_supported: Names | None = None
+    jwks_uri: str | None = None
+    grant_types_supported: Names
+    response_types_supported: Names | None = None
+    response_modes_supported: Names | None = None
+    code_challenge_methods_supported: Names | None = None
+    authorization_response_iss_parameter_supported: bool | None = None
+    dpop_signing_alg_values_supported: Names | None = None
+    tls_client_certificate_bound_access_tokens: bool | None = None
+    refresh_token_expiration_types_supported: Names
+    service_documentation: str
 
 
 # ---------------------------------------------------------------- what operators send

@@ -48,6 +48,11 @@ class TokenEndpoint:
         self._grant_types: dict[str, GrantType] = {GRANT_TYPE: GrantType(self._is_refresh_token, self._refresh)}
         self._not_allowed = method_not_allowed("POST")
 
+    @property
+    def grant_types(self) -> tuple[str, ...]:
+        """Every grant type that is served here, for the metadata (RFC 8414 2)."""
+        return tuple(self._grant_types)
+
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             await self._not_allowed.send(send)

@@ -7,6 +7,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from api.metadata import OAUTH_PLACE, OPENID_PLACE
 from api.openapi import document
 
 Json = Any
@@ -34,6 +35,9 @@ def the_document() -> Json:
 
 def path_of(path: str) -> str | None:
     """The document's path for a request's, None where it describes none."""
+    for place in (OAUTH_PLACE, OPENID_PLACE):
+        if place in path and not path.endswith("/"):
+            return place  # of an issuer with a path
     paths = sorted(the_document()["paths"], key=lambda each: each.count("{"))
     for each in paths:
         pattern = re.sub(r"\\\{id\\\}", "(.+)", re.escape(each))

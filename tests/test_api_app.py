@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from api.metadata import OAUTH_PLACE
 from ledger.head_file import Head
 from tests.asking import Asking, asking, bearer, credentials
 from tests.serving import logged
@@ -16,7 +17,7 @@ from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH
     [
         "/token/", "//token", "/token//", f"{TOKEN_PATH}/", f"/{TOKEN_PATH}", f"{REVOKE_PATH}/", f"{INTROSPECT_PATH}/",
         "/grants/", "/grants/search/", "/healthz/", "/docs/", "/", "", "/TOKEN", "/token/x", "/openapi.json/",
-        "/.well-known/oauth-authorization-server", "/oauth/v2/jwks", "/authorizations",
+        "/.well-known/oauth-authorization-server/", "/.well-known/x", "/oauth/v2/jwks", "/authorizations",
     ],
 )  # fmt: skip
 async def test_a_path_that_is_none_is_404_and_leads_nowhere(tmp_path: Path, path: str) -> None:
@@ -192,7 +193,13 @@ async def test_a_log_that_lost_something_answers_503_until_that_is_dealt_with(tm
             await ledger.ask("GET", "/reuse", local=True),
         ]
         assert {(503, "60")} == {(answer.status_code, answer.headers.get("retry-after")) for answer in asked}
-        for path, status in (("/healthz", 200), ("/readyz", 503), ("/metrics", 200), ("/openapi.json", 200)):
+        for path, status in (
+            ("/healthz", 200),
+            ("/readyz", 503),
+            ("/metrics", 200),
+            ("/openapi.json", 200),
+            (OAUTH_PLACE, 200),
+        ):
             assert status == (await ledger.ask("GET", path)).status_code
         assert 200 == (await ledger.ask("POST", "/local/restore/acknowledge", local=True)).status_code
         assert 200 == (await ledger.refresh("www", issued["refresh_token"])).status_code

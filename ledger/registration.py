@@ -74,6 +74,7 @@ _WEB_HOST = re.compile(r"https?://[^/?@]", re.IGNORECASE)
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _JWK_PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
+_JWK_CERTIFICATE = {"x5c", "x5t#S256"}
 
 
 class SettingsRefused(LedgerError):
@@ -224,7 +225,11 @@ def _key_problems(settings: Settings) -> Iterator[Problem]:
         key = _decoded(text)
         if _JWK_PRIVATE & key.keys() or key.get("kty") == "oct":
             yield f"jwks.keys[{index}]", "holds a private or secret key: give the public one"
-        elif not _is_public_key(key):
+        elif problem := _certificate_problem(key):
+            yield f"jwks.keys[{index}]", problem
+        elif not _is_public_key(key) and (
+            "kty" in key or not _names_certificate(key) or settings.auth == "private_key_jwt"
+        ):
             yield f"jwks.keys[{index}]", "is no public key (RFC 7517)"
 
 
@@ -238,6 +243,18 @@ def _decoded(text: str) -> dict[str, str | list[str]]:
 
 def _is_public_key(key: dict[str, str | list[str]]) -> bool:
     # Imported here: few clients have keys, and every command would pay for it.
+def _names_certificate(key: dict[str, str | list[str]]) -> bool:
+    return not _JWK_CERTIFICATE.isdisjoint(key)
+
+
+def _certificate_problem(key: dict[str, str | list[str]]) -> str | None:
+    if not _names_certificate(key):
+        return None
+    from ledger.certificates import key_problem  # as below
+
+    return key_problem(key)
+
+
     from cryptography.exceptions import UnsupportedAlgorithm
     from joserfc.errors import JoseError
     from joserfc.jwk import import_key
@@ -253,10 +270,16 @@ def _is_public_key(key: dict[str, str | list[str]]) -> bool:
 def _auth_problems(settings: Settings) -> Iterator[Problem]:
     auth = settings.auth
     has_keys = settings.jwks is not None or settings.jwks_uri is not None
-    if auth in ("private_key_jwt", "self_signed_tls_client_auth") and not has_keys:
+    if auth == "private_key_jwt" and not has_keys:
         yield "jwks", f'missing: auth = "{auth}" needs jwks or jwks_uri'
     for field, allowed in (
         ("token_endpoint_auth_signing_alg", ASSERTION_ALGS),
+    if auth == "self_signed_tls_client_auth":
+        # In the handshake there is no time to fetch them, and later they would be too late.
+        if settings.jwks_uri is not None:
+            yield "jwks_uri", f'not with auth = "{auth}": its certificates stand in jwks'
+        if not any(_names_certificate(_decoded(text)) for text in settings.jwks or ()):
+            yield "jwks", f'auth = "{auth}" needs a certificate: a key with x5c or x5t#S256'
         ("assertion_audience", ("issuer", "legacy")),
     ):
         value = getattr(settings, field)
@@ -277,6 +300,11 @@ def _auth_problems(settings: Settings) -> Iterator[Problem]:
             yield field, "may hold printable characters only, and not none"
 
 
+            continue
+        from ledger.certificates import name_problem  # as above
+
+        if problem := name_problem(field, getattr(settings, field)):
+            yield field, problem
 # ---------------------------------------------------------------- policy
 
 

@@ -32,6 +32,13 @@ def spec(**said: Any) -> ClientSpec:
     return ClientSpec(**whole, settings=Settings(**said))
 
 
+def refused_line(**said: Any) -> str:
+    """The line that a person reads where a client may not be registered so."""
+    with pytest.raises(SettingsRefused) as refused:
+        check_client(spec(**said))
+    return str(refused.value)
+
+
 def public_key(*, private: bool = False) -> str:
     return json.dumps(ECKey.generate_key("P-256").as_dict(private=private))
 
@@ -59,7 +66,7 @@ LAWFUL: list[dict[str, Any]] = [
     {**ASSERTS, "token_endpoint_auth_signing_alg": "RS256", "assertion_audience": "legacy"},
     {"auth": "private_key_jwt", "jwks": (public_key(),)},
     {"auth": "private_key_jwt", "jwks": (public_key(), edwards_key())},
-    {"auth": "self_signed_tls_client_auth", "jwks": (public_key(),)},
+    {"auth": "self_signed_tls_client_auth", "jwks": (public_key(), '{"x5t#S256": "' + "A" * 43 + '"}')},
     {"auth": "tls_client_auth", "tls_client_auth_san_dns": "app.example"},
     {**CONFIDENTIAL, "policy": {"refresh_token_ttl_seconds": None, "grant_ttl_seconds": None}},
     {**CONFIDENTIAL, "policy": {"refresh_token_ttl_seconds": 0, "concurrent_seconds": 0, "retry_budget": 0}},
@@ -119,7 +126,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**ASSERTS, "secrets": ("a",)}, 'secret: not with auth = "private_key_jwt"'),
     ({"auth": "private_key_jwt"}, 'jwks: missing: auth = "private_key_jwt" needs jwks or jwks_uri'),
     ({"auth": "self_signed_tls_client_auth"},
-     'jwks: missing: auth = "self_signed_tls_client_auth" needs jwks or jwks_uri'),
+     'jwks: auth = "self_signed_tls_client_auth" needs a certificate: a key with x5c or x5t#S256'),
     ({**ASSERTS, "jwks": (public_key(),)}, "jwks_uri: stands beside jwks: one of the two"),
     ({**ASSERTS, "jwks_uri": "http://app.example/keys"}, "jwks_uri: must be an https URI without a fragment"),
     ({"auth": "private_key_jwt", "jwks": (public_key(), public_key(private=True))},

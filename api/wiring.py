@@ -54,6 +54,7 @@ async def open_ledger(
             settings.keys_file,
             head_file,
             Options(
+                issuer=settings.issuer,
                 request_timeout_seconds=settings.request_timeout_seconds,
                 clock_skew_seconds=settings.clock_skew_seconds,
                 refresh_burst=settings.refresh_burst,

@@ -4,7 +4,7 @@
 part is, `token_format` says.
 """
 
-from typing import Final
+from typing import ClassVar, Final, Literal
 
 from ledger.keyring import Concealed, KeyNotHeld, KeyRing, Purpose
 from ledger.token_format import TokenFormat
@@ -18,6 +18,7 @@ class Presented(Concealed):
     """An access token whose tag holds: we issued this, by event `v` of that grant. Its secret is not judged yet."""
 
     __slots__ = ("grant_id", "key_id", "secret", "v")
+    format: ClassVar[Literal["opaque"]] = "opaque"
 
     def __init__(self, grant_id: str, v: int, key_id: int, secret: bytes) -> None:
         self.grant_id: Final = grant_id

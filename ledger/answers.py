@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from ledger.events import Words
+from ledger.jwt_access_tokens import Unsigned
 from ledger.single_use import SingleUse
 
 GrantAct: TypeAlias = Literal["revoke", "suspend", "reinstate"]
@@ -33,7 +34,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A successful token response (RFC 6749 5.1). Lifetimes in whole seconds, None where unlimited; `position` is that
-    of the redemption's last event, the same on an identical retry."""
+    of the redemption's last event, the same on an identical retry.
+
+    `unsigned`: the access token is a JWT that is not signed yet, so `access_token` is empty: `Ledger` signs it before
+    it hands the answer on.
+    """
 
     access_token: str
     refresh_token: str | None
@@ -44,6 +49,7 @@ class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
     authorization_expires_in: int | None
     position: int
     grant_id: str
+    unsigned: Unsigned | None = None
 
     def __repr__(self) -> str:
         return f"TokenAnswer(grant_id={self.grant_id!r}, position={self.position})"

@@ -18,6 +18,7 @@ from ledger import (
     explaining,
     introspecting,
     issuing,
+    jwt_access_tokens,
     operating,
     presenting,
     revoking,
@@ -67,8 +68,9 @@ TICK_SECONDS = 1.0
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operating side may set about decisions and commits."""
+    """What the operating side may set about decisions and commits. `issuer` is what the ledger calls itself in JWTs."""
 
+    issuer: str = "https://localhost:8443"
     request_timeout_seconds: float = 10
     clock_skew_seconds: int = 10
     refresh_burst: int = 10
@@ -94,7 +96,8 @@ class Ledger:
         self.options = options
         self.authority = Authority(store.within, clock_skew_seconds=options.clock_skew_seconds)
         self.memory = Memory(store, self.authority, clock=clock, randomness=randomness)
-        self.desk = Desk(ring, self.authority, Bursts(options.refresh_burst, options.refresh_per_second))
+        bursts = Bursts(options.refresh_burst, options.refresh_per_second)
+        self.desk = Desk(ring, self.authority, bursts, options.issuer)
         self.refreshed = 0
         self.reuse_detected = {"late_retry": 0, "fork": 0}
         self._acknowledging = asyncio.Lock()
@@ -190,7 +193,7 @@ class Ledger:
                 self._tell_reuse(refusal.reuse, caller.client_id)
             raise
         self.refreshed += 1
-        return answer
+        return answer if answer.unsigned is None else self._signed(answer)
 
     def _tell_reuse(self, event: ReuseDetected, client_id: str) -> None:
         self.reuse_detected[event.label] += 1
@@ -246,8 +249,8 @@ class Ledger:
         """A new grant, or the one that this Idempotency-Key made before. `body` is the request's canonical JSON."""
         if not is_subject(request.subject):
             raise Refused(Refusal.INVALID_REQUEST, detail="subject: 1 to 255 characters without control characters")
-        return await self._decided(
-            lambda batch: issuing.issue(batch, self.desk, operator, request, idempotency_key, body)
+        return self._signed(
+            await self._decided(lambda batch: issuing.issue(batch, self.desk, operator, request, idempotency_key, body))
         )
 
     async def act_on_grant(
@@ -427,8 +430,15 @@ class Ledger:
     def _parsed(self, token: str) -> tokens.Presented | None:
         return self._read(tokens.parse, token)
 
-    def _parsed_access(self, token: str) -> access_tokens.Presented | None:
-        return self._read(access_tokens.parse, token)
+    def _parsed_access(self, token: str) -> presenting.PresentedAccess | None:
+        return self._read(access_tokens.parse, token) or self._read(jwt_access_tokens.parse, token)
+
+    def _signed(self, answer: TokenAnswer) -> TokenAnswer:
+        """Sign the answer's JWT, now that its event is durable: nobody else waits in the transaction meanwhile."""
+        if answer.unsigned is None:
+            return answer
+        access_token = jwt_access_tokens.sign(self.desk.ring, answer.unsigned)
+        return msgspec.structs.replace(answer, access_token=access_token, unsigned=None)
 
     def _read(self, parse: Callable[[KeyRing, str], T | None], token: str) -> T | None:
         """Read a token; where it names a key that the ring lacks, the ring's file may have it by now.

@@ -1,6 +1,6 @@
 """What a token is, in plain words, for whoever has to answer the phone. Changes nothing and records nothing."""
 
-from ledger import access_tokens, times, tokens
+from ledger import times, tokens
 from ledger.answers import Explanation
 from ledger.batch import Batch, Loaded
 from ledger.commands import Rules
@@ -8,7 +8,7 @@ from ledger.events import AnyEvent, GrantEvent
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.history import first_redemption
-from ledger.presenting import Desk
+from ledger.presenting import Desk, PresentedAccess, access_secret_right, is_of
 from ledger.refusals import Refusal
 from ledger.retired import budget_left
 from ledger.standing import Standing
@@ -37,24 +37,23 @@ def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanatio
     return _alive(batch, loaded, grant, rules, presented, now, _counted(desk, grant, now, rules))
 
 
-def explain_access(batch: Batch, desk: Desk, presented: access_tokens.Presented) -> Explanation:
-    """Whether an opaque access token is good now, and until when."""
+def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Explanation:
+    """Whether an access token is good now, and until when."""
     found = batch.grant(presented.grant_id)
     if found is None:
         return UNKNOWN
     loaded, grant = found
     nonce = loaded.private.nonce if loaded.private is not None else None
-    if not 1 <= presented.v <= loaded.v:
-        return UNKNOWN
-    if nonce is not None and not access_tokens.genuine(desk.ring, presented, nonce):
+    if not 1 <= presented.v <= loaded.v or not access_secret_right(desk, loaded, presented):
         return UNKNOWN
     issued = batch.event_at(loaded.name, presented.v)
     token = access_token_of(_of_grant(issued))
-    if token is None or token.signing_key_id != presented.key_id:
+    if token is None or not is_of(presented, token):
         return UNKNOWN
     rules = desk.authority.rules(grant)
     until = times.text(token.expires_at)
-    if nonce is not None and grant.access_token_active(token, batch.now, rules):
+    other_issuer = presented.format == "jwt" and presented.issuer != desk.issuer
+    if nonce is not None and not other_issuer and grant.access_token_active(token, batch.now, rules):
         return Explanation(
             verdict="access_token_active",
             text=f"A good access token, until {until}.",
@@ -67,6 +66,10 @@ def explain_access(batch: Batch, desk: Desk, presented: access_tokens.Presented)
         why = f"An access token that expired at {until}."
     elif standing.status != "active":
         why = f"An access token of a grant that is {standing.status} since {_since(standing)}."
+    elif token.format == "jwt" and token.signing_key_id in rules.distrusted:
+        why = f"An access token whose signing key {token.signing_key_id} is distrusted."
+    elif other_issuer:
+        why = "An access token that says another issuer than this ledger is now."
     else:
         why = "An access token that was given back, or whose client is disabled."
     return Explanation(

@@ -1,9 +1,13 @@
-"""What a token is worth (RFC 7662), told to its owner or to an operator. Changes nothing and records nothing."""
+"""What a token is worth (RFC 7662), told to its owner, to an operator, or to the resource server that it is meant for.
+Changes nothing and records nothing."""
 
-from ledger import access_tokens, tokens
+from ledger import tokens
 from ledger.answers import Caller, Introspection
 from ledger.batch import Batch
-from ledger.presenting import Desk, access_token, secret_right
+from ledger.commands import AccessToken
+from ledger.presenting import Desk, PresentedAccess, access_token, secret_right
+from ledger.scope import meets
+from ledger.subjects import subject_of
 
 
 def introspect(batch: Batch, desk: Desk, asker: Caller | None, presented: tokens.Presented) -> Introspection | None:
@@ -26,7 +30,7 @@ def introspect(batch: Batch, desk: Desk, asker: Caller | None, presented: tokens
         token_use="refresh_token",
         grant_id=presented.grant_id,
         client_id=grant.client_id,
-        subject=_subject(batch, grant.subject_id),
+        subject=subject_of(batch, grant.subject_id),
         scope=grant.carried_within(rules.client.scope),
         issued_at=grant.token_issued_at,
         expires_at=grant.idle_expires_at,
@@ -39,14 +43,14 @@ def introspect(batch: Batch, desk: Desk, asker: Caller | None, presented: tokens
 
 
 def introspect_access(
-    batch: Batch, desk: Desk, asker: Caller | None, presented: access_tokens.Presented
+    batch: Batch, desk: Desk, asker: Caller | None, presented: PresentedAccess
 ) -> Introspection | None:
-    """An opaque access token's standing, for its owner or (asker None) an operator; None as above."""
+    """An access token's standing, for its owner, its resource server or (asker None) an operator; None as above."""
     found = access_token(batch, desk, presented)
-    if found is None:
-        return None
+    if found is None or (presented.format == "jwt" and presented.issuer != desk.issuer):
+        return None  # what we signed under another name, everybody else takes for another's
     _, grant, token = found
-    if asker is not None and not grant.owned_by(asker):
+    if asker is not None and not grant.owned_by(asker) and not _is_for(desk, asker, token):
         return None
     if not grant.access_token_active(token, batch.now, desk.authority.rules(grant)):
         return None
@@ -54,7 +58,7 @@ def introspect_access(
         token_use="access_token",
         grant_id=presented.grant_id,
         client_id=grant.client_id,
-        subject=_subject(batch, grant.subject_id),
+        subject=subject_of(batch, grant.subject_id),
         scope=token.scope,
         issued_at=token.issued_at,
         expires_at=token.expires_at,
@@ -67,6 +71,9 @@ def introspect_access(
     )
 
 
-def _subject(batch: Batch, subject_id: str) -> str | None:
-    rows = batch.store.within().select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
-    return str(rows[0][0]) if rows else None
+def _is_for(desk: Desk, asker: Caller, token: AccessToken) -> bool:
+    """Whether an access token is meant for a resource server that may ask about such (RFC 7662 2.1, 4)."""
+    client = desk.authority.client(asker.client_id)
+    if client is None or not asker.authenticated or client.settings.may_introspect is None:
+        return False
+    return meets(token.resource or (desk.issuer,), client.settings.may_introspect)

@@ -7,7 +7,7 @@ from ledger.commands import IssueGrant, Served
 from ledger.events import GrantIssued
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
-from ledger.presenting import Desk, answer, check_keys
+from ledger.presenting import Desk, answer, check_keys, unsigned_jwt
 from ledger.private import (
     PrivateGrant,
     body_mac,
@@ -41,7 +41,7 @@ def issue(
     if mac is not None:
         earlier = _issued_before(batch, mac)
         if earlier is not None:
-            return _again(batch, desk, *earlier, request_mac)
+            return _again(batch, desk, *earlier, request, request_mac)
     randomness = batch.memory.randomness
     known_id = subject_id_of(batch, desk.ring, request.subject)
     subject_id = known_id or new_subject_id(randomness)
@@ -62,6 +62,7 @@ def issue(
     )
     assert isinstance(decision.outcome, Served)
     check_keys(desk.ring, decision.outcome)
+    jwt = unsigned_jwt(desk, decision.outcome, grant_id, request, request.subject)
     loaded = batch.create("grant:" + grant_id, grant)
     loaded.private = private
     positions = batch.append(loaded, decision.events)
@@ -82,7 +83,7 @@ def issue(
         keep_subject(batch, desk.ring, request.subject, subject_id)
     if mac is not None:
         batch.idempotency[mac] = grant_id
-    return answer(batch, desk.ring, loaded, grant, decision.outcome, positions)
+    return answer(batch, desk.ring, loaded, grant, decision.outcome, positions, jwt)
 
 
 def _command(
@@ -135,7 +136,9 @@ def _issued_before(batch: Batch, mac: bytes) -> tuple[Loaded, Grant] | None:
     return found if found[0].private is not None else None  # its person is erased in this very batch, the key with it
 
 
-def _again(batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, request_mac: bytes | None) -> TokenAnswer:
+def _again(
+    batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, request: IssueRequest, request_mac: bytes | None
+) -> TokenAnswer:
     assert loaded.private is not None
     if loaded.private.body_mac != request_mac:
         raise Refused(Refusal.UNPROCESSABLE, detail="this Idempotency-Key was used for another request")
@@ -156,4 +159,5 @@ def _again(batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, request_mac: 
         last_v=1 if grant.generation is not None else 2,
     )
     check_keys(desk.ring, served)
-    return answer(batch, desk.ring, loaded, grant, served, [])
+    jwt = unsigned_jwt(desk, served, grant.grant_id, grant, request.subject)  # the same request: the same person
+    return answer(batch, desk.ring, loaded, grant, served, [], jwt)

@@ -4,11 +4,11 @@ Each function is one request's decision. It raises Refused, or returns an answer
 """
 
 import logging
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 from msgspec.structs import replace
 
-from ledger import access_tokens, tokens
+from ledger import access_tokens, jwt_access_tokens, tokens
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.authority import Authority
 from ledger.batch import Batch, Loaded
@@ -33,10 +33,12 @@ from ledger.presentations import Bursts, Counted, Presentations
 from ledger.private import commitment, context_value, new_salt
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.standing import Standing
-from ledger.subjects import end_subject
+from ledger.subjects import end_subject, subject_of
 from ledger.times import SECOND
 
 log = logging.getLogger("ledger")
+
+PresentedAccess: TypeAlias = access_tokens.Presented | jwt_access_tokens.Presented
 
 
 class Foreign(NamedTuple):
@@ -49,12 +51,14 @@ class Foreign(NamedTuple):
 
 
 class Desk:
-    """What decisions on presented tokens need beside the batch. `alarms` counts what no honest client does."""
+    """What decisions on presented tokens need beside the batch. `alarms` counts what no honest client does; `issuer` is
+    what the ledger calls itself in JWTs."""
 
-    __slots__ = ("alarms", "authority", "bursts", "foreign", "presentations", "ring")
+    __slots__ = ("alarms", "authority", "bursts", "foreign", "issuer", "presentations", "ring")
 
-    def __init__(self, ring: KeyRing, authority: Authority, bursts: Bursts) -> None:
+    def __init__(self, ring: KeyRing, authority: Authority, bursts: Bursts, issuer: str) -> None:
         self.ring = ring
+        self.issuer = issuer
         self.authority = authority
         self.bursts = bursts
         self.presentations = Presentations()
@@ -108,8 +112,11 @@ def redeem(
             )  # fmt: skip
         forget_nonce_if_over(batch, desk, loaded)
         raise
+    jwt = None
     if isinstance(decision.outcome, Served):
         check_keys(desk.ring, decision.outcome)
+        if decision.outcome.access_token.format == "jwt":
+            jwt = unsigned_jwt(desk, decision.outcome, presented.grant_id, grant, subject_of(batch, grant.subject_id))
     positions = record(batch, desk, loaded, decision, source, presenter.context)
     if isinstance(decision.outcome, RefusedOutcome):
         reuse = next((event for event in decision.events if isinstance(event, ReuseDetected)), None)
@@ -117,7 +124,7 @@ def redeem(
     assert isinstance(decision.outcome, Served)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
-    return answer(batch, desk.ring, loaded, grant, decision.outcome, positions)
+    return answer(batch, desk.ring, loaded, grant, decision.outcome, positions, jwt)
 
 
 def check_keys(ring: KeyRing, served: Served) -> None:
@@ -128,10 +135,49 @@ def check_keys(ring: KeyRing, served: Served) -> None:
             raise Unavailable(f"the key ring of this node lacks key {key_id}")
 
 
+class SignedIn(Protocol):
+    """What the tokens of a grant say of its client and of the sign-in: a grant does, and whatever one begins with."""
+
+    @property
+    def client_id(self) -> str: ...
+    @property
+    def auth_time(self) -> int | None: ...
+    @property
+    def acr(self) -> str | None: ...
+    @property
+    def amr(self) -> Words | None: ...
+
+
+def unsigned_jwt(
+    desk: Desk, served: Served, grant_id: str, who: SignedIn, subject: str | None
+) -> jwt_access_tokens.Unsigned | None:
+    """The JWT that an answer is to carry, to be asked for before anything is recorded: one that is too long is refused
+    then (INVALID_REQUEST). None where the access token is opaque."""
+    if served.access_token.format != "jwt":
+        return None
+    assert subject is not None, "the grants of a person who was erased have ended"
+    holder = jwt_access_tokens.Holder(
+        grant_id=grant_id,
+        client_id=who.client_id,
+        subject=subject,
+        auth_time=who.auth_time,
+        acr=who.acr,
+        amr=who.amr,
+    )
+    return jwt_access_tokens.unsigned(desk.ring, desk.issuer, served.access_token, holder)
+
+
 def answer(
-    batch: Batch, ring: KeyRing, loaded: Loaded, grant: Grant, served: Served, positions: list[int]
+    batch: Batch,
+    ring: KeyRing,
+    loaded: Loaded,
+    grant: Grant,
+    served: Served,
+    positions: list[int],
+    jwt: jwt_access_tokens.Unsigned | None = None,
 ) -> TokenAnswer:
-    """The token response: both tokens derived anew from the grant's nonce, lifetimes as of now."""
+    """The token response: both tokens derived anew from the grant's nonce, lifetimes as of now. `jwt` is what
+    `unsigned_jwt` gave."""
     assert loaded.private is not None
     assert loaded.private.nonce is not None
     nonce = loaded.private.nonce
@@ -147,8 +193,9 @@ def answer(
         position = batch.position_at(loaded.name, served.last_v)
     ends_in = _seconds_left(served.absolute_expires_at, now)
     expires_in = max(0, access.expires_at // SECOND - batch.now // SECOND)
+    assert (access.format == "jwt") == (jwt is not None)
     return TokenAnswer(
-        access_token=access_tokens.derive(ring, access.signing_key_id, grant_id, access.v, nonce),
+        access_token="" if jwt else access_tokens.derive(ring, access.signing_key_id, grant_id, access.v, nonce),
         refresh_token=refresh,
         scope=access.scope,
         token_type="bearer" if access.cnf_jkt is None else "DPoP",
@@ -157,6 +204,7 @@ def answer(
         authorization_expires_in=ends_in,
         position=position,
         grant_id=grant_id,
+        unsigned=jwt,
     )
 
 
@@ -247,25 +295,34 @@ def secret_right(desk: Desk, loaded: Loaded, presented: tokens.Presented) -> boo
     return tokens.genuine(desk.ring, presented, loaded.private.nonce)
 
 
-def access_token(
-    batch: Batch, desk: Desk, presented: access_tokens.Presented
-) -> tuple[Loaded, Grant, AccessToken] | None:
-    """An opaque access token, its secret checked, and its grant; None for one that never was. Whose it is, and whether
-    it is good, is not judged yet."""
+def access_secret_right(desk: Desk, loaded: Loaded, presented: PresentedAccess) -> bool:
+    """The same for an access token; a JWT's signature was checked as it was read."""
+    if isinstance(presented, jwt_access_tokens.Presented) or loaded.private is None or loaded.private.nonce is None:
+        return True
+    return access_tokens.genuine(desk.ring, presented, loaded.private.nonce)
+
+
+def access_token(batch: Batch, desk: Desk, presented: PresentedAccess) -> tuple[Loaded, Grant, AccessToken] | None:
+    """An access token that is ours, and its grant; None for one that never was. Whose it is, and whether it is good, is
+    not judged yet."""
     found = batch.grant(presented.grant_id)
     if found is None:
         return None
     loaded, grant = found
     if loaded.private is None or loaded.private.nonce is None or not 1 <= presented.v <= loaded.v:
         return None  # without the nonce the grant is over, and its access tokens with it
-    if not access_tokens.genuine(desk.ring, presented, loaded.private.nonce):
+    if not access_secret_right(desk, loaded, presented):
         return None
     token = access_token_of(_of_grant(batch.event_at(loaded.name, presented.v)))
-    if token is None or token.signing_key_id != presented.key_id:
-        return (
-            None  # of another key: of an event that a restored log has lost, and whose version another has now (I-15)
-        )
+    if token is None or not is_of(presented, token):
+        return None
     return loaded, grant, token
+
+
+def is_of(presented: PresentedAccess, token: AccessToken) -> bool:
+    """Whether a token is the one that this event issued. Another key: the token is of an event that a restored log has
+    lost, and whose version another has now (I-15)."""
+    return token.signing_key_id == presented.key_id and token.format == presented.format
 
 
 def _of_grant(event: AnyEvent) -> GrantEvent:

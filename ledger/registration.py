@@ -196,6 +196,8 @@ def _uri_problems(settings: Settings) -> Iterator[Problem]:
     for field in ("resource", "may_introspect", "redirect_uris"):
         if not all(map(_is_absolute, getattr(settings, field) or ())):
             yield field, "may hold absolute URIs without a fragment only"
+    if settings.may_introspect is not None and not settings.authenticates:
+        yield "may_introspect", 'not for a public client (auth = "none")'
     if not all(map(_is_origin, settings.origins or ())):
         yield "origins", "may hold origins as a browser sends them only: scheme://host, lower case, no path"
     if settings.jwks_uri is not None and not (
@@ -241,8 +243,6 @@ def _decoded(text: str) -> dict[str, str | list[str]]:
     return key if isinstance(key, dict) else {}
 
 
-def _is_public_key(key: dict[str, str | list[str]]) -> bool:
-    # Imported here: few clients have keys, and every command would pay for it.
 def _names_certificate(key: dict[str, str | list[str]]) -> bool:
     return not _JWK_CERTIFICATE.isdisjoint(key)
 
@@ -255,6 +255,8 @@ def _certificate_problem(key: dict[str, str | list[str]]) -> str | None:
     return key_problem(key)
 
 
+def _is_public_key(key: dict[str, str | list[str]]) -> bool:
+    # Imported here: few clients have keys, and every command would pay for it.
     from cryptography.exceptions import UnsupportedAlgorithm
     from joserfc.errors import JoseError
     from joserfc.jwk import import_key
@@ -272,14 +274,14 @@ def _auth_problems(settings: Settings) -> Iterator[Problem]:
     has_keys = settings.jwks is not None or settings.jwks_uri is not None
     if auth == "private_key_jwt" and not has_keys:
         yield "jwks", f'missing: auth = "{auth}" needs jwks or jwks_uri'
-    for field, allowed in (
-        ("token_endpoint_auth_signing_alg", ASSERTION_ALGS),
     if auth == "self_signed_tls_client_auth":
         # In the handshake there is no time to fetch them, and later they would be too late.
         if settings.jwks_uri is not None:
             yield "jwks_uri", f'not with auth = "{auth}": its certificates stand in jwks'
         if not any(_names_certificate(_decoded(text)) for text in settings.jwks or ()):
             yield "jwks", f'auth = "{auth}" needs a certificate: a key with x5c or x5t#S256'
+    for field, allowed in (
+        ("token_endpoint_auth_signing_alg", ASSERTION_ALGS),
         ("assertion_audience", ("issuer", "legacy")),
     ):
         value = getattr(settings, field)
@@ -298,13 +300,13 @@ def _auth_problems(settings: Settings) -> Iterator[Problem]:
     for field in names:
         if not getattr(settings, field).strip() or not getattr(settings, field).isprintable():
             yield field, "may hold printable characters only, and not none"
-
-
             continue
         from ledger.certificates import name_problem  # as above
 
         if problem := name_problem(field, getattr(settings, field)):
             yield field, problem
+
+
 # ---------------------------------------------------------------- policy
 
 
@@ -330,8 +332,6 @@ def _policy_problems(spec: ClientSpec) -> Iterator[Problem]:
         yield "policy.on_reuse", f'not "{policy.on_reuse}" for a public client that is not sender-bound'
     if spec.preset == "fapi2":
         yield from _fapi2_problems(settings)
-    if policy.access_token_format == "jwt":
-        yield "policy.access_token_format", 'JWT access tokens are not available yet: write "opaque"'
 
 
 def _fapi2_problems(settings: Settings) -> Iterator[Problem]:

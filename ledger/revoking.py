@@ -1,10 +1,10 @@
 """A client gives a token of its own back (RFC 7009): a refresh token ends the grant, an access token only itself."""
 
-from ledger import access_tokens, tokens
+from ledger import tokens
 from ledger.answers import Caller, Source
 from ledger.batch import Batch
 from ledger.commands import RevokeAccessToken, RevokeByClient
-from ledger.presenting import Desk, access_token, genuine, record, secret_right
+from ledger.presenting import Desk, PresentedAccess, access_token, genuine, record, secret_right
 from ledger.refusals import Refusal, Refused
 
 
@@ -22,7 +22,7 @@ def revoke(batch: Batch, desk: Desk, caller: Caller, source: Source, presented: 
     record(batch, desk, loaded, grant.decide(command, desk.authority.rules(grant)), None, None)
 
 
-def revoke_access(batch: Batch, desk: Desk, caller: Caller, presented: access_tokens.Presented) -> None:
+def revoke_access(batch: Batch, desk: Desk, caller: Caller, presented: PresentedAccess) -> None:
     """Give one access token back; the grant lives. One that has expired is no error; one that only rests, because its
     grant is suspended, must not come back with it."""
     found = access_token(batch, desk, presented)

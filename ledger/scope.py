@@ -92,5 +92,11 @@ def narrowed_resource(asked: Words, granted: Words) -> Words:
     return found
 
 
+def meets(audience: Words, resources: Words) -> bool:
+    """Whether one of the resources is of that audience. A slash that is the whole path may be there or not."""
+    wanted = {_without_empty_path(resource) for resource in resources}
+    return any(_without_empty_path(resource) in wanted for resource in audience)
+
+
 def _without_empty_path(resource: str) -> str:
     return resource[:-1] if resource.endswith("/") and resource.count("/") == 3 else resource

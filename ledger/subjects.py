@@ -16,6 +16,12 @@ def subject_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
+def subject_of(batch: Batch, subject_id: str) -> str | None:
+    """The person as issuers call them; None once they were erased."""
+    rows = batch.store.within().select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
+    return str(rows[0][0]) if rows else None
+
+
 def keep_subject(batch: Batch, ring: KeyRing, subject: str, subject_id: str) -> None:
     """Write the private row of a person who was not known before: only together with an event that names them."""
     lookup = subject_lookup(ring, subject)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 
 from api import clients_file
 from api.app import App, create_app
@@ -164,7 +165,8 @@ async def asking(
     file = folder / "clients.toml"
     file.write_text(FIXTURES.read_text("utf-8") + more, "utf-8")
     wanted = clients_file.load(file)
-    async with open_ledger(folder, clock=Clock(), options=OPTIONS, clients=None) as opened:
+    options = msgspec.structs.replace(OPTIONS, issuer=ISSUER_URL)
+    async with open_ledger(folder, clock=Clock(), options=options, clients=None) as opened:
         await opened.ledger.apply(wanted.clients, wanted.operators, serial=wanted.serial)
         seconds = Seconds()
         app = create_app(opened.ledger, settings or Settings(issuer=ISSUER_URL), monotonic=seconds)

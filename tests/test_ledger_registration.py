@@ -77,6 +77,8 @@ LAWFUL: list[dict[str, Any]] = [
     {**PUBLIC, "policy": "stable", "allow_unbound_reuse": True},
     {**PUBLIC, "policy": "stable", "dpop_bound_access_tokens": True},
     {**PUBLIC, "policy": {"on_reuse": "revoke_subject"}, "tls_client_certificate_bound_access_tokens": True},
+    {**CONFIDENTIAL, "policy": {"access_token_format": "jwt"}},
+    {**ASSERTS, "policy": "fapi2", "dpop_bound_access_tokens": True, "token_endpoint_auth_signing_alg": "ES256"},
     {**ASSERTS, "preset": "fapi2", "policy": {"access_token_format": "opaque"}, "dpop_bound_access_tokens": True,
      "token_endpoint_auth_signing_alg": "PS256"},
     {"auth": "tls_client_auth", "tls_client_auth_subject_dn": "CN=app", "preset": "fapi2",
@@ -206,8 +208,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      'policy.on_reuse: not "alert" for a public client that is not sender-bound'),
     ({**PUBLIC, "policy": {"on_reuse": "revoke_subject"}, "allow_unbound_reuse": True},
      'policy.on_reuse: not "revoke_subject" for a public client that is not sender-bound'),
-    ({**CONFIDENTIAL, "policy": {"access_token_format": "jwt"}},
-     'policy.access_token_format: JWT access tokens are not available yet: write "opaque"'),
+    ({**PUBLIC, "may_introspect": ("https://api.example",)}, 'may_introspect: not for a public client (auth = "none")'),
     # FAPI 2.0 security profile 5.3.2
     ({**CONFIDENTIAL, "policy": "fapi2", "dpop_bound_access_tokens": True}, f"policy: {NEEDS_AUTHENTICATION}"),
     ({**PUBLIC, "policy": "fapi2", "dpop_bound_access_tokens": True}, f"policy: {NEEDS_AUTHENTICATION}"),
@@ -219,8 +220,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "policy: the preset fapi2 needs token_endpoint_auth_signing_alg PS256, ES256, EdDSA"),
     ({**ASSERTS, "policy": "fapi2", "dpop_bound_access_tokens": True, "token_endpoint_auth_signing_alg": "RS256"},
      "policy: the preset fapi2 needs token_endpoint_auth_signing_alg PS256, ES256, EdDSA"),
-    ({**ASSERTS, "policy": "fapi2", "dpop_bound_access_tokens": True, "token_endpoint_auth_signing_alg": "ES256"},
-     'policy.access_token_format: JWT access tokens are not available yet: write "opaque"'),
 ]  # fmt: skip
 
 

@@ -167,6 +167,43 @@ def _wish(client: str) -> Json:
     return {"client_id": client, "subject": "person", "scope": "read"}
 
 
+# -- for whom a token is ----------------------------------------------------------------------------------------------
+
+ONE, TWO = "https://one.example/api", "https://two.example"
+TWO_RESOURCES = f"""
+[[client]]
+id = "res"
+secret = "R3source!"
+scope = "read"
+resource = ["{ONE}", "{TWO}", "https://third.example"]
+"""
+
+
+def test_the_audience_outlives_refreshes_and_no_other_is_accepted(own_server: Server) -> None:
+    """RFC 8707 2.2: what was granted is kept when left out, narrowed on demand, and back again; a third is refused."""
+    own_server.secrets.append("R3source!")
+    own_server.hangup(clients_toml(more=TWO_RESOURCES))
+    eventually(lambda: _may_issue(own_server, "res"), what="the new client")
+    wish = {"client_id": "res", "subject": "person", "scope": "read", "resource": [ONE, TWO]}
+    token = own_server.operator("issuer", "POST", "/grants", wish).json()["refresh_token"]
+    fields = {"grant_type": "refresh_token", "client_id": "res", "client_secret": "R3source!"}
+    for asked, audience in (
+        ([], [ONE, TWO]),
+        ([ONE], ONE),
+        ([], [ONE, TWO]),
+        ([TWO + "/"], TWO),
+        ([TWO, ONE], [ONE, TWO]),
+    ):
+        form = [*fields.items(), ("refresh_token", token), *(("resource", resource) for resource in asked)]
+        for other in ("https://third.example", "https://fourth.example", ONE + "#part", "one.example"):
+            refused = own_server.form(TOKEN_PATH, [*form, ("resource", other)])
+            assert (400, "invalid_target") == (refused.status, refused.json()["error"])
+        answer = own_server.form(TOKEN_PATH, form)
+        assert 200 == answer.status, answer.body
+        assert audience == own_server.introspect(answer.json()["access_token"])["aud"]
+        token = answer.json()["refresh_token"]
+
+
 # -- persons ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,22 @@
-"""The guides at `/docs`: text files shown as they are written, in pages that fetch nothing from anywhere."""
+"""The pages at `/docs`: the OpenAPI document for people to read, and the guides, text files shown as they are written.
 
+They fetch nothing from anywhere, and a browser is told to allow nothing but their one style.
+"""
+
+from base64 import b64encode
+from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
 from api.answers import Answer, Header, with_body
+from api.openapi import document
+from api.reference import reference
 from ledger.refusals import Refusal, Refused
 
 GUIDES: Final[dict[str, str]] = {
+    "discovery": "Look up where the endpoints are and what they take (RFC 8414)",
+    "browsers": "Refresh from a page in a browser (CORS)",
     "clients": "Refresh as a client: requests, answers, errors, retries",
     "libraries": "Libraries that refresh here, what each does and which settings suit it",
     "operating": "Issue, look at and end grants; roles, audit, erasure",
@@ -15,17 +24,26 @@ GUIDES: Final[dict[str, str]] = {
 }
 """Every guide by its place under `/docs/`, with its line in the list."""
 
+STYLE: Final = (
+    "body{max-width:60rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color-scheme:light dark}"
+    "pre{white-space:pre-wrap}pre,code{overflow-wrap:anywhere;font:0.95rem/1.5 ui-monospace,monospace}"
+    "table{border-collapse:collapse;width:100%;margin:.5rem 0}h3{margin:2rem 0 0}"
+    "th,td{border-bottom:1px solid #8884;padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
+)
+
 HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/html; charset=utf-8"),
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'sha256-%b'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        % b64encode(sha256(STYLE.encode("utf-8")).digest()),
+    ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
 
-_STYLE: Final = (
-    "body{max-width:52rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color-scheme:light dark}"
-    "pre{white-space:pre-wrap;overflow-wrap:anywhere;font:0.95rem/1.5 ui-monospace,monospace}"
-)
+
+_INDEX: Final = ""  # no guide has this name
 
 
 class Guides:
@@ -35,15 +53,13 @@ class Guides:
         self._pages: dict[str, Answer] = {}
 
     async def index(self, scope: Any) -> Answer:
-        """The list of guides."""
-        items = "".join(
-            f'<li><a href="{escape(path)}">{escape(line)}</a></li>'
-            for path, line in {
-                **{f"/docs/{name}": line for name, line in GUIDES.items()},
-                "/openapi.json": "The OpenAPI 3.1 document",
-            }.items()
-        )
-        return _page("Token ledger", f"<h1>Token ledger</h1><ul>{items}</ul>")
+        """The list of guides, and the reference."""
+        found = self._pages.get(_INDEX)
+        if found is None:
+            items = "".join(f'<li><a href="/docs/{name}">{escape(line)}</a></li>' for name, line in GUIDES.items())
+            body = f"<h1>Token ledger</h1><ul>{items}</ul>{reference(document())}"
+            found = self._pages[_INDEX] = _page("Token ledger", body)
+        return found
 
     async def page(self, scope: Any) -> Answer:
         """One guide. Raises Refused (NOT_FOUND)."""
@@ -61,6 +77,6 @@ class Guides:
 def _page(title: str, body: str) -> Answer:
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{body}</body></html>'
     )
     return with_body(200, page.encode("utf-8"), HEADERS)

@@ -1,5 +1,7 @@
 """The guides: every one is there, says what is there, and fetches nothing."""
 
+import base64
+import hashlib
 import re
 from html import unescape
 from pathlib import Path
@@ -21,10 +23,19 @@ async def test_each_page_is_html_that_fetches_nothing(tmp_path: Path, path: str)
     async with asking(tmp_path) as ledger:
         page = await ledger.ask("GET", path)
         assert (200, "text/html; charset=utf-8") == (page.status_code, page.headers["content-type"])
-        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        style = re.findall("<style>(.*?)</style>", page.text, re.DOTALL)
+        hashed = base64.b64encode(hashlib.sha256("".join(style).encode()).digest()).decode()
+        assert 1 == len(style)
+        assert page.headers["content-security-policy"] == (
+            f"default-src 'none'; style-src 'sha256-{hashed}'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
+        assert not re.search(r"\son\w+=|style=|javascript:", page.text)
         assert not re.search(r"<(script|link|img|iframe|object)|url\(|@import", page.text)
         for link in re.findall(r'href="([^"]*)"', page.text):
-            assert 200 == (await ledger.ask("GET", link)).status_code
+            place, _, anchor = link.partition("#")
+            assert not anchor or f'id="{anchor}"' in page.text
+            assert not place or 200 == (await ledger.ask("GET", place)).status_code
 
 
 async def test_the_list_names_every_guide_that_there_is(tmp_path: Path) -> None:

@@ -156,17 +156,24 @@ def _has_null(value: Json) -> bool:
 
 @asynccontextmanager
 async def asking(
-    folder: Path, *, more: str = "", settings: Settings | None = None, checked: bool = True
+    folder: Path,
+    *,
+    more: str = "",
+    settings: Settings | None = None,
+    checked: bool = True,
+    clock: Clock | None = None,
+    seed: int = 1,
 ) -> AsyncIterator[Asking]:
     """Open a ledger with the clients of the transcripts, `more` of them in TOML, and the application over it.
 
-    At the end the whole store is checked.
+    The same folder again is the same ledger: it wants the same clock, and another seed. At the end the whole store is
+    checked.
     """
     file = folder / "clients.toml"
     file.write_text(FIXTURES.read_text("utf-8") + more, "utf-8")
     wanted = clients_file.load(file)
     options = msgspec.structs.replace(OPTIONS, issuer=ISSUER_URL)
-    async with open_ledger(folder, clock=Clock(), options=options, clients=None) as opened:
+    async with open_ledger(folder, clock=clock, seed=seed, options=options, clients=None) as opened:
         await opened.ledger.apply(wanted.clients, wanted.operators, serial=wanted.serial)
         seconds = Seconds()
         app = create_app(opened.ledger, settings or Settings(issuer=ISSUER_URL), monotonic=seconds)

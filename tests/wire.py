@@ -230,7 +230,7 @@ def check_token_response(answer: Answer) -> None:
         if member in body:
             assert _OPAQUE_TOKEN.fullmatch(body[member]), f"{member} is not an opaque token of 76 characters"
     assert _SCOPE.fullmatch(body["scope"]), f"scope {body['scope']!r}"
-    assert "bearer" == body["token_type"].lower()
+    assert body["token_type"] in ("bearer", "DPoP")
     assert type(body["expires_in"]) is int
     assert 1 <= body["expires_in"] <= 31_536_000
     for member in ("refresh_token_timeout", "authorization_expires_in"):

@@ -22,7 +22,21 @@ CLOSE: Final = (b"connection", b"close")
 BASIC_CHALLENGE: Final = (b"www-authenticate", b'Basic realm="token-ledger"')
 BEARER_CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 
+_TOKEN_LINES: Final = b"".join(b"%b: %b\r\n" % header for header in (JSON, *NOT_STORED)) + b"content-length: %d\r\n"
+_TOKEN_LINES_AND_POSITION: Final = _TOKEN_LINES + b"ledger-position: %d\r\n"
 _FOREIGN: Final = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")  # RFC 6749 5.2: what error_description may not hold
+
+
+class TakesWhole:
+    """A `send` that may take an answer in one piece instead of two ASGI messages: this server's own."""
+
+    async def __call__(self, message: Any) -> None:
+        """Take one ASGI message."""
+        raise NotImplementedError
+
+    def take(self, answer: "Answer") -> bool:
+        """Write the whole answer; False where it must go message by message, and nothing was written."""
+        raise NotImplementedError
 
 
 class Answer:
@@ -37,6 +51,8 @@ class Answer:
 
     async def send(self, send: Send) -> None:
         """Hand the answer to the server. Whether it reached the client is unknown, as always."""
+        if isinstance(send, TakesWhole) and send.take(self):
+            return
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
 
@@ -45,6 +61,32 @@ class Answer:
 
     def __repr__(self) -> str:
         return f"<Answer {self.status}, {len(self.body)} bytes>"  # a body may hold tokens
+
+
+class TokenResponse(Answer):
+    """A token response, whose headers are always the same but for two numbers: `lines` is how they go over the wire."""
+
+    __slots__ = ("position",)
+
+    def __init__(self, status: int, body: bytes, position: int | None) -> None:
+        self.status = status
+        self.body = body
+        self.position = position
+
+    @property
+    def headers(self) -> list[Header]:  # type: ignore[override]  # made when somebody asks, which is seldom
+        """The same as `lines`."""
+        headers = [JSON, *NOT_STORED, (b"content-length", b"%d" % len(self.body))]
+        if self.position is not None:
+            headers.append((b"ledger-position", b"%d" % self.position))
+        return headers
+
+    @property
+    def lines(self) -> bytes:
+        """The headers, each with its line end."""
+        if self.position is None:
+            return _TOKEN_LINES % len(self.body)
+        return _TOKEN_LINES_AND_POSITION % (len(self.body), self.position)
 
 
 class BadRequest(Exception):
@@ -150,17 +192,10 @@ def token_answer(
         f'{{"access_token":"{access_token}",{refresh}"scope":{_scope_literal(scope)},"token_type":"{token_type}",'
         f'"expires_in":{expires_in}{idle}{total}{grant}}}'
     ).encode("ascii")
-    return Answer(status, body, _token_headers(len(body), position))
+    return TokenResponse(status, body, position)
 
 
 @lru_cache(maxsize=1024)
 def _scope_literal(words: tuple[str, ...]) -> str:
     """A scope as a JSON string. Its words are ASCII (RFC 6749 3.3)."""
     return msgspec.json.encode(" ".join(words)).decode("ascii")
-
-
-def _token_headers(length: int, position: int | None) -> list[Header]:
-    headers = [JSON, *NOT_STORED, (b"content-length", b"%d" % length)]
-    if position is not None:
-        headers.append((b"ledger-position", b"%d" % position))
-    return headers

@@ -2,36 +2,47 @@
 
 A client authenticates by exactly one method a request. Everything here happens in memory and costs the same for a
 client that exists and for one that does not; a failure leaves no trace but a count, and slows its source down (TE-8).
-Assertions and certificates (RFC 7523, RFC 8705) join here: `presented` tells methods apart, `METHODS` who may.
+`presented` tells methods apart, `METHODS` who may. An assertion (RFC 7523) is judged in `assertions.py`, and what it
+shows may be used once; only its check may wait, for keys that lie elsewhere. A certificate (RFC 8705) authenticates
+those alone that are registered for it and send nothing else; beside every other method it is the proof of a key.
 """
 
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, TypeAlias
 from urllib.parse import unquote, unquote_plus
 
 import msgspec
 
 from api.answers import BadRequest, Header
+from api.assertions import JWT_BEARER, PRIVATE_KEY_JWT, Assertion, Assertions, read
+from api.certificates import ClientCertificates
+from api.heads import Headers
 from api.metrics import Meters
 from api.throttle import UNKNOWN, Throttle
 from ledger.answers import Caller
 from ledger.application import Ledger
 from ledger.clients import Client
+from ledger.refusals import Refused
 from ledger.secret_hashes import secret_matches
 
 BASIC = "client_secret_basic"
 POST = "client_secret_post"
 NONE = "none"
+ASSERTION_TYPE = "client_assertion_type"
+"""The parameter that says: by assertion. Whoever sends it is asked for by `asserted`."""
 
 METHODS: dict[str, frozenset[str]] = {
     "client_secret": frozenset({BASIC, POST}),
     "client_secret_basic": frozenset({BASIC}),
     "client_secret_post": frozenset({POST}),
+    "private_key_jwt": frozenset({PRIVATE_KEY_JWT}),
     "none": frozenset({NONE}),
 }
 """What a client registered as `auth` may use; one that is not listed here cannot authenticate by any of these."""
+
+Extensions: TypeAlias = Mapping[str, Any] | None
 
 _NOBODY: frozenset[str] = frozenset()
 
@@ -57,10 +68,12 @@ class TooManyFailures(Exception):
 
 class Presented(msgspec.Struct, frozen=True):
     """What a request says about its caller. `pairs` are the readings of one id and one secret, none where unreadable;
-    a secret of None was not sent. `method` is the RFC 8414 name, empty where it is none that we know."""
+    a secret of None was not sent. `method` is the RFC 8414 name, empty where it is none that we know; an assertion that
+    cannot be read is None."""
 
     method: str
     pairs: tuple[tuple[str, str | None], ...]
+    assertion: Assertion | None = None
 
     def __repr__(self) -> str:
         return f"Presented(method={self.method!r})"
@@ -69,31 +82,77 @@ class Presented(msgspec.Struct, frozen=True):
 class ClientAuth:
     """Tells who calls a client's endpoint. Raises BadRequest, InvalidClient, TooManyFailures."""
 
-    def __init__(self, ledger: Ledger, throttle: Throttle, meters: Meters) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        throttle: Throttle,
+        meters: Meters,
+        assertions: Assertions,
+        certificates: ClientCertificates,
+    ) -> None:
         self._ledger = ledger
         self._throttle = throttle
         self._meters = meters
+        self._assertions = assertions
+        self._certificates = certificates
 
-    def caller(self, authorization: bytes | None, form: Mapping[str, str], address: str) -> Caller:
-        """Return who sent this form. `authorization` is the header's value as received, None where there is none."""
+    async def asserted(
+        self, authorization: bytes | None, form: Mapping[str, str], address: str, extensions: Extensions = None
+    ) -> Caller:
+        """As `caller`, for a form with an assertion (RFC 7523). Raises Unavailable where the client's keys are away."""
+        shown = presented(authorization, form)
+        client, _ = self._named(shown)
+        who = self._waited(client, address)
+        once = None
+        if shown.assertion is not None:
+            once = await self._assertions.proven(client, shown.assertion)
+        if client is None or once is None:
+            self._fail(who, address, authorization)
+        return Caller(
+            client_id=client.client_id,
+            authenticated=True,
+            auth_method=PRIVATE_KEY_JWT,
+            proof_x5t_s256=None if extensions is None else self._certificates.proof(extensions),
+            single_use=(once,),
+        )
+
+    def used_again(self, refusal: Refused, caller: Caller, address: str) -> None:
+        """Tell whether a refusal is that of an assertion used before: then it is a failed authentication like any
+        other, and this raises what that comes to."""
+        if refusal.used == "assertion":
+            self._fail(caller.client_id, address, None)
+
+    def caller(
+        self, authorization: bytes | None, form: Mapping[str, str], address: str, extensions: Extensions = None
+    ) -> Caller:
+        """Return who sent this form. `authorization` is the header's value as received, None where there is none;
+        `extensions` are those of the ASGI scope, where a certificate stands."""
         shown = presented(authorization, form)
         if shown.method == NONE and not shown.pairs:
             raise InvalidClient(challenge=False)  # nobody was named, so nothing was guessed
         client, candidates = self._named(shown)
-        who = client.client_id if client is not None else UNKNOWN
-        wait = self._throttle.wait_seconds(who, address)
-        if wait:
-            self._meters.throttled_clients += 1
-            raise TooManyFailures(wait)
+        who = self._waited(client, address)
         if shown.method == NONE:
-            if client is not None and client.auth == NONE:
-                return Caller(client_id=client.client_id, authenticated=False, auth_method=NONE)
-            self._fail(who, address, authorization)
+            found = None if client is None else self._without_secret(client, extensions)
+            return found or self._fail(who, address, authorization)
         number = secret_matches(self._ledger.desk.ring, candidates, client.secret_hashes if client is not None else ())
         if client is None or number is None or shown.method not in METHODS.get(client.auth, _NOBODY):
             self._fail(who, address, authorization)
         self._meters.secret_used(client.client_id, number)
-        return Caller(client_id=client.client_id, authenticated=True, auth_method=shown.method)
+        proof = None if extensions is None else self._certificates.proof(extensions)
+        return Caller(client_id=client.client_id, authenticated=True, auth_method=shown.method, proof_x5t_s256=proof)
+
+    def _without_secret(self, client: Client, extensions: Extensions) -> Caller | None:
+        """A public client that names itself, or one whose certificate says the rest (RFC 8705 2); else None."""
+        if client.auth == NONE:
+            proof = None if extensions is None else self._certificates.proof(extensions)
+            return Caller(client_id=client.client_id, authenticated=False, auth_method=NONE, proof_x5t_s256=proof)
+        shown = None if extensions is None else self._certificates.of(extensions)
+        if shown is None or not self._certificates.authenticates(client, shown):
+            return None
+        return Caller(
+            client_id=client.client_id, authenticated=True, auth_method=client.auth, proof_x5t_s256=shown.x5t_s256
+        )
 
     def _named(self, shown: Presented) -> tuple[Client | None, tuple[str, ...]]:
         """The client that the first reading of the id names, and every reading of the secret, known or not."""
@@ -105,6 +164,15 @@ class ClientAuth:
         secrets = tuple(dict.fromkeys(secret or "" for _, secret in shown.pairs))
         return next(filter(None, named), None), secrets or ("",)
 
+    def _waited(self, client: Client | None, address: str) -> str:
+        """Whom a failure counts against. Raises TooManyFailures while it has failed too often."""
+        who = client.client_id if client is not None else UNKNOWN
+        wait = self._throttle.wait_seconds(who, address)
+        if wait:
+            self._meters.throttled_clients += 1
+            raise TooManyFailures(wait)
+        return who
+
     def _fail(self, who: str, address: str, authorization: bytes | None) -> NoReturn:
         self._meters.failed_clients += 1
         wait = self._throttle.failed(who, address)
@@ -115,19 +183,16 @@ class ClientAuth:
 
 def authorization(headers: Sequence[Header]) -> bytes | None:
     """Return the Authorization header, None where there is none. Raises BadRequest where there are two."""
-    found: bytes | None = None
-    for name, value in headers:
-        if name == b"authorization":
-            if found is not None:
-                raise BadRequest("the Authorization header is given twice")
-            found = value
-    return found
+    seen = Headers.of(headers)
+    if b"authorization" in seen.twice:
+        raise BadRequest("the Authorization header is given twice")
+    return seen.first.get(b"authorization")
 
 
 def presented(authorization: bytes | None, form: Mapping[str, str]) -> Presented:
     """Read the one method that a request uses. Raises BadRequest where it uses two, or one for two clients (CA-3)."""
     secret = form.get("client_secret")
-    assertion = "client_assertion" in form or "client_assertion_type" in form
+    assertion = "client_assertion" in form or ASSERTION_TYPE in form
     if (authorization is not None) + (secret is not None) + assertion > 1:
         raise BadRequest("the client authenticates by more than one method")
     if authorization is not None:
@@ -135,7 +200,7 @@ def presented(authorization: bytes | None, form: Mapping[str, str]) -> Presented
     if secret is not None:
         return _post(form.get("client_id"), secret)
     if assertion:
-        return Presented("", ())
+        return _assertion(form)
     return _none(form.get("client_id"))
 
 
@@ -172,6 +237,16 @@ def _readings(name: str, secret: str) -> tuple[tuple[str, str | None], ...]:
 def _post(client_id: str | None, secret: str) -> Presented:
     """Credentials in the body (RFC 6749 2.3.1)."""
     return Presented(POST, ((client_id or UNKNOWN, secret),))
+
+
+def _assertion(form: Mapping[str, str]) -> Presented:
+    """An assertion in the body (RFC 7521 4.2). The client is the one that `client_id` names, else the assertion."""
+    kind, text = form.get(ASSERTION_TYPE), form.get("client_assertion")
+    if kind is None or text is None:
+        raise BadRequest("client_assertion and client_assertion_type come together")
+    assertion = read(text) if kind == JWT_BEARER else None
+    client_id = form.get("client_id") or (assertion.claims.sub if assertion is not None else UNKNOWN)
+    return Presented(PRIVATE_KEY_JWT, ((client_id, None),), assertion)
 
 
 def _none(client_id: str | None) -> Presented:

@@ -8,6 +8,8 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Any, Final
 
+from api.answers import Header
+from api.heads import Headers
 from api.settings import Network
 
 USER_AGENT_CHARACTERS_MAX: Final = 512
@@ -33,10 +35,19 @@ class Contexts:
 
         The same place gives the same tuple while it is remembered.
         """
-        client = scope["client"]
+        headers = scope["headers"]
+        known = headers.context if type(headers) is Headers else None
+        if known is not None:
+            return known
+        found = self._found(scope["client"], headers)
+        if type(headers) is Headers:
+            headers.context = found
+        return found
+
+    def _found(self, client: Any, headers: Sequence[Header]) -> tuple[str, str]:
         peer = client[0] if client else LOCAL
         agent = forwarded = b""
-        for name, value in scope["headers"]:
+        for name, value in headers:
             if name == b"user-agent":
                 agent = agent or value
             elif name == b"x-forwarded-for":
@@ -50,6 +61,11 @@ class Contexts:
             if len(forwarded) + len(agent) <= _KEPT_BYTES_MAX:
                 self._kept[key] = found
         return found
+
+    def trusts(self, peer: str) -> bool:
+        """Whether this is the address of a trusted proxy."""
+        parsed = _parsed(peer)
+        return parsed is not None and self._trusts(parsed)
 
     def _address(self, peer: str, forwarded: bytes) -> str:
         parsed = _parsed(peer)

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from api.answers import Answer, BadRequest, Header, oauth_error
 from api.dpop_nonces import Nonces
+from api.heads import Headers
 from ledger.answers import Caller
 from ledger.single_use import SingleUse
 from ledger.times import SECOND
@@ -73,13 +74,10 @@ def nonce_header(nonce: str) -> Header:
 
 def proof_of(headers: Sequence[Header]) -> bytes | None:
     """Return the proof that a request carries, None where it has none. Raises InvalidProof where it has two."""
-    found: bytes | None = None
-    for name, value in headers:
-        if name == b"dpop":
-            if found is not None:
-                raise InvalidProof("the DPoP header is given twice")
-            found = value
-    return found
+    seen = Headers.of(headers)
+    if b"dpop" in seen.twice:
+        raise InvalidProof("the DPoP header is given twice")
+    return seen.first.get(b"dpop")
 
 
 class Target(msgspec.Struct, frozen=True):

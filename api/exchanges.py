@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from api.answers import CLOSE, Answer, oauth_error
+from api.answers import CLOSE, Answer, TakesWhole, oauth_error
 from api.connections import Listener, bytes_of, log
 from api.forms import ClientGone, TooLarge
 
@@ -19,7 +19,7 @@ from api.forms import ClientGone, TooLarge
 def _nothing() -> None: ...
 
 
-class Exchange:
+class Exchange(TakesWhole):
     """What is alike for both parsers. Raises TooLarge from `receive` once the body is longer than this server reads."""
 
     scope: Any
@@ -45,7 +45,7 @@ class Exchange:
     async def run_asgi(self, app: Any) -> None:
         """Run the application for this request, and answer in its place where it does not."""
         try:
-            await app(self.scope, self.receive, self.send)
+            await app(self.scope, self.receive, self)
             if not (self.response_complete or self.disconnected):
                 raise RuntimeError("the application returned without a whole answer")
         except (ClientGone, ClientDisconnect):
@@ -133,6 +133,13 @@ class Exchange:
         self.message_event.set()
         self.transport.write(joined)
         self.on_response()
+
+    async def __call__(self, message: Any) -> None:
+        """What the application knows as `send`."""
+        await self.send(message)
+
+    def take(self, answer: Answer) -> bool:
+        return False
 
     def joined(self, start: Any, body: bytes) -> bytes | None:
         """Return head and body as one piece; None where uvicorn's own way is the right one.

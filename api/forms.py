@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from api.answers import BadRequest, Header
+from api.heads import Headers
 from api.logs import without_secrets
 
 Receive = Callable[[], Awaitable[Any]]
@@ -90,7 +91,10 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 
 def parse(headers: Sequence[Header], body: bytes) -> Form:
     """Parse a form by the headers it came with. Raises BadRequest; the description says what would be right."""
-    foreign_charset = _check_media_type(headers, FORM)
+    seen = Headers.of(headers)
+    foreign_charset = seen.foreign_charset
+    if foreign_charset is None:
+        foreign_charset = seen.foreign_charset = _check_media_type(seen, FORM)
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:

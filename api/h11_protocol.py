@@ -108,7 +108,8 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
             raise Malformed(400, NOT_HTTP)
         headers = [(bytes(name), bytes(value)) for name, value in event.headers]
         version = event.http_version.decode("ascii")
-        length, expects_continue, names_origin = check_head(version, headers)
+        framing = check_head(version, headers)
+        length = framing.length
         self.in_chunks = any(name == b"transfer-encoding" for name, _ in headers)
         if length is not None and self.in_chunks:
             raise Malformed(400, NOT_HTTP)
@@ -116,7 +117,7 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
         if method == "CONNECT":
             raise Malformed(501, "this server is no proxy")
         self.cycle = H11Exchange(
-            scope=self.scope_of(method, bytes(event.target), version, headers, names_origin),  # type: ignore[arg-type]
+            scope=self.scope_of(method, bytes(event.target), version, headers, framing.names_origin),  # type: ignore[arg-type]
             conn=self.conn,
             transport=self.transport,
             flow=self.flow,
@@ -128,7 +129,7 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
             on_response=self.on_response_complete,
         )
         self.cycle.listener = self.listener
-        self.cycle.waiting_for_100_continue = expects_continue
+        self.cycle.waiting_for_100_continue = framing.expects_continue
         self.cycle.keep_alive = version == "1.1"
         if length is not None and length > self.listener.body_bytes_max:
             self.body_too_large(self.cycle)

@@ -7,7 +7,8 @@ is doubtful is refused.
 import functools
 import re
 import urllib.parse
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 from api.answers import Header
 
@@ -28,11 +29,46 @@ class Malformed(Exception):
         self.description = description
 
 
-def check_head(version: str, headers: list[Header]) -> tuple[int | None, bool, bool]:
-    """Check what frames a request (RFC 9112 3.2, 6): one Host, one way to tell the length. Raises Malformed.
+class Headers(list[Header]):
+    """The headers of a request as ASGI has them, and what has been found out about them.
 
-    Return the length that was told, whether the client waits for 100 Continue, and whether it names an Origin.
+    A connection keeps them for its next request, whose headers are the same nearly always: each is looked at once then.
+    `first` is each name's first value, `twice` the names given more than once. What is None nobody has asked yet.
     """
+
+    __slots__ = ("context", "first", "foreign_charset", "framing", "twice")
+
+    def __init__(self, headers: Iterable[Header]) -> None:
+        super().__init__(headers)
+        self.first: dict[bytes, bytes] = {}
+        self.twice: set[bytes] = set()
+        for name, value in self:
+            if name in self.first:
+                self.twice.add(name)
+            else:
+                self.first[name] = value
+        self.framing: Framing | None = None
+        self.context: tuple[str, str] | None = None
+        self.foreign_charset: bool | None = None
+
+    @classmethod
+    def of(cls, headers: Iterable[Header]) -> "Headers":
+        """Return them as such; those of another server, or of a test, are plain lists."""
+        return headers if type(headers) is Headers else cls(headers)
+
+
+class Framing(NamedTuple):
+    """What frames a request: the length that was told, whether the client waits for 100 Continue, and, since it is
+    looked at in the same pass, whether it names an Origin."""
+
+    version: str
+    length: int | None
+    expects_continue: bool
+    names_origin: bool
+
+
+def check_head(version: str, headers: list[Header]) -> Framing:
+    """Check what frames a request (RFC 9112 3.2, 6): one Host, one way to tell the length. Raises Malformed."""
     if version not in _VERSIONS:
         raise Malformed(505, "this server speaks HTTP/1.1 and HTTP/1.0")
     length = None
@@ -57,7 +93,7 @@ def check_head(version: str, headers: list[Header]) -> tuple[int | None, bool, b
             raise Malformed(400, "HTTP/1.0 has no transfer codings")
     if hosts != 1 and (hosts > 1 or version == "1.1"):
         raise Malformed(400, "a request has one Host header")
-    return length, expects_continue, names_origin
+    return Framing(version, length, expects_continue, names_origin)
 
 
 def parts_of(method: str, target: bytes) -> tuple[str, bytes, bytes]:

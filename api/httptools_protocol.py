@@ -11,7 +11,7 @@ import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from api.answers import Header
+from api.answers import Answer, Header, TokenResponse
 from api.connections import (
     HEAD_BYTES_MAX,
     NOT_HTTP,
@@ -21,7 +21,7 @@ from api.connections import (
     log,
 )
 from api.exchanges import Exchange
-from api.heads import Malformed, check_head
+from api.heads import Headers, Malformed, check_head
 
 
 class HttptoolsExchange(Exchange, RequestResponseCycle):
@@ -49,6 +49,27 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
             raise RuntimeError("a header holds a line end or a NUL")
         return head + b"\r\n" + body
 
+    def take(self, answer: Answer) -> bool:
+        if (
+            type(answer) is not TokenResponse
+            or not self.keep_alive
+            or self.response_started
+            or self.disconnected
+            or self.waiting_for_100_continue
+            or self.held is not None
+            or self.flow.write_paused
+            or self.listener.draining
+        ):
+            return False
+        self.status = answer.status
+        self.response_started = self.response_complete = True
+        self.message_event.set()
+        self.transport.write(
+            STATUS_LINES[answer.status] + self.listener.date_line + answer.lines + b"\r\n" + answer.body
+        )
+        self.on_response()
+        return True
+
     async def send_as_uvicorn(self, message: Any) -> None:
         await RequestResponseCycle.send(self, message)
 
@@ -64,6 +85,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         self.access_log = False
         self.in_head = False
         self.upgrading = False
+        self.kept_headers: Headers | None = None  # of the newest request; the next one's are the same nearly always
         self.ended = 0  # whole requests so far
         self.feeding_bytes = 0  # of the piece that the parser is reading
         self.set_up(listener)
@@ -139,10 +161,15 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         version = parser.get_http_version()
         if self.wire_bytes + self.feeding_bytes > HEAD_BYTES_MAX:
             self._check_length(headers)  # there may be more than this head among these bytes
-        length, expects_continue, names_origin = check_head(version, headers)
+        kept = self.kept_headers
+        if kept is None or kept != headers or kept.framing is None or kept.framing.version != version:
+            kept = Headers(headers)
+            kept.framing = check_head(version, headers)
+            self.kept_headers = kept
+        _, length, expects_continue, names_origin = kept.framing
         exchange = HttptoolsExchange(
             scope=self.scope_of(  # type: ignore[arg-type]
-                parser.get_method().decode("ascii"), self.url, version, headers, names_origin
+                parser.get_method().decode("ascii"), self.url, version, kept, names_origin
             ),
             transport=self.transport,
             flow=self.flow,

@@ -215,3 +215,14 @@ def test_streams_empty_answers_and_head_go_their_own_way(running: Running) -> No
         head = connection.exchange(request_bytes("HEAD", "/a"))
         assert (200, True, b"") == (head.status, int(head.header("Content-Length") or 0) > 0, head.body)
         assert 200 == connection.exchange(request_bytes("GET", "/b")).status
+
+
+def test_what_is_kept_of_a_head_is_never_another_requests(running: Running) -> None:
+    """Requests of one connection that differ in a header, or in the version alone, are told apart."""
+    first = request_bytes("GET", "/a", headers={"User-Agent": "one"})
+    other = request_bytes("GET", "/a", headers={"User-Agent": "two"})
+    old = first.replace(b"HTTP/1.1", b"HTTP/1.0")
+    with running.connect() as connection:
+        seen = [dict(connection.exchange(data).json()["headers"])["user-agent"] for data in (first, first, other, first)]
+        assert ["one", "one", "two", "one"] == seen
+        assert "close" == connection.exchange(old).header("Connection")

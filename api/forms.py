@@ -7,6 +7,7 @@ and nothing has happened.
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import repeat
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -118,9 +119,26 @@ def parse(headers: Sequence[Header], body: bytes) -> Form:
 
 
 def _collect(text: str, decode: Callable[[str], str] | None) -> Form:
+    """The usual form, in few steps: plain names, each given once with a value, no `resource`."""
+    pairs = text.split("&")
+    fields = {name: value for name, _, value in map(str.partition, pairs, repeat("="))}
+    if len(fields) != len(pairs) or _REPEATABLE in fields or "" in fields or "" in fields.values():
+        return _collect_any(pairs, decode)
+    if decode is not None:
+        names = "".join(fields)
+        if "%" in names or "+" in names:
+            return _collect_any(pairs, decode)
+        for name, value in fields.items():
+            if "%" in value or "+" in value:
+                fields[name] = decode(value)
+    return Form(fields)
+
+
+def _collect_any(pairs: list[str], decode: Callable[[str], str] | None) -> Form:
+    """Every form; of the usual one it says the same."""
     fields: dict[str, str] = {}
     resource: tuple[str, ...] = ()
-    for pair in text.split("&"):
+    for pair in pairs:
         name, _, value = pair.partition("=")
         if decode is not None and ("%" in pair or "+" in pair):
             name, value = decode(name), decode(value)

@@ -25,6 +25,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
 from api.answers import CLOSE, Answer, Header, oauth_error
+from api.certificates import DER
 from api.heads import parts_of
 from api.logs import Log
 
@@ -91,6 +92,7 @@ class Connection(asyncio.Protocol):
     closing: bool  # our last byte is written; what the client still sends is dropped
     half_closed: bool  # the client's last byte is read; it still reads
     wire_bytes: int  # of the request being received
+    extensions: dict[str, Any] | None  # of every scope of this connection, where it has any
 
     def set_up(self, listener: Listener) -> None:
         """Begin the life of a connection: called when it is accepted, before a TLS handshake."""
@@ -101,10 +103,13 @@ class Connection(asyncio.Protocol):
         self.write_deadline = _NEVER
         self.receiving = self.idle = self.closing = self.half_closed = False
         self.wire_bytes = 0
+        self.extensions = None
 
     def connection_made(self, transport: Any) -> None:
         """Take the connection, unless files are running short: the store needs some, and it comes first."""
         super().connection_made(transport)
+        if self.scheme == "https":
+            self.extensions = _peer_certificate(transport)
         if len(self.server_state.connections) > self.listener.connections_max:
             self.listener.counts["too_many"] += 1
             transport.abort()
@@ -209,10 +214,10 @@ class Connection(asyncio.Protocol):
         `local`, whether it came through the socket beside the database; `draining`, whether the server is ending;
         `names_origin`, whether there is an Origin header.
 
-        The peer's certificate (RFC 8705) will stand in `extensions["tls"]`, as ASGI has it. Raises Malformed.
+        Where the peer has shown a certificate (RFC 8705), it stands in `extensions["tls"]`. Raises Malformed.
         """
         path, raw_path, query = parts_of(method, target)
-        return {
+        scope = {
             "type": "http",
             "asgi": _ASGI,
             "http_version": version,
@@ -232,6 +237,9 @@ class Connection(asyncio.Protocol):
                 "names_origin": names_origin,
             },
         }
+        if self.extensions is not None:
+            scope["extensions"] = self.extensions
+        return scope
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -327,6 +335,12 @@ def bytes_of(answer: Answer, date_line: bytes, *, body: bool = True) -> bytes:
     """Return an answer as it goes over the wire, for the places where no parser has a say."""
     lines = b"".join(b"%s: %s\r\n" % header for header in answer.headers)
     return STATUS_LINES[answer.status] + date_line + lines + b"\r\n" + (answer.body if body else b"")
+
+
+def _peer_certificate(transport: asyncio.Transport) -> dict[str, Any] | None:
+    """The certificate that the peer has proved to hold the key of: now, or when this session of TLS began."""
+    der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    return None if der is None else {"tls": {DER: der}}
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:

@@ -44,9 +44,10 @@ log = Log("api.server")
 class Server:
     """One application on its sockets. Lives in one event loop, and nothing here may be called from another thread.
 
-    `app` may be set by `on_startup`, which runs when the port is bound and nothing listens yet. `on_ready` runs when
-    connections are accepted, `on_shutdown` after the last answer, `on_reload` on SIGHUP after the certificate. A local
-    path adds a socket there (mode 0600) whose requests carry `state["local"]`: whoever may open the file is `local`.
+    `app` and `before_handshake` (called as each connection is accepted for TLS) may be set by `on_startup`, which runs
+    when the port is bound and nothing listens yet. `on_ready` runs when connections are accepted, `on_shutdown` after
+    the last answer, `on_reload` on SIGHUP after the certificate. A local path adds a socket there (mode 0600) whose
+    requests carry `state["local"]`: whoever may open the file is `local`.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Server:
             h11_max_incomplete_event_size=HEAD_BYTES_MAX,
         )
         self._state = ServerState()
+        self.before_handshake: Callable[[], None] | None = None
         self._tls: ssl.SSLContext | None = None
         self._listeners: list[Listener] = []
         self._sockets: list[socket.socket] = []
@@ -91,6 +93,11 @@ class Server:
         self._reloading = asyncio.Lock()
         # Deadlines are set earlier by two looks' time: one until the next look, one for a look at thousands at once.
         self._sweep_seconds = min(0.25, settings.request_timeout_seconds / 20)
+
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context that serves, from the start on; None where plain HTTP is served."""
+        return self._tls
 
     @property
     def connections(self) -> int:
@@ -159,7 +166,15 @@ class Server:
 
     def _factory(self, listener: Listener) -> Callable[[], Connection]:
         loop = asyncio.get_running_loop()
-        return lambda: self._protocol(listener, self._config, loop)
+        before_handshake = self.before_handshake
+        if self._tls is None or listener.local or before_handshake is None:
+            return lambda: self._protocol(listener, self._config, loop)
+
+        def accepted() -> Connection:
+            before_handshake()
+            return self._protocol(listener, self._config, loop)
+
+        return accepted
 
     def _tls_options(self, context: ssl.SSLContext | None) -> dict[str, Any]:
         seconds = self.settings.request_timeout_seconds

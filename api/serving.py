@@ -12,12 +12,13 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from api import clients_file, server
-from api.app import create_app
+from api.app import App, create_app
 from api.clients_file import ClientsFile
 from api.local import socket_path
 from api.logs import Log
 from api.server import Server
-from api.settings import Settings
+from api.settings import Settings, SettingsError
+from api.tls import Anchors
 from api.wiring import is_new, open_ledger, sqlite_path
 from ledger.application import Ledger
 from ledger.refusals import LedgerError, Unavailable
@@ -37,6 +38,7 @@ class Serving:
         self._clients: ClientsFile | None = None
         self._opened = AsyncExitStack()
         self._ledger: Ledger | None = None
+        self._app: App | None = None
         self._waiting: asyncio.Task[None] | None = None
         self.failure: str | None = None
 
@@ -62,7 +64,9 @@ class Serving:
             log.info("created", database=str(database), keys_file=str(settings.keys_file))
         if settings.head_file is None:
             log.warning("head_file_off", means="a restored backup will not be recognised by the log's length")
-        server.app = create_app(ledger, settings, server=server)
+        server.app = self._app = create_app(ledger, settings, server=server)
+        if server.tls_context is not None:
+            server.before_handshake = Anchors(server.tls_context, ledger.authority, self._app.certificates).renew
         if ledger.behind is None:
             await self._begin(ledger)
         else:
@@ -107,9 +111,16 @@ class Serving:
         await self._opened.aclose()
 
     async def reload(self, server: Server) -> None:
-        """Read key ring and clients file again. What is wrong is one log line and changes nothing."""
+        """Read TLS_CLIENT_CA, key ring and clients file again. What is wrong is one log line and changes nothing."""
         ledger, settings = self._ledger, server.settings
         assert ledger is not None
+        assert self._app is not None
+        if settings.tls_client_ca is not None:
+            try:
+                self._app.certificates.load_again()
+                log.info("reloaded", what="client authorities")
+            except SettingsError as error:
+                log.error("reload_failed", what="client authorities", why=str(error))
         try:
             ledger.desk.ring = ledger.desk.ring.reload(settings.keys_file)
             log.info("reloaded", what="key ring")

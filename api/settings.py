@@ -23,6 +23,10 @@ _SQLITE: Final = "sqlite:///"
 _POSTGRESQL: Final = "postgresql://"
 _BESIDE_KEYS_FILE: Final = Path("<KEYS_FILE>.head")  # a default that depends on another setting
 _DEFAULT_ISSUER: Final = ""
+_READ_OTHERWISE: Final = (
+    *("authorization", "connection", "content-length", "content-type", "dpop", "expect", "host", "idempotency-key"),
+    *("origin", "transfer-encoding", "user-agent", "x-forwarded-for"),
+)
 
 
 class SettingsError(Exception):
@@ -122,6 +126,13 @@ def _networks(raw: object) -> tuple[Network, ...]:
         raise ValueError("networks or addresses without host bits, separated by commas") from None
 
 
+def _header_name(raw: object) -> str:
+    name = raw if isinstance(raw, str) else ""
+    if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) is None or name.lower() in _READ_OTHERWISE:
+        raise ValueError("the name of a header that means nothing else here, such as Client-Cert")
+    return name
+
+
 # -- the settings -----------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +172,10 @@ class Settings:
         if (self.tls_cert is None) != (self.tls_key is None):
             missing, given = ("TLS_CERT", "TLS_KEY") if self.tls_cert is None else ("TLS_KEY", "TLS_CERT")
             raise SettingsError(f"{missing} is missing: {given} alone serves nothing (one file may hold both)")
+        if self.tls_client_cert_header is not None and not self.trusted_proxies:
+            raise SettingsError("TLS_CLIENT_CERT_HEADER: believed from TRUSTED_PROXIES only, and there are none")
+        if self.tls_client_ca is not None and self.tls_cert is None and self.tls_client_cert_header is None:
+            raise SettingsError("TLS_CLIENT_CA: needs TLS_CERT and TLS_KEY, or TLS_CLIENT_CERT_HEADER behind a proxy")
         if self.head_file is _BESIDE_KEYS_FILE:
             object.__setattr__(self, "head_file", self.keys_file.with_name(self.keys_file.name + ".head"))
         if self.issuer == _DEFAULT_ISSUER:
@@ -199,7 +214,7 @@ _PARSERS: Final[Mapping[str, Callable[[object], object]]] = {
     "tls_client_ca": _path,
     "allow_plain_http": _switch,
     "trusted_proxies": _networks,
-    "tls_client_cert_header": _text,
+    "tls_client_cert_header": _header_name,
     "clock_skew_seconds": _whole(0, 300),
     "request_body_bytes_max": _whole(512, 1_048_576),
     "request_timeout_seconds": _number(0.1, 300),

@@ -1,13 +1,23 @@
 """TLS: a server context from a certificate and its key, and the same context with new ones while it serves.
 
-Client certificates (RFC 8705) join here: `load` is where the context learns whom to ask and whom to believe.
+Client certificates (RFC 8705) are asked for where TLS_CLIENT_CA is set or some client has registered one, and nobody
+must show any. OpenSSL refuses the handshake with one that leads to no trust anchor, so each that is registered is an
+anchor. Being let in makes nobody a client: that is judged at every request (`api/certificates.py`). So anchors are
+only ever added while the context serves, and one too many lets somebody in who is then refused in words.
 """
 
 import ssl
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from api.certificates import Authorities, ClientCertificates
+from api.logs import Log
 from api.settings import Settings, SettingsError
+from ledger.authority import Authority
+from ledger.certificates import registered, thumbprint
+
+log = Log("api.tls")
 
 _MISMATCH: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
 
@@ -20,12 +30,8 @@ def context_of(settings: Settings) -> ssl.SSLContext | None:
     """Return the server's context; None where plain HTTP is allowed and no certificate is set.
 
     Raises SettingsError: no certificate though plain HTTP is not allowed, files that are missing, unreadable or no PEM,
-    a key with a password, a key of another certificate.
+    a key with a password, a key of another certificate; in TLS_CLIENT_CA something else than authorities.
     """
-    if settings.tls_client_ca is not None:
-        raise SettingsError("TLS_CLIENT_CA: this version does not check client certificates yet")
-    if settings.tls_client_cert_header is not None:
-        raise SettingsError("TLS_CLIENT_CERT_HEADER: this version does not check client certificates yet")
     if settings.tls_cert is None or settings.tls_key is None:
         if settings.allow_plain_http:
             return None
@@ -34,7 +40,49 @@ def context_of(settings: Settings) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     _load(context, settings.tls_cert, settings.tls_key)
+    if settings.tls_client_ca is not None:
+        _trust(context, Authorities.load(settings.tls_client_ca).der)
     return context
+
+
+class Anchors:
+    """Keeps the trust anchors of the context that serves up with what is registered. Lives in the event loop."""
+
+    def __init__(self, context: ssl.SSLContext, authority: Authority, certificates: ClientCertificates) -> None:
+        self._context = context
+        self._authority = authority
+        self._certificates = certificates
+        self._authorities = certificates.authorities  # which `context_of` has read
+        self._changes = -1
+        self._known: set[bytes] = set()
+
+    def renew(self) -> None:
+        """Take up what has changed since the last time. To be called before each handshake: mostly there is nothing."""
+        if self._changes != self._authority.client_changes:
+            self._changes = self._authority.client_changes
+            enabled = (client for client in self._authority.clients.values() if client.enabled)
+            self._add(der for client in enabled if client.settings.jwks for der in registered(client.settings.jwks))
+        if self._authorities is not self._certificates.authorities:
+            self._authorities = self._certificates.authorities
+            self._add(self._authorities.der)
+
+    def _add(self, found: Iterable[bytes]) -> None:
+        for der in found:
+            if der not in self._known:
+                self._known.add(der)
+                try:
+                    _trust(self._context, [der])
+                except ssl.SSLError as error:  # OpenSSL reads less than `cryptography`; its client is refused for now
+                    log.warning("certificate_not_trusted", x5t_s256=thumbprint(der), why=error.reason)
+
+
+def _trust(context: ssl.SSLContext, anchors: Iterable[bytes]) -> None:
+    context.load_verify_locations(cadata=b"".join(anchors))
+    context.verify_mode = ssl.CERT_OPTIONAL
+    # Every anchor is one for itself: intermediate authorities, and certificates that are registered though an authority
+    # unknown here has issued them.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.options |= ssl.OP_NO_RENEGOTIATION  # who is at the other end of a connection stays who that is
 
 
 def load_again(context: ssl.SSLContext, settings: Settings) -> None:

@@ -76,6 +76,7 @@ class Authority:
         self._reads = reads
         self._clock_skew_seconds = clock_skew_seconds
         self._control = -1
+        self._client_changes = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -109,6 +110,11 @@ class Authority:
     def clients(self) -> Mapping[str, Client]:
         """Every client that ever was registered, disabled ones too."""
         return MappingProxyType(self._clients)
+
+    @property
+    def client_changes(self) -> int:
+        """A number that differs after any change to any client."""
+        return self._client_changes
 
     @property
     def operators(self) -> Mapping[str, Operator]:
@@ -272,6 +278,7 @@ class Authority:
         self._know_client(client)
 
     def _know_client(self, client: Client) -> None:
+        self._client_changes += 1
         self._origins = None
         if client.enabled:
             self._client_rules[client.client_id] = client.rules()

@@ -1,7 +1,7 @@
 """The route table: the only file that knows all endpoints.
 
 Two applications over one ledger: the one that everybody reaches, and the same with the operator `local` and the
-commands' own endpoints, for the socket beside the database. Not here yet, so 404: the keys of RFC 7517 and
+commands' own endpoints, for the socket beside the database. Not here yet, so 404:
 `/authorizations`.
 """
 
@@ -26,8 +26,9 @@ from api.grants import READERS, SEE_ALL, Grants
 from api.guides import Guides
 from api.health import Health, ServerView, ledger_families
 from api.introspect import IntrospectionEndpoint
+from api.jwks import Jwks
 from api.local_routes import LocalRoutes
-from api.metadata import Metadata, metadata, places
+from api.metadata import JWKS, Metadata, metadata, places
 from api.metrics import LedgerCollector, Meters, registry
 from api.openapi import Described
 from api.operators import ADMIN, ISSUER, SECURITY, ByToken, Local, Operators
@@ -145,10 +146,13 @@ def create_app(
         metadata(
             settings.issuer,
             grant_types=token.grant_types,
+            signs_access_tokens=True,
             auth_methods={method for methods in METHODS.values() for method in methods},
         )
     )
     read_by_pages: dict[str, Asgi] = {place: Open(place, about.document, desk) for place in places(settings.issuer)}
+    # An older log may not know yet which key is distrusted.
+    read_by_pages[JWKS] = OfWholeLog(ledger, Open(JWKS, Jwks(ledger).document, desk))
     by_pages = dict.fromkeys(_POSTED_BY_PAGES, "POST") | dict.fromkeys(read_by_pages, "GET, HEAD")
 
     grants = Grants(ledger, reading)

@@ -6,7 +6,7 @@ JSON like there. An answer of lines is `application/x-ndjson`: progress as it ha
     POST /local/apply                {"clients": [ClientSpec], "operators": [OperatorSpec], "serial"?, "dry_run"?}
                                      -> ApplyReport
     GET  /local/keys                 -> {"keys": [{"id", "state", "created_at"}], "ids_left"}
-    POST /local/keys/rotate          -> the new key; it only verifies
+    POST /local/keys/rotate          {"alg"?} -> the new key; it only verifies
     POST /local/keys/{id}/activate   -> the key
     POST /local/keys/{id}/distrust   -> the key
     POST /local/rebuild              -> lines: {"done", "total"} …, then
@@ -18,16 +18,18 @@ JSON like there. An answer of lines is `application/x-ndjson`: progress as it ha
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from api.answers import Answer, BadRequest, json_answer
 from api.endpoint import Call
 from api.reading import Reading
 from api.rebuilding import Lines, Rebuilding
-from api.shapes import Request, Subject
+from api.shapes import Request, Subject, given
 from ledger.answers import KeyView
 from ledger.application import Ledger
 from ledger.changes import Difference
 from ledger.clients import ClientSpec, OperatorSpec
+from ledger.keyring import Alg
 from ledger.keys import KEY_ID_MAX
 from ledger.refusals import LedgerError, Refusal, Refused
 from projections.grant_views import live_count
@@ -40,6 +42,12 @@ class ApplyBody(Request, frozen=True, kw_only=True):
     operators: list[OperatorSpec]
     serial: int | None = None
     dry_run: bool = False
+
+
+class RotateBody(Request, frozen=True, kw_only=True):
+    """How the new key shall sign JWTs; left out: as the active key does."""
+
+    alg: Alg | UnsetType = UNSET
 
 
 class EraseBody(Request, frozen=True, kw_only=True):
@@ -80,8 +88,9 @@ class LocalRoutes:
 
     async def rotate(self, call: Call) -> Answer:
         """Add a key that only verifies."""
+        body = await call.json_if_any(RotateBody)
         try:
-            return json_answer(200, self._key(await self._ledger.keys_rotate()))
+            return json_answer(200, self._key(await self._ledger.keys_rotate(given(body.alg))))
         except LedgerError as error:
             raise BadRequest(str(error)) from None
 

@@ -25,6 +25,7 @@ TYPES: Final[tuple[type[Struct], ...]] = (
     shapes.IssuedResponse,
     shapes.IntrospectionResponse,
     shapes.ServerMetadata,
+    shapes.PublicKeys,
     shapes.ErrorResponse,
     shapes.IssueBody,
     shapes.SearchBody,

@@ -149,6 +149,16 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         errors=(405,),
     ),
     Operation(
+        name="keys",
+        paths=("/oauth/v2/jwks",),
+        method="get",
+        tag=_CLIENTS,
+        text="Fetch the public keys to check access tokens with that are JWTs (RFC 7517, RFC 9068). To be kept five "
+        "minutes at most; a token whose `kid` is not among them is a reason to fetch them again.",
+        answers={200: ("The keys that sign or will.", shapes.PublicKeys)},
+        errors=(405, 503),
+    ),
+    Operation(
         name="list_grants",
         paths=("/grants",),
         method="get",

@@ -143,6 +143,26 @@ class ServerMetadata(Shape, frozen=True, kw_only=True):
     service_documentation: str
 
 
+class PublicKey(Shape, frozen=True, kw_only=True):
+    """A public key that access tokens are signed with (RFC 7517 4; RFC 7518 6 or RFC 8037 2)."""
+
+    kty: Literal["EC", "OKP", "RSA"]
+    use: Literal["sig"]
+    alg: Literal["ES256", "EdDSA", "RS256"]
+    kid: str
+    crv: Literal["P-256", "Ed25519"] | None = None
+    x: str | None = None
+    y: str | None = None
+    n: str | None = None
+    e: str | None = None
+
+
+class PublicKeys(Shape, frozen=True, kw_only=True):
+    """The keys of every good access token that is a JWT (RFC 7517 5)."""
+
+    keys: list[PublicKey]
+
+
 # ---------------------------------------------------------------- what operators send
 
 

@@ -47,7 +47,7 @@ from ledger.clients import ClientSpec, Operator, OperatorSpec
 from ledger.commits import Commits
 from ledger.events import KeyEvent, LedgerStarted, LedgerStopped, ReuseDetected, Words
 from ledger.head_file import Head, HeadFile
-from ledger.keyring import KeyNotHeld, KeyRing
+from ledger.keyring import Alg, KeyNotHeld, KeyRing
 from ledger.keys import Keys
 from ledger.log_end import LogEnd
 from ledger.presentations import Bursts
@@ -328,10 +328,11 @@ class Ledger:
             for key_id, at in sorted(keys.created_at.items())
         ]
 
-    async def keys_rotate(self) -> int:
-        """Add a key that verifies only; its id. The ring's file is durable before the event."""
+    async def keys_rotate(self, alg: Alg | None = None) -> int:
+        """Add a key that verifies only; its id. It will sign JWTs by `alg`, or as the active key does. The ring's file
+        is durable before the event."""
         self._check_whole()  # a key that no event will name would cost one of 255 ids
-        key_id = self._ring_file.grow()
+        key_id = await self._ring_file.grow(alg)
         await self._decide_keys(_rotation(key_id))
         return key_id
 
@@ -356,7 +357,7 @@ class Ledger:
             behind = self.behind
             if behind is None:
                 return None
-            key_id = self._ring_file.grow()
+            key_id = await self._ring_file.grow()
             report = await self._commits.submit(
                 lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id)
             )

@@ -6,13 +6,14 @@ the transaction, which refuses what would be too long; signed they are once the 
 """
 
 import re
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from ledger.commands import AccessToken
 from ledger.events import Words
 from ledger.keyring import KeyRing
+from ledger.keys import Keys
 from ledger.refusals import Refusal, Refused
 from ledger.times import SECOND
 
@@ -120,6 +121,16 @@ def unsigned(ring: KeyRing, issuer: str, token: AccessToken, holder: Holder) -> 
 def sign(ring: KeyRing, token: Unsigned) -> str:
     """The access token itself. Raises KeyNotHeld."""
     return ring.signing_key(token.key_id).sign(token.payload, TYP)
+
+
+def published(ring: KeyRing, keys: Keys) -> list[dict[str, Any]]:
+    """The public keys that good tokens are or will be signed with, as JWKs (RFC 7517 4), oldest first: of every key
+    that the log knows, whether it signs or only verifies, but of none that is distrusted."""
+    return [
+        ring.signing_key(key_id).public
+        for key_id in sorted(keys.created_at)
+        if key_id not in keys.distrusted and key_id in ring.keys
+    ]
 
 
 def parse(ring: KeyRing, text: str) -> Presented | None:

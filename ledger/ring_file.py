@@ -1,11 +1,13 @@
 """The key ring in use and its file: read again when the log names a key that it lacks, grown when a key is added."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ledger.authority import Authority
+from ledger.keyring import Alg
 from ledger.presenting import Desk
 from ledger.refusals import LedgerError
 
@@ -40,11 +42,25 @@ class RingFile:
         except LedgerError as error:
             log.error("key_ring_not_read", extra={"fields": {"problem": str(error)}})
 
-    def grow(self) -> int:
-        """Add a key, durable in the file on return, and use the ring with it; the new key's id. Raises LedgerError."""
+    async def grow(self, alg: Alg | None = None) -> int:
+        """Add a key, durable in the file on return, and use the ring with it; the new key's id. It signs JWTs by `alg`,
+        or as the active key does. Raises LedgerError."""
+        alg = alg or self._alg_of_active
+        rsa = await asyncio.to_thread(_new_rsa_key) if alg == "RS256" else None
         ring = self._desk.ring.reload(self.path)
         named = max(self._authority.keys.created_at, default=0)
-        grown = ring.with_new_key(self._clock(), above=named)
+        grown = ring.with_new_key(self._clock(), above=named, alg=alg, rsa=rsa)
         grown.save(self.path)  # A crash after this line leaves a key that no event names: it is never used.
         self._desk.ring = grown
         return max(grown.keys)
+
+    @property
+    def _alg_of_active(self) -> Alg:
+        active = self._desk.ring.keys.get(self._authority.keys.active_id)
+        return "ES256" if active is None else active.alg
+
+
+def _new_rsa_key() -> bytes:
+    from ledger.signing import new_rsa_key
+
+    return new_rsa_key()

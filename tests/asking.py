@@ -29,7 +29,7 @@ ELSEWHERE = "203.0.113.9"
 Json = Any
 
 _ERROR_TEXT = re.compile(r"[\x20-\x21\x23-\x5b\x5d-\x7e]*")
-_OPEN = ("/docs", "/openapi.json", "/metrics")
+_OPEN = ("/docs", "/openapi.json", "/metrics", "/oauth/v2/jwks")
 
 
 class Seconds:

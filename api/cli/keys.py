@@ -1,10 +1,13 @@
 """`keys`: which keys make tokens and which only verify them."""
 
+from typing import get_args
+
 import click
 
 from api.cli.options import ask, json_option, reached, settings_option
 from api.cli.output import Failed, Json, say, say_json, say_table
 from api.settings import Settings
+from ledger.keyring import Alg
 
 KEY_ID = click.IntRange(1, 255)
 IDS_LOW = 16
@@ -14,8 +17,9 @@ IDS_LOW = 16
 def keys() -> None:
     """List, rotate, activate or distrust the keys of the ring.
 
-    To change keys: `keys rotate` adds one that only verifies; once every node has the ring file, `keys activate` makes
-    it sign. `keys distrust` is for a key that may have leaked.
+    To change keys: `keys rotate` adds one that only verifies; once every node has the ring file, and whoever checks JWT
+    access tokens has read the new public key (5 minutes), `keys activate` makes it sign. `keys distrust` is for a key
+    that may have leaked.
     """
 
 
@@ -36,12 +40,13 @@ def listed(as_json: bool, settings: Settings) -> None:
 
 
 @keys.command("rotate", short_help="Add a key that only verifies; print its id.")
+@click.option("--alg", type=click.Choice(get_args(Alg)), help="How it will sign JWTs; else as the active key does.")
 @json_option
 @settings_option
-def rotate(as_json: bool, settings: Settings) -> None:
+def rotate(alg: str | None, as_json: bool, settings: Settings) -> None:
     """Add a key that only verifies; its id stands alone on the last line."""
     with reached(settings) as local:
-        key = ask(local, "POST", "/local/keys/rotate", {})
+        key = ask(local, "POST", "/local/keys/rotate", {} if alg is None else {"alg": alg})
     if as_json:
         say_json(key)
         return

@@ -1,8 +1,7 @@
 """The route table: the only file that knows all endpoints.
 
 Two applications over one ledger: the one that everybody reaches, and the same with the operator `local` and the
-commands' own endpoints, for the socket beside the database. Not here yet, so 404:
-`/authorizations`.
+commands' own endpoints, for the socket beside the database.
 """
 
 import time
@@ -14,6 +13,7 @@ from starlette.routing import BaseRoute, Route, Router
 
 from api import errors
 from api.answers import oauth_error
+from api.authorizations import Authorizations
 from api.client_auth import METHODS, ClientAuth
 from api.context import Contexts
 from api.cors import CrossOrigin
@@ -155,6 +155,7 @@ def create_app(
     read_by_pages[JWKS] = OfWholeLog(ledger, Open(JWKS, Jwks(ledger).document, desk))
     by_pages = dict.fromkeys(_POSTED_BY_PAGES, "POST") | dict.fromkeys(read_by_pages, "GET, HEAD")
 
+    authorizations = Authorizations(ledger, settings.issuer)
     grants = Grants(ledger, reading)
     ends = Ends(ledger)
     reuse = Reuse(ledger, reading)
@@ -178,6 +179,7 @@ def create_app(
             return Route(path, OfWholeLog(ledger, Operated(path.replace(":path", ""), handlers, operators, desk)))
 
         return [
+            at("/authorizations", POST=((ISSUER,), authorizations.authorize)),
             at("/grants", GET=(READERS, grants.list), POST=((ISSUER,), grants.issue)),
             at("/grants/search", POST=(READERS, grants.search)),
             at("/grants/{grant_id}", GET=(READERS, grants.one)),

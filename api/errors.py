@@ -33,6 +33,7 @@ TABLE: Final[dict[Refusal, tuple[int, str]]] = {
     Refusal.INVALID_SCOPE: (400, "invalid_scope"),
     Refusal.INVALID_TARGET: (400, "invalid_target"),
     Refusal.INVALID_REQUEST: (400, "invalid_request"),
+    Refusal.UNAUTHORIZED_CLIENT: (400, "unauthorized_client"),
     Refusal.TOO_FAST: (429, "temporarily_unavailable"),
     Refusal.ALREADY_USED: (400, "invalid_client"),
     Refusal.NOT_FOUND: (404, "not_found"),

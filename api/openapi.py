@@ -23,11 +23,13 @@ Json = Any
 TYPES: Final[tuple[type[Struct], ...]] = (
     shapes.TokenResponse,
     shapes.IssuedResponse,
+    shapes.AuthorizationResponse,
     shapes.IntrospectionResponse,
     shapes.ServerMetadata,
     shapes.PublicKeys,
     shapes.ErrorResponse,
     shapes.IssueBody,
+    shapes.AuthorizationBody,
     shapes.SearchBody,
     shapes.ActBody,
     shapes.ReinstateBody,

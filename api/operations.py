@@ -84,9 +84,15 @@ FORMS: Final[dict[str, Json]] = {
     "token": _form(
         ["grant_type", "refresh_token"],
         {
-            "grant_type": {"type": "string", "enum": ["refresh_token"]},
-            "refresh_token": _TEXT,
-            "scope": {"type": "string", "description": "What the access token shall be good for; left out: as before."},
+            "grant_type": {"type": "string", "enum": ["refresh_token", "authorization_code"]},
+            "refresh_token": {"type": "string", "description": "With refresh_token."},
+            "scope": {
+                "type": "string",
+                "description": "With refresh_token: what the access token shall be good for; left out: as before.",
+            },
+            "code": {"type": "string", "description": "With authorization_code."},
+            "code_verifier": {"type": "string", "description": "With authorization_code (RFC 7636 4.5)."},
+            "redirect_uri": {"type": "string", "description": "With authorization_code: that of the authorization."},
             "resource": {"type": "array", "items": {"type": "string", "format": "uri"}, "description": "RFC 8707."},
         },
     ),
@@ -110,7 +116,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         method="post",
         tag=_CLIENTS,
         text="Exchange a refresh token for an access token and the next refresh token (RFC 6749 6). Send the same "
-        "request again where the answer was lost: it gets the same successor.",
+        "request again where the answer was lost: it gets the same successor. Or exchange an authorization code for a "
+        "grant's first tokens, once (RFC 6749 4.1.3): a second exchange ends the grant.",
         caller="client",
         form="token",
         answers={200: ("The tokens.", shapes.TokenResponse)},
@@ -182,6 +189,19 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         body=shapes.IssueBody,
         answers={201: ("The first tokens, and the grant's id.", shapes.IssuedResponse)},
         errors=(*ACT_ERRORS, 409, 422),
+    ),
+    Operation(
+        name="authorize",
+        paths=("/authorizations",),
+        method="post",
+        tag=_GRANTS,
+        text="Turn what a sign-in page decided into an authorization code. Send the person to redirect_to; the client "
+        "exchanges the code at the token endpoint, with its verifier (RFC 7636).",
+        caller="operator",
+        roles=(ISSUER,),
+        body=shapes.AuthorizationBody,
+        answers={201: ("The code, and the address that carries it to the client.", shapes.AuthorizationResponse)},
+        errors=ACT_ERRORS,
     ),
     Operation(
         name="search_grants",

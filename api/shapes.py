@@ -26,6 +26,9 @@ Private = Annotated[str, Meta(min_length=1, max_length=255)]
 Claim = Annotated[str, Meta(min_length=1, max_length=255)]
 Thumbprint = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="SHA-256, base64url without padding.")]
 Names = Annotated[list[str], Meta(min_length=1)]
+STATE_CHARACTERS_MAX = 2048
+"""More than any client needs; the address that carries it must fit into a request's head."""
+
 Generation = Annotated[int, Meta(ge=0, description="Of the refresh token inside its grant: 0, 1, 2 …")]
 
 
@@ -70,6 +73,15 @@ class IssuedResponse(TokenResponse, frozen=True, kw_only=True):
 
     expires_in: Annotated[int, Meta(ge=0, description="Seconds, rounded down; 0 of one that has expired since.")]
     grant_id: GrantId
+
+
+class AuthorizationResponse(Shape, frozen=True, kw_only=True):
+    """An authorization code (RFC 6749 4.1.2), and where to send the person: the redirect address with `code`, `state`
+    and `iss` (RFC 9207)."""
+
+    code: str
+    expires_in: Annotated[int, Meta(ge=1, le=60, description="Seconds.")]
+    redirect_to: str
 
 
 class IntrospectionResponse(Shape, frozen=True, kw_only=True):
@@ -178,6 +190,25 @@ class IssueBody(Request, frozen=True, kw_only=True):
     device: Private | Unset = UNSET
     session: Private | Unset = UNSET
     cnf: Confirmation | Unset = UNSET
+    auth_time: Annotated[int, Meta(ge=0, le=253_402_300_799)] | Unset = UNSET
+    acr: Claim | Unset = UNSET
+    amr: Annotated[list[Claim], Meta(min_length=1, max_length=32)] | Unset = UNSET
+
+
+class AuthorizationBody(Request, frozen=True, kw_only=True):
+    """What a sign-in page decided: this person lets this client act for them, within this scope. What belongs to the
+    client's own request (RFC 6749 4.1.1, RFC 7636 4.3, RFC 9449 10) is passed on as it came."""
+
+    client_id: str
+    subject: Subject
+    scope: Scope
+    redirect_uri: Annotated[str, Meta(description="Exactly as registered; of a loopback address any port.")]
+    code_challenge: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="RFC 7636 4.2.")]
+    code_challenge_method: Literal["S256"]
+    state: Annotated[str, Meta(min_length=1, max_length=STATE_CHARACTERS_MAX)] | Unset = UNSET
+    resource: Annotated[list[str], Meta(min_length=1, max_length=64)] | str | Unset = UNSET
+    dpop_jkt: Thumbprint | Unset = UNSET
+    session: Private | Unset = UNSET
     auth_time: Annotated[int, Meta(ge=0, le=253_402_300_799)] | Unset = UNSET
     acr: Claim | Unset = UNSET
     amr: Annotated[list[Claim], Meta(min_length=1, max_length=32)] | Unset = UNSET

@@ -1,4 +1,4 @@
-"""The token endpoint (RFC 6749 3.2): a refresh token buys an access token.
+"""The token endpoint (RFC 6749 3.2): a refresh token buys an access token, a code the first ones.
 
 The hot path. Served as a raw ASGI application; whatever can be made once is made once, and nothing of a request refers
 back to itself, so that memory is freed without the collector.
@@ -13,11 +13,12 @@ from api.answers import Answer, BadRequest, method_not_allowed, token_answer
 from api.client_auth import ClientAuth, authorization
 from api.dpop import InvalidProof, Proofs, Target, nonce_header, proof_of
 from api.endpoint import FrontDesk, Receive, Send
-from ledger.answers import Caller, Source
+from ledger.answers import Caller, Source, TokenAnswer
 from ledger.application import Ledger
 from ledger.clients import Client
 
 GRANT_TYPE = "refresh_token"
+CODE = "authorization_code"
 
 
 class UnauthorizedClient(BadRequest):
@@ -45,7 +46,10 @@ class TokenEndpoint:
         self._desk = desk
         self._proofs = proofs
         self._target = target
-        self._grant_types: dict[str, GrantType] = {GRANT_TYPE: GrantType(self._is_refresh_token, self._refresh)}
+        self._grant_types: dict[str, GrantType] = {
+            GRANT_TYPE: GrantType(self._is_refresh_token, self._refresh),
+            CODE: GrantType(self._is_code, self._exchange),
+        }
         self._not_allowed = method_not_allowed("POST")
 
     @property
@@ -118,14 +122,37 @@ class TokenEndpoint:
         # Split, not parsed: a scope is judged after the token, so that a malformed one excuses no reuse (RFC 6749 5.2).
         # What is no word of a scope was never granted, so it is refused then like any other excess.
         words = None if scope is None else tuple(scope.split(" "))
-        found = await self._ledger.refresh(caller, source, token, words, form.resource or None)
-        return token_answer(
-            access_token=found.access_token,
-            refresh_token=found.refresh_token,
-            scope=found.scope,
-            token_type=found.token_type,
-            expires_in=found.expires_in,
-            refresh_token_timeout=found.refresh_token_timeout,
-            authorization_expires_in=found.authorization_expires_in,
-            position=found.position if caller.authenticated else None,
+        return _told(caller, await self._ledger.refresh(caller, source, token, words, form.resource or None))
+
+    def _is_code(self, form: forms.Form) -> bool:
+        code = form.fields.get("code")
+        return code is not None and self._ledger.is_code(code)
+
+    async def _exchange(self, caller: Caller, source: Source, form: forms.Form) -> Answer:
+        """Exchange a code (RFC 6749 4.1.3). A verifier or address that is missing is judged as a wrong one: by then the
+        client and its code are known."""
+        code = form.fields.get("code")
+        if code is None:
+            raise BadRequest("code is missing")
+        found = await self._ledger.exchange(
+            caller,
+            source,
+            code,
+            verifier=form.fields.get("code_verifier"),
+            redirect_uri=form.fields.get("redirect_uri"),
+            resource=form.resource or None,
         )
+        return _told(caller, found)
+
+
+def _told(caller: Caller, found: TokenAnswer) -> Answer:
+    return token_answer(
+        access_token=found.access_token,
+        refresh_token=found.refresh_token,
+        scope=found.scope,
+        token_type=found.token_type,
+        expires_in=found.expires_in,
+        refresh_token_timeout=found.refresh_token_timeout,
+        authorization_expires_in=found.authorization_expires_in,
+        position=found.position if caller.authenticated else None,
+    )

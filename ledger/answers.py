@@ -73,6 +73,32 @@ class IssueRequest(msgspec.Struct, frozen=True, kw_only=True):
     amr: Words | None = None
 
 
+class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sign-in page decided: `subject` lets `client_id` act for them. `challenge` is an S256 one (RFC 7636)."""
+
+    client_id: str
+    subject: str
+    scope: Words
+    redirect_uri: str
+    challenge: str
+    resource: Words | None = None
+    dpop_jkt: str | None = None
+    session: str | None = None
+    auth_time: int | None = None
+    acr: str | None = None
+    amr: Words | None = None
+
+
+class AuthorizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An authorization code, and for how many seconds it may be exchanged."""
+
+    code: str
+    expires_in: int
+
+    def __repr__(self) -> str:
+        return f"AuthorizationAnswer(expires_in={self.expires_in})"
+
+
 class Introspection(msgspec.Struct, frozen=True, kw_only=True):
     """An active token (RFC 7662 2.2). Times in microseconds; `subject` is None where the person was erased."""
 

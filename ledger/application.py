@@ -15,6 +15,9 @@ import msgspec
 
 from ledger import (
     access_tokens,
+    authorizing,
+    codes,
+    exchanging,
     explaining,
     introspecting,
     issuing,
@@ -29,6 +32,8 @@ from ledger import (
 from ledger.acts import Act
 from ledger.afterwards import Afterwards
 from ledger.answers import (
+    AuthorizationAnswer,
+    AuthorizationRequest,
     Caller,
     EpochAnswer,
     Explanation,
@@ -169,6 +174,13 @@ class Ledger:
         except Refused:
             return False
 
+    def is_code(self, text: str) -> bool:
+        """Whether a text is an authorization code of ours by its shape and tag, as `is_refresh_token`."""
+        try:
+            return self._read(codes.parse, text) is not None
+        except Refused:
+            return False
+
     async def refresh(
         self, caller: Caller, source: Source, token: str, scope: Words | None, resource: Words | None
     ) -> TokenAnswer:
@@ -205,6 +217,42 @@ class Ledger:
             "event_id": event.event_id,
         }
         log.warning("reuse_detected", extra={"fields": fields})
+
+    async def exchange(
+        self,
+        caller: Caller,
+        source: Source,
+        code: str,
+        *,
+        verifier: str | None,
+        redirect_uri: str | None,
+        resource: Words | None,
+    ) -> TokenAnswer:
+        """Exchange an authorization code for a grant's first tokens, once (RFC 6749 4.1.3). Durable when it returns.
+
+        A second exchange ends the grant. Raises Refused as `refresh` does.
+        """
+        try:
+            presented = self._read(codes.parse, code)
+            if presented is None:
+                raise Refused(Refusal.UNKNOWN_TOKEN)
+        except Refused:
+            await self._spend(caller)
+            raise
+        challenge = exchanging.challenge_of(verifier)
+        try:
+            answer = await self._decided(
+                lambda batch: exchanging.exchange(
+                    batch, self.desk, caller, source, presented, challenge, redirect_uri, resource
+                ),
+                caller.single_use,
+            )
+            return self._signed(answer)
+        except Refused as refusal:
+            if refusal.refusal is Refusal.REUSE_DETECTED and not refusal.counts:
+                fields = {"grant": presented.grant_id, "client": caller.client_id, "event_id": refusal.event_id}
+                log.warning("code_reused", extra={"fields": fields})
+            raise
 
     async def revoke_token(self, caller: Caller, source: Source, token: str) -> None:
         """Give a refresh or access token back (RFC 7009). Unknown ones are no error; another client's is refused, and
@@ -247,11 +295,15 @@ class Ledger:
         self, operator: Operator, request: IssueRequest, idempotency_key: str | None, body: bytes
     ) -> TokenAnswer:
         """A new grant, or the one that this Idempotency-Key made before. `body` is the request's canonical JSON."""
-        if not is_subject(request.subject):
-            raise Refused(Refusal.INVALID_REQUEST, detail="subject: 1 to 255 characters without control characters")
+        _check_subject(request.subject)
         return self._signed(
             await self._decided(lambda batch: issuing.issue(batch, self.desk, operator, request, idempotency_key, body))
         )
+
+    async def authorize(self, operator: Operator, request: AuthorizationRequest) -> AuthorizationAnswer:
+        """Put a person's consent on record; the code that the client exchanges (RFC 6749 4.1.2). Durable on return."""
+        _check_subject(request.subject)
+        return await self._decided(lambda batch: authorizing.authorize(batch, self.desk, operator, request))
 
     async def act_on_grant(
         self, operator: Operator, grant_id: str, act: GrantAct, reason: str | None, trust: str | None = None
@@ -276,16 +328,20 @@ class Ledger:
         return await self._decided(lambda batch: operating.revoke_client(batch, operator, client_id, reason, before))
 
     async def explain(self, token: str) -> Explanation:
-        """What a token is and, if it is not good, when, why and by whom it ended. White space around it is ignored."""
+        """What a token or code is and, if it is not good, when, why and by whom it ended. White space around it is
+        ignored."""
         token = token.strip()
         try:
             presented, access = self._parsed(token), self._parsed_access(token)
+            code = self._read(codes.parse, token)
         except Refused:
             return explaining.UNKNOWN
         if presented is not None:
             return await self._decided(lambda batch: explaining.explain(batch, self.desk, presented))
         if access is not None:
             return await self._decided(lambda batch: explaining.explain_access(batch, self.desk, access))
+        if code is not None:
+            return await self._decided(lambda batch: explaining.explain_code(batch, self.desk, code))
         return explaining.UNKNOWN
 
     async def record_read(self, operator: Operator, question: str, grant_id: str | None = None) -> None:
@@ -491,6 +547,11 @@ class Ledger:
     async def _write_what_is_left(self) -> None:
         self.afterwards.record_foreign()
         await self.afterwards.flush_presentations(self.memory.clock(), at_stop=True)
+
+
+def _check_subject(subject: str) -> None:
+    if not is_subject(subject):
+        raise Refused(Refusal.INVALID_REQUEST, detail="subject: 1 to 255 characters without control characters")
 
 
 def _rotation(key_id: int) -> Callable[[Keys, Act], KeyEvent]:

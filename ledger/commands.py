@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from ledger.events import GrantEvent, Words
+from ledger.events import GrantAuthorized, GrantEvent, Words
 from ledger.policy import Policy
 from ledger.refusals import Refusal
 
@@ -30,7 +30,8 @@ class ClientRules(msgspec.Struct, frozen=True, kw_only=True):
     """A client as it rules at this moment. `v` is the version of its last event that changed its settings; `scope`
     the most it may be granted, `resource` what it may ask for (the first is the default audience; () is the issuer).
     `authenticates` is False for `none`. A sender-bound client must show a key with every request: of a DPoP proof where
-    `dpop_bound` (RFC 9449 5), of a certificate where `certificate_bound` (RFC 8705 3)."""
+    `dpop_bound` (RFC 9449 5), of a certificate where `certificate_bound` (RFC 8705 3). `grant_types` and
+    `redirect_uris` are those of RFC 7591 2."""
 
     client_id: str
     v: int
@@ -40,6 +41,8 @@ class ClientRules(msgspec.Struct, frozen=True, kw_only=True):
     authenticates: bool
     dpop_bound: bool = False
     certificate_bound: bool = False
+    grant_types: Words = ("refresh_token",)
+    redirect_uris: Words = ()
 
     def lacks_key(self, jkt: str | None, x5t_s256: str | None) -> bool:
         """Whether the client must show a key that is not among these."""
@@ -111,6 +114,46 @@ class IssueGrant(Command, frozen=True, kw_only=True):
     auth_time: int | None = None
     acr: str | None = None
     amr: Words | None = None
+
+
+class AuthorizeGrant(Command, frozen=True, kw_only=True):
+    """A person has signed in and agreed: a grant of the code flow shall begin (RFC 6749 4.1.2).
+
+    `challenge` is the S256 one of RFC 7636 4.2. `issued_at_least` is that of `IssueGrant`.
+    """
+
+    grant_id: str
+    client_id: str
+    subject_id: str
+    scope: Words
+    resource: Words | None
+    redirect_uri: str
+    challenge: str
+    nonce_sha256: str
+    issued_by: str
+    issued_at_least: int
+    dpop_jkt: str | None = None
+    session: str | None = None
+    auth_time: int | None = None
+    acr: str | None = None
+    amr: Words | None = None
+
+
+class ExchangeCode(Command, frozen=True, kw_only=True):
+    """A code of this grant, genuine in tag and secret, is presented for the first tokens (RFC 6749 4.1.3).
+
+    `authorized` is the grant's first event; `key_id` the code's. `challenge` is what the verifier that came with it
+    comes to under S256, `redirect_uri` and `resource` what was sent; None when left out. `reuse_reason` is the
+    commitment to say why, should the grant be ended because the code was used before.
+    """
+
+    presenter: Presenter
+    authorized: GrantAuthorized
+    key_id: int
+    challenge: str | None
+    redirect_uri: str | None
+    resource: Words | None
+    reuse_reason: str | None = None
 
 
 class RedeemToken(Command, frozen=True, kw_only=True):
@@ -191,6 +234,8 @@ class CountPresentations(Command, frozen=True, kw_only=True):
 
 GrantCommand: TypeAlias = (
     IssueGrant
+    | AuthorizeGrant
+    | ExchangeCode
     | RedeemToken
     | RevokeByClient
     | RevokeAccessToken

@@ -1,10 +1,11 @@
 """What a token is, in plain words, for whoever has to answer the phone. Changes nothing and records nothing."""
 
-from ledger import times, tokens
+from ledger import codes, times, tokens
 from ledger.answers import Explanation
 from ledger.batch import Batch, Loaded
 from ledger.commands import Rules
-from ledger.events import AnyEvent, GrantEvent
+from ledger.events import AnyEvent, GrantAuthorized, GrantEvent, GrantIssued
+from ledger.exchanging import genuine_code
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.history import first_redemption
@@ -31,10 +32,50 @@ def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanatio
     now = max(batch.now, grant.at)
     standing = grant.judge(now, rules.epoch_end)
     if standing.status != "active":
-        return _over(batch, grant, standing, presented.generation, _counted(desk, grant, now, rules))
+        what = f"A refresh token (generation {presented.generation})"
+        return _over(batch, grant, standing, what, presented.generation, _counted(desk, grant, now, rules))
     if rules.client is None:
-        return _blocked(grant, presented.generation, _counted(desk, grant, now, rules))
+        what = f"A refresh token (generation {presented.generation})"
+        return _blocked(grant, what, presented.generation, _counted(desk, grant, now, rules))
     return _alive(batch, loaded, grant, rules, presented, now, _counted(desk, grant, now, rules))
+
+
+def explain_code(batch: Batch, desk: Desk, presented: codes.Presented) -> Explanation:
+    """What an authorization code would meet if its client exchanged it now, with the right verifier."""
+    found = batch.grant(presented.grant_id)
+    if found is None or not genuine_code(desk, found[0], presented):
+        return UNKNOWN
+    loaded, grant = found
+    authorized = batch.event_at(loaded.name, 1)
+    if not isinstance(authorized, GrantAuthorized) or authorized.key_id != presented.key_id:
+        return UNKNOWN
+    rules = desk.authority.rules(grant)
+    now = max(batch.now, grant.at)
+    standing = grant.judge(now, rules.epoch_end)
+    if standing.status != "active":
+        return _over(batch, grant, standing, "An authorization code", None, _counted(desk, grant, now, rules))
+    if rules.client is None:
+        return _blocked(grant, "An authorization code", None, _counted(desk, grant, now, rules))
+    common = {"grant_id": grant.grant_id, "current_generation": grant.generation}
+    if presented.key_id in rules.distrusted:
+        text = f"An authorization code whose key {presented.key_id} is distrusted: it is refused, and no harm is done."
+        reason, event_id = Refusal.KEY_DISTRUSTED.value, rules.distrusted[presented.key_id]
+        return Explanation(verdict="retired", text=text, reason=reason, event_id=event_id, **common)  # type: ignore[arg-type]
+    if grant.issued:
+        issued = batch.event_at(loaded.name, _issued_v(batch, loaded))
+        text = f"An authorization code that was exchanged at {issued.at}: to present it again ends its grant."
+        return Explanation(verdict="retired", text=text, at=issued.at, event_id=issued.event_id, **common)  # type: ignore[arg-type]
+    text = f"An authorization code that was not exchanged yet, good until {authorized.code_expires_at}."
+    event_id = authorized.event_id
+    return Explanation(verdict="current", text=text, at=authorized.at, event_id=event_id, **common)  # type: ignore[arg-type]
+
+
+def _issued_v(batch: Batch, loaded: Loaded) -> int:
+    """The version of the issuance: few events, and not of many kinds, can come between a sign-in and its exchange."""
+    v = 2
+    while not isinstance(batch.event_at(loaded.name, v), GrantIssued):
+        v += 1
+    return v
 
 
 def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Explanation:
@@ -82,9 +123,11 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
     )
 
 
-def _over(batch: Batch, grant: Grant, standing: Standing, generation: int, counted: int | None) -> Explanation:
+def _over(
+    batch: Batch, grant: Grant, standing: Standing, what: str, generation: int | None, counted: int | None
+) -> Explanation:
     by = _requested_by(batch, standing.event_id)
-    text = f"A refresh token (generation {generation}) of a grant that is {standing.status} since {_since(standing)}"
+    text = f"{what} of a grant that is {standing.status} since {_since(standing)}"
     text += f", {_spoken(standing.refusal)}" if standing.refusal else ""
     text += f", by {by}." if by else "."
     return Explanation(
@@ -101,11 +144,11 @@ def _over(batch: Batch, grant: Grant, standing: Standing, generation: int, count
     )
 
 
-def _blocked(grant: Grant, generation: int, counted: int | None) -> Explanation:
+def _blocked(grant: Grant, what: str, generation: int | None, counted: int | None) -> Explanation:
     return Explanation(
         verdict="suspended",
-        text=f"A refresh token (generation {generation}) of a grant that lives, and whose client is disabled: it is"
-        " answered as an unknown one until the client returns.",
+        text=f"{what} of a grant that lives, and whose client is disabled: it is answered as an unknown one until the"
+        " client returns.",
         grant_id=grant.grant_id,
         generation=generation,
         current_generation=grant.generation,

@@ -2,17 +2,21 @@
 
 `decide` takes a command and what stands outside the grant, and says which events come of it or raises `Refused`; it
 changes nothing. `evolve` (`grant_state`) follows events and never refuses. What comes of an issuance stands in
-`issuance`, of a presented refresh token in `redeem` and `retired`, the acts of clients and operators here.
+`issuance`, of a sign-in and its code in `authorization`, of a presented refresh token in `redeem` and `retired`, the
+acts of clients and operators here.
 """
 
 from typing import assert_never
 
 from ledger import times
+from ledger.authorization import authorize, exchange
 from ledger.commands import (
+    AuthorizeGrant,
     Command,
     CountPresentations,
     Decision,
     EpochEnd,
+    ExchangeCode,
     GrantCommand,
     IssueGrant,
     RecordForeignClient,
@@ -58,6 +62,10 @@ class Grant(GrantState, array_like=True):
                 return redeem(self, command, rules)
             case IssueGrant():
                 return issue(self, command, rules)
+            case AuthorizeGrant():
+                return authorize(self, command, rules)
+            case ExchangeCode():
+                return exchange(self, command, rules)
             case RevokeByClient():
                 return self._revoke_by_client(command, rules)
             case RevokeAccessToken():

@@ -123,6 +123,11 @@ class GrantState(msgspec.Struct, array_like=True):
         return self.stream.removeprefix("grant:")
 
     @property
+    def issued(self) -> bool:
+        """Whether tokens were given out; before, a grant of the code flow is only authorized."""
+        return bool(self.key_spans)
+
+    @property
     def key_id(self) -> int:
         """The key that made the current refresh token."""
         return self.key_spans[-1][1]
@@ -253,17 +258,22 @@ class GrantState(msgspec.Struct, array_like=True):
         self.client_id, self.subject_id = event.client_id, event.subject_id
         self.client_epoch, self.subject_epoch = event.client_epoch, event.subject_epoch
         self.issued_by, self.issued_at = event.issued_by, at
+        self.granted = self.carried = event.scope
+        self.resource = event.resource
+        # Until the code is exchanged the grant lives as long as the code does, and nothing has to end it.
+        self.idle_expires_at = self.absolute_expires_at = micros(event.code_expires_at)
 
     def _issued(self, event: GrantIssued, at: int) -> None:
         self.stream = event.stream
         self.client_id, self.subject_id = event.client_id, event.subject_id
         self.client_epoch, self.subject_epoch = event.client_epoch, event.subject_epoch
         self.issued_by = event.issued_by
-        self.issued_at = self.issued_at or at  # the first event's, where the person's consent came before
         self.auth_time, self.acr, self.amr = event.auth_time, event.acr, event.amr
         self.bound_jkt, self.bound_x5t_s256 = event.bound_jkt, event.bound_x5t_s256
-        self.granted = self.carried = event.scope
-        self.resource = event.resource
+        if event.v == 1:  # else the person agreed before, and what they agreed to stands
+            self.issued_at = at
+            self.granted = self.carried = event.scope
+            self.resource = event.resource
         self.idle_seconds = event.idle_seconds
         self.idle_expires_at = _moment(event.idle_expires_at)
         self.absolute_expires_at = _moment(event.absolute_expires_at)

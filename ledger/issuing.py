@@ -66,24 +66,29 @@ def issue(
     loaded = batch.create("grant:" + grant_id, grant)
     loaded.private = private
     positions = batch.append(loaded, decision.events)
-    batch.private(
-        loaded,
-        "INSERT INTO private_grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        loaded.id,
-        request.client_id,
-        subject_id,
-        private.nonce,
-        private.salt,
-        private.device,
-        private.session,
-        mac,
-        request_mac,
-    )
+    keep_private(batch, loaded, request.client_id, private)
     if known_id is None:
         keep_subject(batch, desk.ring, request.subject, subject_id)
     if mac is not None:
         batch.idempotency[mac] = grant_id
     return answer(batch, desk.ring, loaded, grant, decision.outcome, positions, jwt)
+
+
+def keep_private(batch: Batch, loaded: Loaded, client_id: str, private: PrivateGrant) -> None:
+    """Write the private row of a new grant, together with its first event."""
+    batch.private(
+        loaded,
+        "INSERT INTO private_grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        loaded.id,
+        client_id,
+        private.subject_id,
+        private.nonce,
+        private.salt,
+        private.device,
+        private.session,
+        private.idempotency_mac,
+        private.body_mac,
+    )
 
 
 def _command(

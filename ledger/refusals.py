@@ -30,6 +30,7 @@ class Refusal(Enum):
     INVALID_SCOPE = "invalid_scope"
     INVALID_TARGET = "invalid_target"
     INVALID_REQUEST = "invalid_request"
+    UNAUTHORIZED_CLIENT = "unauthorized_client"
     TOO_FAST = "too_fast"
     ALREADY_USED = "already_used"
     # of an operator's act

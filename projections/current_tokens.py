@@ -1,8 +1,9 @@
 """Is this refresh token current, and what scope does its grant carry? One row a grant, written with its events.
 
 A row says what the grant's own events say; whether the grant lives is judged when asked (`grant_views.py`), because
-frozen expiries and epochs end grants without an event of theirs. The rowid is the position of the issuance, so every
-list is in log order and its indexes are two short columns that no refresh touches: a refresh rewrites one row in place.
+frozen expiries and epochs end grants without an event of theirs. A grant of the code flow has its row from the sign-in
+on, without a generation until its code is exchanged. The rowid is the position of the first event, so every list is in
+log order and its indexes are two short columns that no refresh touches: a refresh rewrites one row in place.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -39,29 +40,30 @@ from ledger.recorders.rows import Reads, StoredEvent
 
 TABLE: Final = "current_tokens_v1"
 
-_ISSUED: Final = (
+_BEGUN: Final = (
     "position", "client_id", "subject_id", "issued_by", "client_epoch", "subject_epoch", "granted_scope", "issued_at",
-    "absolute_expires_at",
 )  # fmt: skip
+_ABSOLUTE: Final = ("absolute_expires_at",)
 _REDEEMED: Final = ("generation", "last_redeemed_at", "idle_expires_at")
 _SCOPE: Final = ("scope",)
 _WITHHELD: Final = ("withheld",)
 _STATE: Final = ("state", "state_position")
 
 WRITES: Final = (
-    Write("insert", TABLE, "grant_id", (*_ISSUED, *_REDEEMED, *_SCOPE, *_WITHHELD, *_STATE)),
+    Write("insert", TABLE, "grant_id", (*_BEGUN, *_ABSOLUTE, *_REDEEMED, *_SCOPE, *_WITHHELD, *_STATE)),
     Write("update", TABLE, "grant_id", _REDEEMED),
     Write("update", TABLE, "grant_id", _SCOPE),
     Write("update", TABLE, "grant_id", _WITHHELD),
     Write("update", TABLE, "grant_id", _STATE),
+    Write("update", TABLE, "grant_id", _ABSOLUTE),
 )
-_INSERT, _REDEEM, _RESCOPE, _WITHHOLD, _TURN = range(5)
+_INSERT, _REDEEM, _RESCOPE, _WITHHOLD, _TURN, _LIMIT = range(6)
 _GRANT_ID: Final = len("grant:")  # where the id begins in a stream's name
 
 _DDL: Final = (
     # Times are the events' own texts, a scope is its words between spaces. `generation` is the current one, null in
-    # effect where `withheld` is 1. `state` is what the grant's own events say, `state_position` where the last of
-    # them that says so lies in `events` (null: none since the issuance).
+    # effect where `withheld` is 1, also as long as a code was not exchanged. `state` is what the grant's own events
+    # say, `state_position` where the last of them that says so lies in `events` (null: none since the first).
     f"CREATE TABLE {TABLE} (position INTEGER PRIMARY KEY, grant_id TEXT NOT NULL UNIQUE, client_id TEXT NOT NULL,"
     " subject_id TEXT NOT NULL, issued_by TEXT NOT NULL, client_epoch INTEGER NOT NULL,"
     " subject_epoch INTEGER NOT NULL, granted_scope TEXT NOT NULL, issued_at TEXT NOT NULL, absolute_expires_at TEXT,"
@@ -75,7 +77,7 @@ Rows = Iterable[tuple[int, tuple[object, ...]]]
 
 
 class CurrentTokens:
-    """The projection. A command yields one insert at the issuance, one update of three columns at a redemption."""
+    """The projection. A grant's first command yields one insert, a redemption one update of three columns."""
 
     name = TABLE
     ddl = _DDL
@@ -94,12 +96,12 @@ class CurrentTokens:
                 return ()
             grant_id = event.stream[_GRANT_ID:]
             _change(changes, event, position)
-        issued = changes.pop(_INSERT, None)
-        if issued is None:
+        begun = changes.pop(_INSERT, None)
+        if begun is None:
             return [(index, (*values, grant_id)) for index, values in changes.items()]
-        # What else the issuance's command said belongs into the same insert: there is no row to update yet.
-        later = (changes.get(index, ()) for index in (_REDEEM, _RESCOPE, _WITHHOLD, _TURN))
-        return [(_INSERT, (grant_id, *issued, *(value for values in later for value in values)))]
+        # What else the first command said belongs into the same insert: there is no row to update yet.
+        later = (changes.get(index, ()) for index in (_LIMIT, _REDEEM, _RESCOPE, _WITHHOLD, _TURN))
+        return [(_INSERT, (grant_id, *begun, *(value for values in later for value in values)))]
 
 
 def _change(changes: dict[int, tuple[object, ...]], event: GrantEvent, position: int) -> None:
@@ -110,15 +112,17 @@ def _change(changes: dict[int, tuple[object, ...]], event: GrantEvent, position:
             changes[_REDEEM] = (event.generation, event.at, event.idle_expires_at)
         case ScopeReduced() | ScopeRestored():
             changes[_RESCOPE] = (" ".join(event.scope_after),)
+        case GrantAuthorized():
+            _begin(changes, event, position)
+            changes[_REDEEM] = (0, None, event.code_expires_at)
+            changes[_WITHHOLD] = (1,)
+            changes[_LIMIT] = (event.code_expires_at,)
         case GrantIssued():
-            changes[_INSERT] = (
-                position, event.client_id, event.subject_id, event.issued_by, event.client_epoch, event.subject_epoch,
-                " ".join(event.scope), event.at, event.absolute_expires_at,
-            )  # fmt: skip
+            if event.v == 1:
+                _begin(changes, event, position)
             changes[_REDEEM] = (event.generation, None, event.idle_expires_at)
-            changes[_RESCOPE] = (" ".join(event.scope),)
             changes[_WITHHOLD] = (0,)
-            changes[_TURN] = ("active", None)
+            changes[_LIMIT] = (event.absolute_expires_at,)
         case GrantSuspended():
             changes[_TURN] = ("suspended", position)
         case GrantReinstated():
@@ -130,8 +134,7 @@ def _change(changes: dict[int, tuple[object, ...]], event: GrantEvent, position:
         case RefreshTokenWithheld():
             changes[_WITHHOLD] = (1,)
         case (
-            GrantAuthorized()  # no token yet: a row begins with the issuance, which must then say when this was
-            | RetryServed()  # the same successor again: nothing moves
+            RetryServed()  # the same successor again: nothing moves
             | ReuseDetected()
             | RollbackDetected()
             | AccessTokenRevoked()
@@ -141,6 +144,17 @@ def _change(changes: dict[int, tuple[object, ...]], event: GrantEvent, position:
             pass
         case _:
             assert_never(event)
+
+
+def _begin(changes: dict[int, tuple[object, ...]], event: GrantAuthorized | GrantIssued, position: int) -> None:
+    """A grant's first event: what no later one changes, and the scope that it begins with."""
+    granted = " ".join(event.scope)
+    changes[_INSERT] = (
+        position, event.client_id, event.subject_id, event.issued_by, event.client_epoch, event.subject_epoch, granted,
+        event.at,
+    )  # fmt: skip
+    changes[_RESCOPE] = (granted,)
+    changes[_TURN] = ("active", None)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -184,7 +198,7 @@ _SELECT: Final = (
 
 
 def one(reads: Reads, grant_id: str) -> Row | None:
-    """A grant's row, None where no such grant was ever issued."""
+    """A grant's row, None where there never was such a grant."""
     rows = reads.select(f"{_SELECT} WHERE t.grant_id = ?", (grant_id,))
     return Row(*rows[0]) if rows else None  # type: ignore[arg-type]  # the table is STRICT
 
@@ -220,7 +234,7 @@ def page(
 
 
 def folded(stored: Iterable[StoredEvent]) -> Row | None:
-    """The row that a grant's first events come to; None before the issuance. Constant memory.
+    """The row that a grant's first events come to; None before the first. Constant memory.
 
     Of redemptions only the last one matters, so all others are passed by unread.
     """

@@ -15,11 +15,13 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from ledger.commands import (
+    AuthorizeGrant,
     ClientRules,
     Command,
     CountPresentations,
     Decision,
     EpochEnd,
+    ExchangeCode,
     FirstRedemption,
     GrantCommand,
     IssueGrant,
@@ -35,7 +37,7 @@ from ledger.commands import (
     Served,
     SuspendGrant,
 )
-from ledger.events import GrantEvent, TokenRedeemed, TokenRotated, Words, decode, encode
+from ledger.events import GrantAuthorized, GrantEvent, TokenRedeemed, TokenRotated, Words, decode, encode
 from ledger.grant import Grant
 from ledger.policy import PRESETS, STANDARD, Policy
 from ledger.refusals import Refusal, Refused
@@ -47,9 +49,17 @@ STREAM = f"grant:{GRANT_ID}"
 COMMAND_ID = "c0" * 16
 HERE, THERE = "a1" * 32, "b2" * 32  # commitments of two contexts
 KEY, OTHER_KEY = "jkt-of-one-key", "jkt-of-another-key"
+CALLBACK = "https://app.example/callback"
+CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"  # of RFC 7636 appendix B
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 STRICT, MOBILE, STABLE, FAPI2 = (PRESETS[name] for name in ("strict", "mobile", "stable", "fapi2"))
+
+
+NOT_GIVEN = GrantAuthorized(
+    stream=STREAM, v=1, at="", command_id="", control=0, client_id="", subject_id="", client_epoch=0, subject_epoch=0,
+    nonce_sha256="", key_id=0, issued_by="", redirect_uri="", challenge="", scope=(), code_expires_at="",
+)  # fmt: skip
 
 
 def moment(seconds: float) -> int:
@@ -126,6 +136,62 @@ def issue(
         issued_at_least=issued_at_least,
         bound_jkt=bound_jkt,
         bound_x5t_s256=bound_x5t_s256,
+    )
+
+
+def authorize(
+    at: float = 0,
+    *,
+    scope: Words = ("read", "openid", "profile"),
+    resource: Words | None = None,
+    redirect_uri: str = CALLBACK,
+    issued_at_least: int = 0,
+    client_id: str = "www",
+    dpop_jkt: str | None = None,
+) -> AuthorizeGrant:
+    return AuthorizeGrant(
+        at=moment(at),
+        command_id=COMMAND_ID,
+        grant_id=GRANT_ID,
+        client_id=client_id,
+        subject_id="5ub",
+        scope=scope,
+        resource=resource,
+        redirect_uri=redirect_uri,
+        challenge=CHALLENGE,
+        nonce_sha256="0f" * 32,
+        issued_by="operator:login-app",
+        issued_at_least=issued_at_least,
+        dpop_jkt=dpop_jkt,
+        session="5e" * 32,
+        auth_time=1_764_072_000,
+        acr="urn:x",
+        amr=("pwd",),
+    )
+
+
+def exchange(
+    at: float,
+    by: "Presenter | str" = HERE,
+    *,
+    authorized: GrantAuthorized | None = None,
+    challenge: str | None = CHALLENGE,
+    redirect_uri: str | None = CALLBACK,
+    resource: Words | None = None,
+    key_id: int = 1,
+) -> ExchangeCode:
+    """A code, presented by a context (the authenticated owner's) or a whole presenter. Without `authorized` the grant's
+    first event is taken from the scenario."""
+    return ExchangeCode(
+        at=moment(at),
+        command_id=COMMAND_ID,
+        presenter=presenter(by) if isinstance(by, str) else by,
+        authorized=authorized or NOT_GIVEN,
+        key_id=key_id,
+        challenge=challenge,
+        redirect_uri=redirect_uri,
+        resource=resource,
+        reuse_reason="5a" * 32,
     )
 
 
@@ -344,6 +410,10 @@ def _decide(
     grant: Grant, history: list[GrantEvent], command: GrantCommand, rules: Rules
 ) -> tuple[Decision | None, Refused | None]:
     before = msgspec.msgpack.encode(grant)
+    if isinstance(command, ExchangeCode) and command.authorized is NOT_GIVEN:
+        first = history[0]
+        assert isinstance(first, GrantAuthorized), "only a grant of the code flow has a code"
+        command = msgspec.structs.replace(command, authorized=first)
     if isinstance(command, RedeemToken) and command.first_redemption is None:
         command = msgspec.structs.replace(command, first_redemption=_first_redemption(history, command.generation))
     decision, refusal = None, None
@@ -363,7 +433,7 @@ def _decide(
 
 
 def _check_decision(grant: Grant, command: GrantCommand, rules: Rules, decision: Decision) -> None:
-    at = max(command.at, grant.at, command.issued_at_least if isinstance(command, IssueGrant) else 0)
+    at = max(command.at, grant.at, command.issued_at_least if isinstance(command, IssueGrant | AuthorizeGrant) else 0)
     for nth, event in enumerate(decision.events, 1):
         assert (STREAM, grant.v + nth) == (event.stream, event.v)
         assert (at, command.command_id, rules.control) == (micros(event.at), event.command_id, event.control)

@@ -17,7 +17,7 @@ from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH
     [
         "/token/", "//token", "/token//", f"{TOKEN_PATH}/", f"/{TOKEN_PATH}", f"{REVOKE_PATH}/", f"{INTROSPECT_PATH}/",
         "/grants/", "/grants/search/", "/healthz/", "/docs/", "/", "", "/TOKEN", "/token/x", "/openapi.json/",
-        "/.well-known/oauth-authorization-server/", "/.well-known/x", "/oauth/v2/jwks/", "/authorizations",
+        "/.well-known/oauth-authorization-server/", "/.well-known/x", "/oauth/v2/jwks/", "/authorizations/",
     ],
 )  # fmt: skip
 async def test_a_path_that_is_none_is_404_and_leads_nowhere(tmp_path: Path, path: str) -> None:

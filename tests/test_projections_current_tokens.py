@@ -10,6 +10,7 @@ import pytest
 from ledger import times
 from ledger.events import (
     AnyEvent,
+    GrantAuthorized,
     GrantIssued,
     GrantSuspended,
     RefreshTokenWithheld,
@@ -24,7 +25,7 @@ from projections.current_tokens import TABLE, WRITES, CurrentTokens, folded, one
 from tests.facts import AT, GRANT_ID, LATER, fact
 from tests.stocked import Stocked, stocked
 
-INSERT, REDEEM, RESCOPE, WITHHOLD, TURN = range(5)
+INSERT, REDEEM, RESCOPE, WITHHOLD, TURN, LIMIT = range(6)
 
 
 def rows(*events: AnyEvent, first_position: int = 7) -> list[tuple[int, tuple[object, ...]]]:
@@ -45,6 +46,23 @@ def test_a_withheld_refresh_token_is_part_of_the_issuances_insert() -> None:
     """Where the client may have no refresh token there is no current generation from the first moment."""
     [(kind, values)] = rows(fact(GrantIssued), fact(RefreshTokenWithheld, v=2))
     assert (INSERT, 1) == (kind, values[-3])
+
+
+def test_a_sign_in_is_an_insert_without_a_generation_that_ends_with_its_code() -> None:
+    """Until the exchange nothing is current; whoever asks later than the code's end finds an expired grant."""
+    ((kind, values),) = rows(fact(GrantAuthorized, code_expires_at=LATER))
+    named = dict(zip((WRITES[INSERT].key, *WRITES[INSERT].columns), values, strict=True))
+    assert (INSERT, 1, LATER, LATER, AT) == (
+        kind, named["withheld"], named["idle_expires_at"], named["absolute_expires_at"], named["issued_at"],
+    )  # fmt: skip
+
+
+def test_an_exchange_updates_the_row_that_the_sign_in_began() -> None:
+    """`issued_at`, epochs and scope are those of the sign-in; token and lifetimes come now."""
+    expected = [(REDEEM, (0, None, LATER, GRANT_ID)), (WITHHOLD, (0, GRANT_ID)), (LIMIT, (LATER, GRANT_ID))]
+    assert expected == rows(fact(GrantIssued, v=2))
+    withheld = rows(fact(GrantIssued, v=2), fact(RefreshTokenWithheld, v=3))
+    assert [(WITHHOLD, (1, GRANT_ID))] == [each for each in withheld if each[0] == WITHHOLD]
 
 
 def test_a_refresh_is_one_update_of_three_columns() -> None:
@@ -78,7 +96,6 @@ def test_in_reuse_mode_the_redemption_says_all_three() -> None:
         ("grant.revoked", [(TURN, ("revoked", 7, GRANT_ID))]),
         ("grant.expired", [(TURN, ("expired", 7, GRANT_ID))]),
         ("grant.refresh_token_withheld", [(WITHHOLD, (1, GRANT_ID))]),
-        ("grant.authorized", []),
         ("grant.retry_served", []),
         ("grant.reuse_detected", []),
         ("grant.rollback_detected", []),

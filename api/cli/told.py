@@ -14,6 +14,8 @@ def told(event: Json) -> str:
     """One line that says what the event means; its topic alone where there is nothing to add."""
     data = event["data"]
     match event["topic"]:
+        case "grant.authorized":
+            return f"the person agreed to {words(data['scope'])}, by {data['issued_by']}: a code"
         case "grant.issued":
             return f"generation 0 for {words(data['scope'])}, by {data['issued_by']}"
         case "grant.token_redeemed":

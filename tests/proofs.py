@@ -3,13 +3,14 @@
 import base64
 import itertools
 import json
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any, Final
 
 from joserfc import jws
 from joserfc.errors import SecurityWarning
-from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
+from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 Json = Any
@@ -82,6 +83,30 @@ def proof(
         signed_by or key,
         alg,
     )
+
+
+def written(words: str, keys: Mapping[str, Key], names: Mapping[str, str], htu: str) -> str:
+    """Return the proof that a transcript asks for: the name of its key, then what is to be different, as `htm=GET`.
+
+    `iat=-600` counts from now, `nonce=N` is what was remembered as N, `jwk=private` shows the whole key, and a member
+    without a value is missing.
+    """
+    name, *changes = words.split()
+    key, header, claims = keys[name], dict[str, Json](), dict[str, Json]()
+    iat = int(time.time())
+    for change in changes:
+        member, _, value = change.partition("=")
+        if change == "jwk=private":
+            header["jwk"] = key.as_dict(private=True)
+        elif member == "iat":
+            iat += int(value)
+        elif member == "nonce":
+            claims["nonce"] = names[value]
+        else:
+            (header if member in ("typ", "alg", "jwk") else claims)[member] = value or MISSING
+    # A symmetric algorithm is keyed by what everybody can read: the trick of those who confuse the two kinds.
+    by = OctKey.import_key(public(key)["x"]) if header.get("alg") == "HS256" else None
+    return proof(key, htu, iat=iat, header=header, claims=claims, signed_by=by)
 
 
 def signed(header: Json, payload: Json, key: Key, alg: str | None = None) -> str:

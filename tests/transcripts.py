@@ -7,7 +7,7 @@ member allows further ones, a `?` after a member's name lets it be absent; a hea
 Between `{{` and `}}` stand
 
     in requests     a name, `base64 TEXT`, `length` (of the body), `byte ff`, `repeat 9 TEXT`, `fields 9`, `flip NAME`,
-                    `operator ROLE` (its bearer token)
+                    `operator ROLE` (its bearer token), `proof KEY` (of DPoP, made now; see `proofs.written`)
     in answers      `new NAME` (remember it; it differs from all that was remembered before), a name (the same value
                     again), `text`, `int`, `1..300`, `this|that`
 """
@@ -21,8 +21,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import proofs
 from tests.servers import OPERATORS, Server, eventually
-from tests.wire import Answer, Json
+from tests.wire import TOKEN_PATH, Answer, Json
 
 FOLDER = Path(__file__).with_name("transcripts")
 H = {"Content-Type": "application/json", "Cache-Control": "no-store", "Pragma": "no-cache"}
@@ -135,6 +136,7 @@ class Run:
     until_generation: str = ""
     marked: float = 0.0
     answers: list[Answer] = field(default_factory=list)
+    keys: dict[str, proofs.Key] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)
 
     def step(self, step: Step) -> None:
@@ -175,6 +177,8 @@ class Run:
             return (token[:40] + ("A" if token[40] != "A" else "B") + token[41:]).encode()
         if word == "operator":
             return OPERATORS[rest].encode()
+        if word == "proof":
+            return proofs.written(rest, self.keys, self.names, self.server.issuer + TOKEN_PATH).encode()
         return self.names[words].encode()
 
     def _exchange(self, step: Step) -> None:
@@ -303,7 +307,7 @@ Act = Callable[[Run, Groups, tuple[str, ...]], None]
 
 
 def _issue(run: Run, words: Groups, _: tuple[str, ...]) -> None:
-    members = json.loads(words["members"] or "{}")
+    members = json.loads(run._fill(words["members"] or "{}"))
     if words["subject"]:
         members["subject"] = run.names.setdefault(words["subject"], run.server.new_subject())
     grant = run.server.issue(words["client"].strip('"'), **members)
@@ -372,6 +376,11 @@ def _plain(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _new_key(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    run.keys[words["key"]] = key = proofs.new_key()
+    run.names[f"jkt {words['key']}"] = proofs.thumbprint(key)
+
+
 def _sendings(run: Run, words: Groups, _: tuple[str, ...]) -> None:
     run.sendings, run.at_once = int(words["count"]), words["how"] == "at once"
 
@@ -407,6 +416,7 @@ STEPS: list[tuple[re.Pattern[str], Act]] = [
         (rf"(?P<token>\w+) is dead for {_CLIENT}: (?P<reason>\w+)", _dead),
         (r"(?P<token>\w+) is (?P<state>active|inactive)", _access),
         (r"history of (?P<grant>\w+)", _history),
+        (r"(?P<key>\w+) is a new key", _new_key),
         (r"(?P<count>\d+) (?P<how>at once|in turn)", _sendings),
         (r"cut the connection, nothing read, once (?P<grant>\w+) is at generation (?P<generation>\d+)", _cut),
         (r"from another address", _other_address),

@@ -17,7 +17,7 @@ import requests_oauthlib
 from authlib.integrations.httpx_client import OAuth2Client as AuthlibHttpx
 from authlib.integrations.requests_client import OAuth2Session as AuthlibRequests
 
-from tests.wire import Json
+from tests.wire import TOKEN_PATH, Json
 
 SCOPE = "read openid profile"
 
@@ -26,9 +26,14 @@ SCOPE = "read openid profile"
 class Place:
     """Where a library finds the server and what it is registered as there; whom to trust stands in the environment."""
 
-    token_url: str
+    issuer: str
     client_id: str
     secret: str = field(repr=False)
+
+    @property
+    def token_url(self) -> str:
+        """Where tokens are, for libraries that look nothing up (the others read the metadata, RFC 8414)."""
+        return self.issuer + TOKEN_PATH
 
 
 class Library(Protocol):
@@ -146,8 +151,8 @@ class GoogleAuth:
 
 class RequestsOauth2client:
     def __init__(self, place: Place, tokens: Json) -> None:
-        self.client = requests_oauth2client.OAuth2Client(
-            place.token_url, client_id=place.client_id, client_secret=place.secret
+        self.client = requests_oauth2client.OAuth2Client.from_discovery_endpoint(
+            issuer=place.issuer, client_id=place.client_id, client_secret=place.secret
         )
         self.token = requests_oauth2client.BearerToken(**tokens)  # the library keeps nothing: its caller does
 

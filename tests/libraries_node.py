@@ -55,11 +55,11 @@ class NodeLibrary:
     """One process that holds one client of one library."""
 
     def __init__(self, program: Path, name: str, place: Place, tokens: Json) -> None:
-        issuer = place.token_url.removesuffix("/oauth/v2/oauth-token")
-        arguments = [name, issuer, place.token_url, place.client_id, place.secret, json.dumps(tokens)]
+        arguments = [name, place.issuer, place.token_url, place.client_id, place.secret, json.dumps(tokens)]
         self.process = subprocess.Popen(
             ["node", str(program), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert "ready" == self._answer()
 
     def refresh(self) -> str:
         return self._call("refresh")
@@ -72,12 +72,15 @@ class NodeLibrary:
 
     def _call(self, call: str, argument: str | None = None) -> str:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"call": call, "argument": argument}) + "\n")
         self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        answer = json.loads(self.process.stdout.readline() or '{"thrown": "nothing", "text": "it ended"}')
         if "missing" in answer:
-            raise NotImplementedError(f"no way to {call}")
+            raise NotImplementedError("the library has no way to do this")
         if "thrown" in answer:
-            raise NodeError(answer["thrown"], answer["place"], answer["code"], answer["text"])
+            raise NodeError(answer["thrown"], answer.get("place"), answer.get("code"), answer["text"])
         return str(answer["returned"])

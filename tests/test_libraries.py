@@ -17,7 +17,7 @@ from tests.libraries_node import NAMES, NodeError, NodeLibrary, fetched_into
 from tests.library_facts import BASIC, FACTS, POST, tables
 from tests.lines import Line, line
 from tests.servers import Server, clients_toml, running
-from tests.wire import TOKEN_PATH, Json
+from tests.wire import Json
 
 SECRET = "L1brary!"
 CLIENTS = "".join(
@@ -48,7 +48,7 @@ class World:
         """Issue a grant to a client that suits a library, and hand it over."""
         client = f"{policy or FACTS[name].policy}-{FACTS[name].auth}"
         grant_id, tokens = self.issued(client)
-        return grant_id, tokens, self.make(name, Place(self.line.url + TOKEN_PATH, client, secret), tokens)
+        return grant_id, tokens, self.make(name, Place(self.line.url, client, secret), tokens)
 
     def generation(self, grant_id: str) -> int:
         return int(self.server.look(grant_id)["generation"])
@@ -161,7 +161,7 @@ def test_a_plain_refresh_asks_for_all_that_the_library_holds_or_for_nothing(worl
     """The carried scope is cut behind the library's back: whoever asks for all of it again gets it all back."""
     grant_id, tokens, library = world.library(name, policy="stable")
     client = world.server.look(grant_id)["client_id"]
-    narrowing = Place(world.line.url + TOKEN_PATH, client, SECRET)
+    narrowing = Place(world.line.url, client, SECRET)
     by = "Authlib, requests" if FACTS[name].auth == BASIC else "requests_oauth2client"
     assert "read" == world.make(by, narrowing, tokens).narrow("read")
     library.refresh()

@@ -11,11 +11,11 @@ import { AuthorizationCode } from "simple-oauth2";
 
 const [library, issuer, tokenUrl, id, secret, tokensText] = process.argv.slice(2);
 const tokens = JSON.parse(tokensText);
-const server = { issuer, token_endpoint: tokenUrl };
+const here = new URL(issuer);
 
 const libraries = {
-  "openid-client": (auth) => {
-    const config = new openid.Configuration(server, id, secret, auth);
+  "openid-client": async (auth) => {
+    const config = await openid.discovery(here, id, secret, auth, { algorithm: "oauth2" });
     let token = tokens.refresh_token;
     const ask = async (parameters) => {
       const told = await openid.refreshTokenGrant(config, token, parameters);
@@ -25,7 +25,8 @@ const libraries = {
     return { refresh: async () => (await ask()).refresh_token, narrow: async (scope) => (await ask({ scope })).scope };
   },
   "openid-client, Basic": () => libraries["openid-client"](openid.ClientSecretBasic(secret)),
-  oauth4webapi: () => {
+  oauth4webapi: async () => {
+    const server = await oauth.processDiscoveryResponse(here, await oauth.discoveryRequest(here, { algorithm: "oauth2" }));
     const client = { client_id: id };
     let token = tokens.refresh_token;
     const ask = async (additionalParameters) => {
@@ -51,13 +52,13 @@ const libraries = {
     const store = new WebStorageStateStore({ store: new InMemoryWebStorage() });
     const manager = new UserManager({
       authority: issuer,
-      metadata: server,
       client_id: id,
       client_secret: secret,
       redirect_uri: "https://app.example/back",
       userStore: store,
       stateStore: store,
     });
+    await manager.metadataService.getMetadata(); // looked up now, and not with the first refresh
     await manager.storeUser(new User({ ...tokens, profile: { sub: "somebody" } }));
     return {
       refresh: async () => (await manager.signinSilent()).refresh_token,
@@ -77,6 +78,7 @@ const libraries = {
 };
 
 const client = await libraries[library]();
+console.log(JSON.stringify({ returned: "ready" }));
 for await (const line of createInterface({ input: process.stdin })) {
   const { call, argument } = JSON.parse(line);
   let answer;

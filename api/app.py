@@ -13,7 +13,9 @@ from starlette.routing import BaseRoute, Route, Router
 
 from api import errors
 from api.answers import oauth_error
+from api.assertions import Assertions
 from api.authorizations import Authorizations
+from api.certificates import ClientCertificates, Forwarded
 from api.client_auth import METHODS, ClientAuth
 from api.context import Contexts
 from api.cors import CrossOrigin
@@ -28,11 +30,12 @@ from api.health import Health, ServerView, ledger_families
 from api.introspect import IntrospectionEndpoint
 from api.jwks import Jwks
 from api.local_routes import LocalRoutes
-from api.metadata import JWKS, Metadata, metadata, places
+from api.metadata import JWKS, Metadata, metadata, places, url
 from api.metrics import LedgerCollector, Meters, registry
 from api.openapi import Described
 from api.operators import ADMIN, ISSUER, SECURITY, ByToken, Local, Operators
 from api.reading import Reading
+from api.remote_keys import RemoteKeys
 from api.reuse import Reuse
 from api.revoke import RevocationEndpoint
 from api.settings import Settings
@@ -41,6 +44,7 @@ from api.token import TokenEndpoint
 from ledger.application import Ledger
 from ledger.clients import ROLES
 from ledger.refusals import Unavailable
+from ledger.registration import ASSERTION_ALGS
 
 LOCAL_BODY_BYTES_MAX: Final = 16_777_216
 """What a command may send: a clients file, say."""
@@ -52,6 +56,8 @@ BEHIND: Final = errors.told(
 
 _POSTED_BY_PAGES: Final = ("/oauth/v2/oauth-token", "/token", "/oauth/v2/oauth-revoke", "/revoke")
 """What web pages of the origins that clients list may post to."""
+
+_POSTED_BY_CLIENTS: Final = (*_POSTED_BY_PAGES, "/oauth/v2/oauth-introspect", "/introspect")
 
 _UNSEEN: Final[Mapping[str, bool]] = {}
 
@@ -77,9 +83,18 @@ class OfWholeLog:
 
 class App:
     """The ledger over HTTP, an ASGI application. What comes with `state["local"]` goes to `local`: only a server can
-    set that, and it does so for the socket of commands. In process `local` may be called itself."""
+    set that, and it does so for the socket of commands. In process `local` may be called itself. `certificates` reads
+    those of clients, and TLS_CLIENT_CA again when told to."""
 
-    def __init__(self, hot: dict[str, Asgi], cross_origin: CrossOrigin, public: Asgi, local: Asgi) -> None:
+    def __init__(
+        self,
+        hot: dict[str, Asgi],
+        cross_origin: CrossOrigin,
+        certificates: ClientCertificates,
+        public: Asgi,
+        local: Asgi,
+    ) -> None:
+        self.certificates = certificates
         self._hot = hot
         self._cross_origin = cross_origin
         self._public = public
@@ -106,15 +121,23 @@ def create_app(
     *,
     server: ServerView | None = None,
     monotonic: Callable[[], float] = time.monotonic,
+    remote_keys: RemoteKeys | None = None,
 ) -> App:
     """Put every endpoint over an open ledger. `server` is the one that serves it, for its figures; `monotonic` gives
-    the seconds that throttling counts in."""
+    the seconds that throttling counts in; `remote_keys` is for tests, whose clients publish their keys close by."""
     meters = Meters()
     contexts = Contexts(settings.trusted_proxies)
     desk = FrontDesk(contexts, meters, settings.request_body_bytes_max)
     local_desk = FrontDesk(contexts, meters, LOCAL_BODY_BYTES_MAX)
     throttle = Throttle(monotonic)
-    clients = ClientAuth(ledger, throttle, meters)
+    assertions = Assertions(
+        ledger,
+        remote_keys or RemoteKeys(),
+        issuer=settings.issuer,
+        endpoints={url(settings.issuer, path) for path in _POSTED_BY_CLIENTS},
+    )
+    certificates = ClientCertificates(ledger.memory.clock, settings.tls_client_ca)
+    clients = ClientAuth(ledger, throttle, meters, assertions, certificates)
     by_token = ByToken(ledger, throttle, meters)
     families = registry(LedgerCollector(meters, lambda: ledger_families(ledger, server)), version("token-ledger"))
     health = Health(ledger, families)
@@ -142,12 +165,15 @@ def create_app(
             ("/introspect", introspection),
         )
     }
+    if settings.tls_client_cert_header is not None:
+        hot = {path: Forwarded(settings.tls_client_cert_header, contexts, each) for path, each in hot.items()}
     about = Metadata(
         metadata(
             settings.issuer,
             grant_types=token.grant_types,
             signs_access_tokens=True,
             auth_methods={method for methods in METHODS.values() for method in methods},
+            assertion_algs=ASSERTION_ALGS,
         )
     )
     read_by_pages: dict[str, Asgi] = {place: Open(place, about.document, desk) for place in places(settings.issuer)}
@@ -213,7 +239,7 @@ def create_app(
     public = [*open_routes(), *operated_routes(by_token, desk)]
     on_socket = [*open_routes(), *operated_routes(Local(), local_desk), *local_routes()]
     cross_origin = CrossOrigin(ledger.authority.lists_origin, by_pages)
-    return App(hot | read_by_pages, cross_origin, _router(public), _router(on_socket))
+    return App(hot | read_by_pages, cross_origin, certificates, _router(public), _router(on_socket))
 
 
 def _router(routes: list[BaseRoute]) -> Router:

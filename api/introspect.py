@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from api import errors, forms
 from api.answers import Answer, BadRequest, json_answer, method_not_allowed
-from api.client_auth import ClientAuth, authorization
+from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
 from api.dpop import Proofs, Target, proof_of
 from api.endpoint import FrontDesk, Receive, Send
 from api.grants import issued, only_issuer
@@ -20,6 +20,7 @@ from api.shapes import Confirmation, IntrospectionResponse
 from ledger.answers import Caller, Introspection
 from ledger.application import Ledger
 from ledger.clients import Operator
+from ledger.refusals import Refused
 from ledger.times import SECOND
 from projections import current_tokens
 
@@ -67,13 +68,18 @@ class IntrospectionEndpoint:
         headers = scope["headers"]
         form = forms.parse(headers, await forms.read_body(receive, self._desk.body_bytes_max))
         address, _ = self._desk.contexts.of(scope)
-        asker = self._asker(headers, form, address)
+        asker = await self._asker(scope, form, address)
         token = form.fields.get("token")
         if token is None:
             raise BadRequest("token is missing")
         if isinstance(asker, Caller) and not asker.authenticated:
             asker = self._holder(asker, headers)
-        found = await self._ledger.introspect(asker, token)
+        try:
+            found = await self._ledger.introspect(asker, token)
+        except Refused as refusal:
+            if isinstance(asker, Caller):
+                self._clients.used_again(refusal, asker, address)
+            raise
         if found is None or not await self._may_learn(asker, found.grant_id):
             return self._inactive
         return json_answer(200, self._shape(found))
@@ -91,10 +97,13 @@ class IntrospectionEndpoint:
         row = await self._reading.ask(lambda reader: current_tokens.one(reader, grant_id))
         return row is not None and issued(issuer, row)
 
-    def _asker(self, headers: Any, form: forms.Form, address: str) -> Caller | Operator:
+    async def _asker(self, scope: Any, form: forms.Form, address: str) -> Caller | Operator:
+        headers = scope["headers"]
         header = authorization(headers)
         if bearer_token(header) is None:
-            return self._clients.caller(header, form.fields, address)
+            if ASSERTION_TYPE in form.fields:
+                return await self._clients.asserted(header, form.fields, address, scope.get("extensions"))
+            return self._clients.caller(header, form.fields, address, scope.get("extensions"))
         if CREDENTIALS & form.fields.keys():
             raise BadRequest("the request authenticates by more than one method")
         return self._operators.caller(headers, address)

@@ -4,11 +4,12 @@ from typing import Any
 
 from api import errors, forms
 from api.answers import Answer, BadRequest, empty_answer, method_not_allowed
-from api.client_auth import ClientAuth, authorization
+from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
 from api.dpop import Proofs, Target, proof_of
 from api.endpoint import FrontDesk, Receive, Send
 from ledger.answers import Source
 from ledger.application import Ledger
+from ledger.refusals import Refused
 
 
 class RevocationEndpoint:
@@ -42,12 +43,19 @@ class RevocationEndpoint:
         headers = scope["headers"]
         form = forms.parse(headers, await forms.read_body(receive, self._desk.body_bytes_max))
         address, user_agent = self._desk.contexts.of(scope)
-        caller = self._clients.caller(authorization(headers), form.fields, address)
+        if ASSERTION_TYPE in form.fields:
+            caller = await self._clients.asserted(authorization(headers), form.fields, address, scope.get("extensions"))
+        else:
+            caller = self._clients.caller(authorization(headers), form.fields, address, scope.get("extensions"))
         token = form.fields.get("token")
         if token is None:
             raise BadRequest("token is missing")
         proof = None if caller.authenticated else proof_of(headers)
         if proof is not None:
             caller = self._proofs.shown(caller, proof, self._target, nonce_required=False)
-        await self._ledger.revoke_token(caller, Source(address, user_agent), token)
+        try:
+            await self._ledger.revoke_token(caller, Source(address, user_agent), token)
+        except Refused as refusal:
+            self._clients.used_again(refusal, caller, address)
+            raise
         return empty_answer()

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from api import errors, forms
 from api.answers import Answer, BadRequest, method_not_allowed, token_answer
-from api.client_auth import ClientAuth, authorization
+from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
 from api.dpop import InvalidProof, Proofs, Target, nonce_header, proof_of
 from api.endpoint import FrontDesk, Receive, Send
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.application import Ledger
 from ledger.clients import Client
+from ledger.refusals import Refused
 
 GRANT_TYPE = "refresh_token"
 CODE = "authorization_code"
@@ -78,7 +79,10 @@ class TokenEndpoint:
         headers = scope["headers"]
         form = forms.parse(headers, await forms.read_body(receive, self._desk.body_bytes_max))
         address, user_agent = self._desk.contexts.of(scope)
-        caller = self._clients.caller(authorization(headers), form.fields, address)
+        if ASSERTION_TYPE in form.fields:
+            caller = await self._clients.asserted(authorization(headers), form.fields, address, scope.get("extensions"))
+        else:
+            caller = self._clients.caller(authorization(headers), form.fields, address, scope.get("extensions"))
         grant_type = form.fields.get("grant_type")
         if grant_type is None:
             raise BadRequest("grant_type is missing")
@@ -90,11 +94,15 @@ class TokenEndpoint:
             raise UnauthorizedClient
         source = Source(address, user_agent)
         proof = proof_of(headers)
-        if proof is None and not client.settings.dpop_bound_access_tokens:
-            return await kind.exchange(caller, source, form)
-        if not kind.is_ours(form):
-            return await kind.exchange(caller, source, form)
-        return await self._with_proof(proof, client, kind, caller, source, form)
+        try:
+            if proof is None and not client.settings.dpop_bound_access_tokens:
+                return await kind.exchange(caller, source, form)
+            if not kind.is_ours(form):
+                return await kind.exchange(caller, source, form)
+            return await self._with_proof(proof, client, kind, caller, source, form)
+        except Refused as refusal:
+            self._clients.used_again(refusal, caller, address)
+            raise
 
     async def _with_proof(
         self, proof: bytes | None, client: Client, kind: GrantType, caller: Caller, source: Source, form: forms.Form

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from api.answers import BadRequest
+from api.assertions import Assertions
+from api.certificates import ClientCertificates
 from api.client_auth import BASIC, NONE, POST, ClientAuth, InvalidClient, TooManyFailures, authorization, presented
 from api.metrics import Meters
+from api.remote_keys import RemoteKeys
 from api.throttle import UNKNOWN, Throttle
 from ledger.answers import Caller
-from tests.asking import Asking, Seconds, asking
+from tests.asking import ISSUER_URL, Asking, Seconds, asking
 from tests.servers import SECRETS
 
 
@@ -23,7 +26,9 @@ def auth_of(ledger: Asking) -> tuple[ClientAuth, Meters, Throttle, Seconds]:
     """Client authentication over a ledger, with counts and a clock of its own."""
     meters, seconds = Meters(), Seconds()
     throttle = Throttle(seconds)
-    return ClientAuth(ledger.ledger, throttle, meters), meters, throttle, seconds
+    assertions = Assertions(ledger.ledger, RemoteKeys(), issuer=ISSUER_URL, endpoints=())
+    certificates = ClientCertificates(ledger.ledger.memory.clock)
+    return ClientAuth(ledger.ledger, throttle, meters, assertions, certificates), meters, throttle, seconds
 
 
 def said(caller: Caller) -> tuple[str, bool, str]:
@@ -101,8 +106,6 @@ async def test_a_header_that_proves_nothing_is_a_challenge(tmp_path: Path, heade
         {"client_id": "nobody", "client_secret": "Secr3t!"},
         {"client_secret": "Secr3t!"},
         {"client_id": "spa", "client_secret": "x"},
-        {"client_id": "www", "client_assertion": "e30.e30.x"},
-        {"client_id": "www", "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
         {"client_id": "www", "client_secret": "\ud800"},
     ],
 )

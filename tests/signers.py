@@ -1,0 +1,116 @@
+"""Clients that sign: keys that come from a word each, and assertions as a client makes them, or as an attacker would.
+
+The public keys of `jwt` and `jwt-legacy` stand in the clients file of the transcripts; private ones stand nowhere.
+"""
+
+import base64
+import itertools
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from joserfc import jws
+from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
+
+TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+ASSERTION_TYP = "client-authentication+jwt"
+_numbers = itertools.count(1)
+
+
+def derived_key(word: str, kid: str | None = None) -> ECKey:
+    """The P-256 key that belongs to a word."""
+    return ECKey.derive_key(word, "P-256", {} if kid is None else {"kid": kid})
+
+
+class Signer:
+    """One client and its key. `issuer` is the server whose assertions it makes."""
+
+    def __init__(
+        self, client_id: str, key: Key, issuer: str, *, algorithm: str = "ES256", kid: str | None = "k1"
+    ) -> None:
+        self.client_id = client_id
+        self.key = key
+        self.issuer = issuer
+        self.algorithm = algorithm
+        self.kid = kid
+
+    def public_jwk(self, **members: str) -> dict[str, Any]:
+        """The public key as it is registered."""
+        jwk: dict[str, Any] = dict(self.key.as_dict(private=False))
+        jwk.pop("kid", None)
+        return jwk | ({} if self.kid is None else {"kid": self.kid}) | members
+
+    def toml(self, **fields: str) -> str:
+        """The client's table in a clients file, this key in it unless `jwks` or `jwks_uri` is among the fields, which
+        are in TOML."""
+        defaults = {"auth": '"private_key_jwt"', "scope": '"read openid profile"', "policy": '"strict"'}
+        if "jwks_uri" not in fields:
+            defaults["jwks"] = f"{{ keys = [{inline(self.public_jwk())}] }}"
+        lines = (f"{name} = {value}" for name, value in {**defaults, **fields}.items() if value)
+        return f'\n[[client]]\nid = "{self.client_id}"\n' + "\n".join(lines) + "\n"
+
+    def claims(self, now: float | None = None) -> dict[str, Any]:
+        """What an honest assertion says, with an identifier of its own."""
+        at = int(time.time() if now is None else now)
+        return {
+            "iss": self.client_id,
+            "sub": self.client_id,
+            "aud": self.issuer,
+            "iat": at,
+            "exp": at + 60,
+            "jti": f"{next(_numbers)}-{uuid.uuid4()}",
+        }
+
+    def assertion(
+        self,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        header: Mapping[str, Any] | None = None,
+        now: float | None = None,
+        payload: bytes | None = None,
+        key: Key | None = None,
+    ) -> str:
+        """An assertion, some claims or header members changed; None leaves one out. `payload` stands for the claims."""
+        claims = _changed(self.claims(now), changes)
+        head = _changed({"alg": self.algorithm, "kid": self.kid, "typ": ASSERTION_TYP}, header)
+        body = msgspec.json.encode(claims) if payload is None else payload
+        algorithms = jws.JWSRegistry.algorithms  # used as they are: the library would not write what is unlawful
+        algorithm = algorithms.get(str(head.get("alg")), algorithms[self.algorithm])
+        if algorithm.key_type != (key or self.key).key_type and algorithm.name != "none":
+            algorithm = algorithms[self.algorithm]
+        signed = f"{_encoded(msgspec.json.encode(head))}.{_encoded(body)}"
+        return f"{signed}.{_encoded(algorithm.sign(signed.encode(), key or self.key))}"
+
+    def form(self, assertion: str | None = None, *, now: float | None = None, **more: str) -> dict[str, str]:
+        """The members of a form that authenticate the client."""
+        return {"client_assertion_type": TYPE, "client_assertion": assertion or self.assertion(now=now), **more}
+
+
+def _encoded(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def inline(jwk: Mapping[str, Any]) -> str:
+    """A key as an inline table of TOML."""
+    return "{ " + ", ".join(f'"{name}" = "{value}"' for name, value in jwk.items()) + " }"
+
+
+def _changed(members: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in {**members, **(changes or {})}.items() if value is not None}
+
+
+def new_key(algorithm: str) -> Key:
+    """A new key for an algorithm."""
+    if algorithm in ("RS256", "PS256"):
+        return RSAKey.generate_key(2048)
+    if algorithm in ("EdDSA", "Ed25519"):
+        return OKPKey.generate_key("Ed25519")
+    return ECKey.generate_key("P-256")
+
+
+def secret_of(public: bytes) -> OctKey:
+    """A public key's bytes taken for a shared secret: what an attacker who knows them signs HS256 with. The library
+    would not take them for one, so it is given them encoded."""
+    return OctKey.import_key({"kty": "oct", "k": _encoded(public)})

@@ -69,6 +69,10 @@ _SECURITY: Final[dict[str, list[Json]]] = {
     "": [],
 }
 _WAITING: Final = (429, 503)
+_NONCE: Final[Json] = {
+    "description": "The nonce for the next proof of a client that is registered to use them (RFC 9449 8).",
+    "schema": {"type": "string"},
+}
 
 _INTRODUCTION: Final = (
     "OAuth 2.0 refresh tokens as a history. Clients authenticate by HTTP Basic, by client_id and client_secret in the "
@@ -176,12 +180,15 @@ def _responses(operation: Operation) -> Json:
                 "Ledger-Position": {
                     "description": "Position of the redemption's last event; to authenticated clients.",
                     "schema": {"type": "string"},
-                }
+                },
+                "DPoP-Nonce": _NONCE,
             }
         found[str(status)] = answer
     for status in operation.errors:
         if str(status) not in found:
             found[str(status)] = _error(status)
+    if operation.name == "token":
+        found["400"]["headers"] = {"DPoP-Nonce": _NONCE}
     return found
 
 

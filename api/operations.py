@@ -65,6 +65,20 @@ PARAMETERS: Final[dict[str, Json]] = {
         "The same key with the same body gets the same answer, while the grant lives.",
         {"type": "string", "minLength": 1, "maxLength": 128},
     ),
+    "dpop": _parameter(
+        "DPoP",
+        "header",
+        "A proof that the sender holds a key (RFC 9449 4): a JWT of type dpop+jwt for this method and URL, made now, "
+        "good once. The access token is then bound to the key.",
+        {**_TEXT, "pattern": r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"},
+    ),
+    "dpop_of_public": _parameter(
+        "DPoP",
+        "header",
+        "Of a public client whose grant is bound to a key: a proof for this endpoint (RFC 9449 4). Not looked at where "
+        "the client authenticates.",
+        _TEXT,
+    ),
 }
 """Every parameter, once."""
 
@@ -119,6 +133,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "request again where the answer was lost: it gets the same successor. Or exchange an authorization code for a "
         "grant's first tokens, once (RFC 6749 4.1.3): a second exchange ends the grant.",
         caller="client",
+        parameters=("dpop",),
         form="token",
         answers={200: ("The tokens.", shapes.TokenResponse)},
         errors=CLIENT_ERRORS,
@@ -130,6 +145,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         tag=_CLIENTS,
         text="Give a token back (RFC 7009). A refresh token ends its grant, an access token only itself.",
         caller="client",
+        parameters=("dpop_of_public",),
         form="revoke",
         answers={200: ("Done, or there was no such token.", None)},
         errors=CLIENT_ERRORS,
@@ -141,6 +157,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         tag=_CLIENTS,
         text="Ask whether a token is active (RFC 7662). A client asks about its own, an operator about any.",
         caller="either",
+        parameters=("dpop_of_public",),
         form="introspect",
         answers={200: ("What the token is good for; or active: false and nothing else.", shapes.IntrospectionResponse)},
         errors=(*CLIENT_ERRORS, 403),

@@ -17,7 +17,16 @@ from pathlib import Path
 import msgspec
 
 from ledger import snapshots
-from ledger.events import AnyEvent, GrantExpired, GrantFact, GrantIssued, GrantRevoked, TokenRotated, decode
+from ledger.events import (
+    AnyEvent,
+    GrantAuthorized,
+    GrantExpired,
+    GrantFact,
+    GrantIssued,
+    GrantRevoked,
+    TokenRotated,
+    decode,
+)
 from ledger.grant import Grant
 from ledger.inline import Inline
 from projections import INLINE
@@ -149,10 +158,13 @@ def _check_private(connection: sqlite3.Connection, streams: dict[int, tuple[str,
         number, client_id, subject_id, nonce, salt, device, session = row
         name, stored = streams[number]
         salts[number] = salt
-        issued = stored[0].event
-        assert isinstance(issued, GrantIssued), f"{name}: a private row of no grant"
-        assert (client_id, subject_id) == (issued.client_id, issued.subject_id), f"{name}: a private row of another"
-        for said, what, text in ((issued.device, "device", device), (issued.session, "session", session)):
+        first = stored[0].event
+        assert isinstance(first, GrantIssued | GrantAuthorized), f"{name}: a private row of no grant"
+        assert (client_id, subject_id) == (first.client_id, first.subject_id), f"{name}: a private row of another"
+        for said, what, text in (
+            (getattr(first, "device", None), "device", device),
+            (first.session, "session", session),
+        ):
             assert said == (None if text is None else _commitment(salt, what, text)), f"{name}: another {what}"
         # The idle end of a refresh token leaves access tokens alone, and their secrets need the nonce.
         ended = any(
@@ -161,7 +173,9 @@ def _check_private(connection: sqlite3.Connection, streams: dict[int, tuple[str,
             for each in stored
         )
         assert (nonce is None) or not ended, f"{name}: ended, and its nonce is still there"
-        assert nonce is None or hashlib.sha256(nonce).hexdigest() == issued.nonce_sha256, f"{name}: another nonce"
+        assert nonce is None or hashlib.sha256(nonce).hexdigest() == first.nonce_sha256, f"{name}: another nonce"
+        if isinstance(first, GrantAuthorized):
+            _check_exchange(name, first, [each.event for each in stored if isinstance(each.event, GrantIssued)])
     for number, said, address, agent in connection.execute(
         "SELECT stream, commitment, address, user_agent FROM private_contexts"
     ):
@@ -172,6 +186,24 @@ def _check_private(connection: sqlite3.Connection, streams: dict[int, tuple[str,
         assert getattr(named[event_id], "reason", None) == _commitment(salt, "reason", text), (
             f"{event_id}: another reason"
         )
+
+
+def _check_exchange(name: str, authorized: GrantAuthorized, issued: list[GrantIssued]) -> None:
+    """A code is exchanged once at most (PK-3), while it lives, and what comes of it repeats what was agreed to."""
+    assert 1 >= len(issued), f"{name}: a code was exchanged {len(issued)} times"
+    for event in issued:
+        for member in (
+            "client_id",
+            "subject_id",
+            "client_epoch",
+            "subject_epoch",
+            "nonce_sha256",
+            "issued_by",
+            "session",
+        ):
+            assert getattr(authorized, member) == getattr(event, member), f"{name}: issued with another {member}"
+        assert event.at < authorized.code_expires_at, f"{name}: its code had expired"
+        assert set(event.scope) <= set(authorized.scope), f"{name}: more scope than was agreed to"
 
 
 def _commitment(salt: bytes, name: str, value: str) -> str:

@@ -23,5 +23,7 @@ def test_headers_of_others_become_such_and_ours_stay_themselves() -> None:
 
 def test_what_frames_a_request_is_told() -> None:
     """The length, 100 Continue, and whether a browser may be asking (RFC 9110 10.1.1, RFC 6454 7)."""
-    said = check_head("1.1", [(b"host", b"a"), (b"content-length", b"7"), (b"expect", b"100-continue"), (b"origin", b"b")])
+    said = check_head(
+        "1.1", [(b"host", b"a"), (b"content-length", b"7"), (b"expect", b"100-continue"), (b"origin", b"b")]
+    )
     assert ("1.1", 7, True, True) == said

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+from openapi_spec_validator import validate
+from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 from starlette.routing import Route
 
 from api.openapi import document
@@ -50,6 +52,13 @@ async def test_every_described_method_is_served_and_every_other_is_405(tmp_path:
                 if answer.status_code == 405:
                     allowed = set(answer.headers["allow"].split(", ")) - {"HEAD"}
                     assert {name.upper() for name in METHODS & set(operations)} == allowed
+
+
+def test_it_is_lawful_openapi() -> None:
+    """OpenAPI 3.1 as its own JSON Schema has it; one with a word that is none there is not."""
+    validate(document())
+    with pytest.raises(OpenAPIValidationError):
+        validate({**document(), "servers": "everywhere"})
 
 
 def test_every_reference_leads_somewhere_and_ids_are_used_once() -> None:

@@ -223,6 +223,8 @@ def test_what_is_kept_of_a_head_is_never_another_requests(running: Running) -> N
     other = request_bytes("GET", "/a", headers={"User-Agent": "two"})
     old = first.replace(b"HTTP/1.1", b"HTTP/1.0")
     with running.connect() as connection:
-        seen = [dict(connection.exchange(data).json()["headers"])["user-agent"] for data in (first, first, other, first)]
+        seen = [
+            dict(connection.exchange(data).json()["headers"])["user-agent"] for data in (first, first, other, first)
+        ]
         assert ["one", "one", "two", "one"] == seen
         assert "close" == connection.exchange(old).header("Connection")

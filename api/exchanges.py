@@ -37,6 +37,7 @@ class Exchange(TakesWhole):
 
     listener: Listener
     task: asyncio.Task[None] | None = None
+    whole: bytes | None = None  # a body that was there with the head, until it is asked for
     held: Any = None  # a start that waits for its body
     status: int = 0
     received: int = 0
@@ -82,6 +83,10 @@ class Exchange(TakesWhole):
 
     async def receive(self) -> Any:
         """Give the next part of the body (ASGI). Asks for it with 100 Continue where the client waits to be asked."""
+        whole = self.whole
+        if whole is not None:
+            self.whole = None
+            return {"type": "http.request", "body": whole, "more_body": False}
         if self.over_limit:
             raise TooLarge(self.listener.body_bytes_max)
         if self.more_body and not self.disconnected and not self.response_complete:

@@ -5,7 +5,8 @@ calls those malformed, while h11 leaves it to the application to say 405.
 """
 
 import asyncio
-from typing import Any
+import math
+from typing import Any, Final, NamedTuple
 
 import httptools
 from uvicorn.config import Config
@@ -23,9 +24,34 @@ from api.connections import (
 from api.exchanges import Exchange
 from api.heads import Headers, Malformed, check_head
 
+_NEVER: Final = math.inf
+
 
 class HttptoolsExchange(Exchange, RequestResponseCycle):
     """An exchange on a connection that httptools parses."""
+
+    # What uvicorn sets anew for each request and is the same at the beginning of all.
+    access_log = False
+    disconnected = False
+    waiting_for_100_continue = False
+    response_started = False
+    response_complete = False
+    chunked_encoding = None
+    expected_content_length = 0
+
+    def __init__(self, connection: "HttptoolsConnection", scope: Any, *, keep_alive: bool) -> None:
+        self.scope = scope
+        self.transport = connection.transport
+        self.flow = connection.flow
+        self.logger = connection.logger
+        self.access_logger = connection.access_logger
+        self.default_headers = connection.server_state.default_headers
+        self.message_event = asyncio.Event()
+        self.on_response = connection.on_response_complete
+        self.listener = connection.listener
+        self.keep_alive = keep_alive
+        self.body = bytearray()
+        self.more_body = True
 
     def joined(self, start: Any, body: bytes) -> bytes | None:
         headers = start.get("headers", ())
@@ -77,6 +103,14 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
         self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
+class Alike(NamedTuple):
+    """The head of a connection's requests while they are alike: its bytes, how long a whole request is, its scope."""
+
+    head: bytes
+    length: int
+    scope: dict[str, Any]
+
+
 class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
     """A connection parsed by httptools (llhttp)."""
 
@@ -86,12 +120,19 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         self.in_head = False
         self.upgrading = False
         self.kept_headers: Headers | None = None  # of the newest request; the next one's are the same nearly always
+        self.headers_repeat = False
+        self.alike: Alike | None = None
         self.ended = 0  # whole requests so far
         self.feeding_bytes = 0  # of the piece that the parser is reading
         self.set_up(listener)
 
     def data_received(self, data: bytes) -> None:
         if self.closing:
+            return
+        at_rest = self.running is None and not self.receiving
+        alike = self.alike
+        if alike is not None and at_rest and len(data) == alike.length and data.startswith(alike.head):
+            self._serve_alike(alike, data)
             return
         ended_before = self.ended
         self.feeding_bytes = len(data)
@@ -105,8 +146,42 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         else:
             if self.receiving and self.ended == ended_before:
                 self.wire_bytes_received(len(data))
+            elif self.headers_repeat and at_rest and self.ended == ended_before + 1:
+                self._remember(data)
         if offered_at is not None:
             self._serve_without_upgrade(data[offered_at:])
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of a request that has come whole, in one piece and alone: the same bytes mean the same."""
+        exchange, kept = self.cycle, self.kept_headers
+        self.alike = None
+        if kept is None or kept.framing is None or exchange.scope["headers"] is not kept:
+            return
+        length = kept.framing.length
+        if not length or exchange.over_limit or not exchange.keep_alive or kept.framing.expects_continue:
+            return
+        head = data[:-length]
+        if head.startswith(b"POST ") and head.find(b"\r\n\r\n") == len(head) - 4 and b"\n\n" not in head:
+            self.alike = Alike(head, len(data), exchange.scope)
+
+    def _serve_alike(self, alike: Alike, data: bytes) -> None:
+        """Serve a whole request whose head was read before, byte for byte: the parser, at rest, need not see it."""
+        self.idle = False
+        self.began_at = self.loop.time()
+        self.deadline = _NEVER
+        listener = self.listener
+        scope = alike.scope.copy()
+        scope["state"] = {
+            **scope["state"],
+            "deadline": self.began_at + listener.request_seconds,
+            "draining": listener.draining,
+        }
+        exchange = HttptoolsExchange(self, scope, keep_alive=True)
+        exchange.whole = data[len(alike.head) :]
+        exchange.more_body = False
+        self.ended += 1
+        self.cycle = exchange
+        self.start(exchange)
 
     def _refuse_malformed(self, error: Any) -> None:
         cause = error.__context__
@@ -162,27 +237,16 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         if self.wire_bytes + self.feeding_bytes > HEAD_BYTES_MAX:
             self._check_length(headers)  # there may be more than this head among these bytes
         kept = self.kept_headers
-        if kept is None or kept != headers or kept.framing is None or kept.framing.version != version:
+        self.headers_repeat = kept is not None and kept == headers
+        if kept is None or not self.headers_repeat or kept.framing is None or kept.framing.version != version:
             kept = Headers(headers)
             kept.framing = check_head(version, headers)
             self.kept_headers = kept
         _, length, expects_continue, names_origin = kept.framing
-        exchange = HttptoolsExchange(
-            scope=self.scope_of(  # type: ignore[arg-type]
-                parser.get_method().decode("ascii"), self.url, version, kept, names_origin
-            ),
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=expects_continue,
-            keep_alive=version == "1.1" and parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
-        exchange.listener = self.listener
+        method = parser.get_method().decode("ascii")
+        scope = self.scope_of(method, self.url, version, kept, names_origin)
+        exchange = HttptoolsExchange(self, scope, keep_alive=version == "1.1" and parser.should_keep_alive())
+        exchange.waiting_for_100_continue = expects_continue
         self.cycle = exchange
         if length is not None and length > self.listener.body_bytes_max:
             self.body_too_large(exchange)
@@ -220,4 +284,5 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
             self.running.disconnected = True
             self.running.message_event.set()
         self.pipeline.clear()
+        self.alike = self.kept_headers = None  # they may hold credentials
         super().connection_lost(exc)

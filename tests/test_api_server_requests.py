@@ -228,3 +228,36 @@ def test_what_is_kept_of_a_head_is_never_another_requests(running: Running) -> N
         ]
         assert ["one", "one", "two", "one"] == seen
         assert "close" == connection.exchange(old).header("Connection")
+
+
+def test_a_head_that_repeats_is_read_once_and_means_the_same(running: Running) -> None:
+    """However the next request is cut, whatever follows it, and whatever else changes in it."""
+    first = request_bytes("POST", "/a", body=b"abc")
+    with running.connect() as connection:
+
+        def bodies(sent: bytes, count: int) -> list[str]:
+            connection.send(sent)
+            return [str(connection.answer().json()["body"]) for _ in range(count)]
+
+        def repeat() -> None:
+            for body in (b"one", b"two", b"six"):
+                assert [body.decode()] == bodies(request_bytes("POST", "/a", body=body), 1)
+
+        repeat()
+        for cut in (1, 10, len(first) - 4, len(first) - 3, len(first) - 1):
+            connection.send(first[:cut])
+            time.sleep(0.01)
+            assert ["abc"] == bodies(first[cut:], 1)
+            repeat()
+        assert ["abc", "xyz"] == bodies(first + request_bytes("POST", "/a", body=b"xyz"), 2)
+        repeat()
+        assert ["abc"] == bodies(b"\r\n" + first, 1)
+        assert ["abcd"] == bodies(request_bytes("POST", "/a", body=b"abcd"), 1)
+        repeat()
+        chunked = first.replace(b"Content-Length: 3", b"Transfer-Encoding: chunked")[:-3]
+        assert ["ab"] == bodies(chunked + b"2\r\nab\r\n0\r\n\r\n", 1)
+        repeat()
+        connection.send(first[:-3] + b"ab")  # a byte is missing: nothing is answered before it is there
+        assert ["abc"] == bodies(b"c", 1)
+        connection.send(request_bytes("GET", "/early") + first)
+        assert [401, 200] == [connection.answer().status, connection.answer().status]

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ledger import authorization
 from ledger.commands import AuthorizeGrant, ClientRules, GrantCommand
 from ledger.events import (
     GrantAuthorized,
@@ -18,6 +19,7 @@ from ledger.events import (
 )
 from ledger.refusals import Refusal
 from ledger.times import micros, text
+from tests.mutants import Mutant
 from tests.scenario import (
     CALLBACK,
     DAY,
@@ -33,6 +35,7 @@ from tests.scenario import (
     epoch_end,
     exchange,
     fact,
+    foreign,
     issue,
     moment,
     policy,
@@ -366,3 +369,96 @@ def test_todays_policy_rules_the_exchange() -> None:
         when=under(rules, exchange(5)),
         then=[fact(GrantIssued, policy_retry_window_seconds=0, idle_expires_at=text(moment(5 + DAY)))],
     )
+
+
+# ---------------------------------------------------------------- broken twins
+
+MUTANTS = (
+    Mutant("PK-3", "a code buys twice", authorization.exchange, "if grant.issued:", "if False:"),
+    Mutant(
+        "PK-2",
+        "any verifier will do",
+        authorization._began_with,
+        "compare_digest(command.challenge, authorized.challenge)",
+        "True",
+    ),
+    Mutant(
+        "PK-1",
+        "any redirect address will do",
+        authorization._began_with,
+        "command.redirect_uri == authorized.redirect_uri",
+        "True",
+    ),
+    Mutant(
+        "DP-7",
+        "a key named at the sign-in need not be shown",
+        authorization._began_with,
+        "authorized.dpop_jkt in (None, command.presenter.proof_jkt)",
+        "True",
+    ),
+    Mutant(
+        "I-06",
+        "an epoch kills no code",
+        authorization.exchange,
+        "grant.judge(at, rules.epoch_end)",
+        "grant.judge(at, None)",
+    ),
+    Mutant(
+        "I-16",
+        "lifetimes begin before the grant's last event",
+        authorization.exchange,
+        "command.at if command.at > grant.at else grant.at",
+        "command.at",
+    ),
+    Mutant(
+        "I-08",
+        "a cut of scope is overlooked",
+        authorization._issue,
+        "within(grant.granted, client.scope)",
+        "grant.granted",
+    ),
+    Mutant(
+        "I-06",
+        "the epochs of the exchange stand for those of the sign-in",
+        authorization._issued,
+        "client_epoch=authorized.client_epoch",
+        "client_epoch=rules.client_epoch",
+    ),
+    Mutant(
+        "D6",
+        "who shows no verifier ends the grant",
+        authorization.exchange,
+        "not _began_with(command)",
+        "not (grant.issued or _began_with(command))",
+    ),
+)
+
+
+def everything_here() -> None:
+    """The rules above, as many as tell the twins apart."""
+    test_a_second_use_ends_the_grant()
+    for wrong in ({"challenge": WRONG}, {"challenge": None}, {"redirect_uri": None}):
+        for used in (False, True):
+            test_whoever_did_not_begin_the_flow_consumes_nothing_and_ends_nothing(wrong, used)
+    test_a_key_named_at_the_sign_in_must_be_shown_at_the_exchange(APP)
+    test_an_epoch_between_sign_in_and_exchange_kills_the_code()
+    test_a_clock_that_is_put_back_opens_no_code_again()
+    test_what_the_client_may_no_longer_have_is_left_out_of_its_tokens()
+    test_the_epochs_are_those_of_the_sign_in()
+
+
+def test_a_clock_that_is_put_back_opens_no_code_again() -> None:
+    """I-16: what the grant's own events have seen is not undone by the wall clock."""
+    given: list[Given] = [SIGNED_IN, foreign(0, 70)]
+    scenario(given=given, when=under(WITH_APP, exchange(55)), then=[GrantExpired], outcome=Refusal.EXPIRED_ABSOLUTE)
+    given = [SIGNED_IN, foreign(0, 50)]
+    ends = text(moment(50 + 365 * DAY))
+    scenario(given=given, when=under(WITH_APP, exchange(40)), then=[fact(GrantIssued, absolute_expires_at=ends)])
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_broken_rule_is_caught(mutant: Mutant) -> None:
+    """Each twin breaks one rule, and what is asked here finds it out."""
+    everything_here()
+    with mutant.patched(), pytest.raises(AssertionError):
+        everything_here()

@@ -67,12 +67,13 @@ class Connection:
         *,
         source: str = "127.0.0.1",
         tls: ssl.SSLContext | None = None,
+        session: ssl.SSLSession | None = None,
         timeout_seconds: float = 30.0,
     ) -> None:
         self.address = address
         plain = socket.create_connection(address, timeout=timeout_seconds, source_address=(source, 0))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket = tls.wrap_socket(plain, server_hostname=address[0]) if tls else plain
+        self.socket = tls.wrap_socket(plain, server_hostname=address[0], session=session) if tls else plain
         self._stream: BinaryIO = cast(BinaryIO, self.socket.makefile("rb"))
 
     def __enter__(self) -> "Connection":

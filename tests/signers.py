@@ -4,6 +4,7 @@ The public keys of `jwt` and `jwt-legacy` stand in the clients file of the trans
 """
 
 import base64
+import hmac
 import itertools
 import time
 import uuid
@@ -12,7 +13,7 @@ from typing import Any
 
 import msgspec
 from joserfc import jws
-from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
+from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ASSERTION_TYP = "client-authentication+jwt"
@@ -70,25 +71,30 @@ class Signer:
         header: Mapping[str, Any] | None = None,
         now: float | None = None,
         payload: bytes | None = None,
-        key: Key | None = None,
+        secret: bytes | None = None,
     ) -> str:
-        """An assertion, some claims or header members changed; None leaves one out. `payload` stands for the claims."""
+        """An assertion, some claims or header members changed; None leaves one out. `payload` stands for the claims;
+        with a `secret` it is the key of an HMAC (HS256), as an attacker takes a public key for one."""
         claims = _changed(self.claims(now), changes)
         head = _changed({"alg": self.algorithm, "kid": self.kid, "typ": ASSERTION_TYP}, header)
         body = msgspec.json.encode(claims) if payload is None else payload
-        algorithms = jws.JWSRegistry.algorithms  # used as they are: the library would not write what is unlawful
-        algorithm = algorithms.get(str(head.get("alg")), algorithms[self.algorithm])
-        if algorithm.key_type != (key or self.key).key_type and algorithm.name != "none":
-            algorithm = algorithms[self.algorithm]
-        signed = f"{_encoded(msgspec.json.encode(head))}.{_encoded(body)}"
-        return f"{signed}.{_encoded(algorithm.sign(signed.encode(), key or self.key))}"
+        signed = f"{encoded(msgspec.json.encode(head))}.{encoded(body)}"
+        if secret is not None:
+            return f"{signed}.{encoded(hmac.digest(secret, signed.encode(), 'sha256'))}"
+        # The library's algorithms as they are: by its usual way it would not write what is unlawful.
+        algorithms = jws.JWSRegistry.algorithms
+        told = algorithms.get(str(head.get("alg")))
+        fits = told is not None and told.key_type in (self.key.key_type, algorithms["none"].key_type)
+        algorithm = told if fits and told is not None else algorithms[self.algorithm]
+        return f"{signed}.{encoded(algorithm.sign(signed.encode(), self.key))}"
 
     def form(self, assertion: str | None = None, *, now: float | None = None, **more: str) -> dict[str, str]:
         """The members of a form that authenticate the client."""
         return {"client_assertion_type": TYPE, "client_assertion": assertion or self.assertion(now=now), **more}
 
 
-def _encoded(raw: bytes) -> str:
+def encoded(raw: bytes) -> str:
+    """Base64url without padding (RFC 7515 2)."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
@@ -108,9 +114,3 @@ def new_key(algorithm: str) -> Key:
     if algorithm in ("EdDSA", "Ed25519"):
         return OKPKey.generate_key("Ed25519")
     return ECKey.generate_key("P-256")
-
-
-def secret_of(public: bytes) -> OctKey:
-    """A public key's bytes taken for a shared secret: what an attacker who knows them signs HS256 with. The library
-    would not take them for one, so it is given them encoded."""
-    return OctKey.import_key({"kty": "oct", "k": _encoded(public)})

@@ -89,12 +89,12 @@ class RemoteKeys:
         known = self._of(uri)
         if known.keys is not None and self._clock() - known.fetched_at < FRESH_SECONDS:
             return known.keys
-        return await self._fetched(known, uri)
+        return await self._waited_for(known, uri)
 
     async def newer(self, uri: str) -> Keys:
         """Return the keys at a URL as they are now, for a signature that names none that we know. Asked more often than
         every `AGAIN_SECONDS`, those that were found last. Raises Unavailable."""
-        return await self._fetched(self._of(uri), uri)
+        return await self._waited_for(self._of(uri), uri)
 
     def _of(self, uri: str) -> "_Known":
         known = self._known.get(uri)
@@ -104,7 +104,7 @@ class RemoteKeys:
             known = self._known[uri] = _Known()
         return known
 
-    async def _fetched(self, known: "_Known", uri: str) -> Keys:
+    async def _waited_for(self, known: "_Known", uri: str) -> Keys:
         if known.fetching is None and self._clock() >= known.not_before:
             known.fetching = asyncio.get_running_loop().create_task(self._fetch(known, uri))
         if known.fetching is not None:
@@ -117,7 +117,7 @@ class RemoteKeys:
 
     async def _fetch(self, known: "_Known", uri: str) -> None:
         try:
-            known.keys = _keys_in(await self._body(uri))
+            known.keys = await self.fetched(uri)
             known.fetched_at = self._clock()
             known.not_before = known.fetched_at + AGAIN_SECONDS
         except Unfetchable as problem:
@@ -126,6 +126,10 @@ class RemoteKeys:
             log.warning("client_keys_unfetchable", host=urlsplit(uri).hostname or "", problem=str(problem))
         finally:
             known.fetching = None
+
+    async def fetched(self, uri: str) -> Keys:
+        """Return the keys at a URL, asked for now, whatever is known. Raises Unfetchable."""
+        return _keys_in(await self._body(uri))
 
     async def _body(self, uri: str) -> bytes:
         parts = urlsplit(uri)

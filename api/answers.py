@@ -15,8 +15,11 @@ Header = tuple[bytes, bytes]
 Send = Callable[[Any], Awaitable[None]]
 
 JSON: Final = (b"content-type", b"application/json")
-NOT_STORED: Final = ((b"cache-control", b"no-store"), (b"pragma", b"no-cache"), (b"vary", b"Origin"))
-"""What answers tell caches: keep nothing. One that keeps it all the same is told that the Origin counts (CORS)."""
+VARIES: Final = (b"vary", b"Origin")
+"""What an answer that pages of some origins may read tells caches, to whomever it goes (CORS)."""
+
+NOT_STORED: Final = ((b"cache-control", b"no-store"), (b"pragma", b"no-cache"), VARIES)
+"""What answers tell caches: keep nothing; and to those that keep it all the same, that the Origin counts."""
 
 CLOSE: Final = (b"connection", b"close")
 BASIC_CHALLENGE: Final = (b"www-authenticate", b'Basic realm="token-ledger"')

@@ -16,10 +16,10 @@ from api.answers import oauth_error
 from api.assertions import Assertions
 from api.authorizations import Authorizations
 from api.certificates import ClientCertificates, Forwarded
-from api.client_auth import METHODS, ClientAuth
+from api.client_auth import ClientAuth
 from api.context import Contexts
 from api.cors import CrossOrigin
-from api.dpop import Proofs, target
+from api.dpop import ALGORITHMS, Proofs, target
 from api.dpop_nonces import Nonces
 from api.endpoint import FrontDesk, Open, Operated, Receive, Send
 from api.ends import Ends
@@ -30,7 +30,7 @@ from api.health import Health, ServerView, ledger_families
 from api.introspect import IntrospectionEndpoint
 from api.jwks import Jwks
 from api.local_routes import LocalRoutes
-from api.metadata import JWKS, Metadata, metadata, places, url
+from api.metadata import JWKS, Metadata, auth_methods, metadata, places, sees_certificates, url
 from api.metrics import LedgerCollector, Meters, registry
 from api.openapi import Described
 from api.operators import ADMIN, ISSUER, SECURITY, ByToken, Local, Operators
@@ -171,9 +171,11 @@ def create_app(
         metadata(
             settings.issuer,
             grant_types=token.grant_types,
-            signs_access_tokens=True,
-            auth_methods={method for methods in METHODS.values() for method in methods},
+            auth_methods=auth_methods(settings),
             assertion_algs=ASSERTION_ALGS,
+            dpop_algs=ALGORITHMS,
+            signs_access_tokens=True,
+            binds_to_certificates=sees_certificates(settings),
         )
     )
     read_by_pages: dict[str, Asgi] = {place: Open(place, about.document, desk) for place in places(settings.issuer)}

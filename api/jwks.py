@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from api.answers import JSON, Answer, with_body
+from api.answers import JSON, VARIES, Answer, with_body
 from ledger.application import Ledger
 from ledger.jwt_access_tokens import published
 
@@ -25,5 +25,5 @@ class Jwks:
     async def document(self, scope: Any) -> Answer:
         """The keys, oldest first."""
         keys = published(self._ledger.desk.ring, self._ledger.authority.keys)
-        headers = (JSON, (b"cache-control", b"public, max-age=%d" % CACHE_SECONDS))
+        headers = (JSON, (b"cache-control", b"public, max-age=%d" % CACHE_SECONDS), VARIES)
         return with_body(200, msgspec.json.encode({"keys": keys}), headers)

@@ -10,6 +10,8 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from api.answers import Answer, json_answer
+from api.client_auth import METHODS
+from api.settings import Settings
 from api.shapes import ServerMetadata
 
 TOKEN: Final = "/oauth/v2/oauth-token"
@@ -40,6 +42,24 @@ def places(issuer: str) -> tuple[str, ...]:
 def url(issuer: str, path: str) -> str:
     """Return the URL of one of our paths as clients know it."""
     return issuer.rstrip("/") + path
+
+
+def sees_certificates(settings: Settings) -> bool:
+    """Tell whether a client's certificate can reach this server: over TLS, or in a trusted proxy's header."""
+    return settings.tls_cert is not None or settings.tls_client_cert_header is not None
+
+
+def auth_methods(settings: Settings) -> set[str]:
+    """Return every method by which a client can authenticate with these settings.
+
+    A certificate that is registered itself needs nothing but to be seen; one by name needs authorities that vouch.
+    """
+    found = {method for methods in METHODS.values() for method in methods}
+    if sees_certificates(settings):
+        found.add("self_signed_tls_client_auth")
+        if settings.tls_client_ca is not None:
+            found.add("tls_client_auth")
+    return found
 
 
 def metadata(

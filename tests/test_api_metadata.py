@@ -1,18 +1,22 @@
 """Metadata (RFC 8414, MD-1 to MD-5): where it is, and that it claims what works and nothing else."""
 
+from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 
-from api.client_auth import METHODS
-from api.metadata import OAUTH_PLACE, OPENID_PLACE, metadata, places, url
+from api.dpop import ALGORITHMS
+from api.metadata import JWKS, OAUTH_PLACE, OPENID_PLACE, auth_methods, metadata, places, sees_certificates, url
 from api.settings import Settings
 from ledger.head_file import Head
+from ledger.registration import ASSERTION_ALGS, AUTHS
 from tests.asking import ISSUER_URL, Asking, asking, credentials
 from tests.wire import Json
 
+FILE = Path("a.pem")
+BEHIND: dict[str, Json] = {"tls_client_cert_header": "client-cert", "trusted_proxies": (ip_network("10.0.0.0/8"),)}
 EVERY: dict[str, Json] = {
     "grant_types": ("refresh_token", "authorization_code"),
     "auth_methods": ("none", "client_secret_basic", "private_key_jwt"),
@@ -146,16 +150,39 @@ async def test_every_endpoint_that_is_told_is_there(tmp_path: Path) -> None:
             assert answer.status_code in (200, 400), (name, answer.status_code)
 
 
-async def test_every_method_that_is_told_authenticates_somebody_and_no_other_is_known(tmp_path: Path) -> None:
-    """What is told is what `METHODS` judges by, for all three endpoints alike."""
-    known = sorted({method for methods in METHODS.values() for method in methods})
+@pytest.mark.parametrize(
+    ("given", "by_certificate"),
+    [
+        ({}, set()),
+        ({"tls_cert": FILE, "tls_key": FILE}, {"self_signed_tls_client_auth"}),
+        (
+            {"tls_cert": FILE, "tls_key": FILE, "tls_client_ca": FILE},
+            {"self_signed_tls_client_auth", "tls_client_auth"},
+        ),
+        (BEHIND, {"self_signed_tls_client_auth"}),
+        ({**BEHIND, "tls_client_ca": FILE}, {"self_signed_tls_client_auth", "tls_client_auth"}),
+    ],
+)
+def test_a_method_is_told_where_it_can_work(given: dict[str, Json], by_certificate: set[str]) -> None:
+    """Certificates must be seen, and one that goes by a name be vouched for; the rest always works."""
+    chosen = Settings(issuer=ISSUER_URL, **given)
+    always = {"client_secret_basic", "client_secret_post", "private_key_jwt", "none"}
+    assert always | by_certificate == auth_methods(chosen)
+    assert bool(by_certificate) == sees_certificates(chosen)
+    assert {*AUTHS} - {"client_secret"} == always | {"self_signed_tls_client_auth", "tls_client_auth"}
+
+
+async def test_methods_and_algorithms_are_those_that_judge(tmp_path: Path) -> None:
+    """MD-2: alike for all three endpoints, and no algorithm is `none` or a secret's."""
     async with asking(tmp_path) as ledger:
         about = await found(ledger)
         for endpoint in ("token", "revocation", "introspection"):
-            assert set(about[f"{endpoint}_endpoint_auth_methods_supported"]) <= set(known)
-            algorithms = about.get(f"{endpoint}_endpoint_auth_signing_alg_values_supported", [])
-            assert ("private_key_jwt" in known) == bool(algorithms)
+            assert sorted(auth_methods(Settings())) == about[f"{endpoint}_endpoint_auth_methods_supported"]
+            algorithms = about[f"{endpoint}_endpoint_auth_signing_alg_values_supported"]
+            assert [*ASSERTION_ALGS] == algorithms
             assert not [each for each in algorithms if each == "none" or each.startswith("HS")]
+        assert [*ALGORITHMS] == about["dpop_signing_alg_values_supported"]
+        assert "tls_client_certificate_bound_access_tokens" not in about
 
 
 async def test_every_grant_type_that_is_told_is_served_and_no_other(tmp_path: Path) -> None:
@@ -177,14 +204,16 @@ async def test_it_is_served_while_the_log_is_behind(tmp_path: Path) -> None:
 
 
 async def test_pages_of_listed_origins_may_read_it(tmp_path: Path) -> None:
-    """TE-15: a browser client looks up the endpoints, too."""
+    """TE-15: a browser client looks up the endpoints and the keys, too; caches learn that the Origin counts."""
     async with asking(tmp_path) as ledger:
-        for method, origin, expected in (
-            ("GET", "https://app.example", "https://app.example"),
-            ("HEAD", "https://app.example", "https://app.example"),
-            ("GET", "https://evil.example", None),
+        for method, path, origin, expected in (
+            ("GET", OPENID_PLACE, "https://app.example", "https://app.example"),
+            ("HEAD", OPENID_PLACE, "https://app.example", "https://app.example"),
+            ("GET", JWKS, "https://app.example", "https://app.example"),
+            ("GET", JWKS, "https://evil.example", None),
+            ("GET", JWKS, "", None),
         ):
-            answer = await ledger.ask(method, OPENID_PLACE, headers={"Origin": origin})
+            answer = await ledger.ask(method, path, headers={"Origin": origin} if origin else {})
             assert (200, "Origin") == (answer.status_code, answer.headers["vary"])
             assert expected == answer.headers.get("access-control-allow-origin")
         asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}

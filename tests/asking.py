@@ -141,7 +141,7 @@ def check(answer: httpx2.Response, local: bool) -> None:
         if answer.status_code >= 400 and "status" not in body:
             assert re.fullmatch("[a-z_]+", body["error"]), told
             assert _ERROR_TEXT.fullmatch(body.get("error_description", "")), told
-            assert not re.search("(rt1|at1)_", answer.text), told
+            assert not re.search("(rt1|at1|ac1)_", answer.text), told
         if not local and answer.status_code != 500:  # a fault of ours is described nowhere
             check_described(answer.request.method, path, answer.status_code, body)
     elif answer.status_code >= 400:

@@ -73,16 +73,16 @@ class Forwarded:
         self._endpoint = endpoint
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        headers = scope["headers"]
+        headers, client = scope["headers"], scope["client"]
         values = tuple(value for name, value in headers if name == self._header)
+        told = {**scope}  # the server may go on with its own for the next request
         if values:
-            scope["headers"] = [each for each in headers if each[0] != self._header]
-        client = scope["client"]
+            told["headers"] = [each for each in headers if each[0] != self._header]
         if client is not None and self._peers.trusts(client[0]):
-            scope.pop("extensions", None)
+            told.pop("extensions", None)
             if values and values != (b"",):  # nginx and others send an empty one where there is no certificate
-                scope["extensions"] = {"tls": {HEADER: values}}
-        await self._endpoint(scope, receive, send)
+                told["extensions"] = {"tls": {HEADER: values}}
+        await self._endpoint(told, receive, send)
 
 
 class ClientCertificates:

@@ -98,6 +98,7 @@ def certificate(
     path_length: int | None = None,
     names: Sequence[x509.GeneralName] = (),
     usage: x509.ExtendedKeyUsage | None = None,
+    constraints: x509.NameConstraints | None = None,
     days: tuple[float, float] = (-1, 30),
     key: Key | None = None,
 ) -> Party:
@@ -122,6 +123,8 @@ def certificate(
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     if usage is not None:
         builder = builder.add_extension(usage, critical=False)
+    if constraints is not None:
+        builder = builder.add_extension(constraints, critical=True)
     algorithm = None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     return Party(builder.sign(signer, algorithm), key)
 

@@ -7,9 +7,9 @@ token that two operators share) are `changes.py`'s.
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias, get_args
+from urllib.parse import urlsplit
 
 from ledger import scope
 from ledger.clients import ROLES, ClientSpec, OperatorSpec, Settings
@@ -73,7 +73,6 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?:[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=-
 _WEB_HOST = re.compile(r"https?://[^/?@]", re.IGNORECASE)
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
-_JWK_PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 _JWK_CERTIFICATE = {"x5c", "x5t#S256"}
 
 
@@ -158,6 +157,7 @@ def _client_problems(spec: ClientSpec) -> Iterator[Problem]:
     yield from _uri_problems(settings)
     yield from _key_problems(settings)
     yield from _auth_problems(settings)
+    yield from _signing_key_problems(settings)
     yield from _number_problems(settings.policy)
     yield from _policy_problems(spec)
 
@@ -200,16 +200,22 @@ def _uri_problems(settings: Settings) -> Iterator[Problem]:
         yield "may_introspect", 'not for a public client (auth = "none")'
     if not all(map(_is_origin, settings.origins or ())):
         yield "origins", "may hold origins as a browser sends them only: scheme://host, lower case, no path"
-    if settings.jwks_uri is not None and not (
-        settings.jwks_uri.startswith("https://") and _is_absolute(settings.jwks_uri)
-    ):
-        yield "jwks_uri", "must be an https URI without a fragment"
+    if settings.jwks_uri is not None and not _is_fetchable(settings.jwks_uri):
+        yield "jwks_uri", "must be an https URI without a fragment or a user"
 
 
 def _is_absolute(uri: str) -> bool:
     if _URI.fullmatch(uri) is None:
         return False
     return uri.partition(":")[0].lower() not in _DEFAULT_PORTS or _WEB_HOST.match(uri) is not None
+
+
+def _is_fetchable(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return parts.scheme == "https" and _is_absolute(uri) and "@" not in parts.netloc and parts.port != 0
+    except ValueError:  # a port beyond all ports
+        return False
 
 
 def _is_origin(origin: str) -> bool:
@@ -223,13 +229,17 @@ def _is_origin(origin: str) -> bool:
 def _key_problems(settings: Settings) -> Iterator[Problem]:
     if settings.jwks is not None and settings.jwks_uri is not None:
         yield "jwks_uri", "stands beside jwks: one of the two"
-    for index, text in enumerate(settings.jwks or ()):
+    if settings.jwks is None:
+        return
+    from ledger.client_keys import imported, names_secret  # here: few clients have keys, and every command would pay
+
+    for index, text in enumerate(settings.jwks):
         key = _decoded(text)
-        if _JWK_PRIVATE & key.keys() or key.get("kty") == "oct":
+        if names_secret(key):
             yield f"jwks.keys[{index}]", "holds a private or secret key: give the public one"
         elif problem := _certificate_problem(key):
             yield f"jwks.keys[{index}]", problem
-        elif not _is_public_key(key) and (
+        elif imported(key) is None and (
             "kty" in key or not _names_certificate(key) or settings.auth == "private_key_jwt"
         ):
             yield f"jwks.keys[{index}]", "is no public key (RFC 7517)"
@@ -250,23 +260,26 @@ def _names_certificate(key: dict[str, str | list[str]]) -> bool:
 def _certificate_problem(key: dict[str, str | list[str]]) -> str | None:
     if not _names_certificate(key):
         return None
-    from ledger.certificates import key_problem  # as below
+    from ledger.certificates import key_problem  # as above
 
     return key_problem(key)
 
 
-def _is_public_key(key: dict[str, str | list[str]]) -> bool:
-    # Imported here: few clients have keys, and every command would pay for it.
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from joserfc.errors import JoseError
-    from joserfc.jwk import import_key
+def _signing_key_problems(settings: Settings) -> Iterator[Problem]:
+    """Each algorithm that the client may sign with must lead to one key (OpenID Connect Core 10.1)."""
+    if settings.auth != "private_key_jwt" or settings.jwks is None:
+        return
+    from ledger.client_keys import from_texts  # as above
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a key too short to be safe is a warning there, and no key here
-        try:
-            return not import_key(key).is_private
-        except (JoseError, UnsupportedAlgorithm, Warning, LookupError, TypeError, ValueError):
-            return False
+    keys = from_texts(settings.jwks)
+    registered = settings.token_endpoint_auth_signing_alg
+    algorithms = ASSERTION_ALGS if registered is None else (registered,)
+    if not any(each.algorithms.intersection(algorithms) for each in keys):
+        yield "jwks", f"holds no key that checks a signature by {' or '.join(algorithms)}"
+    for algorithm in algorithms:
+        names = [each.kid for each in keys if algorithm in each.algorithms]
+        if len(names) > 1 and (None in names or len({*names}) < len(names)):
+            yield "jwks", f"holds several keys for {algorithm}: each of them needs a kid of its own"
 
 
 def _auth_problems(settings: Settings) -> Iterator[Problem]:

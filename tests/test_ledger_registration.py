@@ -66,6 +66,9 @@ LAWFUL: list[dict[str, Any]] = [
     {**ASSERTS, "token_endpoint_auth_signing_alg": "RS256", "assertion_audience": "legacy"},
     {"auth": "private_key_jwt", "jwks": (public_key(),)},
     {"auth": "private_key_jwt", "jwks": (public_key(), edwards_key())},
+    {"auth": "private_key_jwt", "jwks": (bent(kid="a"), bent(kid="b"), bent(use="enc"))},
+    {"auth": "private_key_jwt", "jwks": (public_key(), edwards_key()), "token_endpoint_auth_signing_alg": "EdDSA"},
+    {**ASSERTS, "jwks_uri": "https://app.example:8443/keys?of=www"},
     {"auth": "self_signed_tls_client_auth", "jwks": (public_key(), '{"x5t#S256": "' + "A" * 43 + '"}')},
     {"auth": "tls_client_auth", "tls_client_auth_san_dns": "app.example"},
     {**CONFIDENTIAL, "policy": {"refresh_token_ttl_seconds": None, "grant_ttl_seconds": None}},
@@ -130,7 +133,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"auth": "self_signed_tls_client_auth"},
      'jwks: auth = "self_signed_tls_client_auth" needs a certificate: a key with x5c or x5t#S256'),
     ({**ASSERTS, "jwks": (public_key(),)}, "jwks_uri: stands beside jwks: one of the two"),
-    ({**ASSERTS, "jwks_uri": "http://app.example/keys"}, "jwks_uri: must be an https URI without a fragment"),
+    *(
+        ({**ASSERTS, "jwks_uri": uri}, "jwks_uri: must be an https URI without a fragment or a user")
+        for uri in (
+            "http://app.example/keys", "file:///etc/keys", "https://app.example/keys#1", "https://me@app.example/keys",
+            "https://app.example:99999/keys", "https://app.example:0/keys", "https:///keys", "keys", "",
+        )
+    ),
+    ({"auth": "private_key_jwt", "jwks": (edwards_key(),), "token_endpoint_auth_signing_alg": "ES256"},
+     "jwks: holds no key that checks a signature by ES256"),
+    ({"auth": "private_key_jwt", "jwks": (bent(use="enc"),)},
+     "jwks: holds no key that checks a signature by PS256 or ES256 or EdDSA or RS256"),
+    ({"auth": "private_key_jwt", "jwks": (public_key(), public_key())},
+     "jwks: holds several keys for ES256: each of them needs a kid of its own"),
+    ({"auth": "private_key_jwt", "jwks": (bent(kid="a"), bent(kid="a"))},
+     "jwks: holds several keys for ES256: each of them needs a kid of its own"),
     ({"auth": "private_key_jwt", "jwks": (public_key(), public_key(private=True))},
      "jwks.keys[1]: holds a private or secret key: give the public one"),
     ({"auth": "private_key_jwt", "jwks": ('{"kty":"oct"}',)},

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import secrets
 import subprocess
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from typing import Protocol
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import google.auth.transport.requests
 import google.oauth2.credentials
@@ -20,6 +24,10 @@ from authlib.integrations.requests_client import OAuth2Session as AuthlibRequest
 from tests.wire import TOKEN_PATH, Json
 
 SCOPE = "read openid profile"
+BACK = "https://app.example/back"
+SIGN_IN = "https://login.example/authorize"
+"""Where people sign in: the operating side's own page. No library fetches it, and the metadata does not know it."""
+METADATA_PATH = "/.well-known/oauth-authorization-server"
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Place:
     issuer: str
     client_id: str
     secret: str = field(repr=False)
+    scope: str = "read profile"
+    """What a sign-in asks for."""
 
     @property
     def token_url(self) -> str:
@@ -37,9 +47,15 @@ class Place:
 
 
 class Library(Protocol):
-    """One client as an application uses it: it is given a token response once, and keeps what it keeps."""
+    """One client as an application uses it. It begins with the token response of an issued grant, or signs in."""
 
-    def __init__(self, place: Place, tokens: Json) -> None: ...
+    def __init__(self, place: Place, tokens: Json = None) -> None: ...
+
+    def authorization_url(self) -> str:
+        """Begin a sign-in: return where the application sends the person."""
+
+    def exchange(self, redirect_to: str) -> str:
+        """End it with the address that the person came back to; return the refresh token that came."""
 
     def refresh(self) -> str:
         """Refresh with what the library holds; return the refresh token that it would use next."""
@@ -51,42 +67,89 @@ class Library(Protocol):
         """Close what connections the library keeps."""
 
 
+def new_verifier() -> str:
+    """Return a fresh `code_verifier` (RFC 7636 4.1), for the libraries whose caller makes it."""
+    return secrets.token_urlsafe(48)
+
+
+def challenge_of(verifier: str) -> str:
+    return urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def code_in(redirect_to: str) -> str:
+    return parse_qs(urlsplit(redirect_to).query)["code"][0]
+
+
 class AuthlibWithRequests:
-    def __init__(self, place: Place, tokens: Json) -> None:
-        self.session = AuthlibRequests(place.client_id, place.secret, token=tokens)
+    def __init__(self, place: Place, tokens: Json = None) -> None:
+        scope = SCOPE if tokens else place.scope
+        pkce = {"redirect_uri": BACK, "code_challenge_method": "S256"}
+        self.session = AuthlibRequests(place.client_id, place.secret, scope=scope, token=tokens, **pkce)
         self.url = place.token_url
+        self.verifier = new_verifier()
+
+    def authorization_url(self) -> str:
+        return str(self.session.create_authorization_url(SIGN_IN, code_verifier=self.verifier)[0])
+
+    def exchange(self, redirect_to: str) -> str:
+        back = {"authorization_response": redirect_to, "code_verifier": self.verifier}
+        return str(self.session.fetch_token(self.url, **back)["refresh_token"])
 
     def refresh(self) -> str:
         self.session.refresh_token(self.url)
         return str(self.session.token["refresh_token"])
 
     def narrow(self, scope: str) -> str:
-        return str(self.session.refresh_token(self.url, scope=scope)["scope"])
+        self.session.scope = scope
+        return str(self.session.refresh_token(self.url)["scope"])
 
     def close(self) -> None:
         self.session.close()
 
 
 class AuthlibWithHttpx:
-    def __init__(self, place: Place, tokens: Json) -> None:
-        self.client = AuthlibHttpx(place.client_id, place.secret, token=tokens)
+    def __init__(self, place: Place, tokens: Json = None) -> None:
+        scope = SCOPE if tokens else place.scope
+        pkce = {"redirect_uri": BACK, "code_challenge_method": "S256"}
+        self.client = AuthlibHttpx(place.client_id, place.secret, scope=scope, token=tokens, **pkce)
         self.url = place.token_url
+        self.verifier = new_verifier()
+
+    def authorization_url(self) -> str:
+        return str(self.client.create_authorization_url(SIGN_IN, code_verifier=self.verifier)[0])
+
+    def exchange(self, redirect_to: str) -> str:
+        back = {"authorization_response": redirect_to, "code_verifier": self.verifier}
+        return str(self.client.fetch_token(self.url, **back)["refresh_token"])
 
     def refresh(self) -> str:
         self.client.refresh_token(self.url)
         return str(self.client.token["refresh_token"])
 
     def narrow(self, scope: str) -> str:
-        return str(self.client.refresh_token(self.url, scope=scope)["scope"])
+        self.client.scope = scope
+        return str(self.client.refresh_token(self.url)["scope"])
 
     def close(self) -> None:
         self.client.close()
 
 
 class RequestsOauthlib:
-    def __init__(self, place: Place, tokens: Json) -> None:
-        self.session = requests_oauthlib.OAuth2Session(place.client_id, token=tokens, scope=SCOPE.split())
+    def __init__(self, place: Place, tokens: Json = None) -> None:
+        scope = (SCOPE if tokens else place.scope).split()
+        self.session = requests_oauthlib.OAuth2Session(
+            place.client_id, redirect_uri=BACK, token=tokens, scope=scope, pkce="S256"
+        )
         self.place = place
+
+    def authorization_url(self) -> str:
+        return str(self.session.authorization_url(SIGN_IN)[0])
+
+    def exchange(self, redirect_to: str) -> str:
+        told = self.session.fetch_token(
+            self.place.token_url, authorization_response=redirect_to, auth=(self.place.client_id, self.place.secret)
+        )
+        return str(told["refresh_token"])
 
     def refresh(self) -> str:
         told = self.session.refresh_token(self.place.token_url, auth=(self.place.client_id, self.place.secret))
@@ -102,11 +165,28 @@ class RequestsOauthlib:
 
 
 class HttpxOauth:
-    def __init__(self, place: Place, tokens: Json) -> None:
+    def __init__(self, place: Place, tokens: Json = None) -> None:
         self.client: httpx_oauth.oauth2.BaseOAuth2[Json] = httpx_oauth.oauth2.BaseOAuth2(
-            place.client_id, place.secret, "https://unused.example", place.token_url, place.token_url
+            place.client_id, place.secret, SIGN_IN, place.token_url, place.token_url
         )
-        self.token = str(tokens["refresh_token"])  # the library keeps nothing: its caller does
+        self.scope = place.scope.split()
+        self.token = str(tokens["refresh_token"]) if tokens else ""  # the library keeps nothing: its caller does
+        self.verifier = new_verifier()
+
+    def authorization_url(self) -> str:
+        return asyncio.run(
+            self.client.get_authorization_url(
+                BACK,
+                scope=self.scope,
+                code_challenge=challenge_of(self.verifier),
+                code_challenge_method="S256",
+            )
+        )
+
+    def exchange(self, redirect_to: str) -> str:
+        told = asyncio.run(self.client.get_access_token(code_in(redirect_to), BACK, self.verifier))
+        self.token = str(told["refresh_token"])
+        return self.token
 
     def refresh(self) -> str:
         self.token = str(asyncio.run(self.client.refresh_token(self.token))["refresh_token"])
@@ -120,11 +200,17 @@ class HttpxOauth:
 
 
 class GoogleAuth:
-    def __init__(self, place: Place, tokens: Json) -> None:
+    def __init__(self, place: Place, tokens: Json = None) -> None:
         self.place = place
         self.session = requests.Session()
         self.request = google.auth.transport.requests.Request(self.session)  # type: ignore[no-untyped-call]
-        self.credentials = self._holding(tokens["refresh_token"], SCOPE)
+        self.credentials = self._holding(tokens["refresh_token"] if tokens else "", SCOPE)
+
+    def authorization_url(self) -> str:
+        raise NotImplementedError("no sign-in")
+
+    def exchange(self, redirect_to: str) -> str:
+        raise NotImplementedError("no sign-in")
 
     def _holding(self, token: str, scope: str) -> google.oauth2.credentials.Credentials:
         return google.oauth2.credentials.Credentials(  # type: ignore[no-untyped-call]
@@ -150,11 +236,27 @@ class GoogleAuth:
 
 
 class RequestsOauth2client:
-    def __init__(self, place: Place, tokens: Json) -> None:
-        self.client = requests_oauth2client.OAuth2Client.from_discovery_endpoint(
-            issuer=place.issuer, client_id=place.client_id, client_secret=place.secret
+    def __init__(self, place: Place, tokens: Json = None) -> None:
+        self.client = requests_oauth2client.OAuth2Client.from_discovery_document(
+            requests.get(place.issuer + METADATA_PATH, timeout=30).json() | {"authorization_endpoint": SIGN_IN},
+            issuer=place.issuer,
+            client_id=place.client_id,
+            client_secret=place.secret,
+            redirect_uri=BACK,
         )
-        self.token = requests_oauth2client.BearerToken(**tokens)  # the library keeps nothing: its caller does
+        # The library keeps nothing: its caller does.
+        self.token = requests_oauth2client.BearerToken(**(tokens or {"access_token": "none yet"}))
+        self.scope = place.scope
+        self.request: requests_oauth2client.AuthorizationRequest | None = None
+
+    def authorization_url(self) -> str:
+        self.request = self.client.authorization_request(scope=self.scope)
+        return self.request.uri
+
+    def exchange(self, redirect_to: str) -> str:
+        assert self.request is not None
+        self.token = self.client.authorization_code(self.request.validate_callback(redirect_to))
+        return str(self.token.refresh_token)
 
     def refresh(self) -> str:
         self.token = self.client.refresh_token(self.token)
@@ -180,21 +282,33 @@ class CurlError(Exception):
 class Curl:
     """The command line, with the next token taken from the answer as a script takes it."""
 
-    def __init__(self, place: Place, tokens: Json, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, place: Place, tokens: Json = None, options: tuple[str, ...] = ()) -> None:
         self.place = place
-        self.token = str(tokens["refresh_token"])
+        self.token = str(tokens["refresh_token"]) if tokens else ""
         self.options = options
+        self.verifier = new_verifier()
+
+    def authorization_url(self) -> str:
+        query = {"response_type": "code", "client_id": self.place.client_id, "redirect_uri": BACK}
+        query |= {
+            "scope": self.place.scope,
+            "code_challenge": challenge_of(self.verifier),
+            "code_challenge_method": "S256",
+        }
+        return f"{SIGN_IN}?{urlencode(query)}"
+
+    def exchange(self, redirect_to: str) -> str:
+        code = {"grant_type": "authorization_code", "code": code_in(redirect_to)}
+        return str(self._ask(**code, redirect_uri=BACK, code_verifier=self.verifier)["refresh_token"])
 
     def refresh(self) -> str:
-        return str(self._ask()["refresh_token"])
+        return str(self._ask(grant_type="refresh_token", refresh_token=self.token)["refresh_token"])
 
     def narrow(self, scope: str) -> str:
-        return str(self._ask(scope=scope)["scope"])
+        return str(self._ask(grant_type="refresh_token", refresh_token=self.token, scope=scope)["scope"])
 
     def _ask(self, **more: str) -> Json:
         form = {
-            "grant_type": "refresh_token",
-            "refresh_token": self.token,
             "client_id": self.place.client_id,
             "client_secret": self.place.secret,
             **more,
@@ -216,7 +330,7 @@ class Curl:
         pass
 
 
-PYTHON: dict[str, Callable[[Place, Json], Library]] = {
+PYTHON: dict[str, Callable[..., Library]] = {
     "Authlib, requests": AuthlibWithRequests,
     "Authlib, httpx": AuthlibWithHttpx,
     "requests-oauthlib": RequestsOauthlib,

@@ -54,12 +54,21 @@ def fetched_into(folder: Path) -> Path:
 class NodeLibrary:
     """One process that holds one client of one library."""
 
-    def __init__(self, program: Path, name: str, place: Place, tokens: Json) -> None:
-        arguments = [name, place.issuer, place.token_url, place.client_id, place.secret, json.dumps(tokens)]
+    def __init__(self, program: Path, name: str, place: Place, tokens: Json = None) -> None:
+        told = [place.issuer, place.token_url, place.client_id, place.secret, place.scope]
         self.process = subprocess.Popen(
-            ["node", str(program), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ["node", str(program), name, *told, json.dumps(tokens)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert "ready" == self._answer()
+
+    def authorization_url(self) -> str:
+        return self._call("authorizationUrl")
+
+    def exchange(self, redirect_to: str) -> str:
+        return self._call("exchange", redirect_to)
 
     def refresh(self) -> str:
         return self._call("refresh")

@@ -19,6 +19,8 @@ class Facts:
     """How it sends its secret unless told otherwise, and so what its client is registered with."""
     scope: str
     """What a plain refresh asks for: `all` that it holds, or `none`."""
+    signs_in: bool
+    """Whether it can exchange a code (RFC 6749 4.1) with a proof of its own (RFC 7636)."""
     less: bool
     """Whether it can be told to ask for less scope."""
     new_token: str
@@ -30,6 +32,8 @@ class Facts:
     code: str
     wrong_secret: str
     """What it raises for `invalid_client`."""
+    openid: str = ""
+    """What it raises where a sign-in asked for `openid` and no ID token came; empty where it goes on without."""
     policy: str = "standard"
     """The preset that suits it."""
 
@@ -38,48 +42,49 @@ BASIC, POST = "client_secret_basic", "client_secret_post"
 
 FACTS = {
     "Authlib, requests": Facts(
-        "authlib", BASIC, "none", True, "kept", "ConnectionError", "OAuthError", ".error", "OAuthError"
+        "authlib", BASIC, "all", True, True, "kept", "ConnectionError", "OAuthError", ".error", "OAuthError"
     ),
     "Authlib, httpx": Facts(
-        "authlib", BASIC, "none", True, "kept", "RemoteProtocolError", "OAuthError", ".error", "OAuthError"
+        "authlib", BASIC, "all", True, True, "kept", "RemoteProtocolError", "OAuthError", ".error", "OAuthError"
     ),
     "requests-oauthlib": Facts(
-        "requests-oauthlib", BASIC, "all", True, "kept", "ConnectionError", "InvalidGrantError", ".error",
+        "requests-oauthlib", BASIC, "all", True, True, "kept", "ConnectionError", "InvalidGrantError", ".error",
         "InvalidClientError",
     ),
     "httpx-oauth": Facts(
-        "httpx-oauth", POST, "none", False, "returned", "RefreshTokenError", "RefreshTokenError", ".response",
+        "httpx-oauth", POST, "none", True, False, "returned", "RefreshTokenError", "RefreshTokenError", ".response",
         "RefreshTokenError",
     ),
     "google-auth": Facts(
-        "google-auth", POST, "all", True, "kept", "TransportError", "RefreshError", ".args[1]", "RefreshError"
+        "google-auth", POST, "all", False, True, "kept", "TransportError", "RefreshError", ".args[1]", "RefreshError"
     ),
     "requests_oauth2client": Facts(
-        "requests-oauth2client", POST, "none", True, "returned", "ConnectionError", "InvalidGrant", ".error",
+        "requests-oauth2client", POST, "none", True, True, "returned", "ConnectionError", "InvalidGrant", ".error",
         "InvalidClient",
     ),
-    "curl": Facts(None, POST, "none", True, "returned", "exit 56", "exit 22", "the body", "exit 22"),
-    "curl --retry": Facts(None, POST, "none", True, "returned", "", "exit 22", "the body", "exit 22"),
+    "curl": Facts(None, POST, "none", True, True, "returned", "exit 56", "exit 22", "the body", "exit 22"),
+    "curl --retry": Facts(None, POST, "none", True, True, "returned", "", "exit 22", "the body", "exit 22"),
     "openid-client": Facts(
-        "openid-client", POST, "none", True, "returned", "TypeError", "ResponseBodyError", ".error",
+        "openid-client", POST, "none", True, True, "returned", "TypeError", "ResponseBodyError", ".error",
         "ResponseBodyError",
     ),
     "openid-client, Basic": Facts(
-        "openid-client", BASIC, "none", True, "returned", "TypeError", "ResponseBodyError", ".error",
+        "openid-client", BASIC, "none", True, True, "returned", "TypeError", "ResponseBodyError", ".error",
         "WWWAuthenticateChallengeError",
     ),
     "oauth4webapi": Facts(
-        "oauth4webapi", BASIC, "none", True, "returned", "TypeError", "ResponseBodyError", ".error",
+        "oauth4webapi", BASIC, "none", True, True, "returned", "TypeError", "ResponseBodyError", ".error",
         "WWWAuthenticateChallengeError",
     ),
     "simple-oauth2": Facts(
-        "simple-oauth2", BASIC, "none", True, "returned", "Error", "Error", ".data.payload", "Error"
+        "simple-oauth2", BASIC, "none", True, True, "returned", "Error", "Error", ".data.payload", "Error"
     ),
     "oidc-client-ts": Facts(
-        "oidc-client-ts", POST, "all", True, "kept", "TypeError", "ErrorResponse", ".error", "ErrorResponse"
+        "oidc-client-ts", POST, "all", True, True, "kept", "TypeError", "ErrorResponse", ".error", "ErrorResponse",
+        openid="InvalidTokenError",
     ),
     "google-auth-library": Facts(
-        "google-auth-library", POST, "none", False, "ignored", "", "GaxiosError", ".response.data", "GaxiosError",
+        "google-auth-library", POST, "none", True, False, "ignored", "", "GaxiosError", ".response.data", "GaxiosError",
         policy="stable",
     ),
 }  # fmt: skip
@@ -106,19 +111,26 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def tables() -> tuple[str, str]:
     """Return what the guide shows: how each library refreshes and what suits it, and what each raises."""
     does = _table(
-        ("library", "tried", "policy", "auth", "asks for scope", "less scope", "new token"),
+        ("library", "tried", "policy", "auth", "signs in", "asks for scope", "less scope", "new token"),
         (
             (
                 name, pinned(facts.package) if facts.package else "any", facts.policy, facts.auth,
-                facts.scope, "yes" if facts.less else "no", facts.new_token,
+                "yes" if facts.signs_in else "no", facts.scope, "yes" if facts.less else "no", facts.new_token,
             )
             for name, facts in FACTS.items()
         ),
     )  # fmt: skip
     raises = _table(
-        ("library", "no answer came", "invalid_grant", "its code in", "invalid_client"),
+        ("library", "no answer came", "invalid_grant", "its code in", "invalid_client", "no ID token"),
         (
-            (name, facts.lost or "(tries again)", facts.refused, facts.code, facts.wrong_secret)
+            (
+                name,
+                facts.lost or "(tries again)",
+                facts.refused,
+                facts.code,
+                facts.wrong_secret,
+                facts.openid or "(goes on)",
+            )
             for name, facts in FACTS.items()
         ),
     )

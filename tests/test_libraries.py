@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 
 import api
-from tests.libraries import PYTHON, SCOPE, CurlError, Library, Place
+from tests.libraries import BACK, PYTHON, SCOPE, SIGN_IN, CurlError, Library, Place
 from tests.libraries_node import NAMES, NodeError, NodeLibrary, fetched_into
 from tests.library_facts import BASIC, FACTS, POST, tables
 from tests.lines import Line, line
@@ -22,10 +23,15 @@ from tests.wire import Json
 SECRET = "L1brary!"
 CLIENTS = "".join(
     f'\n[[client]]\nid = "{policy}-{auth}"\nsecret = "{SECRET}"\nauth = "{auth}"\nscope = "{SCOPE}"\n'
-    f'policy = "{policy}"\n'
+    f'policy = "{policy}"\nredirect_uris = ["{BACK}"]\ngrant_types = ["authorization_code", "refresh_token"]\n'
     for policy in ("standard", "stable")
     for auth in (BASIC, POST)
 )
+
+
+def client_of(name: str, policy: str | None = None) -> str:
+    """Return the client that suits a library, or suits it but for its policy."""
+    return f"{policy or FACTS[name].policy}-{FACTS[name].auth}"
 
 
 @dataclass
@@ -34,7 +40,7 @@ class World:
 
     server: Server
     line: Line
-    make: Callable[[str, Place, Json], Library]
+    make: Callable[..., Library]
 
     def issued(self, client: str) -> tuple[str, Json]:
         """Issue a grant; return its id and the token response as a library is given it."""
@@ -46,9 +52,21 @@ class World:
 
     def library(self, name: str, *, policy: str | None = None, secret: str = SECRET) -> tuple[str, Json, Library]:
         """Issue a grant to a client that suits a library, and hand it over."""
-        client = f"{policy or FACTS[name].policy}-{FACTS[name].auth}"
+        client = client_of(name, policy)
         grant_id, tokens = self.issued(client)
         return grant_id, tokens, self.make(name, Place(self.line.url, client, secret), tokens)
+
+    def signed_in(self, authorization_url: str) -> str:
+        """Agree to what a library asks for, as a sign-in page does; return where the person goes back to."""
+        sent, query = authorization_url.split("?")
+        assert SIGN_IN == sent
+        asked = dict(parse_qsl(query, strict_parsing=True))
+        assert "code" == asked.pop("response_type")
+        names = ("client_id", "scope", "redirect_uri", "code_challenge", "code_challenge_method", "state")
+        wish = {name: asked[name] for name in names if name in asked} | {"subject": self.server.new_subject()}
+        answer = self.server.operator("issuer", "POST", "/authorizations", wish)
+        assert 201 == answer.status, answer.body
+        return str(answer.json()["redirect_to"])
 
     def generation(self, grant_id: str) -> int:
         return int(self.server.look(grant_id)["generation"])
@@ -91,7 +109,7 @@ def world(place: tuple[Server, Line], request: pytest.FixtureRequest) -> Iterato
     """The server, and libraries whose connections and processes end with the test."""
     made: list[Library] = []
 
-    def make(name: str, where: Place, tokens: Json) -> Library:
+    def make(name: str, where: Place, tokens: Json = None) -> Library:
         if name in PYTHON:
             made.append(PYTHON[name](where, tokens))
         else:
@@ -146,6 +164,31 @@ def test_a_refresh_and_another_with_the_token_that_came(world: World, name: str)
     assert expected == (len(set(held)), world.generation(grant_id))
 
 
+def test_a_person_signs_in_and_the_token_that_came_is_refreshed(world: World, name: str) -> None:
+    """RFC 6749 4.1, RFC 7636: the library's own request, a sign-in, its own exchange, then a refresh; once only."""
+    library = world.make(name, Place(world.line.url, client_of(name), SECRET))
+    if not FACTS[name].signs_in:
+        with pytest.raises(NotImplementedError):
+            library.authorization_url()
+        return
+    redirect_to = world.signed_in(library.authorization_url())
+    token = library.exchange(redirect_to)
+    assert "read profile" == world.server.introspect(token)["scope"]
+    assert (token == library.refresh()) == (FACTS[name].policy == "stable")
+
+
+def test_a_sign_in_that_asks_for_openid_brings_no_id_token(world: World, name: str) -> None:
+    """OpenID Connect Core 3.1.3.3: `openid` is a scope like any other here; one library does not go on without."""
+    library = world.make(name, Place(world.line.url, client_of(name), SECRET, "openid read"))
+    if not FACTS[name].signs_in:
+        return
+    redirect_to = world.signed_in(library.authorization_url())
+    if FACTS[name].openid:
+        assert FACTS[name].openid == thrown_by(lambda: library.exchange(redirect_to))[0]
+    else:
+        assert "openid read" == world.server.introspect(library.exchange(redirect_to))["scope"]
+
+
 def test_a_rotated_token_is_used_next_or_not(world: World, name: str) -> None:
     """RFC 6749 6: the client must discard the old token for the new one; one library does not."""
     grant_id, _, library = world.library(name, policy="standard")
@@ -162,7 +205,7 @@ def test_a_plain_refresh_asks_for_all_that_the_library_holds_or_for_nothing(worl
     grant_id, tokens, library = world.library(name, policy="stable")
     client = world.server.look(grant_id)["client_id"]
     narrowing = Place(world.line.url, client, SECRET)
-    by = "Authlib, requests" if FACTS[name].auth == BASIC else "requests_oauth2client"
+    by = "requests-oauthlib" if FACTS[name].auth == BASIC else "requests_oauth2client"
     assert "read" == world.make(by, narrowing, tokens).narrow("read")
     library.refresh()
     expected = {"all": SCOPE, "none": "read"}[FACTS[name].scope]

@@ -5,62 +5,98 @@
 import { createInterface } from "node:readline";
 import { OAuth2Client as GoogleClient } from "google-auth-library";
 import * as oauth from "oauth4webapi";
-import { InMemoryWebStorage, User, UserManager, WebStorageStateStore } from "oidc-client-ts";
+import { InMemoryWebStorage, OidcClient, User, UserManager, WebStorageStateStore } from "oidc-client-ts";
 import * as openid from "openid-client";
 import { AuthorizationCode } from "simple-oauth2";
 
-const [library, issuer, tokenUrl, id, secret, tokensText] = process.argv.slice(2);
-const tokens = JSON.parse(tokensText);
+const [library, issuer, tokenUrl, id, secret, scope, tokensText] = process.argv.slice(2);
+const tokens = JSON.parse(tokensText); // null where the client is to sign a person in
 const here = new URL(issuer);
+const back = "https://app.example/back";
+const signIn = "https://login.example/authorize"; // which the metadata does not know
+const verifier = openid.randomPKCECodeVerifier();
+const code_challenge = await openid.calculatePKCECodeChallenge(verifier);
+const pkce = { code_challenge, code_challenge_method: "S256" };
+const state = openid.randomState();
+
+// What every library that returns its answers has in common: its caller keeps the refresh token.
+function keeping(refresh, authorizationUrl, exchange) {
+  let token = tokens?.refresh_token;
+  const kept = async (answer) => {
+    const told = await answer;
+    token = told.refresh_token;
+    return told;
+  };
+  return {
+    authorizationUrl,
+    exchange: async (redirectTo) => (await kept(exchange(new URL(redirectTo)))).refresh_token,
+    refresh: async () => (await kept(refresh(token))).refresh_token,
+    narrow: async (scope) => (await kept(refresh(token, { scope }))).scope,
+  };
+}
 
 const libraries = {
   "openid-client": async (auth) => {
-    const config = await openid.discovery(here, id, secret, auth, { algorithm: "oauth2" });
-    let token = tokens.refresh_token;
-    const ask = async (parameters) => {
-      const told = await openid.refreshTokenGrant(config, token, parameters);
-      token = told.refresh_token;
-      return told;
-    };
-    return { refresh: async () => (await ask()).refresh_token, narrow: async (scope) => (await ask({ scope })).scope };
+    const found = await openid.discovery(here, id, secret, auth, { algorithm: "oauth2" });
+    const metadata = { ...found.serverMetadata(), authorization_endpoint: signIn };
+    const config = new openid.Configuration(metadata, id, secret, auth);
+    return keeping(
+      (token, parameters) => openid.refreshTokenGrant(config, token, parameters),
+      () => openid.buildAuthorizationUrl(config, { redirect_uri: back, scope, state, ...pkce }).href,
+      (url) => openid.authorizationCodeGrant(config, url, { pkceCodeVerifier: verifier, expectedState: state }),
+    );
   },
   "openid-client, Basic": () => libraries["openid-client"](openid.ClientSecretBasic(secret)),
   oauth4webapi: async () => {
-    const server = await oauth.processDiscoveryResponse(here, await oauth.discoveryRequest(here, { algorithm: "oauth2" }));
+    const found = await oauth.discoveryRequest(here, { algorithm: "oauth2" });
+    const server = await oauth.processDiscoveryResponse(here, found);
     const client = { client_id: id };
-    let token = tokens.refresh_token;
-    const ask = async (additionalParameters) => {
-      const auth = oauth.ClientSecretBasic(secret);
-      const response = await oauth.refreshTokenGrantRequest(server, client, auth, token, { additionalParameters });
-      const told = await oauth.processRefreshTokenResponse(server, client, response);
-      token = told.refresh_token;
-      return told;
-    };
-    return { refresh: async () => (await ask()).refresh_token, narrow: async (scope) => (await ask({ scope })).scope };
+    const auth = oauth.ClientSecretBasic(secret);
+    return keeping(
+      async (token, additionalParameters) => {
+        const response = await oauth.refreshTokenGrantRequest(server, client, auth, token, { additionalParameters });
+        return oauth.processRefreshTokenResponse(server, client, response);
+      },
+      () => `${signIn}?${new URLSearchParams({ client_id: id, redirect_uri: back, response_type: "code", scope, state, ...pkce })}`,
+      async (url) => {
+        const callback = oauth.validateAuthResponse(server, client, url, state);
+        const response = await oauth.authorizationCodeGrantRequest(server, client, auth, callback, back, verifier);
+        return oauth.processAuthorizationCodeResponse(server, client, response);
+      },
+    );
   },
   "simple-oauth2": () => {
     const { origin, pathname } = new URL(tokenUrl);
-    const client = new AuthorizationCode({ client: { id, secret }, auth: { tokenHost: origin, tokenPath: pathname } });
-    let token = client.createToken(tokens);
-    const ask = async (parameters) => {
-      token = await token.refresh(parameters);
-      return token.token;
-    };
-    return { refresh: async () => (await ask()).refresh_token, narrow: async (scope) => (await ask({ scope })).scope };
+    const login = new URL(signIn);
+    const auth = { tokenHost: origin, tokenPath: pathname, authorizeHost: login.origin, authorizePath: login.pathname };
+    const client = new AuthorizationCode({ client: { id, secret }, auth });
+    let held = tokens && client.createToken(tokens);
+    const keep = (told) => (held = told).token;
+    return keeping(
+      async (_, parameters) => keep(await held.refresh(parameters)),
+      () => client.authorizeURL({ redirect_uri: back, scope, state, ...pkce }),
+      async (url) =>
+        keep(await client.getToken({ code: url.searchParams.get("code"), redirect_uri: back, code_verifier: verifier })),
+    );
   },
   "oidc-client-ts": async () => {
     const store = new WebStorageStateStore({ store: new InMemoryWebStorage() });
-    const manager = new UserManager({
+    const settings = {
       authority: issuer,
+      metadataSeed: { authorization_endpoint: signIn },
       client_id: id,
       client_secret: secret,
-      redirect_uri: "https://app.example/back",
+      redirect_uri: back,
+      scope,
       userStore: store,
       stateStore: store,
-    });
+    };
+    const manager = new UserManager(settings);
     await manager.metadataService.getMetadata(); // looked up now, and not with the first refresh
-    await manager.storeUser(new User({ ...tokens, profile: { sub: "somebody" } }));
+    if (tokens) await manager.storeUser(new User({ ...tokens, profile: { sub: "somebody" } }));
     return {
+      authorizationUrl: async () => (await new OidcClient(settings).createSigninRequest({ request_type: "si:r" })).url,
+      exchange: async (redirectTo) => (await manager.signinRedirectCallback(redirectTo)).refresh_token,
       refresh: async () => (await manager.signinSilent()).refresh_token,
       narrow: async (scope) => {
         const user = await manager.getUser();
@@ -71,9 +107,19 @@ const libraries = {
     };
   },
   "google-auth-library": () => {
-    const client = new GoogleClient({ clientId: id, clientSecret: secret, endpoints: { oauth2TokenUrl: tokenUrl } });
-    client.setCredentials(tokens);
-    return { refresh: async () => (await client.refreshAccessToken()).credentials.refresh_token };
+    const endpoints = { oauth2TokenUrl: tokenUrl, oauth2AuthBaseUrl: signIn };
+    const client = new GoogleClient({ clientId: id, clientSecret: secret, redirectUri: back, endpoints });
+    if (tokens) client.setCredentials(tokens);
+    return {
+      authorizationUrl: () => client.generateAuthUrl({ scope, state, ...pkce }),
+      exchange: async (redirectTo) => {
+        const code = new URL(redirectTo).searchParams.get("code");
+        const told = await client.getToken({ code, codeVerifier: verifier });
+        client.setCredentials(told.tokens);
+        return told.tokens.refresh_token;
+      },
+      refresh: async () => (await client.refreshAccessToken()).credentials.refresh_token,
+    };
   },
 };
 

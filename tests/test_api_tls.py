@@ -1,20 +1,26 @@
 """TLS: files that are wrong are one line each, new ones are taken while serving, and slow handshakes end in time."""
 
 import asyncio
+import json
 import socket
 import ssl
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
 from api import tls
+from api.certificates import ClientCertificates
 from api.server import Parser
 from api.settings import Settings, SettingsError
+from ledger.authority import Authority
+from ledger.clients import Client
+from ledger.clients import Settings as ClientSettings
+from tests.certificates import Party, authority, certificate
 from tests.serving import PARSERS, Running, Shower, check_quiet, check_refused, logged, serving
 from tests.wire import Connection, request_bytes
 
@@ -85,10 +91,66 @@ def test_files_that_are_wrong_are_named_with_what_is_wrong(files: Files, tmp_pat
     assert f"TLS_KEY: {locked} is encrypted; give the key without a password" == said(tls_key=locked)
 
 
-def test_what_is_not_built_yet_is_refused_and_not_ignored(files: Files, tmp_path: Path) -> None:
-    """Whoever asks for client certificates must not believe that they are checked."""
-    assert "TLS_CLIENT_CA" in refused(replace(files.settings, tls_client_ca=tmp_path / "ca.pem"))
-    assert "TLS_CLIENT_CERT_HEADER" in refused(replace(files.settings, tls_client_cert_header="X-Cert"))
+def test_certificates_are_asked_for_only_where_authorities_are_named(files: Files, tmp_path: Path) -> None:
+    """RFC 8705: optional for everybody; where nobody could show a good one, nobody is asked (a browser asks its
+    person). A file that is wrong is one line."""
+    plain = tls.context_of(files.settings)
+    assert plain is not None
+    assert (ssl.CERT_NONE, []) == (plain.verify_mode, plain.get_ca_certs())
+    missing, file = tmp_path / "missing.pem", tmp_path / "ca.pem"
+    file.write_text(authority().pem)
+    asking = tls.context_of(replace(files.settings, tls_client_ca=file))
+    assert asking is not None
+    assert (ssl.CERT_OPTIONAL, 1) == (asking.verify_mode, len(asking.get_ca_certs()))
+    assert ssl.OP_NO_RENEGOTIATION & asking.options
+    said = refused(replace(files.settings, tls_client_ca=missing))
+    assert f"TLS_CLIENT_CA: {missing} cannot be read: No such file or directory" == said
+    file.write_text(certificate().pem)
+    said = refused(replace(files.settings, tls_client_ca=file))
+    assert f"TLS_CLIENT_CA: {file}: certificate 1 is no certificate authority" == said
+
+
+class Registered:
+    """Clients as the ledger's authority holds them; what `Anchors` reads of it."""
+
+    def __init__(self) -> None:
+        self.clients: dict[str, Client] = {}
+        self.client_changes = 0
+
+    def register(self, name: str, *parties: Party, enabled: bool = True) -> None:
+        settings = ClientSettings(auth="self_signed_tls_client_auth", jwks=tuple(each.jwk for each in parties))
+        self.clients[name] = Client(client_id=name, enabled=enabled, settings=settings)
+        self.client_changes += 1
+
+
+def test_anchors_follow_the_clients_and_cost_nothing_while_nothing_changes(files: Files) -> None:
+    """Each certificate becomes an anchor once; those of disabled clients do not; one that OpenSSL cannot read is one
+    log line and stops nobody else."""
+    context = tls.context_of(files.settings)
+    assert context is not None
+    registered = Registered()
+    anchors = tls.Anchors(context, cast(Authority, registered), ClientCertificates(lambda: 0))
+    anchors.renew()
+    assert ssl.CERT_NONE == context.verify_mode
+    one, two, three = (certificate(f"CN={number}") for number in range(3))
+    registered.register("one", one)
+    registered.register("gone", three, enabled=False)
+    anchors.renew()
+    assert (ssl.CERT_OPTIONAL, 1) == (context.verify_mode, context.cert_store_stats()["x509"])
+    registered.clients["more"] = Client(
+        client_id="more",
+        enabled=True,
+        settings=ClientSettings(auth="none", jwks=(json.dumps({"x5c": ["MIIB"]}), two.jwk)),
+    )
+    assert 1 == context.cert_store_stats()["x509"]
+    with logged() as lines:
+        anchors.renew()
+        assert 1 == context.cert_store_stats()["x509"]  # the number of changes is the same: it has not looked
+        registered.client_changes += 1
+        anchors.renew()
+        anchors.renew()
+    assert 2 == context.cert_store_stats()["x509"]
+    assert ["certificate_not_trusted"] == [event for event in lines.events if event.startswith("certificate")]
 
 
 @pytest.mark.parametrize("parser", PARSERS)

@@ -3,6 +3,9 @@
 A proof is a JWT in the header `DPoP`, signed by the key that stands in its own header, for one method and URI, made
 just now, good once. What is checked here needs no store; that it is good once is the ledger's, which spends its `jti`
 with whatever the proof admits. So a proof that fails has consumed nothing, and its sender may ask again.
+
+It is looked at only with a token or code that we made, for whoever has none shall cost us no signature and no row. And
+it is checked where it is read: the library holds the interpreter's lock while it verifies, so a thread gains nothing.
 """
 
 import re

@@ -73,7 +73,7 @@ class IntrospectionEndpoint:
         if token is None:
             raise BadRequest("token is missing")
         if isinstance(asker, Caller) and not asker.authenticated:
-            asker = self._holder(asker, headers)
+            asker = self._holder(asker, headers, token)
         try:
             found = await self._ledger.introspect(asker, token)
         except Refused as refusal:
@@ -84,10 +84,13 @@ class IntrospectionEndpoint:
             return self._inactive
         return json_answer(200, self._shape(found))
 
-    def _holder(self, caller: Caller, headers: Any) -> Caller:
-        """A public client, with the key that it shows: where its grant is bound to one, it owns nothing without."""
+    def _holder(self, caller: Caller, headers: Any, token: str) -> Caller:
+        """A public client, with the key that it shows: where its grant is bound to one, it owns nothing without. Like
+        everybody's, its proof is worth looking at only with a token that we made."""
         proof = proof_of(headers)
-        return caller if proof is None else self._proofs.shown(caller, proof, self._target, nonce_required=False)
+        if proof is None or not self._ledger.is_token(token):
+            return caller
+        return self._proofs.shown(caller, proof, self._target, nonce_required=False)
 
     async def _may_learn(self, asker: Caller | Operator, grant_id: str) -> bool:
         """An operator with no role but issuer learns of the grants that it issued, and of no others."""

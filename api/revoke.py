@@ -51,7 +51,7 @@ class RevocationEndpoint:
         if token is None:
             raise BadRequest("token is missing")
         proof = None if caller.authenticated else proof_of(headers)
-        if proof is not None:
+        if proof is not None and self._ledger.is_token(token):
             caller = self._proofs.shown(caller, proof, self._target, nonce_required=False)
         try:
             await self._ledger.revoke_token(caller, Source(address, user_agent), token)

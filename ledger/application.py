@@ -174,6 +174,13 @@ class Ledger:
         except Refused:
             return False
 
+    def is_token(self, text: str) -> bool:
+        """Whether a text is a refresh or access token of ours by its shape, and its tag or signature."""
+        try:
+            return self._parsed(text) is not None or self._parsed_access(text) is not None
+        except Refused:
+            return False
+
     def is_code(self, text: str) -> bool:
         """Whether a text is an authorization code of ours by its shape and tag, as `is_refresh_token`."""
         try:

@@ -411,6 +411,20 @@ async def test_a_public_client_asks_about_bound_tokens_with_its_key(tmp_path: Pa
             assert (True, BOUND) == (answer.json()["active"], answer.json()["cnf"])
 
 
+async def test_a_proof_beside_no_token_of_ours_is_not_looked_at(tmp_path: Path) -> None:
+    """Whoever has nothing of ours makes us check no signature and write nothing, wherever it is sent."""
+    async with asking(tmp_path) as ledger:
+        for token in ("nope", "rt1_" + 72 * "A", "at1_" + 72 * "A", "eyJhbGciOiJFUzI1NiJ9.e30.AA"):
+            for path, htu in (("/token", TOKEN), ("/revoke", REVOKE), ("/introspect", INTROSPECT)):
+                fields = {"grant_type": "refresh_token", "refresh_token": token, "token": token, "client_id": "spa"}
+                answers = [
+                    await ledger.form(path, fields, headers={"DPoP": text})
+                    for text in (shown(ledger, htu=htu), "no.proof.atall")
+                ]
+                assert answers[0].content == answers[1].content
+        assert [] == ledger.opened.rows("SELECT * FROM single_use")
+
+
 async def test_who_authenticates_needs_no_key_there_and_none_is_looked_at(tmp_path: Path) -> None:
     """RFC 9449 defines proofs for the token endpoint: elsewhere they matter only to who has nothing else to show."""
     async with asking(tmp_path) as ledger:

@@ -42,6 +42,11 @@ START_SECONDS_MAX = 30.0
 
 FIXTURES = Path(__file__).with_name("transcripts") / "clients.toml"
 _TABLES: Mapping[str, Json] = tomllib.loads(FIXTURES.read_text("utf-8"))
+CALLBACK = "https://app.example/callback"
+VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+"""Where the clients of the code flow are answered, and verifier and challenge of RFC 7636 appendix B."""
+
 SECRETS: Mapping[str, str | None] = {client["id"]: client.get("secret") for client in _TABLES["client"]}
 OPERATORS: Mapping[str, str] = {operator["roles"][0]: operator["token"] for operator in _TABLES["operator"]}
 
@@ -352,6 +357,41 @@ class Server:
         assert 201 == answer.status, answer.body
         body = answer.json()
         return Grant(body["grant_id"], client, subject, body["access_token"], body.get("refresh_token", ""))
+
+    def authorize(
+        self,
+        client: str = "code",
+        *,
+        scope: str = "read openid profile",
+        redirect_uri: str = CALLBACK,
+        subject: str | None = None,
+        **members: Json,
+    ) -> Json:
+        """Let a person sign in and agree through `POST /authorizations`; the answer's body, with the code."""
+        asked = {
+            "client_id": client,
+            "subject": subject or self.new_subject(),
+            "scope": scope,
+            "redirect_uri": redirect_uri,
+            "code_challenge": CHALLENGE,
+            "code_challenge_method": "S256",
+            **members,
+        }
+        answer = self.operator("issuer", "POST", "/authorizations", asked)
+        assert 201 == answer.status, answer.body
+        return answer.json()
+
+    def exchange_request(self, client: str, code: str, **more: str) -> bytes:
+        """Return the bytes of a code's exchange, credentials in the body."""
+        fields = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": CALLBACK,
+            "code_verifier": VERIFIER,
+            **self.credentials(client),
+            **more,
+        }
+        return request_bytes("POST", TOKEN_PATH, headers={"Content-Type": FORM}, body=form_bytes(fields))
 
     def credentials(self, client: str) -> dict[str, str]:
         """Return a client's credentials as form members; for a public one its id alone."""

@@ -8,10 +8,9 @@ from ledger.events import Words
 from ledger.policy import STANDARD, Policy
 from ledger.refusals import Refused
 from tests.ledgers import HOME, ISSUER, SCOPE, Opened, caller, client
+from tests.servers import CALLBACK, CHALLENGE, VERIFIER
 
-VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
-CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
-CALLBACK = "https://app.example/callback"
+__all__ = ["CALLBACK", "CHALLENGE", "VERIFIER", "app", "exchange_refused", "exchanged", "sign_in"]
 
 
 def app(client_id: str = "app", *, auth: str = "client_secret", policy: Policy = STANDARD) -> ClientSpec:

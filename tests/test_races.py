@@ -11,13 +11,13 @@ from contextlib import ExitStack
 import pytest
 
 from tests.histories import check_history, stored_bytes
-from tests.servers import Grant, Server, running
+from tests.servers import CALLBACK, Grant, Server, running
 from tests.wire import Answer, Connection, Json
 
 AT_ONCE = 100
 REFRESHERS = 4
 SEED = 20_261_125
-BUYS = ("grant.token_redeemed", "grant.token_rotated", "grant.retry_served")
+BUYS = ("grant.issued", "grant.token_redeemed", "grant.token_rotated", "grant.retry_served")
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,88 @@ def test_no_refresh_succeeds_once_the_revocation_is_acknowledged(
                 refresher.join()
             faults += faults_of_round(racing_server, refreshers, acknowledged_at)
     assert [] == faults
+
+
+def test_a_hundred_exchanges_of_one_code_issue_once(racing_server: Server, count: Callable[[int, int], int]) -> None:
+    """V80, PK-3: one 200, and the first of the others ends the grant; a tenth of them in the default tier."""
+    at_once = count(10, 100)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(racing_server.connect()) for _ in range(at_once)]
+        for client in ("code", "native"):
+            for _ in range(count(3, 20)):
+                uri = "http://127.0.0.1:51004/callback" if client == "native" else CALLBACK
+                code = racing_server.authorize(client, redirect_uri=uri)["code"]
+                raw = racing_server.exchange_request(client, code, redirect_uri=uri)
+                answers = all_at_once(racing_server, connections, raw)
+                assert {200: 1, 400: at_once - 1} == Counter(answer.status for answer in answers)
+                (event_id,) = {answer.json()["event_id"] for answer in answers if answer.status == 400}
+                (winner,) = [answer.json() for answer in answers if answer.status == 200]
+                dead = racing_server.refresh(client, winner["refresh_token"])
+                assert ("reuse_detected", event_id) == (dead.json()["reason"], dead.json()["event_id"])
+                events = racing_server.events(event_id.removeprefix("grant:").partition("/")[0])
+                check_history(events)
+                assert ["grant.authorized", "grant.issued", "grant.revoked"] == [
+                    event["topic"] for event in events if event["topic"] != "grant.presentations_counted"
+                ]
+
+
+class Exchanger(threading.Thread):
+    """Exchanges one code after a while, and refreshes what it bought once the end of its person is acknowledged."""
+
+    def __init__(self, server: Server, connection: Connection, code: str, wait: float, end: threading.Event) -> None:
+        super().__init__()
+        self.server, self.connection, self.code, self.wait, self.end = server, connection, code, wait, end
+        self.began = 0.0
+        self.answers: list[Answer] = []
+
+    def run(self) -> None:
+        time.sleep(self.wait)
+        self.began = time.monotonic()
+        raw = self.server.exchange_request("code", self.code)
+        self.answers.append(self.server.exchange(raw, over=self.connection))
+        self.end.wait(30)
+        if self.answers[0].status == 200:
+            token = self.answers[0].json()["refresh_token"]
+            self.answers.append(self.server.refresh("code", token, over=self.connection))
+
+
+def test_no_code_buys_once_the_end_of_its_person_is_acknowledged(
+    racing_server: Server, count: Callable[[int, int], int]
+) -> None:
+    """I-06: no exchange begun later succeeds, none stands behind the end in the log, and what was bought is dead."""
+    chance = random.Random(SEED)
+    bought = 0
+    with ExitStack() as stack:
+        connections = [stack.enter_context(racing_server.connect()) for _ in range(REFRESHERS)]
+        for _ in range(count(17, 167)):
+            person = racing_server.new_subject()
+            codes = [racing_server.authorize("code", subject=person)["code"] for _ in connections]
+            acknowledged = threading.Event()
+            exchangers = [
+                Exchanger(racing_server, connection, code, chance.uniform(0, 0.03), acknowledged)
+                for connection, code in zip(connections, codes, strict=True)
+            ]
+            for exchanger in exchangers:
+                exchanger.start()
+            time.sleep(chance.uniform(0, 0.03))
+            answer = racing_server.operator("security", "POST", "/subjects/revoke", {"subject": person, "reason": "x"})
+            acknowledged_at = time.monotonic()
+            assert 200 == answer.status
+            acknowledged.set()
+            for exchanger in exchangers:
+                exchanger.join()
+                first, *later = exchanger.answers
+                assert first.status == 400 or exchanger.began < acknowledged_at
+                assert {400} >= {each.status for each in later}
+                bought += first.status == 200
+            found = racing_server.operator("security", "POST", "/grants/search", {"subject": person}).json()["grants"]
+            assert len(codes) == len(found)
+            assert {"revoked"} == {grant["status"] for grant in found}
+            for grant in found:
+                events = racing_server.events(grant["grant_id"])
+                check_history(events)
+                assert [] == bought_after_the_end(events)
+    assert bought, "no exchange came before an end: the race was none"
 
 
 def test_a_purchase_behind_the_end_is_caught() -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests import proofs
-from tests.servers import OPERATORS, Server, eventually
+from tests.servers import OPERATORS, VERIFIER, Server, eventually
 from tests.wire import TOKEN_PATH, Answer, Json
 
 FOLDER = Path(__file__).with_name("transcripts")
@@ -315,6 +315,10 @@ def _issue(run: Run, words: Groups, _: tuple[str, ...]) -> None:
     run.names.update(zip((words["names"] or "GRANT RT0 AT0").split(), values, strict=True))
 
 
+def _sign_in(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    run.names["CODE"] = run.server.authorize(words["client"], **json.loads(run._fill(words["members"] or "{}")))["code"]
+
+
 def _wait(run: Run, words: Groups, _: tuple[str, ...]) -> None:
     filled = _PLACE.sub(lambda match: run.names[match[1]], words["seconds"])
     seconds = float(sum(float(term.replace(" ", "")) for term in re.findall(r"[+-]? ?[\d.]+", filled)))
@@ -410,6 +414,7 @@ STEPS: list[tuple[re.Pattern[str], Act]] = [
     (re.compile(pattern), act)
     for pattern, act in (
         (rf"issue to {_CLIENT}( for (?P<subject>\w+))?( with (?P<members>\{{.*\}}))?( as (?P<names>.+))?", _issue),
+        (rf"sign in to {_CLIENT}( with (?P<members>\{{.*\}}))?", _sign_in),
         (r"wait (until )?(?P<seconds>[\d.{}\w +-]+?) s(?P<marked> after the mark)?", _wait),
         (r"mark", _mark),
         (rf'(?P<token>\w+) lives for {_CLIENT}( with scope "(?P<scope>[^"]*)")?( as (?P<successor>\w+))?', _lives),
@@ -429,7 +434,8 @@ STEPS: list[tuple[re.Pattern[str], Act]] = [
 
 def run_vector(vector: Vector, server: Server, figures: Mapping[str, str]) -> None:
     """Run one vector from an address of its own; a failure says at which line of which transcript."""
-    run = Run(server, {"host": f"localhost:{server.port}", **figures}, server.new_address())
+    names = {"host": f"localhost:{server.port}", "verifier": VERIFIER, **figures}
+    run = Run(server, names, server.new_address())
     for step in vector.steps:
         try:
             run.step(step)

@@ -27,7 +27,7 @@ FORM = "application/x-www-form-urlencoded"
 _ERROR_TEXT = re.compile(r"[\x20-\x21\x23-\x5b\x5d-\x7e]*")  # RFC 6749 5.2
 _SCOPE = re.compile(r"([\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*)?")  # RFC 6749 3.3, or empty
 _OPAQUE_TOKEN = re.compile(r"(rt1|at1)_[A-Za-z0-9_-]{72}")
-_TOKEN_IN_TEXT = re.compile(rb"(?:rt1|at1)_[A-Za-z0-9_-]{24,}")
+_TOKEN_IN_TEXT = re.compile(rb"(?:rt1|at1|ac1)_[A-Za-z0-9_-]{24,}")
 _LONG_RUN = re.compile(rb"[A-Za-z0-9_-]{24,}")
 _TOKEN_MEMBERS = {"access_token", "refresh_token", "scope", "token_type", "expires_in"}
 

@@ -22,6 +22,7 @@ from typing import TypeVar
 import pytest
 import trustme
 
+from tests import signers
 from tests.wire import (
     FORM,
     INTROSPECT_PATH,
@@ -394,7 +395,10 @@ class Server:
         return request_bytes("POST", TOKEN_PATH, headers={"Content-Type": FORM}, body=form_bytes(fields))
 
     def credentials(self, client: str) -> dict[str, str]:
-        """Return a client's credentials as form members; for a public one its id alone."""
+        """Return a client's credentials as form members; for a public one its id alone, for one that signs an assertion
+        of its own."""
+        if client in signers.REGISTERED:
+            return signers.registered(client, self.issuer).form()
         secret = SECRETS[client]
         return {"client_id": client} if secret is None else {"client_id": client, "client_secret": secret}
 

@@ -114,3 +114,44 @@ def new_key(algorithm: str) -> Key:
     if algorithm in ("EdDSA", "Ed25519"):
         return OKPKey.generate_key("Ed25519")
     return ECKey.generate_key("P-256")
+
+
+REGISTERED = {"jwt": "issuer", "jwt-legacy": "legacy"}
+"""The clients of the transcripts that sign, each with the key of its name."""
+
+
+def registered(client_id: str, issuer: str) -> Signer:
+    """One of them, on its way to the server that is `issuer`."""
+    return Signer(client_id, derived_key(client_id), issuer)
+
+
+def written(words: str, issuer: str) -> str:
+    """The assertion that a transcript asks for: a client, then members as `name=value`.
+
+    `+61` and `-300` are seconds from now, `none` leaves a member out, a comma makes a list, `issuer` and
+    `token-endpoint` are the server's; `key=WORD` signs with another key, `kid` and `typ` stand in the header, and
+    `alg=none` signs nothing.
+    """
+    client_id, *members = words.split()
+    given = dict(member.split("=", 1) for member in members)
+    signer = registered(client_id, issuer)
+    if "key" in given:
+        signer = Signer(client_id, derived_key(given.pop("key")), issuer)
+    head: dict[str, str] = {name: given.pop(name) for name in ("alg", "kid", "typ") if name in given}
+    now = int(time.time())
+    claims = {name: _meant(value, now, issuer) for name, value in given.items()}
+    header: dict[str, Any] = {name: None if (name, value) in _UNSAID else value for name, value in head.items()}
+    return signer.assertion(claims, header=header, now=now)
+
+
+_UNSAID = {("kid", "none"), ("typ", "none")}
+
+
+def _meant(value: str, now: int, issuer: str) -> Any:
+    if value == "none":
+        return None
+    if value[0] in "+-":
+        return now + int(value)
+    places = {"issuer": issuer, "token-endpoint": issuer + "/oauth/v2/oauth-token"}
+    texts = [places.get(each, each) for each in value.split(",")]
+    return texts if len(texts) > 1 else texts[0]

@@ -7,7 +7,8 @@ member allows further ones, a `?` after a member's name lets it be absent; a hea
 Between `{{` and `}}` stand
 
     in requests     a name, `base64 TEXT`, `length` (of the body), `byte ff`, `repeat 9 TEXT`, `fields 9`, `flip NAME`,
-                    `operator ROLE` (its bearer token), `proof KEY` (of DPoP, made now; see `proofs.written`)
+                    `operator ROLE` (its bearer token), `proof KEY` (of DPoP, made now; see `proofs.written`),
+                    `assertion CLIENT` (signed now; see `signers.written`)
     in answers      `new NAME` (remember it; it differs from all that was remembered before), a name (the same value
                     again), `text`, `int`, `1..300`, `this|that`
 """
@@ -21,9 +22,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests import proofs
+from tests import proofs, signers
 from tests.servers import OPERATORS, VERIFIER, Server, eventually
-from tests.wire import TOKEN_PATH, Answer, Json
+from tests.wire import INTROSPECT_PATH, TOKEN_PATH, Answer, Json
 
 FOLDER = Path(__file__).with_name("transcripts")
 H = {"Content-Type": "application/json", "Cache-Control": "no-store", "Pragma": "no-cache"}
@@ -62,8 +63,8 @@ class Vector:
 
     @property
     def restarts(self) -> bool:
-        """Whether it ends the server's process, and so needs one of its own."""
-        return any(step.words.startswith("kill") for step in self.steps)
+        """Whether it ends the server's process or changes its clients, and so needs one of its own."""
+        return any(step.words.startswith(("kill", "register")) for step in self.steps)
 
 
 def load(folder: Path = FOLDER) -> list[Vector]:
@@ -177,6 +178,8 @@ class Run:
             return (token[:40] + ("A" if token[40] != "A" else "B") + token[41:]).encode()
         if word == "operator":
             return OPERATORS[rest].encode()
+        if word == "assertion":
+            return signers.written(rest, self.server.issuer).encode()
         if word == "proof":
             return proofs.written(rest, self.keys, self.names, self.server.issuer + TOKEN_PATH).encode()
         return self.names[words].encode()
@@ -401,6 +404,21 @@ def _kill(run: Run, _: Groups, __: tuple[str, ...]) -> None:
     run.server.restart(kill=True)
 
 
+def _register(run: Run, words: Groups, _: tuple[str, ...]) -> None:
+    client, word, kid = words["client"], words["word"], words["kid"]
+    renewed = signers.Signer(client, signers.derived_key(word), run.server.issuer, kid=kid)
+    before = signers.inline(signers.registered(client, run.server.issuer).public_jwk())
+    text = run.server.clients_file.read_text("utf-8")
+    assert 1 == text.count(before)
+    run.server.hangup(text.replace(before, signers.inline(renewed.public_jwk())))
+
+    def known() -> bool:
+        fields = {"token": "none", **renewed.form()}
+        return run.server.form(INTROSPECT_PATH, fields, source=run.server.new_address()).status == 200
+
+    eventually(known, what=f"the key of {word}")
+
+
 def _remember_body(run: Run, _: Groups, __: tuple[str, ...]) -> None:
     run.names["the body"] = run.answers[-1].body.decode()
 
@@ -426,6 +444,7 @@ STEPS: list[tuple[re.Pattern[str], Act]] = [
         (r"cut the connection, nothing read, once (?P<grant>\w+) is at generation (?P<generation>\d+)", _cut),
         (r"from another address", _other_address),
         (r"kill the server, start it again", _kill),
+        (r"register (?P<client>[\w-]+) with the key of (?P<word>\w+) as (?P<kid>\w+)", _register),
         (r"remember the body", _remember_body),
         (r"the body is the remembered one", _same_body),
     )

@@ -16,6 +16,7 @@ from api import clients_file
 from ledger import times
 from tests.asking import ELSEWHERE, Asking, asking, credentials
 from tests.ledgers import OPTIONS, open_ledger
+from tests.servers import CALLBACK, CHALLENGE, VERIFIER
 from tests.wire import Json
 
 MORE = """
@@ -50,7 +51,9 @@ POLICY = (
 )
 SETTINGS = (
     f"auth scope grant_types secret_hashes {POLICY} resource? may_introspect? origins? redirect_uris? client_id serial?"
-    " requested_by"
+    " requested_by jwks? jwks_uri? token_endpoint_auth_signing_alg? assertion_audience? dpop_bound_access_tokens?"
+    " dpop_nonce_required? tls_client_certificate_bound_access_tokens? allow_unbound_reuse? tls_client_auth_subject_dn?"
+    " tls_client_auth_san_dns? tls_client_auth_san_uri? tls_client_auth_san_ip? tls_client_auth_san_email?"
 )
 ENDED = f"{GRANT} reason_class reason? requested_by"
 EPOCH = f"{BEGINS} epoch before? reason? reason_class requested_by"
@@ -58,6 +61,8 @@ OPERATOR = f"{BEGINS} name token_hashes roles clients? serial? requested_by"
 KEYS = f"{BEGINS} key_id requested_by"
 
 TABLE = {
+    "grant.authorized": f"{GRANT} client_id subject_id client_epoch subject_epoch nonce_sha256 key_id issued_by"
+    " redirect_uri challenge scope resource? dpop_jkt? session? auth_time? acr? amr? code_expires_at",
     "grant.issued": f"{GRANT} {TOKEN} {POLICY} client_id subject_id client_epoch subject_epoch nonce_sha256 key_id"
     " generation idle_seconds? idle_expires_at? absolute_expires_at? bound_jkt? bound_x5t_s256? auth_time? acr? amr?"
     " issued_by session? device?",
@@ -96,13 +101,17 @@ TABLE = {
     "ledger.restored": f"{BEGINS} lost_position lost_at requested_by",
     "audit.read": f"{BEGINS} question grant_id? requested_by",
 }
-"""Topic → its members; `?` marks one that is left out where it is null. `grant.authorized` comes with the code flow."""
+"""Topic → its members; `?` marks one that is left out where it is null."""
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 HASH = "[0-9a-f]{64}"
 LISTS = {
     "scope", "scope_before", "scope_after", "resource", "amr", "grant_types", "secret_hashes", "may_introspect",
-    "origins", "redirect_uris", "token_hashes", "roles", "clients",
+    "origins", "redirect_uris", "token_hashes", "roles", "clients", "jwks",
+}  # fmt: skip
+BOOLEANS = {
+    "counts", "dpop_bound_access_tokens", "dpop_nonce_required", "tls_client_certificate_bound_access_tokens",
+    "allow_unbound_reuse",
 }  # fmt: skip
 INTEGERS = re.compile(
     ".*_(seconds|generation|key_id|epoch|budget|time|redeemed|v)|v|control|generation|key_id|epoch|count|serial"
@@ -126,7 +135,7 @@ def check_type(name: str, value: Json) -> None:
     if name in LISTS:
         assert isinstance(value, list), name
         assert all(isinstance(word, str) for word in value), name
-    elif name == "counts":
+    elif name in BOOLEANS:
         assert isinstance(value, bool)
     elif INTEGERS.fullmatch(name):
         assert type(value) is int, name
@@ -207,6 +216,20 @@ async def everything_about_grants(ledger: Asking) -> None:
         expired = await ledger.issue("www", subject=None, **lifetime)
         ledger.clock.pass_seconds(6)
         await ledger.refresh("www", expired["refresh_token"])
+    agreed: Json = {
+        "client_id": "code", "subject": "ann", "scope": "read", "redirect_uri": CALLBACK, "code_challenge": CHALLENGE,
+        "code_challenge_method": "S256", "session": "s", "auth_time": 1_764_091_130, "acr": "urn:x", "amr": ["pwd"],
+    }  # fmt: skip
+    for key in ("k" * 43, None):
+        body = agreed | ({} if key is None else {"dpop_jkt": key})
+        code = (await ledger.operator("issuer", "POST", "/authorizations", body)).json()["code"]
+        exchange = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "code_verifier": VERIFIER,
+            "redirect_uri": CALLBACK,
+        }
+        await ledger.form("/token", exchange | credentials("code"))
     everyone = await ledger.issue("all")
     for _ in range(2):
         await refreshed(ledger, "all", everyone["refresh_token"])

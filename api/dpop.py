@@ -5,7 +5,7 @@ just now, good once. What is checked here needs no store; that it is good once i
 with whatever the proof admits. So a proof that fails has consumed nothing, and its sender may ask again.
 
 It is looked at only with a token or code that we made, for whoever has none shall cost us no signature and no row. And
-it is checked where it is read: the library holds the interpreter's lock while it verifies, so a thread gains nothing.
+it is checked where it is read: handing a signature to a thread and back costs most of what checking it costs.
 """
 
 import re

@@ -263,7 +263,8 @@ def _claims_text(more: str) -> str:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_said_and_never_repeated(desk: Desk, case: str) -> None:
-    """V78, DP-1, DP-2: 400 `invalid_dpop_proof`, in words of ours."""
+    """V78, DP-1, DP-2: 400 `invalid_dpop_proof`, in words of ours; more than fapi2-*-dpop-negative-tests and
+    fapi2-*-check-dpop-proof-nbf-exp try."""
     make, told = WRONG[case]
     assert re.search(told, desk.refused(make()))
 
@@ -293,7 +294,8 @@ def test_an_algorithm_of_a_smaller_key_warns_nobody(desk: Desk, recwarn: pytest.
     ],
 )  # fmt: skip
 def test_a_clock_may_be_off_by_the_skew(desk: Desk, off_seconds: float, taken: bool) -> None:
-    """RFC 9449 11.1, CA-8: ten seconds either way pass, on top of a proof's minute."""
+    """RFC 9449 11.1, CA-8: ten seconds either way pass, on top of a proof's minute; as fapi2-*-dpopproof-with-iat-
+    10seconds-before and -after have it."""
     text = proof(KEY, HTU, iat=NOW + off_seconds)
     if taken:
         desk.shown(text)

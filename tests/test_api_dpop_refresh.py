@@ -1,12 +1,14 @@
 """Refreshing with DPoP (RFC 9449 5) over a real ledger: what a key binds, and who is refused without it."""
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from joserfc import jws
 from joserfc.jwk import Key
 from msgspec.structs import replace
 
@@ -73,6 +75,26 @@ async def test_a_proof_is_welcome_from_any_client_and_binds_that_access_token(tm
         assert (200, "bearer") == told(plain)
         about = await introspected(ledger, plain.json()["access_token"])
         assert ("bearer", None) == (about["token_type"], about.get("cnf"))
+
+
+async def test_a_jwt_access_token_names_the_key_too(tmp_path: Path) -> None:
+    """RFC 9449 6.1: whoever checks it alone finds `cnf` inside, the same as introspection tells."""
+    more = """
+[[client]]
+id = "jwts"
+auth = "none"
+scope = "read"
+dpop_bound_access_tokens = true
+policy = { preset = "standard", access_token_format = "jwt" }
+"""
+    async with asking(tmp_path, more=more) as ledger:
+        issued = await ledger.issue("jwts", scope="read", cnf=BOUND)
+        fields = {"grant_type": "refresh_token", "client_id": "jwts", "refresh_token": issued["refresh_token"]}
+        answer = await ledger.form("/token", fields, headers={"DPoP": shown(ledger)})
+        assert (200, "DPoP") == told(answer)
+        for token in (issued["access_token"], answer.json()["access_token"]):
+            assert BOUND == json.loads(jws.extract_compact(token.encode()).payload)["cnf"]
+            assert ("DPoP", BOUND) == ((about := await introspected(ledger, token))["token_type"], about["cnf"])
 
 
 async def test_the_event_says_which_key_was_shown(tmp_path: Path) -> None:

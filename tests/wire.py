@@ -28,6 +28,8 @@ _ERROR_TEXT = re.compile(r"[\x20-\x21\x23-\x5b\x5d-\x7e]*")  # RFC 6749 5.2
 _SCOPE = re.compile(r"([\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*)?")  # RFC 6749 3.3, or empty
 _OPAQUE_TOKEN = re.compile(r"(rt1|at1)_[A-Za-z0-9_-]{72}")
 _TOKEN_IN_TEXT = re.compile(rb"(?:rt1|at1|ac1)_[A-Za-z0-9_-]{24,}")
+_JWT = re.compile(r"eyJ[A-Za-z0-9_-]+\.eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{86,}")
+_JWT_IN_TEXT = re.compile(rb"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{24,}")
 _LONG_RUN = re.compile(rb"[A-Za-z0-9_-]{24,}")
 _TOKEN_MEMBERS = {"access_token", "refresh_token", "scope", "token_type", "expires_in"}
 
@@ -211,7 +213,8 @@ def _check_json(answer: Answer, secrets: Iterable[str]) -> None:
         text = body.get(member, "")
         assert _ERROR_TEXT.fullmatch(text), f"{member} leaves the charset of RFC 6749 5.2: {text!r}"
     told = json.dumps(body) + "".join(value for _, value in answer.headers)
-    assert not _TOKEN_IN_TEXT.search(told.encode()), "an error repeats a token"
+    for pattern in (_TOKEN_IN_TEXT, _JWT_IN_TEXT):
+        assert not pattern.search(told.encode()), "an error repeats a token"
     for secret in secrets:
         assert secret not in told, "an error repeats a secret"
 
@@ -229,7 +232,9 @@ def check_token_response(answer: Answer) -> None:
     assert _TOKEN_MEMBERS - set(body) <= {"refresh_token"}, f"members missing: {_TOKEN_MEMBERS - set(body)}"
     for member in ("access_token", "refresh_token"):
         if member in body:
-            assert _OPAQUE_TOKEN.fullmatch(body[member]), f"{member} is not an opaque token of 76 characters"
+            assert _OPAQUE_TOKEN.fullmatch(body[member]) or (
+                member == "access_token" and _JWT.fullmatch(body[member]) and len(body[member]) <= 2048
+            ), f"{member} is no token"
     assert _SCOPE.fullmatch(body["scope"]), f"scope {body['scope']!r}"
     assert body["token_type"] in ("bearer", "DPoP")
     assert type(body["expires_in"]) is int
@@ -244,7 +249,11 @@ def check_token_response(answer: Answer) -> None:
 
 def secrets_in(text: bytes, tokens: Iterable[str], secrets: Iterable[str]) -> list[str]:
     """Name what must not stand in a log (V96, I-20): token spellings, the tails of known tokens, known secrets."""
-    found = [f"a token at byte {match.start()}" for match in _TOKEN_IN_TEXT.finditer(text)]
+    found = [
+        f"a token at byte {match.start()}"
+        for pattern in (_TOKEN_IN_TEXT, _JWT_IN_TEXT)
+        for match in pattern.finditer(text)
+    ]
     tails = {token[-24:].encode() for token in tokens}
     found += [
         f"the tail of a token at byte {match.start()}"

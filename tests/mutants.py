@@ -1,4 +1,4 @@
-"""Twelve broken twins of the rules: each is one function of the ledger with one phrase of its source replaced.
+"""Fifteen broken twins of the rules: each is one function of the ledger with one phrase of its source replaced.
 
 A mutant names the invariant that it breaks. `patched` puts it in the place of the honest code, for every caller, by
 exchanging the function's code object; leaving the block takes it back.
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from ledger import lifetimes, redeem, retired, scope, verdicts
+from ledger import lifetimes, minting, redeem, retired, scope, verdicts
 from ledger.grant import Grant
+from ledger.grant_state import GrantState
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,27 @@ MUTANTS = (
         lifetimes.idle_end,
         "idle if absolute is None or idle < absolute else absolute",
         "idle",
+    ),
+    Mutant(
+        "I-03",
+        "a retry with another key gets the winner's access token",
+        retired._serve_retry,
+        "presenter.proof_jkt, presenter.proof_x5t_s256)",
+        "previous.token.cnf_jkt, previous.token.cnf_x5t_s256)",
+    ),
+    Mutant(
+        "I-18",
+        "a bound grant is anybody's who names its client",
+        GrantState.owned_by,
+        "self.bound_jkt in (None, who.proof_jkt) and ",
+        "",
+    ),
+    Mutant(
+        "I-18",
+        "an access token is bound to the grant's key, not to the one shown",
+        minting.mint,
+        "cnf_jkt=presenter.proof_jkt",
+        "cnf_jkt=grant.bound_jkt",
     ),
     Mutant(
         "I-21",

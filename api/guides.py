@@ -21,6 +21,7 @@ GUIDES: Final[dict[str, str]] = {
     "dpop": "Show a key with each request (DPoP, RFC 9449)",
     "libraries": "Libraries that refresh here, what each does and which settings suit it",
     "operating": "Issue, look at and end grants; roles, audit, erasure",
+    "resource-servers": "Check access tokens: ask, or check a JWT yourself; audiences; keys",
     "running": "Run the server: files, backups, keys, health, metrics",
 }
 """Every guide by its place under `/docs/`, with its line in the list."""

@@ -1,7 +1,8 @@
 """The introspection endpoint (RFC 7662): is this token active, and what is it good for?
 
-Asked by a client about its own tokens, or by an operator. `active` speaks of the token presented. Whatever is not
-active, or not for whoever asks, is exactly `{"active":false}`, which tells nothing else.
+Asked by a client about its own tokens, by a resource server about access tokens that are meant for it, or by an
+operator. `active` speaks of the token presented. Whatever is not active, or not for whoever asks, is exactly
+`{"active":false}`, which tells nothing else.
 """
 
 from typing import Any

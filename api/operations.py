@@ -155,7 +155,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         paths=("/oauth/v2/oauth-introspect", "/introspect"),
         method="post",
         tag=_CLIENTS,
-        text="Ask whether a token is active (RFC 7662). A client asks about its own, an operator about any.",
+        text="Ask whether a token is active (RFC 7662). A client asks about its own, a resource server about access "
+        "tokens that are meant for it, an operator about any.",
         caller="either",
         parameters=("dpop_of_public",),
         form="introspect",

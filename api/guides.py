@@ -18,6 +18,7 @@ GUIDES: Final[dict[str, str]] = {
     "discovery": "Look up where the endpoints are and what they take (RFC 8414)",
     "browsers": "Refresh from a page in a browser (CORS)",
     "clients": "Refresh as a client: requests, answers, errors, retries",
+    "certificates": "Sign in with a certificate, bind tokens to it (RFC 8705); behind nginx, Envoy and HAProxy",
     "dpop": "Show a key with each request (DPoP, RFC 9449)",
     "libraries": "Libraries that refresh here, what each does and which settings suit it",
     "operating": "Issue, look at and end grants; roles, audit, erasure",

@@ -63,9 +63,9 @@ _ERRORS: Final = {
     503: "Nothing is known of the outcome: send the request again after Retry-After.",
 }
 _SECURITY: Final[dict[str, list[Json]]] = {
-    "client": [{"client": []}, {}],  # or in the body, which this language has no word for
+    "client": [{"client": []}, {"certificate": []}, {}],  # or in the body, which this language has no word for
     "operator": [{"operator": []}],
-    "either": [{"client": []}, {"operator": []}, {}],
+    "either": [{"client": []}, {"certificate": []}, {"operator": []}, {}],
     "": [],
 }
 _WAITING: Final = (429, 503)
@@ -113,6 +113,7 @@ def document() -> Json:
             "schemas": _schemas(),
             "securitySchemes": {
                 "client": {"type": "http", "scheme": "basic", "description": "RFC 6749 2.3.1; or in the body."},
+                "certificate": {"type": "mutualTLS", "description": "RFC 8705, with client_id in the body."},
                 "operator": {"type": "http", "scheme": "bearer", "description": "Its roles say what it may do."},
             },
         },

@@ -120,7 +120,8 @@ def _shape(name: str, schema: Json) -> str:
 
 
 def _scheme(name: str, scheme: Json) -> str:
-    return f"<p><b>{escape(name)}</b>: HTTP {escape(scheme['scheme'])}. {escape(scheme['description'])}</p>"
+    kind = f"HTTP {scheme['scheme']}" if "scheme" in scheme else scheme["type"]
+    return f"<p><b>{escape(name)}</b>: {escape(kind)}. {escape(scheme['description'])}</p>"
 
 
 def _members(schema: Json) -> str:

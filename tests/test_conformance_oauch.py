@@ -5,13 +5,15 @@ here nothing may still work at once, which is harder to keep.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.conformance import check_refused, check_success, unauthenticated, varied_bits
+from tests.conformance import Profile, check_refused, check_success, profile, unauthenticated, varied_bits
+from tests.proofs import MISSING
 from tests.servers import SECRETS, Grant, Server, basic
-from tests.wire import FORM, REVOKE_PATH, TOKEN_PATH, Answer, form_bytes, request_bytes
+from tests.wire import FORM, REVOKE_PATH, TOKEN_PATH, Answer, Json, form_bytes, request_bytes
 
 ROTATING = ("www", "std", "spa", "win")
 
@@ -232,3 +234,91 @@ def test_is_revocation_bound_to_client(shared_server: Server) -> None:
         check_refused(shared_server.revoke("oth", token), "invalid_grant")
     assert shared_server.introspect(grant.access_token)["active"] is True
     assert lives(shared_server, grant)
+
+
+# -- codes, assertions and proofs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Profile]:
+    """A server with clients that sign assertions, show keys and exchange codes."""
+    with profile(tmp_path_factory.mktemp("oauch")) as found:
+        yield found
+
+
+def test_refresh_token_valid_after_multi_exchange(signing: Profile) -> None:
+    """MultipleCodeExchanges (Must), TokenValidAfterMultiExchange, RefreshTokenValidAfterMultiExchange (Should)."""
+    code = signing.code()
+    first = signing.exchange(code)
+    check_success(first, "DPoP")
+    rotated = signing.refresh(first.json()["refresh_token"])
+    check_success(rotated, "DPoP")
+    check_refused(signing.exchange(code), "invalid_grant")
+    for answer in (first, rotated):
+        assert {"active": False} == signing.server.introspect(answer.json()["access_token"])
+        check_refused(signing.refresh(answer.json()["refresh_token"]), "invalid_grant")
+
+
+@pytest.mark.parametrize("copies", [5, 25], ids=["SingleFastACExchange", "MultiFastACExchange"])
+def test_fast_code_exchange(signing: Profile, copies: int) -> None:
+    """SingleFastACExchange, MultiFastACExchange (Must): however many come at once, one at most gets tokens."""
+    code = signing.code()
+    with ThreadPoolExecutor(copies) as pool:
+        answers = list(pool.map(lambda _: signing.exchange(code), range(copies)))
+    served = [answer for answer in answers if answer.status == 200]
+    assert 1 == len(served)
+    assert {200, 400} == {answer.status for answer in answers}
+    check_refused(signing.refresh(served[0].json()["refresh_token"]), "invalid_grant")
+
+
+JWT: dict[str, Json] = {
+    "HasAudienceClaim": {"changes": {"aud": None}},
+    "HasIssuerClaim": {"changes": {"iss": None}},
+    "HasSubjectClaim": {"changes": {"sub": None}},
+    "IsExpirationChecked": {"changes": {"iat": 1_000_000_000, "exp": 1_000_000_060}},
+    "IsNotBeforeChecked": {"changes": {"nbf": 4_000_000_000, "exp": 4_000_000_060}},
+    "IsSignatureRequired": {"header": {"alg": "none"}},
+    "IsSignatureChecked": {},
+}
+
+
+@pytest.mark.parametrize("name", JWT)
+def test_jwt(signing: Profile, name: str) -> None:
+    """Jwt.… (Must): an assertion that lacks or breaks this is no authentication, and the refresh token lives."""
+    token = signing.issue()
+    assertion = signing.first.assertion(**JWT[name])
+    if name == "IsSignatureChecked":
+        assertion = assertion[:-8] + ("A" * 8 if assertion[-8:] != "A" * 8 else "B" * 8)
+    check_refused(signing.refresh(token, by=signing.first.form(assertion)), "invalid_client")
+    check_success(signing.refresh(token), "DPoP")
+
+
+def test_is_jwt_replay_detected(signing: Profile) -> None:
+    """Jwt.IsJwtReplayDetected (Must): the same assertion buys nothing a second time, not even for another token."""
+    by = signing.first.form()
+    check_success(signing.refresh(signing.issue(), by=by), "DPoP")
+    check_refused(signing.refresh(signing.issue(), by=by), "invalid_client")
+
+
+@pytest.mark.parametrize("claim", ["jti", "htm", "htu", "iat"])
+def test_has_required_claims(signing: Profile, claim: str) -> None:
+    """DPoP.HasRequiredClaims (Must)."""
+    answer = signing.refresh(signing.issue(), dpop=signing.proof(claims={claim: MISSING}))
+    check_refused(answer, "invalid_dpop_proof")
+
+
+@pytest.mark.parametrize(
+    "header", [{"alg": "none"}, {"typ": MISSING}, {"typ": "JWT"}], ids=["none", "no typ", "another typ"]
+)
+def test_is_dpop_signature_and_typing_required(signing: Profile, header: Json) -> None:
+    """DPoP.IsSignatureRequired, DPoP.IsExplicitTypingRequired (Must)."""
+    check_refused(signing.refresh(signing.issue(), dpop=signing.proof(header=header)), "invalid_dpop_proof")
+
+
+def test_is_dpop_supported_and_required(signing: Profile) -> None:
+    """DPoP.IsDPoPSupported, DPoP.IsDPoPTokenRequired: such a client's tokens are DPoP ones, or there are none."""
+    token = signing.issue()
+    check_refused(signing.refresh(token, dpop=None), "invalid_dpop_proof")
+    answer = signing.refresh(token)
+    check_success(answer, "DPoP")
+    assert "DPoP" == signing.server.introspect(answer.json()["access_token"])["token_type"]

@@ -9,10 +9,12 @@ from api.answers import BadRequest
 from api.assertions import Assertions
 from api.certificates import ClientCertificates
 from api.client_auth import BASIC, NONE, POST, ClientAuth, InvalidClient, TooManyFailures, authorization, presented
+from api.heads import Headers
 from api.metrics import Meters
 from api.remote_keys import RemoteKeys
 from api.throttle import UNKNOWN, Throttle
 from ledger.answers import Caller
+from ledger.clients import LOCAL_OPERATOR
 from tests.asking import ISSUER_URL, Asking, Seconds, asking
 from tests.servers import SECRETS
 
@@ -153,9 +155,8 @@ def test_two_authorization_headers_are_a_malformed_request() -> None:
 
 
 async def test_a_client_registered_for_another_method_cannot_use_a_secret(tmp_path: Path) -> None:
-    """RFC 7523, RFC 8705: those methods come later, and until then nothing else stands in for them."""
-    more = '\n[[client]]\nid = "jwt"\nauth = "private_key_jwt"\njwks_uri = "https://a.example/jwks"\nscope = "read"\n'
-    async with asking(tmp_path, more=more) as ledger:
+    """RFC 7523: nothing else stands in for an assertion, neither a secret nor the name alone."""
+    async with asking(tmp_path) as ledger:
         auth, *_ = auth_of(ledger)
         for header, form in [
             (encoded("jwt:"), {}),
@@ -240,3 +241,56 @@ async def test_an_unknown_client_costs_as_many_hashes_as_a_known_one(
 def test_what_was_presented_shows_no_secret() -> None:
     """I-20: a secret must not reach a log by way of a repr."""
     assert "Secr3t!" not in repr(presented(encoded("www:Secr3t!"), {}))
+
+
+async def test_who_has_proved_who_it_is_need_not_again_while_nothing_changes(tmp_path: Path) -> None:
+    """The same credentials on the same connection; anything else, and any change of the client, is looked at anew."""
+    form = {"client_id": "www", "client_secret": "Secr3t!"}
+    async with asking(tmp_path) as ledger:
+        auth, meters, throttle, _ = auth_of(ledger)
+        headers = Headers([(b"host", b"a")])
+        assert None is auth.again(headers, form)
+        proved = auth.caller(None, form, "a", headers=headers)
+        assert proved is auth.again(headers, form)
+        assert {("www", 0): 2} == meters.secrets
+        for other in (
+            {**form, "client_secret": "secr3t!"},
+            {**form, "client_secret": "Secr3t!é"},
+            {**form, "client_id": "post"},
+            {**form, "client_assertion": "x"},
+            {**form, "client_assertion_type": "x"},
+            {"client_id": "www"},
+            {"client_secret": "Secr3t!"},
+            {},
+        ):
+            assert None is auth.again(headers, other), other
+        throttle.failed("www", "elsewhere")
+        assert None is auth.again(headers, form)
+
+
+async def test_a_proof_by_the_header_stands_for_that_header_alone(tmp_path: Path) -> None:
+    """Beside Basic a body may name the same client again, and nothing more (CA-3)."""
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        headers = Headers([(b"authorization", encoded("www:Secr3t!"))])
+        proved = auth.caller(authorization(headers), {}, "a", headers=headers)
+        assert proved is auth.again(headers, {}) is auth.again(headers, {"client_id": "www"})
+        for other in ({"client_id": "post"}, {"client_secret": "Secr3t!"}, {"client_id": "www", "client_secret": "x"}):
+            assert None is auth.again(headers, other), other
+
+
+async def test_a_client_that_has_changed_proves_who_it_is_anew(tmp_path: Path) -> None:
+    """A secret taken away, a client disabled: at once, on connections that were open before too (I-06)."""
+    form = {"client_id": "www", "client_secret": "Secr3t!"}
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        headers = Headers([(b"host", b"a")])
+        auth.caller(None, form, "a", headers=headers)
+        await ledger.ledger.revoke_client(LOCAL_OPERATOR, "www", "moved", None)
+        assert None is auth.again(headers, form)
+        proved = auth.caller(None, form, "a", headers=headers)
+        assert proved is auth.again(headers, form)
+        await ledger.ledger.apply([], [])
+        assert None is auth.again(headers, form)
+        with pytest.raises(InvalidClient):
+            auth.caller(None, form, "a", headers=headers)

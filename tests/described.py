@@ -33,6 +33,7 @@ def the_document() -> Json:
     return document()
 
 
+@lru_cache(maxsize=1024)
 def path_of(path: str) -> str | None:
     """The document's path for a request's, None where it describes none."""
     for place in (OAUTH_PLACE, OPENID_PLACE):

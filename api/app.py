@@ -5,7 +5,7 @@ commands' own endpoints, for the socket beside the database.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -61,7 +61,7 @@ _POSTED_BY_CLIENTS: Final = (*_POSTED_BY_PAGES, "/oauth/v2/oauth-introspect", "/
 
 _UNSEEN: Final[Mapping[str, bool]] = {}
 
-Asgi = Callable[[Any, Receive, Send], Any]
+Asgi = Callable[[Any, Receive, Send], Awaitable[None]]
 
 
 class OfWholeLog:
@@ -74,11 +74,10 @@ class OfWholeLog:
         self._ledger = ledger
         self._endpoint = endpoint
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
         if self._ledger.behind is None:
-            await self._endpoint(scope, receive, send)
-        else:
-            await BEHIND.send(send)
+            return self._endpoint(scope, receive, send)
+        return BEHIND.send(send)
 
 
 class App:
@@ -100,19 +99,16 @@ class App:
         self._public = public
         self.local = local
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
         # The paths that are asked for all day are found in one step, before any router looks.
         hot = self._hot.get(scope.get("path"))
+        state = scope.get("state", _UNSEEN)
         if hot is not None and scope["type"] == "http":
             # The server has seen already whether a browser may be asking; where nobody has looked, it may be.
-            if scope.get("state", _UNSEEN).get("names_origin", True):
-                await self._cross_origin.serve(hot, scope, receive, send)
-            else:
-                await hot(scope, receive, send)
-        elif scope.get("state", {}).get("local"):
-            await self.local(scope, receive, send)
-        else:
-            await self._public(scope, receive, send)
+            if state.get("names_origin", True):
+                return self._cross_origin.serve(hot, scope, receive, send)
+            return hot(scope, receive, send)
+        return self.local(scope, receive, send) if state.get("local") else self._public(scope, receive, send)
 
 
 def create_app(

@@ -10,6 +10,7 @@ those alone that are registered for it and send nothing else; beside every other
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
+from hmac import compare_digest
 from typing import Any, NoReturn, TypeAlias
 from urllib.parse import unquote, unquote_plus
 
@@ -18,7 +19,7 @@ import msgspec
 from api.answers import BadRequest, Header
 from api.assertions import JWT_BEARER, PRIVATE_KEY_JWT, Assertion, Assertions, read
 from api.certificates import ClientCertificates
-from api.heads import Headers
+from api.heads import Headers, Proven
 from api.metrics import Meters
 from api.throttle import UNKNOWN, Throttle
 from ledger.answers import Caller
@@ -123,10 +124,17 @@ class ClientAuth:
             self._fail(caller.client_id, address, None)
 
     def caller(
-        self, authorization: bytes | None, form: Mapping[str, str], address: str, extensions: Extensions = None
+        self,
+        authorization: bytes | None,
+        form: Mapping[str, str],
+        address: str,
+        extensions: Extensions = None,
+        *,
+        headers: Headers | None = None,
     ) -> Caller:
         """Return who sent this form. `authorization` is the header's value as received, None where there is none;
-        `extensions` are those of the ASGI scope, where a certificate stands."""
+        `extensions` are those of the ASGI scope, where a certificate stands. Beside `headers` a right secret is kept
+        for `again`, for as long as they live."""
         shown = presented(authorization, form)
         if shown.method == NONE and not shown.pairs:
             raise InvalidClient(challenge=False)  # nobody was named, so nothing was guessed
@@ -140,7 +148,30 @@ class ClientAuth:
             self._fail(who, address, authorization)
         self._meters.secret_used(client.client_id, number)
         proof = None if extensions is None else self._certificates.proof(extensions)
-        return Caller(client_id=client.client_id, authenticated=True, auth_method=shown.method, proof_x5t_s256=proof)
+        caller = Caller(client_id=client.client_id, authenticated=True, auth_method=shown.method, proof_x5t_s256=proof)
+        if headers is not None and extensions is None:
+            headers.proven = Proven(form.get("client_secret"), number, client, self._ledger.desk.ring, caller)
+        return caller
+
+    def again(self, headers: Headers, form: Mapping[str, str]) -> Caller | None:
+        """Return who proved who it is by these same credentials on this connection before; None where they have to be
+        looked at. Nothing of what that rested on has changed, and nobody is being slowed down.
+        """
+        proven = headers.proven
+        if proven is None or self._throttle.counts_any:
+            return None
+        secret, number, client, ring, caller = proven
+        if secret is None:
+            if "client_secret" in form or form.get("client_id", caller.client_id) != caller.client_id:
+                return None
+        elif form.get("client_id") != caller.client_id or not _same(form.get("client_secret"), secret):
+            return None
+        if "client_assertion" in form or "client_assertion_type" in form:
+            return None
+        if self._ledger.authority.client(caller.client_id) is not client or self._ledger.desk.ring is not ring:
+            return None
+        self._meters.secret_used(caller.client_id, number)
+        return caller
 
     def _without_secret(self, client: Client, extensions: Extensions) -> Caller | None:
         """A public client that names itself, or one whose certificate says the rest (RFC 8705 2); else None."""
@@ -202,6 +233,11 @@ def presented(authorization: bytes | None, form: Mapping[str, str]) -> Presented
     if assertion:
         return _assertion(form)
     return _none(form.get("client_id"))
+
+
+def _same(presented: str | None, secret: str) -> bool:
+    """Compare in constant time, which is defined for ASCII; what is none goes the long way."""
+    return presented is not None and presented.isascii() and secret.isascii() and compare_digest(presented, secret)
 
 
 def _basic(authorization: bytes, client_id: str | None) -> Presented:

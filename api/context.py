@@ -11,6 +11,7 @@ from typing import Any, Final
 from api.answers import Header
 from api.heads import Headers
 from api.settings import Network
+from ledger.answers import Source
 
 USER_AGENT_CHARACTERS_MAX: Final = 512
 LOCAL: Final = "local"
@@ -28,10 +29,10 @@ class Contexts:
 
     def __init__(self, trusted_proxies: Sequence[Network] = ()) -> None:
         self._trusted = tuple(trusted_proxies)
-        self._kept: dict[tuple[str, bytes, bytes], tuple[str, str]] = {}
+        self._kept: dict[tuple[str, bytes, bytes], Source] = {}
 
-    def of(self, scope: Any) -> tuple[str, str]:
-        """Return (source address, User-Agent): an IPv4 address, an IPv6 /64 network or `local`; at most 512 characters.
+    def of(self, scope: Any) -> Source:
+        """Return where a request came from: an IPv4 address, an IPv6 /64 network or `local`; 512 characters at most.
 
         The same place gives the same tuple while it is remembered.
         """
@@ -44,7 +45,7 @@ class Contexts:
             headers.context = found
         return found
 
-    def _found(self, client: Any, headers: Sequence[Header]) -> tuple[str, str]:
+    def _found(self, client: Any, headers: Sequence[Header]) -> Source:
         peer = client[0] if client else LOCAL
         agent = forwarded = b""
         for name, value in headers:
@@ -55,7 +56,8 @@ class Contexts:
         key = (peer, forwarded, agent)
         found = self._kept.get(key)
         if found is None:
-            found = (self._address(peer, forwarded), agent.decode("utf-8", "replace")[:USER_AGENT_CHARACTERS_MAX])
+            shown = agent.decode("utf-8", "replace")[:USER_AGENT_CHARACTERS_MAX]
+            found = Source(self._address(peer, forwarded), shown)
             if len(self._kept) >= _KEPT_MAX:
                 self._kept.clear()  # simpler than an order, and as good: what is in use comes back at once
             if len(forwarded) + len(agent) <= _KEPT_BYTES_MAX:

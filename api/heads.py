@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from api.answers import Header
+from ledger.answers import Caller, Source
+from ledger.clients import Client
+from ledger.keyring import KeyRing
 
 _VERSIONS: Final = ("1.1", "1.0")
 _KEPT_BYTES_MAX: Final = 128
@@ -36,7 +39,7 @@ class Headers(list[Header]):
     `first` is each name's first value, `twice` the names given more than once. What is None nobody has asked yet.
     """
 
-    __slots__ = ("context", "first", "foreign_charset", "framing", "twice")
+    __slots__ = ("context", "first", "foreign_charset", "framing", "proven", "twice")
 
     def __init__(self, headers: Iterable[Header]) -> None:
         super().__init__(headers)
@@ -48,13 +51,28 @@ class Headers(list[Header]):
             else:
                 self.first[name] = value
         self.framing: Framing | None = None
-        self.context: tuple[str, str] | None = None
+        self.context: Source | None = None
+        self.proven: Proven | None = None
         self.foreign_charset: bool | None = None
 
     @classmethod
     def of(cls, headers: Iterable[Header]) -> "Headers":
         """Return them as such; those of another server, or of a test, are plain lists."""
         return headers if type(headers) is Headers else cls(headers)
+
+
+class Proven(NamedTuple):
+    """By which secret of the body, None where it stood in these headers, a client has proved who it is; and what that
+    rests on: the client and the key ring as they were then, which are replaced by others whenever they change."""
+
+    secret: str | None
+    number: int
+    client: Client
+    ring: KeyRing
+    caller: Caller
+
+    def __repr__(self) -> str:
+        return f"<Proven {self.client.client_id}>"
 
 
 class Framing(NamedTuple):

@@ -13,6 +13,7 @@ from api.answers import Answer, BadRequest, method_not_allowed, token_answer
 from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
 from api.dpop import InvalidProof, Proofs, Target, nonce_header, proof_of
 from api.endpoint import FrontDesk, Receive, Send
+from api.heads import Headers
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.application import Ledger
 from ledger.clients import Client
@@ -34,7 +35,7 @@ class GrantType(NamedTuple):
     a key proof is worth looking at; where it does not, `exchange` refuses it for what it is."""
 
     is_ours: Callable[[forms.Form], bool]
-    exchange: Callable[[Caller, Source, forms.Form], Awaitable[Answer]]
+    exchange: Callable[[Caller, Source, forms.Form], Awaitable[TokenAnswer]]
 
 
 class TokenEndpoint:
@@ -76,13 +77,12 @@ class TokenEndpoint:
         await answer.send(send)
 
     async def _answer(self, scope: Any, receive: Receive) -> Answer:
-        headers = scope["headers"]
+        headers = Headers.of(scope["headers"])
         form = forms.parse(headers, await forms.read_body(receive, self._desk.body_bytes_max))
-        address, user_agent = self._desk.contexts.of(scope)
-        if ASSERTION_TYPE in form.fields:
-            caller = await self._clients.asserted(authorization(headers), form.fields, address, scope.get("extensions"))
-        else:
-            caller = self._clients.caller(authorization(headers), form.fields, address, scope.get("extensions"))
+        source = self._desk.contexts.of(scope)
+        caller = self._clients.again(headers, form.fields)
+        if caller is None:
+            caller = await self._caller(headers, form, source.address, scope.get("extensions"))
         grant_type = form.fields.get("grant_type")
         if grant_type is None:
             raise BadRequest("grant_type is missing")
@@ -92,19 +92,30 @@ class TokenEndpoint:
         client = self._ledger.authority.client(caller.client_id)
         if client is None or grant_type not in client.settings.grant_types:
             raise UnauthorizedClient
-        source = Source(address, user_agent)
-        proof = proof_of(headers)
-        try:
-            if proof is None and not client.settings.dpop_bound_access_tokens:
-                return await kind.exchange(caller, source, form)
-            if not kind.is_ours(form):
-                return await kind.exchange(caller, source, form)
-            return await self._with_proof(proof, client, kind, caller, source, form)
-        except Refused as refusal:
-            self._clients.used_again(refusal, caller, address)
-            raise
+        if b"dpop" in headers.first or client.settings.dpop_bound_access_tokens or caller.single_use:
+            return await self._with_proof(headers, client, kind, caller, source, form)
+        return _told(caller, await kind.exchange(caller, source, form))
+
+    async def _caller(self, headers: Headers, form: forms.Form, address: str, extensions: Any) -> Caller:
+        shown = authorization(headers)
+        if ASSERTION_TYPE in form.fields:
+            return await self._clients.asserted(shown, form.fields, address, extensions)
+        return self._clients.caller(shown, form.fields, address, extensions, headers=headers)
 
     async def _with_proof(
+        self, headers: Headers, client: Client, kind: GrantType, caller: Caller, source: Source, form: forms.Form
+    ) -> Answer:
+        """Serve a client that shows a key (RFC 9449 5), or has shown an assertion, which is good for one request."""
+        proof = proof_of(headers)
+        try:
+            if kind.is_ours(form) and (proof is not None or client.settings.dpop_bound_access_tokens):
+                return await self._bound(proof, client, kind, caller, source, form)
+            return _told(caller, await kind.exchange(caller, source, form))
+        except Refused as refusal:
+            self._clients.used_again(refusal, caller, source.address)
+            raise
+
+    async def _bound(
         self, proof: bytes | None, client: Client, kind: GrantType, caller: Caller, source: Source, form: forms.Form
     ) -> Answer:
         """Serve a client that shows a key (RFC 9449 5). A proof that fails has consumed nothing."""
@@ -112,7 +123,7 @@ class TokenEndpoint:
             raise InvalidProof("this client is registered to send a DPoP proof with every request")
         nonce_required = bool(client.settings.dpop_nonce_required)
         holder = self._proofs.shown(caller, proof, self._target, nonce_required=nonce_required)
-        answer = await kind.exchange(holder, source, form)
+        answer = _told(holder, await kind.exchange(holder, source, form))
         if not nonce_required:
             return answer
         nonce = nonce_header(self._proofs.current_nonce())
@@ -122,7 +133,7 @@ class TokenEndpoint:
         token = form.fields.get("refresh_token")
         return token is not None and self._ledger.is_refresh_token(token)
 
-    async def _refresh(self, caller: Caller, source: Source, form: forms.Form) -> Answer:
+    def _refresh(self, caller: Caller, source: Source, form: forms.Form) -> Awaitable[TokenAnswer]:
         token = form.fields.get("refresh_token")
         if token is None:
             raise BadRequest("refresh_token is missing")
@@ -130,19 +141,19 @@ class TokenEndpoint:
         # Split, not parsed: a scope is judged after the token, so that a malformed one excuses no reuse (RFC 6749 5.2).
         # What is no word of a scope was never granted, so it is refused then like any other excess.
         words = None if scope is None else tuple(scope.split(" "))
-        return _told(caller, await self._ledger.refresh(caller, source, token, words, form.resource or None))
+        return self._ledger.refresh(caller, source, token, words, form.resource or None)
 
     def _is_code(self, form: forms.Form) -> bool:
         code = form.fields.get("code")
         return code is not None and self._ledger.is_code(code)
 
-    async def _exchange(self, caller: Caller, source: Source, form: forms.Form) -> Answer:
+    def _exchange(self, caller: Caller, source: Source, form: forms.Form) -> Awaitable[TokenAnswer]:
         """Exchange a code (RFC 6749 4.1.3). A verifier or address that is missing is judged as a wrong one: by then the
         client and its code are known."""
         code = form.fields.get("code")
         if code is None:
             raise BadRequest("code is missing")
-        found = await self._ledger.exchange(
+        return self._ledger.exchange(
             caller,
             source,
             code,
@@ -150,7 +161,6 @@ class TokenEndpoint:
             redirect_uri=form.fields.get("redirect_uri"),
             resource=form.resource or None,
         )
-        return _told(caller, found)
 
 
 def _told(caller: Caller, found: TokenAnswer) -> Answer:

@@ -1,6 +1,6 @@
 """What the application takes and gives: plain values between `api/` and the ledger. No secrets in any `repr`."""
 
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -11,7 +11,7 @@ from ledger.single_use import SingleUse
 GrantAct: TypeAlias = Literal["revoke", "suspend", "reinstate"]
 
 
-class Source(msgspec.Struct, frozen=True):
+class Source(NamedTuple):
     """Where a request came from: the source address, and the User-Agent cut to its first 512 characters."""
 
     address: str

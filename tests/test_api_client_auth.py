@@ -14,7 +14,7 @@ from api.metrics import Meters
 from api.remote_keys import RemoteKeys
 from api.throttle import UNKNOWN, Throttle
 from ledger.answers import Caller
-from ledger.clients import LOCAL_OPERATOR
+from ledger.clients import ClientSpec, Settings
 from tests.asking import ISSUER_URL, Asking, Seconds, asking
 from tests.servers import SECRETS
 
@@ -286,7 +286,8 @@ async def test_a_client_that_has_changed_proves_who_it_is_anew(tmp_path: Path) -
         auth, *_ = auth_of(ledger)
         headers = Headers([(b"host", b"a")])
         auth.caller(None, form, "a", headers=headers)
-        await ledger.ledger.revoke_client(LOCAL_OPERATOR, "www", "moved", None)
+        www = ClientSpec(client_id="www", settings=Settings(scope=("read",)), secrets=("another", "Secr3t!"))
+        await ledger.ledger.apply([www], [])
         assert None is auth.again(headers, form)
         proved = auth.caller(None, form, "a", headers=headers)
         assert proved is auth.again(headers, form)

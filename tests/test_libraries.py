@@ -4,89 +4,25 @@ What each does stands in library_facts.py and is measured here; the guide shows 
 """
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 import pytest
 
 import api
-from tests.libraries import BACK, PYTHON, SCOPE, SIGN_IN, CurlError, Library, Place
-from tests.libraries_node import NAMES, NodeError, NodeLibrary, fetched_into
-from tests.library_facts import BASIC, FACTS, POST, tables
-from tests.lines import Line, line
-from tests.servers import Server, clients_toml, running
-from tests.wire import Json
-
-SECRET = "L1brary!"
-CLIENTS = "".join(
-    f'\n[[client]]\nid = "{policy}-{auth}"\nsecret = "{SECRET}"\nauth = "{auth}"\nscope = "{SCOPE}"\n'
-    f'policy = "{policy}"\nredirect_uris = ["{BACK}"]\ngrant_types = ["authorization_code", "refresh_token"]\n'
-    for policy in ("standard", "stable")
-    for auth in (BASIC, POST)
-)
-
-
-def client_of(name: str, policy: str | None = None) -> str:
-    """Return the client that suits a library, or suits it but for its policy."""
-    return f"{policy or FACTS[name].policy}-{FACTS[name].auth}"
-
-
-@dataclass
-class World:
-    """A server behind a line that can lose an answer, and how a library is made there."""
-
-    server: Server
-    line: Line
-    make: Callable[..., Library]
-
-    def issued(self, client: str) -> tuple[str, Json]:
-        """Issue a grant; return its id and the token response as a library is given it."""
-        wish = {"client_id": client, "subject": self.server.new_subject(), "scope": SCOPE}
-        answer = self.server.operator("issuer", "POST", "/grants", wish)
-        assert 201 == answer.status, answer.body
-        tokens = answer.json()
-        return tokens.pop("grant_id"), tokens
-
-    def library(self, name: str, *, policy: str | None = None, secret: str = SECRET) -> tuple[str, Json, Library]:
-        """Issue a grant to a client that suits a library, and hand it over."""
-        client = client_of(name, policy)
-        grant_id, tokens = self.issued(client)
-        return grant_id, tokens, self.make(name, Place(self.line.url, client, secret), tokens)
-
-    def signed_in(self, authorization_url: str) -> str:
-        """Agree to what a library asks for, as a sign-in page does; return where the person goes back to."""
-        sent, query = authorization_url.split("?")
-        assert SIGN_IN == sent
-        asked = dict(parse_qsl(query, strict_parsing=True))
-        assert "code" == asked.pop("response_type")
-        names = ("client_id", "scope", "redirect_uri", "code_challenge", "code_challenge_method", "state")
-        wish = {name: asked[name] for name in names if name in asked} | {"subject": self.server.new_subject()}
-        answer = self.server.operator("issuer", "POST", "/authorizations", wish)
-        assert 201 == answer.status, answer.body
-        return str(answer.json()["redirect_to"])
-
-    def generation(self, grant_id: str) -> int:
-        return int(self.server.look(grant_id)["generation"])
-
-    def redemptions(self, grant_id: str) -> list[Json]:
-        return [event["data"] for event in self.server.events(grant_id) if event["topic"] == "grant.token_redeemed"]
+from tests.libraries import PYTHON, SCOPE, Place
+from tests.libraries_node import NAMES, fetched_into
+from tests.library_facts import BASIC, FACTS, tables
+from tests.library_world import SECRET, World, client_of, code_of, library_server, thrown_by
+from tests.lines import Line
+from tests.servers import Server
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Line]]:
-    """One server for all libraries; its issuer is the line's address, so that no client sees another."""
-    folder = tmp_path_factory.mktemp("libraries")
-    with (
-        line() as between,
-        running(folder, tls=True, clients=clients_toml(more=CLIENTS), settings={"ISSUER": between.url}) as server,
-        trusting(folder / "ca.pem"),
-    ):
-        server.secrets.append(SECRET)
-        between.server_port = server.port
-        yield server, between
+    """One server for all libraries."""
+    with library_server(tmp_path_factory.mktemp("libraries")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -95,29 +31,12 @@ def node_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fetched_into(tmp_path_factory.mktemp("node"))
 
 
-@contextmanager
-def trusting(ca_file: Path) -> Iterator[None]:
-    """Tell every library whom to trust in the way that needs no change to any: the environment."""
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"):
-            environment.setenv(name, str(ca_file))
-        yield
-
-
 @pytest.fixture
 def world(place: tuple[Server, Line], request: pytest.FixtureRequest) -> Iterator[World]:
     """The server, and libraries whose connections and processes end with the test."""
-    made: list[Library] = []
-
-    def make(name: str, where: Place, tokens: Json = None) -> Library:
-        if name in PYTHON:
-            made.append(PYTHON[name](where, tokens))
-        else:
-            made.append(NodeLibrary(request.getfixturevalue("node_program"), name, where, tokens))
-        return made[-1]
-
-    yield World(*place, make)
-    for library in made:
+    found = World(*place, lambda: request.getfixturevalue("node_program"))
+    yield found
+    for library in found.made:
         library.close()
 
 
@@ -127,27 +46,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
         names = [*PYTHON, *NAMES] if metafunc.config.option.full else [*PYTHON]
         metafunc.parametrize("name", [pytest.param(name, marks=[needs_curl] * ("curl" in name)) for name in names])
-
-
-def code_of(error: Exception) -> tuple[str | None, str | None]:
-    """Return where an error carries the server's code, and the code."""
-    if isinstance(error, NodeError):
-        return error.place, error.code
-    if isinstance(error, CurlError):
-        return "the body", error.code
-    if isinstance(found := getattr(error, "error", None), str):
-        return ".error", found
-    if (response := getattr(error, "response", None)) is not None:
-        return ".response", response.json()["error"]
-    return ".args[1]", error.args[1]["error"]
-
-
-def thrown_by(act: Callable[[], object]) -> tuple[str, Exception]:
-    """Return the class name of what a library raises, as its users write it, and the error."""
-    with pytest.raises(Exception) as raised:  # noqa: PT011  which class it is is what is asked
-        act()
-    error = raised.value
-    return getattr(error, "thrown", None) or type(error).__name__, error
 
 
 def test_every_library_has_its_facts() -> None:

@@ -9,14 +9,16 @@ identifier that is spent takes two expired ones along, so the table shrinks to w
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from ledger.batch import Batch
 from ledger.keyring import KeyRing, Purpose
 from ledger.refusals import Refusal, Refused
 from ledger.times import SECOND
+
+if TYPE_CHECKING:  # callers are plain values that hold what is here, and a batch knows of callers
+    from ledger.batch import Batch
 
 T = TypeVar("T")
 SingleUseKind: TypeAlias = Literal["assertion", "dpop"]
@@ -48,7 +50,7 @@ class SingleUse(msgspec.Struct, frozen=True, kw_only=True):
         return f"SingleUse(kind={self.kind!r}, owner={self.owner!r})"
 
 
-def spending(ring: KeyRing, those: tuple[SingleUse, ...], decide: Callable[[Batch], T]) -> Callable[[Batch], T]:
+def spending(ring: KeyRing, those: tuple[SingleUse, ...], decide: "Callable[[Batch], T]") -> "Callable[[Batch], T]":
     """The same decision, which spends `those` with it: durable when its answer or refusal is told.
 
     Raises Refused with ALREADY_USED, and nothing is decided, where one was spent before; the others are spent then too.
@@ -56,7 +58,7 @@ def spending(ring: KeyRing, those: tuple[SingleUse, ...], decide: Callable[[Batc
     """
     macs = [(_mac(ring, each), each) for each in those]
 
-    def decided(batch: Batch) -> T:
+    def decided(batch: "Batch") -> T:
         fresh = [(mac, each) for mac, each in macs if not _is_spent(batch, mac, each.expires_at)]
         try:
             if len(fresh) < len(macs):
@@ -80,7 +82,7 @@ def _mac(ring: KeyRing, each: SingleUse) -> bytes:
     return ring.root_mac(Purpose.SINGLE_USE, text, _MAC_BYTES)
 
 
-def _is_spent(batch: Batch, mac: bytes, expires_at: int) -> bool:
+def _is_spent(batch: "Batch", mac: bytes, expires_at: int) -> bool:
     """Whether it was spent, and not so long ago that the identifier is free again. The very same assertion never is:
     it may have been read just before its expiry and come to be decided just after."""
     until = batch.single_use.get(mac)
@@ -93,7 +95,7 @@ def _is_spent(batch: Batch, mac: bytes, expires_at: int) -> bool:
     return until > batch.now or until >= expires_at
 
 
-def _spend(batch: Batch, macs: list[tuple[bytes, SingleUse]]) -> None:
+def _spend(batch: "Batch", macs: list[tuple[bytes, SingleUse]]) -> None:
     for mac, each in macs:
         batch.single_use[mac] = each.expires_at
         batch.private(None, _SPEND, mac, each.expires_at)

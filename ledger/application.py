@@ -458,7 +458,12 @@ class Ledger:
         return self._commits
 
     async def started(self) -> None:
-        """Record that a server serves this store."""
+        """Record that a server serves this store. Where JWTs are signed what that needs is loaded first: it takes as
+        long as a thousand refreshes."""
+        clients = self.authority.clients.values()
+        if any(client.settings.policy.access_token_format == "jwt" for client in clients):
+            with contextlib.suppress(KeyNotHeld):
+                self.desk.ring.signing_key(self.authority.keys.active_id)
         if self.behind is None:  # else its position would be one that the lost log has used
             await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted))
 

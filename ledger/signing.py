@@ -24,11 +24,14 @@ RSA_BITS = 3072
 _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
+_DETERMINISTIC: Final = ec.ECDSA(SHA256(), deterministic_signing=True)
+
+
 class _ES256(ESAlgorithm):
     """The library's own draws a random nonce for each signature."""
 
     def sign(self, msg: bytes, key: ECKey) -> bytes:
-        der = key.get_op_key("sign").sign(msg, ec.ECDSA(SHA256(), deterministic_signing=True))
+        der = key.get_op_key("sign").sign(msg, _DETERMINISTIC)
         r, s = decode_dss_signature(der)
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 

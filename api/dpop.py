@@ -41,7 +41,7 @@ RSA_BITS: Final = (2048, 4096)
 KEYS_KEPT_MAX: Final = 4096
 
 _TYPE: Final = "dpop+jwt"
-_KEY_TYPES: Final = frozenset({"EC", "OKP", "RSA"})
+_KEY_TYPES: Final = ("EC", "OKP", "RSA")  # no set: what is compared may be of any type
 _PRIVATE_MEMBERS: Final = frozenset(
     name for kind in (ECKey, OKPKey, RSAKey) for name, member in kind.value_registry.items() if member.private
 ) | {"k"}  # fmt: skip
@@ -78,9 +78,10 @@ def nonce_header(nonce: str) -> Header:
 def proof_of(headers: Sequence[Header]) -> bytes | None:
     """Return the proof that a request carries, None where it has none. Raises InvalidProof where it has two."""
     seen = Headers.of(headers)
-    if b"dpop" in seen.twice:
+    found = seen.first.get(b"dpop")
+    if found is not None and b"dpop" in seen.twice:
         raise InvalidProof("the DPoP header is given twice")
-    return seen.first.get(b"dpop")
+    return found
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -144,7 +145,7 @@ class Proofs:
             known = self._keys.get(header_text)
             key, thumbprint = known or _key_of(signed.headers())
             genuine = jws.validate_compact(signed, key, registry=_REGISTRY)
-        except (JoseError, UnicodeError, RecursionError):
+        except (JoseError, ValueError, RecursionError):
             raise InvalidProof("the proof is no signed JWT (RFC 7515)") from None
         if not genuine:
             raise InvalidProof("the signature is not made by the key in jwk")

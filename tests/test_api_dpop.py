@@ -1,11 +1,14 @@
 """What makes a DPoP proof (RFC 9449 4.2, 4.3): each member as it must be, and each way in which it can be wrong."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
 from api.dpop import (
     ALGORITHMS,
@@ -185,6 +188,7 @@ WRONG: dict[str, tuple[Make, str]] = {
     "jwk private": (of(header={"jwk": KEY.as_dict(private=True)}), "private key"),
     "jwk private Ed25519": (of(ED25519, header={"jwk": ED25519.as_dict(private=True)}), "private key"),
     "jwk with a prime": (of(RSA, header={"jwk": {**public(RSA), "p": "AQAB"}}), "private key"),
+    "jwk of a list of kinds": (of(header={"jwk": {**public(KEY), "kty": ["EC"]}}), "jwk is no public key"),
     "jwk symmetric": (of(header={"jwk": {"kty": "oct", "k": "c2VjcmV0"}}), "jwk is no public key"),
     "jwk without y": (of(header={"jwk": {k: v for k, v in public(KEY).items() if k != "y"}}), "jwk is no public key"),
     "jwk off its curve": (of(header={"jwk": {**public(KEY), "y": public(KEY)["x"]}}), "jwk is no public key"),
@@ -281,6 +285,56 @@ def test_an_algorithm_of_a_smaller_key_warns_nobody(desk: Desk, recwarn: pytest.
     desk.refused(of(RSA, header={"jwk": SMALL_RSA})())
     desk.shown(proof(ED25519, HTU, iat=NOW))
     assert [] == list(recwarn)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | st.just("AQAB"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+HEADER = ["typ", "alg", "jwk", "crit", "b64", "kid", "x5c", "jku", "cty", "zip", "enc"]
+JWK = ["kty", "crv", "x", "y", "n", "e", "use", "key_ops", "alg", "kid", "x5c", "x5t", "d", "k"]
+CLAIMS = ["jti", "htm", "htu", "iat", "nbf", "exp", "nonce", "ath"]
+
+
+def judged(text: bytes) -> None:
+    """Whatever is sent is taken or refused: nothing else comes out."""
+    with contextlib.suppress(InvalidProof, NonceWanted):
+        Desk().shown(text, nonce_required=True)
+
+
+@given(st.binary(max_size=300) | st.text(alphabet="eyJ.-_A=", max_size=300).map(str.encode))
+def test_any_bytes_are_refused_in_our_words(text: bytes) -> None:
+    """A header is whatever anybody sends: no error but ours comes of it."""
+    judged(text)
+
+
+@given(
+    key=st.sampled_from([KEY, ED25519, RSA]),
+    header=st.dictionaries(st.sampled_from(HEADER), JSON, max_size=2),
+    jwk=st.dictionaries(st.sampled_from(JWK), JSON, max_size=2),
+    claims=st.dictionaries(st.sampled_from(CLAIMS), JSON, max_size=3),
+)
+def test_any_members_are_refused_in_our_words(
+    key: Key, header: dict[str, Any], jwk: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    """A signature that holds says nothing of what it signs: members of any type, beside others that are right."""
+    algorithm = {"EC": "ES256", "OKP": "EdDSA", "RSA": "PS256"}[key.key_type]
+    shown = {"jwk": {**public(key), **jwk}, **header}
+    judged(proof(key, HTU, iat=NOW, header=shown, claims=claims, alg=algorithm).encode())
+
+
+@given(st.data())
+def test_a_proof_with_one_byte_changed_is_refused(data: st.DataObject) -> None:
+    """RFC 7515 5.2: nothing of it can be other than what was signed."""
+    text = bytearray(PROOF)
+    place = data.draw(st.integers(0, len(text) - 1))
+    text[place] = data.draw(st.integers(0, 255).filter(lambda byte: byte != text[place]))
+    with pytest.raises(InvalidProof):
+        Desk().shown(bytes(text))
+
+
+PROOF = proof(KEY, HTU, iat=NOW).encode()
 
 
 # ---------------------------------------------------------------- time

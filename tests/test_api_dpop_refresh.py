@@ -331,6 +331,48 @@ async def test_an_old_token_with_a_wrong_key_ends_nothing(tmp_path: Path, genera
         assert "reuse_detected" == answer.json()["reason"], "with the right key it is reuse"
 
 
+async def test_a_bound_public_client_may_retry_as_long_as_an_authenticated_one(tmp_path: Path) -> None:
+    """RFC 9700 4.14.2: its key proves who it is: a lost answer is served for a day while the next token is unused."""
+    async with asking(tmp_path) as ledger:
+        bound, free = await ledger.issue("dpp", cnf=BOUND), await ledger.issue("web")
+        first = (await refresh(ledger, "dpp", bound["refresh_token"], shown(ledger))).json()
+        await refresh(ledger, "web", free["refresh_token"], shown(ledger))
+        ledger.clock.pass_seconds(3600)
+        again = await refresh(ledger, "dpp", bound["refresh_token"], shown(ledger))
+        assert (200, first["refresh_token"]) == (again.status_code, again.json().get("refresh_token"))
+        late = await refresh(ledger, "web", free["refresh_token"], shown(ledger))
+        assert "reuse_detected" == late.json()["reason"], "a key that binds nothing proves nothing"
+
+
+async def test_a_bound_public_client_may_keep_its_token(tmp_path: Path) -> None:
+    """RFC 9700 2.2.2: sender-constrained instead of rotated; the same token again and again, with its key alone."""
+    more = """
+[[client]]
+id = "stay"
+auth = "none"
+scope = "read"
+dpop_bound_access_tokens = true
+policy = { preset = "stable", on_reuse = "alert" }
+"""
+    async with asking(tmp_path, more=more) as ledger:
+        token = (await ledger.issue("stay", scope="read", cnf=BOUND))["refresh_token"]
+        fields = {"grant_type": "refresh_token", "client_id": "stay", "refresh_token": token}
+        for key, kind in ((KEY, (200, "DPoP")), (OTHER_KEY, (400, "invalid_grant")), (KEY, (200, "DPoP"))):
+            answer = await ledger.form("/token", fields, headers={"DPoP": shown(ledger, key)})
+            assert kind == told(answer)
+            assert token == answer.json().get("refresh_token", token)
+
+
+async def test_another_client_is_recorded_with_the_key_that_it_showed(tmp_path: Path) -> None:
+    """RFC 6749 10.4: a proof makes no owner of a client that the token is not for; the history says what was shown."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("dpc", cnf=BOUND)
+        assert (400, "invalid_grant") == told(await refresh(ledger, "www", issued["refresh_token"], shown(ledger)))
+        await asyncio.sleep(0.05)
+        event: Any = ledger.opened.events(f"grant:{issued['grant_id']}")[-1]
+        assert ("www", thumbprint(KEY)) == (event.presenter_client_id, event.proof_jkt)
+
+
 # ---------------------------------------------------------------- nonces
 
 

@@ -16,6 +16,7 @@ from ledger.refusals import Refusal, Refused
 
 GUIDES: Final[dict[str, str]] = {
     "discovery": "Look up where the endpoints are and what they take (RFC 8414)",
+    "authentication": "Say who you are: secrets, assertions that you sign (RFC 7523), certificates, public clients",
     "browsers": "Refresh from a page in a browser (CORS)",
     "clients": "Refresh as a client: requests, answers, errors, retries",
     "certificates": "Sign in with a certificate, bind tokens to it (RFC 8705); behind nginx, Envoy and HAProxy",

@@ -112,7 +112,12 @@ def document() -> Json:
         "components": {
             "schemas": _schemas(),
             "securitySchemes": {
-                "client": {"type": "http", "scheme": "basic", "description": "RFC 6749 2.3.1; or in the body."},
+                "client": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "RFC 6749 2.3.1; or in the body, as a secret or "
+                    "as a JWT that the client signs (RFC 7523).",
+                },
                 "certificate": {"type": "mutualTLS", "description": "RFC 8705, with client_id in the body."},
                 "operator": {"type": "http", "scheme": "bearer", "description": "Its roles say what it may do."},
             },

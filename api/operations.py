@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from api import shapes
+from api.assertions import ASSERTION_CHARACTERS_MAX, JWT_BEARER
 from api.operators import ADMIN, AUDITOR, ISSUER, SECURITY
 from ledger.answers import Explanation
 from projections.grant_history import History
@@ -85,6 +86,16 @@ PARAMETERS: Final[dict[str, Json]] = {
 _CLIENT_FIELDS: Final[dict[str, Json]] = {
     "client_id": {"type": "string", "description": "Who asks, where no Authorization header says so."},
     "client_secret": {"type": "string", "description": "Of a confidential client that uses no Authorization header."},
+    "client_assertion_type": {
+        "type": "string",
+        "description": "Of a client that signs; with client_assertion (RFC 7521 4.2).",
+        "enum": [JWT_BEARER],
+    },
+    "client_assertion": {
+        "type": "string",
+        "description": "Of a client that signs: a JWT for this server's issuer, good once (RFC 7523 2.2 and 3).",
+        "maxLength": ASSERTION_CHARACTERS_MAX,
+    },
 }
 _HINT: Final = {"type": "string", "description": "Changes nothing: a token says itself what it is."}
 

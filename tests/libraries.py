@@ -46,7 +46,17 @@ class Place:
         return self.issuer + TOKEN_PATH
 
 
-class Library(Protocol):
+class Refreshing(Protocol):
+    """A client that has a refresh token and uses it."""
+
+    def refresh(self) -> str:
+        """Refresh with what the library holds; return the refresh token that it would use next."""
+
+    def close(self) -> None:
+        """Close what connections the library keeps."""
+
+
+class Library(Refreshing, Protocol):
     """One client as an application uses it. It begins with the token response of an issued grant, or signs in."""
 
     def __init__(self, place: Place, tokens: Json = None) -> None: ...
@@ -57,14 +67,8 @@ class Library(Protocol):
     def exchange(self, redirect_to: str) -> str:
         """End it with the address that the person came back to; return the refresh token that came."""
 
-    def refresh(self) -> str:
-        """Refresh with what the library holds; return the refresh token that it would use next."""
-
     def narrow(self, scope: str) -> str:
         """Refresh for less scope, where the library can say so; return the scope it was told."""
-
-    def close(self) -> None:
-        """Close what connections the library keeps."""
 
 
 def new_verifier() -> str:
@@ -313,7 +317,7 @@ class Curl:
             "client_secret": self.place.secret,
             **more,
         }
-        pairs = [word for name, value in form.items() for word in ("-d", f"{name}={value}")]
+        pairs = [word for name, value in form.items() if value for word in ("-d", f"{name}={value}")]
         run = subprocess.run(
             ["curl", "-sS", "--fail-with-body", *self.options, self.place.token_url, *pairs],
             capture_output=True,

@@ -19,6 +19,7 @@ NAMES = (
     "oidc-client-ts",
     "google-auth-library",
 )
+WITH_KEYS = ("openid-client, keys", "oauth4webapi, keys")
 FETCH_SECONDS_MAX = 300
 
 

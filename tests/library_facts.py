@@ -90,6 +90,29 @@ FACTS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Keyed:
+    """One library that authenticates by assertions (RFC 7523)."""
+
+    package: str
+    audience: str
+    """What its assertions name: the `issuer`, or as of old the token endpoint, for which `legacy` is the setting."""
+    proofs: str
+    """Who answers a wish for a nonce with another proof (RFC 9449 8): `library`, `caller`; `none` has no proofs."""
+    refused: str
+    """What it raises for `invalid_grant`."""
+    wrong_key: str
+    """What it raises for `invalid_client`."""
+
+
+KEYED = {
+    "Authlib, requests": Keyed("authlib", "legacy", "none", "OAuthError", "OAuthError"),
+    "requests_oauth2client": Keyed("requests-oauth2client", "legacy", "library", "InvalidGrant", "InvalidClient"),
+    "openid-client, keys": Keyed("openid-client", "issuer", "library", "ResponseBodyError", "ResponseBodyError"),
+    "oauth4webapi, keys": Keyed("oauth4webapi", "issuer", "caller", "ResponseBodyError", "ResponseBodyError"),
+}
+
+
 def pinned(package: str) -> str:
     """Return the version of a package that the trials are pinned to."""
     pins = (HERE.parent / ".ci" / "requirements.txt").read_text("utf-8")
@@ -121,7 +144,7 @@ def tables() -> tuple[str, str]:
         ),
     )  # fmt: skip
     raises = _table(
-        ("library", "no answer came", "invalid_grant", "its code in", "invalid_client", "no ID token"),
+        ("library", "no answer came", "invalid_grant", "its code in", "invalid_client"),
         (
             (
                 name,
@@ -129,9 +152,26 @@ def tables() -> tuple[str, str]:
                 facts.refused,
                 facts.code,
                 facts.wrong_secret,
-                facts.openid or "(goes on)",
             )
             for name, facts in FACTS.items()
         ),
     )
     return does, raises
+
+
+def keyed_table() -> str:
+    """Return what the guide shows of libraries that sign."""
+    return _table(
+        ("library", "tried", "assertion_audience", "DPoP nonces by", "invalid_grant", "invalid_client"),
+        (
+            (
+                name.removesuffix(", keys"),
+                pinned(facts.package),
+                facts.audience,
+                facts.proofs if facts.proofs != "none" else "(no DPoP)",
+                facts.refused,
+                facts.wrong_key,
+            )
+            for name, facts in KEYED.items()
+        ),
+    )

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from tests.libraries import BACK, PYTHON, SCOPE, SIGN_IN, CurlError, Library, Place
+from tests.libraries import BACK, PYTHON, SCOPE, SIGN_IN, CurlError, Library, Place, Refreshing
 from tests.libraries_node import NodeError, NodeLibrary
 from tests.library_facts import BASIC, FACTS, POST
 from tests.lines import Line, line
@@ -37,7 +37,7 @@ class World:
     line: Line
     program: Callable[[], Path]
     """Gives the program that speaks for the libraries of Node.js, or skips the test."""
-    made: list[Library] = field(default_factory=list)
+    made: list[Refreshing] = field(default_factory=list)
 
     def make(self, name: str, place: Place, tokens: Json = None) -> Library:
         """Make a library whose connections and processes end with the test."""

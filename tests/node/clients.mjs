@@ -35,6 +35,10 @@ function keeping(refresh, authorizationUrl, exchange) {
   };
 }
 
+function signingKey(jwk) {
+  return crypto.subtle.importKey("jwk", jwk, { name: "ECDSA", namedCurve: jwk.crv }, false, ["sign"]);
+}
+
 const libraries = {
   "openid-client": async (auth) => {
     const found = await openid.discovery(here, id, secret, auth, { algorithm: "oauth2" });
@@ -44,6 +48,33 @@ const libraries = {
       (token, parameters) => openid.refreshTokenGrant(config, token, parameters),
       () => openid.buildAuthorizationUrl(config, { redirect_uri: back, scope, state, ...pkce }).href,
       (url) => openid.authorizationCodeGrant(config, url, { pkceCodeVerifier: verifier, expectedState: state }),
+    );
+  },
+  // The secret is a private key here: assertions, and proofs by a key of their own (RFC 7523, RFC 9449).
+  "openid-client, keys": async () => {
+    const { kid, ...jwk } = JSON.parse(secret);
+    const auth = openid.PrivateKeyJwt({ key: await signingKey(jwk), kid });
+    const config = await openid.discovery(here, id, undefined, auth, { algorithm: "oauth2" });
+    const DPoP = openid.getDPoPHandle(config, await openid.randomDPoPKeyPair());
+    return keeping((token, parameters) => openid.refreshTokenGrant(config, token, parameters, { DPoP }));
+  },
+  "oauth4webapi, keys": async () => {
+    const found = await oauth.discoveryRequest(here, { algorithm: "oauth2" });
+    const server = await oauth.processDiscoveryResponse(here, found);
+    const client = { client_id: id };
+    const { kid, ...jwk } = JSON.parse(secret);
+    const auth = oauth.PrivateKeyJwt({ key: await signingKey(jwk), kid });
+    const DPoP = oauth.DPoP(client, await oauth.generateKeyPair("ES256"));
+    const ask = async (token, additionalParameters) => {
+      const options = { DPoP, additionalParameters };
+      const response = await oauth.refreshTokenGrantRequest(server, client, auth, token, options);
+      return oauth.processRefreshTokenResponse(server, client, response);
+    };
+    return keeping((token, parameters) =>
+      ask(token, parameters).catch((error) => {
+        if (!oauth.isDPoPNonceError(error)) throw error;
+        return ask(token, parameters); // the nonce is in the handle by now
+      }),
     );
   },
   "openid-client, Basic": () => libraries["openid-client"](openid.ClientSecretBasic(secret)),

@@ -97,6 +97,11 @@ _CLIENT_FIELDS: Final[dict[str, Json]] = {
         "maxLength": ASSERTION_CHARACTERS_MAX,
     },
 }
+_RESOURCE: Final = {
+    "type": "array",
+    "items": {"type": "string", "format": "uri"},
+    "description": "For whom the access token shall be, of those granted (RFC 8707); left out: all.",
+}
 _HINT: Final = {"type": "string", "description": "Changes nothing: a token says itself what it is."}
 
 
@@ -106,21 +111,29 @@ def _form(required: list[str], fields: dict[str, Json]) -> Json:
 
 
 FORMS: Final[dict[str, Json]] = {
-    "token": _form(
-        ["grant_type", "refresh_token"],
-        {
-            "grant_type": {"type": "string", "enum": ["refresh_token", "authorization_code"]},
-            "refresh_token": {"type": "string", "description": "With refresh_token."},
-            "scope": {
-                "type": "string",
-                "description": "With refresh_token: what the access token shall be good for; left out: as before.",
-            },
-            "code": {"type": "string", "description": "With authorization_code."},
-            "code_verifier": {"type": "string", "description": "With authorization_code (RFC 7636 4.5)."},
-            "redirect_uri": {"type": "string", "description": "With authorization_code: that of the authorization."},
-            "resource": {"type": "array", "items": {"type": "string", "format": "uri"}, "description": "RFC 8707."},
-        },
-    ),
+    "token": {
+        "anyOf": [
+            _form(
+                ["grant_type", "refresh_token"],
+                {
+                    "grant_type": {"type": "string", "enum": ["refresh_token"]},
+                    "refresh_token": {"type": "string", "description": "The one that the last answer gave."},
+                    "scope": {"type": "string", "description": "Of the access token; left out: as before."},
+                    "resource": _RESOURCE,
+                },
+            ),
+            _form(
+                ["grant_type", "code", "redirect_uri", "code_verifier"],
+                {
+                    "grant_type": {"type": "string", "enum": ["authorization_code"]},
+                    "code": {"type": "string", "description": "From the redirect address; good once, for a minute."},
+                    "redirect_uri": {"type": "string", "description": "That of the authorization."},
+                    "code_verifier": {"type": "string", "description": "Of its challenge (RFC 7636 4.5)."},
+                    "resource": _RESOURCE,
+                },
+            ),
+        ]
+    },
     "revoke": _form(["token"], {"token": _TEXT, "token_type_hint": _HINT}),
     "introspect": _form(["token"], {"token": _TEXT, "token_type_hint": _HINT}),
 }

@@ -100,9 +100,13 @@ def _request(body: Json) -> str:
         return ""
     told = "" if body["required"] else ", which may be left out"
     return "".join(
-        f"<p>Body <code>{escape(media_type)}</code>{told}:</p>{_members(content['schema']) or _line(content['schema'])}"
+        f"<p>Body <code>{escape(media_type)}</code>{told}:</p>" + _alternatives(content["schema"])
         for media_type, content in body["content"].items()
     )
+
+
+def _alternatives(schema: Json) -> str:
+    return "<p>or</p>".join(_members(each) or _line(each) for each in schema.get("anyOf", [schema]))
 
 
 def _response(response: tuple[str, Json]) -> tuple[str, str, str]:

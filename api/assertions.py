@@ -42,6 +42,7 @@ TYPES: Final = frozenset({"jwt", "client-authentication+jwt", "application/clien
 """What `typ` may say, if anything. Any other kind of JWT was made for something else (RFC 8725 3.11)."""
 
 _NUMBER = int | float
+_TIME_MAX: Final = 2**53  # beyond it whole numbers and others cannot be told apart, or even subtracted
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -148,6 +149,8 @@ class Assertions:
         )
 
     def _is_current(self, claims: Claims) -> bool:
+        if not all(abs(each or 0) < _TIME_MAX for each in (claims.exp, claims.iat, claims.nbf)):
+            return False
         now, skew = self._ledger.memory.clock() / SECOND, self._ledger.options.clock_skew_seconds
         latest = now + skew
         made = claims.iat is None or (claims.iat <= latest and claims.exp - claims.iat <= LIFETIME_SECONDS_MAX)

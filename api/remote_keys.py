@@ -153,7 +153,7 @@ class RemoteKeys:
     async def _connected(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to an address that was judged, by its number: the name is not looked up a second time."""
         if self._tls is None:
-            self._tls = ssl.create_default_context()
+            self._tls = await asyncio.to_thread(ssl.create_default_context)  # it reads every authority there is
         addresses = [ipaddress.ip_address(each) for each in await self._resolve(host, port)]
         if not addresses:
             raise Unfetchable("its name has no address")

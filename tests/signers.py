@@ -6,12 +6,12 @@ The public keys of `jwt` and `jwt-legacy` stand in the clients file of the trans
 import base64
 import hmac
 import itertools
+import json
 import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from joserfc import jws
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
@@ -77,8 +77,8 @@ class Signer:
         with a `secret` it is the key of an HMAC (HS256), as an attacker takes a public key for one."""
         claims = _changed(self.claims(now), changes)
         head = _changed({"alg": self.algorithm, "kid": self.kid, "typ": ASSERTION_TYP}, header)
-        body = msgspec.json.encode(claims) if payload is None else payload
-        signed = f"{encoded(msgspec.json.encode(head))}.{encoded(body)}"
+        body = json.dumps(claims).encode() if payload is None else payload
+        signed = f"{encoded(json.dumps(head).encode())}.{encoded(body)}"
         if secret is not None:
             return f"{signed}.{encoded(hmac.digest(secret, signed.encode(), 'sha256'))}"
         # The library's algorithms as they are: by its usual way it would not write what is unlawful.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import certificate
 from tests.servers import Server, clients_toml, running
 from tests.transcripts import Expected, Run, Vector, load, parse, run_vector
 from tests.wire import Answer, check_answer, secrets_in
@@ -16,11 +17,49 @@ H = (("Date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("Cache-Control", "no-store"), (
 TOKEN = "rt1_" + 72 * "A"
 
 
+CERTIFICATES = {
+    "own": certificate("CN=own"),
+    "page": certificate("CN=page"),
+    "other": certificate("CN=other"),
+    "expired": certificate("CN=expired", days=(-9, -1)),
+}
+SHOWN = {
+    f"{form} {name}": text
+    for name, party in CERTIFICATES.items()
+    for form, text in (("certificate", party.rfc9440), ("pem", party.escaped), ("x5t", party.x5t_s256))
+}
+SHOW_CERTIFICATES = f"""
+[[client]]
+id = "own"
+auth = "self_signed_tls_client_auth"
+jwks = {{ keys = [{{ x5c = ["{CERTIFICATES["own"].x5c}"] }}] }}
+scope = "read openid profile"
+
+[[client]]
+id = "page"
+auth = "none"
+tls_client_certificate_bound_access_tokens = true
+scope = "read openid profile"
+"""
+
+
+@pytest.fixture(scope="session")
+def proxied_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server behind a proxy, from which it learns the certificates of clients."""
+    settings = {"TRUSTED_PROXIES": "127.255.255.254", "TLS_CLIENT_CERT_HEADER": "Client-Cert"}
+    folder, clients = tmp_path_factory.mktemp("proxied"), clients_toml(more=SHOW_CERTIFICATES)
+    with running(folder, clients=clients, settings=settings) as server:
+        yield server
+
+
 @pytest.fixture
 def server_for(
     request: pytest.FixtureRequest, tmp_path: Path, shared_server: Server, window_seconds: int
 ) -> Iterator[Server]:
-    """The shared server; for a vector that ends the process one of its own."""
+    """The shared server; for a vector that ends the process one of its own, for certificates the one that sees them."""
+    if request.node.callspec.params["vector"].place.startswith("9-certificates"):
+        yield request.getfixturevalue("proxied_server")
+        return
     if not request.node.callspec.params["vector"].restarts:
         yield shared_server
         return
@@ -31,7 +70,7 @@ def server_for(
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector.number for vector in VECTORS])
 def test_vector(vector: Vector, server_for: Server, window_seconds: int) -> None:
     """Each request of the transcript gets the answer that stands below it (RFC 6749 5 and 6)."""
-    run_vector(vector, server_for, {"window": str(window_seconds), "half": str(window_seconds / 2)})
+    run_vector(vector, server_for, {"window": str(window_seconds), "half": str(window_seconds / 2), **SHOWN})
 
 
 def test_every_vector_has_its_transcript() -> None:

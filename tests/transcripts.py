@@ -400,6 +400,10 @@ def _other_address(run: Run, _: Groups, __: tuple[str, ...]) -> None:
     run.source = run.server.new_address()
 
 
+def _from_address(run: Run, words: Groups, __: tuple[str, ...]) -> None:
+    run.source = words["address"]
+
+
 def _kill(run: Run, _: Groups, __: tuple[str, ...]) -> None:
     run.server.restart(kill=True)
 
@@ -443,6 +447,7 @@ STEPS: list[tuple[re.Pattern[str], Act]] = [
         (r"(?P<count>\d+) (?P<how>at once|in turn)", _sendings),
         (r"cut the connection, nothing read, once (?P<grant>\w+) is at generation (?P<generation>\d+)", _cut),
         (r"from another address", _other_address),
+        (r"from (?P<address>[\d.]+)", _from_address),
         (r"kill the server, start it again", _kill),
         (r"register (?P<client>[\w-]+) with the key of (?P<word>\w+) as (?P<kid>\w+)", _register),
         (r"remember the body", _remember_body),

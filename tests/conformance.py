@@ -66,25 +66,30 @@ BACK = "https://app.example/back"
 
 
 class Profile:
-    """A server with two clients as FAPI 2.0 wants them: they sign assertions, show DPoP keys, and come by codes."""
+    """A server with clients as FAPI 2.0 wants them: they sign assertions, show DPoP keys, and come by codes."""
 
     def __init__(self, folder: Path) -> None:
         self.server = Server(folder)
         self.key = new_key()
         issuer = self.server.issuer
-        self.first, self.second = (Signer(name, derived_key(name), issuer) for name in ("first", "second"))
-        self.server.write_clients(self.clients(self.first, self.second))
+        names = ("first", "second", "kept")
+        self.first, self.second, self.kept = (Signer(name, derived_key(name), issuer) for name in names)
+        self.server.write_clients(self.clients())
 
-    @staticmethod
-    def clients(*signers: Signer, **fields: str) -> str:
-        """Return a clients file with these clients in it beside the usual ones."""
+    def clients(self, first: Signer | None = None, **fields: str) -> str:
+        """Return a clients file with these clients beside the usual ones: two that rotate, and `kept`, which has the
+        preset of FAPI 2.0. The first may be another, with further fields."""
         common = {
-            "policy": '"standard"',
             "dpop_bound_access_tokens": "true",
             "grant_types": '["authorization_code", "refresh_token"]',
             "redirect_uris": f'["{BACK}"]',
         }
-        return clients_toml(more="".join(signer.toml(**common, **fields) for signer in signers))
+        tables = (
+            (first or self.first).toml(policy='"standard"', **common, **fields),
+            self.second.toml(policy='"standard"', **common),
+            self.kept.toml(policy='"fapi2"', token_endpoint_auth_signing_alg='"ES256"', **common),
+        )
+        return clients_toml(more="".join(tables))
 
     def proof(self, key: Key | None = None, **how: Json) -> str:
         """Return a DPoP proof for the token endpoint; further arguments make it another (proofs.proof)."""
@@ -96,9 +101,9 @@ class Profile:
         form = {**fields, **(self.first.form() if by is None else by)}
         return self.server.form(TOKEN_PATH, form, headers=headers, source=self.server.new_address())
 
-    def issue(self) -> str:
-        """Issue a grant to the first client; return its refresh token."""
-        return self.server.issue("first", scope=SCOPE).refresh_token
+    def issue(self, client: str = "first") -> str:
+        """Issue a grant to a client; return its refresh token."""
+        return self.server.issue(client, scope=SCOPE).refresh_token
 
     def refresh(self, token: str, **how: Json) -> Answer:
         return self.post({"grant_type": "refresh_token", "refresh_token": token}, **how)

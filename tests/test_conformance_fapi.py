@@ -47,6 +47,18 @@ def test_refresh_token(fapi: Profile, count: Callable[[int, int], int]) -> None:
     check_success(fapi.refresh(again.json()["refresh_token"]), "DPoP")
 
 
+def test_refresh_token_is_not_rotated(fapi: Profile) -> None:
+    """refresh-token, as Brazil's profile asks it (FAPI 2.0 5.3.2.1-9): under the preset `fapi2` the token stays."""
+    token = fapi.issue("kept")
+    served = [fapi.refresh(token, by=fapi.kept.form(), dpop=fapi.proof(new_key())) for _ in range(3)]
+    for answer in served:
+        check_success(answer, "DPoP")
+    assert {token} == {answer.json()["refresh_token"] for answer in served}
+    assert 3 == len({answer.json()["access_token"] for answer in served})
+    check_refused(fapi.refresh(token, by={}), "invalid_client", "invalid_grant", "invalid_request")
+    check_refused(fapi.refresh(token, by=fapi.kept.form(), dpop=None), "invalid_dpop_proof")
+
+
 def test_refresh_token_without_authentication(fapi: Profile) -> None:
     """refresh-token: no client authentication, with a proof all the same; the token lives."""
     token = fapi.issue()
@@ -75,13 +87,13 @@ def test_oidcc_refresh_token_rp_key_rotation(fapi: Profile) -> None:
     old = Signer("first", derived_key("first"), server.issuer)
     new = Signer("first", derived_key("renewed"), server.issuer, kid="k2")
     token = fapi.issue()
-    server.hangup(fapi.clients(new, fapi.second))
+    server.hangup(fapi.clients(new))
     try:
         eventually(lambda: "invalid_client" == fapi.refresh("x", by=old.form()).json()["error"], what="the new key")
         check_refused(fapi.refresh(token, by=old.form()), "invalid_client")
         check_success(fapi.refresh(token, by=new.form()), "DPoP")
     finally:
-        server.hangup(fapi.clients(fapi.first, fapi.second))
+        server.hangup(fapi.clients())
         eventually(lambda: "invalid_grant" == fapi.refresh("x").json()["error"], what="the old key again")
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -250,3 +252,25 @@ async def test_expired_ones_leave_two_at_a_time(tmp_path: Path) -> None:
             sizes.append(kept(opened))
             opened.clock.pass_seconds(1)
         assert [7, 6, 5, 4, 5] == sizes
+
+
+async def test_a_store_from_before_there_were_any_takes_them(tmp_path: Path) -> None:
+    """A file that an earlier program made is served as any other."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await opened.issue()
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        connection.execute("DROP TABLE single_use")
+        connection.commit()
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        answer = await refresh(opened, issued, identifier())
+        assert "assertion" == await used(opened, answer, identifier())
+
+
+async def test_a_clock_that_is_put_back_frees_none(tmp_path: Path) -> None:
+    """I-16: what has expired may go, but not so soon that a clock put back by an hour would bring it back to life."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await refresh(opened, await opened.issue(), identifier())
+        opened.clock.pass_seconds(70 + single_use.KEPT_SECONDS)
+        answer = await refresh(opened, answer, identifier("later", seconds=99_999))
+        opened.clock.pass_seconds(-single_use.KEPT_SECONDS - 1)
+        assert "assertion" == await used(opened, answer, identifier())

@@ -8,6 +8,13 @@ SCHEMA_VERSION = 1
 MARK_EVERY_V = 64
 """Every so many versions of a stream an index entry gives a way in; from there `back` leads on."""
 
+ADDED = (
+    # Assertions and proofs that were used, until nobody would take them any more: no fact, so in no event.
+    "CREATE TABLE IF NOT EXISTS single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS single_use_expiry ON single_use (expires_at)",
+)
+"""What a store of this version lacks where an earlier program made it. Asked for whenever one is opened."""
+
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
     # One row. `counter` moves with every change of authority; `serial` is the clients file's last; positions go on
@@ -36,7 +43,5 @@ SCHEMA = (
     " STRICT, WITHOUT ROWID",
     "CREATE TABLE private_contexts (stream INTEGER NOT NULL, commitment TEXT NOT NULL, address TEXT NOT NULL,"
     " user_agent TEXT NOT NULL, PRIMARY KEY (stream, commitment)) STRICT, WITHOUT ROWID",
-    # Assertions and proofs that were used, until nobody would take them any more: no fact, so in no event.
-    "CREATE TABLE single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT, WITHOUT ROWID",
-    "CREATE INDEX single_use_expiry ON single_use (expires_at)",
+    *ADDED,
 )

@@ -25,7 +25,7 @@ from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.readers import Readers
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Head, StoredEvent, Work
-from ledger.recorders.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+from ledger.recorders.schema import ADDED, APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 from ledger.recorders.sqlite_errors import translated
 from ledger.refusals import LedgerError
 
@@ -131,6 +131,8 @@ class SQLiteStore:
             raise LedgerError(
                 f"{self.path}: this program has other projection tables than the database ({meta.get('inline')})"
             )
+        for statement in ADDED:
+            writer.execute(statement)
 
     def _inline_names(self) -> str:
         return msgspec.json.encode([each.name for each in self.inline]).decode()

@@ -195,24 +195,35 @@ class Ledger:
 
         Raises Refused: an owner's reason only for the owner, UNKNOWN_TOKEN for everyone else.
         """
+        presented = self.desk.handed_out.pop(token, None) or await self._presented(token, caller)
+
+        def redeem(batch: Batch) -> TokenAnswer:
+            return presenting.redeem(batch, self.desk, caller, source, presented, scope, resource)
+
         try:
-            presented = self._parsed(token)
-            if presented is None:
-                raise Refused(Refusal.UNKNOWN_TOKEN)
-        except Refused:
-            await self._spend(caller)
-            raise
-        try:
-            answer = await self._decided(
-                lambda batch: presenting.redeem(batch, self.desk, caller, source, presented, scope, resource),
-                caller.single_use,
-            )
+            if caller.single_use or self.behind is not None:
+                answer = await self._decided(redeem, caller.single_use)
+            else:
+                answer = await self._commits.submit(redeem)
         except Refused as refusal:
             if refusal.reuse is not None:
                 self._tell_reuse(refusal.reuse, caller.client_id)
+            if self.desk.foreign:
+                self.afterwards.record_foreign_soon()
             raise
         self.refreshed += 1
         return answer if answer.unsigned is None else self._signed(answer)
+
+    async def _presented(self, token: str, caller: Caller) -> tokens.Presented:
+        """Read a refresh token. Raises Refused for what is none of ours."""
+        try:
+            presented = self._parsed(token)
+            if presented is not None:
+                return presented
+            raise Refused(Refusal.UNKNOWN_TOKEN)
+        except Refused:
+            await self._spend(caller)
+            raise
 
     def _tell_reuse(self, event: ReuseDetected, client_id: str) -> None:
         self.reuse_detected[event.label] += 1

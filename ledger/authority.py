@@ -148,8 +148,9 @@ class Authority:
         """What bears on a decision about this grant, the end by epoch included. To be asked where `reads` may be."""
         subject = self._subjects.get(grant.subject_id) or self._subject(grant.subject_id)
         client = self._clients.get(grant.client_id)
-        if subject.hits(grant.subject_epoch, grant.issued_at) or (
-            client is not None and client.epoch.hits(grant.client_epoch, grant.issued_at)
+        # A raise that never was hits nothing: that is so for nearly all, and costs no question then.
+        if (subject.number and subject.hits(grant.subject_epoch, grant.issued_at)) or (
+            client is not None and client.epoch.number and client.epoch.hits(grant.client_epoch, grant.issued_at)
         ):
             return self._made(grant.client_id, subject.number, self._end(grant))
         return self._rules.get((grant.client_id, subject.number)) or self._living(grant.client_id, subject.number)

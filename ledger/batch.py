@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from ledger import snapshots
+from ledger.answers import Source
 from ledger.authority import Authority
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.private import PrivateGrant
 from ledger.randomness import Randomness
-from ledger.recorders.rows import Head, NewHead, Work
+from ledger.recorders.rows import Head, Work
 from ledger.recorders.sqlite import SQLiteStore
 
 A = TypeVar("A")
@@ -22,16 +23,17 @@ A = TypeVar("A")
 STREAMS_IN_MEMORY_MAX = 200_000
 AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
 REPLAY_PAGE_EVENTS = 1000
+COMMAND_IDS_DRAWN = 64
 
 
 class Loaded:
     """A stream in memory: its head as the store will have it after the batch under way, and its aggregate.
 
-    `contexts` remembers commitments of contexts by their text, so that an unchanged one costs no hash; `private` is
+    `contexts` remembers commitments of contexts by their source, so that a known one costs no hash; `private` is
     the grant's private row, None for other streams.
     """
 
-    __slots__ = ("aggregate", "contexts", "head", "id", "name", "position", "private", "v")
+    __slots__ = ("aggregate", "contexts", "head", "id", "is_authority", "name", "position", "private", "v")
 
     def __init__(self, name: str, id: int, v: int, position: int, head: str | None, aggregate: object) -> None:
         self.name = name
@@ -41,7 +43,8 @@ class Loaded:
         self.head = head
         self.aggregate = aggregate
         self.private: PrivateGrant | None = None
-        self.contexts: dict[str, str] = {}
+        self.contexts: dict[Source, str] = {}
+        self.is_authority = name.partition(":")[0] in AUTHORITY_KINDS
 
 
 class Memory:
@@ -56,11 +59,15 @@ class Memory:
         self.clock = clock
         self.randomness = randomness
         self.streams: dict[str, Loaded] = {}
+        self._command_ids: list[str] = []
         self.position, self.stream_id = store.last()
 
     def new_command_id(self) -> str:
         """32 lower-case hex digits, used once."""
-        return self.randomness(16).hex()
+        if not self._command_ids:
+            drawn = self.randomness(16 * COMMAND_IDS_DRAWN).hex()
+            self._command_ids = [drawn[at : at + 32] for at in range(0, len(drawn), 32)]
+        return self._command_ids.pop()
 
     def forget_everything(self) -> None:
         """Know nothing any more: every stream is read anew when it is next asked for."""
@@ -239,20 +246,22 @@ class Batch:
             if not loaded.v:
                 loaded.id = memory.stream_id = memory.stream_id + 1
                 memory.streams[loaded.name] = loaded
-        positions = []
+        positions, rows, id = [], self.work.events, loaded.id
+        position, back, head, v = memory.position, loaded.position, loaded.head, loaded.v
+        evolve = loaded.aggregate.evolve  # type: ignore[attr-defined]
         for event in events:
-            stored, digest = linked(event, loaded.head)
-            position = memory.position = memory.position + 1
-            self.work.events.append((position, loaded.id, event.v, loaded.position, stored.decode()))
-            loaded.v = event.v
-            loaded.position = position
-            loaded.head = digest
-            loaded.aggregate.evolve(event)  # type: ignore[attr-defined]
+            stored, head = linked(event, head)
+            position += 1
+            v = event.v
+            rows.append((position, id, v, back, stored.decode()))
+            evolve(event)
             positions.append(position)
-        self.position = memory.position
+            back = position
+        memory.position = self.position = loaded.position = position
+        loaded.head, loaded.v = head, v
         self.last_at = events[-1].at
         self.work.project(events, positions)
-        if loaded.name.partition(":")[0] in AUTHORITY_KINDS:
+        if loaded.is_authority:
             self._move_authority(events)
         return positions
 
@@ -302,7 +311,7 @@ class Batch:
             assert loaded.head is not None
             head = bytes.fromhex(loaded.head)
             state = snapshots.encode(loaded.v, head, loaded.aggregate)
-            work.heads.append(NewHead(loaded.id, name, loaded.v, loaded.position, head, state, v_before))
+            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, v_before)
         if self.writes:
             self.store.write(work)
 

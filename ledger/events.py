@@ -489,6 +489,7 @@ LedgerEvent: TypeAlias = LedgerStarted | LedgerStopped | LedgerRestored
 AnyEvent: TypeAlias = GrantEvent | ClientEvent | SubjectEvent | OperatorEvent | KeyEvent | LedgerEvent | AuditRead
 
 _encoder = msgspec.json.Encoder(order="sorted")
+_encode, _sha256, _set = _encoder.encode, hashlib.sha256, msgspec.structs.force_setattr  # found once: the hot path
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
 
@@ -504,6 +505,6 @@ def decode(stored: bytes | str) -> AnyEvent:
 
 def linked(event: Event, prev: str | None) -> tuple[bytes, str]:
     """Put the link to the previous event into a new one; return its stored bytes and their hash, the next `prev`."""
-    msgspec.structs.force_setattr(event, "prev", prev)
-    stored = _encoder.encode(event)
-    return stored, hashlib.sha256(stored).hexdigest()
+    _set(event, "prev", prev)
+    stored = _encode(event)
+    return stored, _sha256(stored).hexdigest()

@@ -3,6 +3,8 @@
 Moments are microseconds, lifetimes whole seconds; None is unlimited (RFC 9700 2.2.2, 4.14.2).
 """
 
+from functools import lru_cache
+
 from ledger import times
 from ledger.policy import SECONDS_MAX
 from ledger.refusals import Refusal, Refused
@@ -40,6 +42,12 @@ def shortened(member: str, asked_seconds: int | None, policy_seconds: int | None
     if not 1 <= asked_seconds <= SECONDS_MAX or (policy_seconds is not None and asked_seconds > policy_seconds):
         raise Refused(Refusal.INVALID_REQUEST, detail=f"{member} must be at least 1 and no longer than the client's")
     return asked_seconds
+
+
+@lru_cache(maxsize=256)
+def windows(at: int, concurrent: int, retry: int, unconfirmed: int) -> tuple[str | None, str | None, str | None]:
+    """The ends of a rotation's three windows as stored. Kept: all rotations of a batch share their moment."""
+    return window_end(at, concurrent), window_end(at, retry), window_end(at, unconfirmed)
 
 
 def window_end(at: int, seconds: int) -> str | None:

@@ -20,7 +20,6 @@ from ledger.commands import (
     Presenter,
     RecordForeignClient,
     RedeemToken,
-    RefusedOutcome,
     Rules,
     Served,
 )
@@ -38,6 +37,10 @@ from ledger.times import SECOND
 
 log = logging.getLogger("ledger")
 
+HANDED_OUT_MAX = 20_000
+
+_ENDS = frozenset({GrantRevoked, GrantExpired})
+
 PresentedAccess: TypeAlias = access_tokens.Presented | jwt_access_tokens.Presented
 
 
@@ -52,9 +55,13 @@ class Foreign(NamedTuple):
 
 class Desk:
     """What decisions on presented tokens need beside the batch. `alarms` counts what no honest client does; `issuer` is
-    what the ledger calls itself in JWTs."""
+    what the ledger calls itself in JWTs.
 
-    __slots__ = ("alarms", "authority", "bursts", "foreign", "issuer", "presentations", "ring")
+    `handed_out` are the refresh tokens that this process made last and nobody has presented since, by their text: one
+    that is found here need not be taken apart, for its tag and secret are those that were given to it.
+    """
+
+    __slots__ = ("alarms", "authority", "bursts", "foreign", "handed_out", "issuer", "presentations", "ring")
 
     def __init__(self, ring: KeyRing, authority: Authority, bursts: Bursts, issuer: str) -> None:
         self.ring = ring
@@ -62,8 +69,15 @@ class Desk:
         self.authority = authority
         self.bursts = bursts
         self.presentations = Presentations()
+        self.handed_out: dict[str, tokens.Presented] = {}
         self.foreign: list[Foreign] = []
         self.alarms: dict[str, int] = {"unknown_grant": 0, "wrong_secret": 0, "ahead_of_log": 0}
+
+    def hand_out(self, text: str, made: tokens.Presented) -> None:
+        """Remember a token that goes out. Says nothing of whether it is current: whoever decides looks at the grant."""
+        if len(self.handed_out) >= HANDED_OUT_MAX:
+            del self.handed_out[next(iter(self.handed_out))]
+        self.handed_out[text] = made
 
     def alarm(self, kind: str, grant_id: str) -> None:
         """Count it, and say it in one log line: a token with our tag that the log does not account for."""
@@ -82,19 +96,21 @@ def redeem(
 ) -> TokenAnswer:
     """Exchange a refresh token for its successor (RFC 6749 6, RFC 9700 4.14)."""
     loaded, grant = genuine(batch, desk, caller, source, presented)
-    now = batch.now
+    now, generation = batch.now, presented.generation
     rules = desk.authority.rules(grant)
     presenter = presenter_of(batch, loaded, caller, source)
     command = RedeemToken(
         at=now,
         command_id=batch.command_id,
         presenter=presenter,
-        generation=presented.generation,
+        generation=generation,
         key_id=presented.key_id,
         scope=scope,
         resource=resource,
-        first_redemption=_first_redemption(batch, loaded, grant, presented.generation, rules),
-        retry_after_seconds=_retry_after(desk, caller, presented.grant_id, now),
+        first_redemption=None
+        if generation == grant.generation
+        else _first_redemption(batch, loaded, grant, generation, rules),
+        retry_after_seconds=None if caller.authenticated else _retry_after(desk, caller, presented.grant_id, now),
     )
     try:
         try:
@@ -107,32 +123,38 @@ def redeem(
     except Refused as refusal:
         if refusal.counts:
             desk.presentations.count(
-                presented.grant_id, presented.generation, source, presenter.context, now,
+                presented.grant_id, generation, source, presenter.context, now,
                 ended=standing_of(batch, desk, grant).ended,
             )  # fmt: skip
         forget_nonce_if_over(batch, desk, loaded)
         raise
-    jwt = None
-    if isinstance(decision.outcome, Served):
-        check_keys(desk.ring, decision.outcome)
-        if decision.outcome.access_token.format == "jwt":
-            jwt = unsigned_jwt(desk, decision.outcome, presented.grant_id, grant, subject_of(batch, grant.subject_id))
-    positions = record(batch, desk, loaded, decision, source, presenter.context)
-    if isinstance(decision.outcome, RefusedOutcome):
+    served = decision.outcome
+    if not isinstance(served, Served):
+        assert served is not None
+        record(batch, desk, loaded, decision, source, presenter.context)
         reuse = next((event for event in decision.events if isinstance(event, ReuseDetected)), None)
-        raise Refused(decision.outcome.refusal, event_id=decision.outcome.event_id, reuse=reuse)
-    assert isinstance(decision.outcome, Served)
+        raise Refused(served.refusal, event_id=served.event_id, reuse=reuse)
+    check_keys(desk.ring, served)
+    jwt = None
+    if served.access_token.format == "jwt":
+        jwt = unsigned_jwt(desk, served, presented.grant_id, grant, subject_of(batch, grant.subject_id))
+    positions = record(batch, desk, loaded, decision, source, presenter.context)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
-    return answer(batch, desk.ring, loaded, grant, decision.outcome, positions, jwt)
+    told = answer(batch, desk.ring, loaded, grant, served, positions, jwt)
+    if told.refresh_token is not None and served.generation is not None:
+        made = tokens.Presented(told.grant_id, served.generation, served.key_id, None)
+        desk.hand_out(told.refresh_token, made)
+    return told
 
 
 def check_keys(ring: KeyRing, served: Served) -> None:
     """Raise Unavailable where this node's ring lacks a key that the answer is made with: to be asked before anything is
     recorded. The node is unready then, and reads the ring's file again by itself."""
-    for key_id in (served.key_id, served.access_token.signing_key_id):
-        if key_id not in ring.keys:
-            raise Unavailable(f"the key ring of this node lacks key {key_id}")
+    keys, refresh_key_id, access_key_id = ring.keys, served.key_id, served.access_token.signing_key_id
+    if refresh_key_id not in keys or access_key_id not in keys:
+        lacking = refresh_key_id if refresh_key_id not in keys else access_key_id
+        raise Unavailable(f"the key ring of this node lacks key {lacking}")
 
 
 class SignedIn(Protocol):
@@ -182,17 +204,18 @@ def answer(
     assert loaded.private.nonce is not None
     nonce = loaded.private.nonce
     grant_id = loaded.name[6:]
-    access = served.access_token
-    now = max(batch.now, grant.at)
-    refresh = None
-    if served.generation is not None:
-        refresh = tokens.derive(ring, served.key_id, grant_id, served.generation, nonce)
+    access, generation = served.access_token, served.generation
+    wall_clock, at = batch.now, grant.at
+    now = wall_clock if wall_clock > at else at
+    refresh = None if generation is None else tokens.derive(ring, served.key_id, grant_id, generation, nonce)
     if positions and loaded.v == served.last_v:
         position = positions[-1]
     else:
         position = batch.position_at(loaded.name, served.last_v)
     ends_in = _seconds_left(served.absolute_expires_at, now)
-    expires_in = max(0, access.expires_at // SECOND - batch.now // SECOND)
+    expires_in = access.expires_at // SECOND - wall_clock // SECOND
+    if expires_in < 0:
+        expires_in = 0
     assert (access.format == "jwt") == (jwt is not None)
     return TokenAnswer(
         access_token="" if jwt else access_tokens.derive(ring, access.signing_key_id, grant_id, access.v, nonce),
@@ -216,11 +239,11 @@ def record(
     if not events:
         return []
     positions = batch.append(loaded, events)
-    if source is not None and context is not None:
+    if source is not None and context is not None and source not in loaded.contexts:
         _keep_context(batch, loaded, source, context)
     if decision.ends_subject:
         end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")  # type: ignore[attr-defined]
-    if isinstance(events[-1], GrantRevoked | GrantExpired):
+    if type(events[-1]) in _ENDS:
         forget_nonce_if_over(batch, desk, loaded)
     return positions
 
@@ -290,7 +313,7 @@ def genuine(
 
 def secret_right(desk: Desk, loaded: Loaded, presented: tokens.Presented) -> bool:
     """Whether the secret is ours. Once a grant has ended its nonce is gone: the tag alone says that we made it."""
-    if loaded.private is None or loaded.private.nonce is None:
+    if presented.secret is None or loaded.private is None or loaded.private.nonce is None:
         return True
     return tokens.genuine(desk.ring, presented, loaded.private.nonce)
 
@@ -349,22 +372,21 @@ def presenter_of(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -
 
 
 def _context(batch: Batch, loaded: Loaded, source: Source) -> str:
-    value = context_value(source.address, source.user_agent)
-    known = loaded.contexts.get(value)
+    known = loaded.contexts.get(source)
     if known is not None:
         return known
     # A salt that was erased is replaced for this once: nobody can open that commitment any more, as it should be.
     salt = loaded.private.salt if loaded.private is not None else None
+    value = context_value(source.address, source.user_agent)
     return commitment(salt or new_salt(batch.memory.randomness), "context", value)
 
 
 def _keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) -> None:
-    value = context_value(source.address, source.user_agent)
-    if value in loaded.contexts or loaded.private is None:
+    if source in loaded.contexts or loaded.private is None:
         return
     if len(loaded.contexts) >= 16:
         loaded.contexts.clear()
-    loaded.contexts[value] = context
+    loaded.contexts[source] = context
     batch.private(
         loaded,
         "INSERT OR IGNORE INTO private_contexts VALUES (?, ?, ?, ?)",
@@ -418,4 +440,4 @@ def _redeems(events: list[GrantEvent]) -> bool:
 
 
 def _seconds_left(until: int | None, now: int) -> int | None:
-    return None if until is None else max(0, (until - now) // SECOND)
+    return None if until is None else 0 if until < now else (until - now) // SECOND

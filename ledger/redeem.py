@@ -16,7 +16,7 @@ from ledger.events import (
     Words,
 )
 from ledger.grant_state import GrantState
-from ledger.lifetimes import idle_end, window_end
+from ledger.lifetimes import idle_end, windows
 from ledger.members import shown, stamp
 from ledger.minting import expire, expired_in_last_second, mint, resources
 from ledger.policy import Policy
@@ -173,6 +173,9 @@ def _rotated(
     at_text: str,
     idle_text: str | None,
 ) -> TokenRotated:
+    concurrent_until, retry_until, unconfirmed_until = windows(
+        at, policy.concurrent_seconds, policy.retry_window_seconds, policy.unconfirmed_seconds
+    )
     return TokenRotated(
         stream=grant.stream,
         v=v,
@@ -182,9 +185,9 @@ def _rotated(
         generation=command.generation + 1,
         key_id=rules.active_key_id,
         idle_expires_at=idle_text,
-        concurrent_until=window_end(at, policy.concurrent_seconds),
-        retry_until=window_end(at, policy.retry_window_seconds),
-        unconfirmed_until=window_end(at, policy.unconfirmed_seconds),
+        concurrent_until=concurrent_until,
+        retry_until=retry_until,
+        unconfirmed_until=unconfirmed_until,
         retry_budget=policy.retry_budget,
     )
 

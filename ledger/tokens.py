@@ -15,11 +15,12 @@ _FORMAT = TokenFormat("rt1_", secret=Purpose.REFRESH_SECRET, secret_size=20, tag
 
 
 class Presented(Concealed):
-    """A refresh token whose tag holds: we issued this, generation g of that grant. Its secret is not judged yet."""
+    """A refresh token whose tag holds: we issued this, generation g of that grant. Its secret is not judged yet; None
+    where it need not be, because this process made the token."""
 
     __slots__ = ("generation", "grant_id", "key_id", "secret")
 
-    def __init__(self, grant_id: str, generation: int, key_id: int, secret: bytes) -> None:
+    def __init__(self, grant_id: str, generation: int, key_id: int, secret: bytes | None) -> None:
         self.grant_id: Final = grant_id
         self.generation: Final = generation
         self.key_id: Final = key_id
@@ -43,7 +44,10 @@ def parse(ring: KeyRing, text: str) -> Presented | None:
 def genuine(ring: KeyRing, presented: Presented, nonce: bytes) -> bool:
     """Whether the secret is the one that the grant's nonce gives; in constant time. A genuine tag with a wrong
     secret was made by someone who has the key ring and not the database."""
-    return _FORMAT.genuine(ring, presented.key_id, presented.grant_id, presented.generation, presented.secret, nonce)
+    secret = presented.secret
+    return secret is None or _FORMAT.genuine(
+        ring, presented.key_id, presented.grant_id, presented.generation, secret, nonce
+    )
 
 
 def new_grant_id(now: int, randomness: Randomness) -> str:

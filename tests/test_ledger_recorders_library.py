@@ -40,7 +40,7 @@ from eventsourcing.sqlite import SQLiteCursor, SQLiteTrackingRecorder
 from ledger.events import GrantIssued, TokenRotated
 from ledger.recorders.library import FoldedGrant, LedgerLog, LedgerMapper, LedgerRecorder, Recorded, fold_grant
 from ledger.recorders.readers import Readers
-from ledger.recorders.rows import NewHead, Work
+from ledger.recorders.rows import Work
 from ledger.recorders.sqlite import SQLiteStore
 from tests.ledgers import SECURITY, Opened, check_ledger, open_ledger
 
@@ -396,9 +396,7 @@ class Inserting(LedgerRecorder):
                 body = msgspec.json.encode({"topic": event.topic, "state": event.state.decode()}).decode()
                 stream, back = (head.id, head.position) if head else (number, 0)
                 work.events.append((position, stream, event.originator_version, back, body))
-                work.heads.append(
-                    NewHead(stream, str(event.originator_id), event.originator_version, position, b"", b"", known)
-                )
+                work.add_head(stream, str(event.originator_id), event.originator_version, position, b"", b"", known)
                 store.write(work)
                 work = Work(())
                 positions.append(position)

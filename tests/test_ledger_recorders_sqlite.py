@@ -16,7 +16,7 @@ import pytest
 from ledger.events import AuditRead, Event, linked
 from ledger.owner import Owned
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError, StoreFull
-from ledger.recorders.rows import NewHead, Work
+from ledger.recorders.rows import Work
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.recorders.sqlite_errors import translated
 from ledger.refusals import LedgerError
@@ -290,7 +290,7 @@ def append(store: SQLiteStore, name: str, count: int, *, commit: bool = True) ->
         back = position + nth
         made.append((back, stored.decode()))
     assert digest is not None
-    work.heads.append(NewHead(number, name, v + count, back, bytes.fromhex(digest), b"state", v))
+    work.add_head(number, name, v + count, back, bytes.fromhex(digest), b"state", v)
     store.write(work)
     if commit:
         store.commit()
@@ -313,7 +313,7 @@ def test_a_head_that_has_moved_on_is_a_lost_race(store: SQLiteStore, path: Path)
     store.begin()
     work = Work(INLINE)
     work.events.append((2, 1, 2, 1, audit(2).question))
-    work.heads.append(NewHead(1, "audit", 3, 2, b"", b"", v_before=2))
+    work.add_head(1, "audit", 3, 2, b"", b"", v_before=2)
     with pytest.raises(LostRace):
         store.write(work)
     store.rollback()

@@ -27,31 +27,27 @@ class StoredEvent(NamedTuple):
     body: str
 
 
-class NewHead(NamedTuple):
-    """A head to be written. `v_before` is the version it is believed to have now; 0 makes the stream."""
-
-    id: int
-    name: str
-    v: int
-    position: int
-    head: bytes
-    state: bytes
-    v_before: int
-
-
 class Work:
     """Everything that one transaction is to write. Filled by the commit path, emptied by nobody: one a batch."""
 
-    __slots__ = ("control", "events", "heads", "inline", "private", "rows", "serial")
+    __slots__ = ("control", "events", "inline", "made", "moved", "private", "rows", "serial")
 
     def __init__(self, inline: Sequence[Inline]) -> None:
         self.inline = inline
         self.events: list[tuple[int, int, int, int, str]] = []
-        self.heads: list[NewHead] = []
+        self.made: list[tuple[int, str, int, int, bytes, bytes]] = []
+        self.moved: list[tuple[int, int, bytes, bytes, int, int]] = []
         self.rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in inline]
         self.private: list[tuple[str, tuple[object, ...]]] = []
         self.control: int | None = None
         self.serial: int | None = None
+
+    def add_head(self, id: int, name: str, v: int, position: int, head: bytes, state: bytes, v_before: int) -> None:
+        """Write the head of a stream. `v_before` is the version it is believed to have now; 0 makes the stream."""
+        if v_before:
+            self.moved.append((v, position, head, state, id, v_before))
+        else:
+            self.made.append((id, name, v, position, head, state))
 
     def project(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> None:
         """Add the inline projections' rows for one command's events of one stream."""

@@ -242,20 +242,13 @@ class SQLiteStore:
             raise translated(error) from None
 
     def _write_heads(self, connection: sqlite3.Connection, work: Work) -> None:
-        updates = []
-        for head in work.heads:
-            if head.v_before:
-                updates.append((head.v, head.position, head.head, head.state, head.id, head.v_before))
-            else:
-                connection.execute(
-                    "INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?)",
-                    (head.id, head.name, head.v, head.position, head.head, head.state),
-                )
-        if updates:
+        if work.made:
+            connection.executemany("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?)", work.made)
+        if work.moved:
             written = connection.executemany(
-                "UPDATE streams SET v = ?, position = ?, head = ?, state = ? WHERE id = ? AND v = ?", updates
+                "UPDATE streams SET v = ?, position = ?, head = ?, state = ? WHERE id = ? AND v = ?", work.moved
             ).rowcount
-            if written != len(updates):
+            if written != len(work.moved):
                 raise LostRace("a stream had moved on")
 
     def commit(self) -> None:

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from api import clients_file, server
-from api.app import App, create_app
+from api.app import App, Asgi, create_app
 from api.clients_file import ClientsFile
 from api.local import socket_path
 from api.logs import Log
@@ -26,15 +26,23 @@ from ledger.refusals import LedgerError, Unavailable
 RESTORE_POLL_SECONDS: Final = 0.2
 COLLECT_EVERY_OBJECTS: Final = 50_000
 
+InFront = Callable[[App, Settings], Asgi]
+
 log = Log("api.serving")
 
 
 class Serving:
     """One server's ledger, from the `startup` hook of `api.server` to its `shutdown` hook. Lives in its event loop."""
 
-    def __init__(self, settings: Settings, on_ready: Callable[[Server], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        on_ready: Callable[[Server], None] | None = None,
+        in_front: InFront | None = None,
+    ) -> None:
         self._settings = settings
         self._on_ready = on_ready
+        self._in_front = in_front
         self._clients: ClientsFile | None = None
         self._opened = AsyncExitStack()
         self._ledger: Ledger | None = None
@@ -65,6 +73,8 @@ class Serving:
         if settings.head_file is None:
             log.warning("head_file_off", means="a restored backup will not be recognised by the log's length")
         server.app = self._app = create_app(ledger, settings, server=server)
+        if self._in_front is not None:
+            server.app = self._in_front(self._app, settings)
         if server.tls_context is not None:
             server.before_handshake = Anchors(server.tls_context, ledger.authority, self._app.certificates).renew
         if ledger.behind is None:
@@ -152,13 +162,14 @@ def _spare_the_collector() -> None:
     gc.set_threshold(COLLECT_EVERY_OBJECTS, 10, 10)
 
 
-def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) -> int:
-    """Serve until told to stop; return the exit code. `on_ready` is called in the loop once requests are accepted.
+def run(settings: Settings, on_ready: Callable[[Server], None] | None = None, in_front: InFront | None = None) -> int:
+    """Serve until told to stop; return the exit code. `on_ready` is called in the loop once requests are accepted;
+    `in_front` is given the application and the settings with their port, and returns what is served.
 
     What keeps the server from starting is one line on standard error and exit code 2, or raised: SettingsError,
     LedgerError; the latter also where the store failed and the process must not go on.
     """
-    serving = Serving(settings, on_ready)
+    serving = Serving(settings, on_ready, in_front)
     exit_code = server.run(
         None,
         settings,

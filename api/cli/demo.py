@@ -14,11 +14,12 @@ from api import logs
 from api.cli.certificate import write_certificate
 from api.cli.curl import Https
 from api.cli.demo_page import Page
-from api.cli.demo_walk import CLIENTS_FILE, Walk, accepted, issue_request, refresh_request
+from api.cli.demo_walk import CLIENTS_FILE, Walk, accepted, callback_of, issue_request, refresh_request
 from api.cli.output import Failed, styled
 from api.settings import Settings
 
 if TYPE_CHECKING:
+    from api.app import App, Asgi
     from api.server import Server
 
 
@@ -53,7 +54,7 @@ def prepared(folder: Path, port: int) -> Settings:
     certificate, key, clients = folder / "tls.pem", folder / "tls.key", folder / "clients.toml"
     write_certificate(certificate, key)
     clients.touch(mode=0o600)
-    clients.write_text(CLIENTS_FILE, "utf-8")
+    write_clients(clients, port)
     return Settings(
         database_url=f"sqlite:///{folder / 'token-ledger.db'}",
         keys_file=folder / "token-ledger.keys",
@@ -63,6 +64,16 @@ def prepared(folder: Path, port: int) -> Settings:
         tls_key=key,
         log_level="warning",
     )
+
+
+def write_clients(file: Path, port: int) -> None:
+    """Say which clients and operators there are; the client's redirect address has the port in it."""
+    file.write_text(CLIENTS_FILE.replace("CALLBACK", callback_of(url_on(port))), "utf-8")
+
+
+def url_on(port: int) -> str:
+    """What the demo's ledger calls itself, and where its pages are."""
+    return f"https://localhost:{port}"
 
 
 def served(settings: Settings, once: bool, log: TextIO) -> int:
@@ -75,17 +86,39 @@ def served(settings: Settings, once: bool, log: TextIO) -> int:
     def begin(server: "Server") -> None:
         walked.append(asyncio.get_running_loop().create_task(_walk(server, settings, once)))
 
-    exit_code = serving.run(settings, begin)
+    exit_code = serving.run(settings, begin, _with_pages)
     for task in walked:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
     return exit_code
 
 
+def _with_pages(app: "App", settings: Settings) -> "Asgi":
+    from api.cli.demo_client import Client
+    from api.cli.demo_signin import SignIn
+    from api.cli.demo_site import Site
+
+    assert settings.tls_cert is not None
+    url, https = url_on(settings.port), Https(settings.port, settings.tls_cert)
+    sign_in, client = SignIn(url, callback_of(url), https), Client(url, str(settings.tls_cert), https)
+    pages = {
+        "/authorize": {"GET": sign_in.show, "POST": sign_in.decide},
+        "/demo": {"GET": client.show},
+        "/demo/start": {"GET": client.start},
+        "/demo/callback": {"GET": client.callback},
+        "/demo/refresh": {"POST": client.refresh},
+    }
+    return Site(app, pages)
+
+
 async def _walk(server: "Server", settings: Settings, once: bool) -> None:
     certificate = settings.tls_cert
     assert certificate is not None
-    url = f"https://localhost:{server.settings.port}"
+    assert settings.clients_file is not None
+    url = url_on(server.settings.port)
+    if server.settings.port != settings.port:  # it was 0, and what the client registered must name the one that came
+        write_clients(settings.clients_file, server.settings.port)
+        await server.reload()
     https, page = Https(server.settings.port, certificate), Page(url, str(certificate))
     try:
         await asyncio.to_thread(_show, https, page, url)
@@ -137,5 +170,8 @@ def _your_turn(https: Https, page: Page, settings: Settings, url: str) -> None:
     print(f"{command} grants     # every grant, one a line")
     print(f"{command} reuse      # where a retired token was seen")
     print(f"{command} explain    # asks for a token, says what became of it")
+    page.say("""Or in a browser, from a sign-in on. Its certificate is made for this run, so the browser will warn.""")
+    print()
+    print(f"{url}/demo")
     print()
     print(styled(f"Serving {url} until you press Ctrl-C.", "bold"), flush=True)

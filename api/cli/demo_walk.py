@@ -28,6 +28,8 @@ secret = "{CLIENT_SECRET}"
 auth = "client_secret"
 scope = "read openid profile write"
 policy = "standard"
+grant_types = ["authorization_code", "refresh_token"]
+redirect_uris = ["CALLBACK"]
 
 [[operator]]
 name = "login-app"
@@ -39,6 +41,12 @@ name = "auditor"
 token = "{AUDITOR_TOKEN}"
 roles = ["auditor"]
 """
+
+
+def callback_of(url: str) -> str:
+    """Where the client of the demo's own pages is answered."""
+    return f"{url}/demo/callback"
+
 
 HISTORY: Mapping[str, int] = {
     "grant.issued": 1,

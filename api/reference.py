@@ -79,7 +79,7 @@ def _operation(operation: Json) -> str:
 
 
 def _who(security: Sequence[Mapping[str, Json]]) -> str:
-    ways = [escape(" and ".join(way)) or "nobody in particular, or as the body says" for way in security]
+    ways = [escape(" and ".join(way)) or "as the body says" for way in security]
     return f"<p>Asked by: {', or '.join(ways) or 'anyone'}.</p>"
 
 

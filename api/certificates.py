@@ -30,6 +30,7 @@ from cryptography.x509.verification import (
 )
 
 from api.answers import BadRequest
+from api.logs import Log
 from api.settings import SettingsError
 from ledger.certificates import Certificate, Expectation, Unreadable, expectation, read
 from ledger.clients import Client, Settings
@@ -48,6 +49,8 @@ _KEPT_BYTES_MAX: Final = 8192
 _TWICE: Final = "the header with the client certificate is given twice"
 _NO_CERTIFICATE: Final = "the client certificate cannot be read"
 _NOT_NOW: Final = "the client certificate has expired or is not valid yet"
+
+log = Log("api.certificates")
 
 _Asgi = Callable[[Any, Any, Any], Any]
 
@@ -205,8 +208,8 @@ class Authorities:
         return [each.public_bytes(Encoding.DER) for each in self.certificates]
 
     def vouch(self, certificate: Certificate, at: int) -> int | None:
-        """Whether one of these authorities, or one below them in the file, issued a certificate for clients (RFC 5280
-        6): None if not, else until when that holds, in microseconds."""
+        """Whether one of these authorities issued a certificate, of version 3, for clients (RFC 5280 6): None if not,
+        else until when that holds, in microseconds."""
         if self._store is None:
             return None
         moment = datetime.datetime.fromtimestamp(at // SECOND, datetime.UTC)
@@ -219,7 +222,9 @@ class Authorities:
                 .build_client_verifier()
             )
             chain = verifier.verify(certificate.x509, []).chain
-        except (VerificationError, ValueError):
+        except (VerificationError, ValueError) as error:
+            # For whoever sets a client up; names of its certificate, which stand in brackets there, are in no log.
+            log.debug("not_vouched_for", x5t_s256=certificate.x5t_s256, why=str(error).partition(" (")[0])
             return None
         return min(int(each.not_valid_after_utc.timestamp()) + 1 for each in chain) * SECOND
 

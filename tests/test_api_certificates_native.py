@@ -1,10 +1,9 @@
 """Client certificates on the server's own TLS (RFC 8705): real handshakes, real clients, real refreshes."""
 
-import contextlib
 import ipaddress
 import json
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +13,9 @@ from cryptography import x509
 from api.server import Parser
 from tests.certificates import FOR_CLIENTS, FOR_SERVERS, Party, authority, certificate
 from tests.mutual_tls import Ledger, mutual
-from tests.servers import SECRETS, Server, basic, clients_toml, eventually, running
+from tests.servers import SECRETS, basic
 from tests.serving import PARSERS
-from tests.wire import Answer, Connection, request_bytes
+from tests.wire import Answer, request_bytes
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 NAMES: list[x509.GeneralName] = [
@@ -384,50 +383,3 @@ def test_nobody_is_asked_where_no_certificate_could_be_anybodys(tmp_path: Path) 
     """Some clients show whatever they have when asked, and browsers ask their person: so nobody is asked in vain."""
     with mutual(tmp_path, "") as ledger, ledger.connect(certificate("CN=whoever")) as connection:
         assert 200 == connection.exchange(request_bytes("GET", "/readyz")).status
-
-
-def test_connections_with_certificates_leave_nothing_behind(tmp_path: Path, count: Callable[[int, int], int]) -> None:
-    """A thousand of them, good and refused, of both versions, resumed and not: no descriptor stays, nor memory."""
-    ca, own = authority(), certificate("CN=own")
-    (tmp_path / "ca.pem").write_text(ca.pem)
-    parties = [certificate(f"CN=app{number}", by=ca) for number in range(10)]
-    table = client("own", "self_signed_tls_client_auth", jwks(own))
-    settings = {"TLS_CLIENT_CA": str(tmp_path / "ca.pem"), "LOG_LEVEL": "info"}
-    with running(tmp_path / "server", clients=clients_toml(more=table), settings=settings, tls=True) as server:
-        assert server.client_tls is not None
-        shown = [
-            each.shown_by(server.client_tls, tmp_path, version=version)
-            for each in (own, *parties, certificate("CN=stranger"))
-            for version in VERSIONS
-        ]
-        sessions: dict[int, ssl.SSLSession | None] = {}
-
-        def connect(number: int) -> None:
-            kind = number % len(shown)
-            with (
-                contextlib.suppress(ssl.SSLError, ConnectionError),
-                Connection(("127.0.0.1", server.port), tls=shown[kind], session=sessions.get(kind)) as connection,
-            ):
-                raw = server.refresh_request("www", "rt1_nothing")
-                assert 400 == server.exchange(raw, over=connection).status
-                assert isinstance(connection.socket, ssl.SSLSocket)
-                sessions[kind] = connection.socket.session if number % 3 else None
-
-        for number in range(count(30, 500)):
-            connect(number)
-        settled = (files_of(server), memory_kib_of(server))
-        for number in range(count(100, 1000)):
-            connect(number)
-        eventually(lambda: files_of(server) <= settled[0], what=f"no more than {settled[0]} open files")
-        assert memory_kib_of(server) - settled[1] < count(4096, 8192)
-
-
-def files_of(server: Server) -> int:
-    assert server.process is not None
-    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
-
-
-def memory_kib_of(server: Server) -> int:
-    assert server.process is not None
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])

@@ -76,7 +76,7 @@ _NONCE: Final[Json] = {
 
 _INTRODUCTION: Final = (
     "OAuth 2.0 refresh tokens as a history. Clients authenticate by HTTP Basic, by client_id and client_secret in the "
-    "body, by an assertion that they sign, by a certificate, or, where public, by client_id alone; operators by a bearer "
+    "body, by a signed assertion, by a certificate, or, where public, by client_id alone; operators by a bearer "
     "token. Every answer carries Date; no path redirects; a path with one slash more is another path. Web pages of the "
     "origins that clients list may call the token and revocation endpoints, the metadata and the keys: every answer to "
     "them, an error too, says so to their browser, and OPTIONS asks whether they may (CORS)."

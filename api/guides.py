@@ -22,6 +22,7 @@ GUIDES: Final[dict[str, str]] = {
     "certificates": "Sign in with a certificate, bind tokens to it (RFC 8705); behind nginx, Envoy and HAProxy",
     "dpop": "Show a key with each request (DPoP, RFC 9449)",
     "libraries": "Libraries that refresh here, what each does and which settings suit it",
+    "sign-in": "Sign people in: the authorization code flow with your own login page (RFC 6749 4.1, RFC 7636)",
     "operating": "Issue, look at and end grants; roles, audit, erasure",
     "resource-servers": "Check access tokens: ask, or check a JWT yourself; audiences; keys",
     "running": "Run the server: files, backups, keys, health, metrics",

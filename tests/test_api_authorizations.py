@@ -1,7 +1,10 @@
 """`POST /authorizations`, and the code that comes of it at the token endpoint (RFC 6749 4.1, RFC 7636, RFC 9207)."""
 
+import json
+import re
+from importlib.resources import files
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx2
 import pytest
@@ -295,3 +298,23 @@ async def test_a_code_presented_from_anywhere_is_judged_alike(tmp_path: Path) ->
         fields = {"grant_type": "authorization_code", "code": code, "redirect_uri": CALLBACK, "code_verifier": VERIFIER}
         answer = await ledger.form("/oauth/v2/oauth-token", fields | credentials("code"), address=ELSEWHERE)
         assert 200 == answer.status_code
+
+
+async def test_the_guides_example_works_as_it_stands(tmp_path: Path) -> None:
+    """What the guide posts and exchanges is taken, but for whose client it is; what it says comes is what comes."""
+    guide = files("api").joinpath("docs", "sign-in.md").read_text("utf-8")
+    posted = re.search(r"-d '(\{.*?\})'", guide, re.DOTALL)
+    exchanged = re.search(r"-d grant_type=authorization_code.*?-d code_verifier=(\S+)", guide, re.DOTALL)
+    assert posted is not None
+    assert exchanged is not None
+    async with asking(tmp_path) as ledger:
+        body = json.loads(posted[1]) | {"client_id": "code"}
+        answer = await ledger.operator("issuer", "POST", "/authorizations", body)
+        assert 201 == answer.status_code
+        code = answer.json()["code"]
+        told = re.search(r'"redirect_to": "(\S+)"', guide)
+        assert told is not None
+        issuer = urlencode({"iss": ISSUER_URL})
+        expected = told[1].replace("ac1_…", code).replace("iss=https%3A%2F%2Flocalhost%3A8443", issuer)
+        assert expected == answer.json()["redirect_to"]
+        assert 200 == (await exchange(ledger, code, code_verifier=exchanged[1])).status_code

@@ -58,6 +58,14 @@ async def test_every_answer_of_a_crossing_endpoint_names_the_origin(tmp_path: Pa
         assert (status, READABLE, "Origin") == (answer.status_code, told(answer), answer.headers["vary"])
 
 
+async def test_a_fault_of_ours_can_be_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 is not "no network" either."""
+    async with asking(tmp_path) as ledger:
+        monkeypatch.setattr(type(ledger.ledger), "revoke_token", lambda *_: 1 / 0)
+        answer = await ledger.form("/revoke", {"token": "x", "client_id": "web"}, headers={"Origin": APP})
+        assert (500, READABLE) == (answer.status_code, told(answer))
+
+
 @pytest.mark.parametrize(
     "origin",
     [

@@ -152,27 +152,27 @@ async def test_a_sender_bound_client_that_shows_no_key_is_refused_and_consumes_n
     """DP-5, V74: 400, whoever it is; a public one's grant names its key."""
     clients = f"""
 [[client]]
-id = "dpc"
+id = "keyed"
 secret = "{SECRETS["www"]}"
 scope = "read"
 dpop_bound_access_tokens = true
 
 [[client]]
-id = "dpp"
+id = "certified"
 auth = "none"
 scope = "read"
 tls_client_certificate_bound_access_tokens = true
 """
     async with asking(tmp_path, more=clients) as ledger:
-        asked = {"client_id": "dpp", "subject": "alice", "scope": "read"}
+        asked = {"client_id": "certified", "subject": "alice", "scope": "read"}
         answer = await ledger.operator("issuer", "POST", "/grants", asked)
         assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
-        confidential = await ledger.issue("dpc", scope="read")
-        public = await ledger.issue("dpp", scope="read", cnf={"x5t#S256": "k" * 43})
-        fields = {"grant_type": "refresh_token", "client_id": "dpc", "client_secret": SECRETS["www"]}
+        confidential = await ledger.issue("keyed", scope="read")
+        public = await ledger.issue("certified", scope="read", cnf={"x5t#S256": "k" * 43})
+        fields = {"grant_type": "refresh_token", "client_id": "keyed", "client_secret": SECRETS["www"]}
         answer = await ledger.form("/token", fields | {"refresh_token": confidential["refresh_token"]})
         assert (400, "invalid_dpop_proof") == (answer.status_code, answer.json()["error"])
-        fields = {"grant_type": "refresh_token", "client_id": "dpp"}
+        fields = {"grant_type": "refresh_token", "client_id": "certified"}
         answer = await ledger.form("/token", fields | {"refresh_token": public["refresh_token"]})
         assert (400, "invalid_grant", 2) == (answer.status_code, answer.json()["error"], len(answer.json()))
         for grant_id in (confidential["grant_id"], public["grant_id"]):

@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from joserfc.jwk import Key
+
 from tests import proofs, signers
 from tests.servers import OPERATORS, VERIFIER, Server, eventually
 from tests.wire import INTROSPECT_PATH, TOKEN_PATH, Answer, Json
@@ -137,7 +139,7 @@ class Run:
     until_generation: str = ""
     marked: float = 0.0
     answers: list[Answer] = field(default_factory=list)
-    keys: dict[str, proofs.Key] = field(default_factory=dict)
+    keys: dict[str, Key] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)
 
     def step(self, step: Step) -> None:

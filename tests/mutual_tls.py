@@ -13,7 +13,7 @@ from api.server import Parser
 from api.serving import Serving
 from api.settings import Settings
 from tests.certificates import Party
-from tests.servers import OPERATORS, clients_toml
+from tests.servers import CALLBACK, CHALLENGE, OPERATORS, clients_toml
 from tests.serving import Running, serving
 from tests.wire import (
     FORM,
@@ -94,6 +94,14 @@ class Ledger:
         answer = self.operator("issuer", "POST", "/grants", json.dumps(asked))
         assert 201 == answer.status, answer.body
         return answer.json()
+
+    def authorize(self, client: str, scope: str = "read") -> str:
+        """Let somebody sign in and agree; the code."""
+        asked = {"client_id": client, "subject": "somebody", "scope": scope, "redirect_uri": CALLBACK}
+        asked |= {"code_challenge": CHALLENGE, "code_challenge_method": "S256"}
+        answer = self.operator("issuer", "POST", "/authorizations", json.dumps(asked))
+        assert 201 == answer.status, answer.body
+        return str(answer.json()["code"])
 
     def refresh(self, client: str, token: str, shown: Any = None, **more: Any) -> Answer:
         """Refresh with `client_id` in the body and nothing else, unless more is said."""

@@ -1,8 +1,10 @@
 """Client certificates on the server's own TLS (RFC 8705): real handshakes, real clients, real refreshes."""
 
+import contextlib
 import ipaddress
 import json
 import ssl
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from cryptography import x509
 from api.server import Parser
 from tests.certificates import FOR_CLIENTS, FOR_SERVERS, Party, authority, certificate
 from tests.mutual_tls import Ledger, mutual
-from tests.servers import SECRETS, basic
+from tests.servers import CALLBACK, SECRETS, VERIFIER, basic
 from tests.serving import PARSERS
 from tests.wire import Answer, request_bytes
 
@@ -57,6 +59,15 @@ def clients(parties: Parties) -> str:
             client("email", "tls_client_auth", 'tls_client_auth_san_email = "ops@example.org"'),
             client("own", "self_signed_tls_client_auth", jwks(parties.own)),
             client("page", "none", jwks(parties.spa), BOUND, 'policy = "strict"'),
+            client(
+                "site",
+                "none",
+                jwks(parties.spa),
+                BOUND,
+                'grant_types = ["authorization_code", "refresh_token"]',
+                f'redirect_uris = ["{CALLBACK}"]',
+                'policy = { access_token_format = "jwt" }',
+            ),
             client("sec", "client_secret", 'secret = "S3cret-and-bound"', BOUND, jwks(parties.spa)),
         )
     )
@@ -205,26 +216,30 @@ def test_a_registered_certificate_signs_for_nobody(
     check_invalid_client(ledger.refresh("dn", taken.json()["refresh_token"], context))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("version", "tickets"), [*((version, True) for version in VERSIONS), (VERSIONS[0], False)])
 def test_a_session_taken_up_again_has_the_same_identity(
-    ledger: Ledger, parties: Parties, version: ssl.TLSVersion
+    ledger: Ledger, parties: Parties, version: ssl.TLSVersion, tickets: bool
 ) -> None:
-    """RFC 5246 7.4.6, RFC 8446 4.6.1: by ticket, the certificate is the first handshake's; of another, another's."""
+    """RFC 5246 7.3, RFC 5077, RFC 8446 4.6.1: the certificate is the first handshake's, by ticket and by session id,
+    and it is judged again."""
     token = ledger.issue("own")["refresh_token"]
     contexts = {party: ledger.context(party, version=version) for party in (parties.own, parties.app)}
-    sessions = {}
-    for party, context in contexts.items():
-        with ledger.connect(context) as connection:
+    for context in contexts.values():
+        context.options |= ssl.Options(0) if tickets else ssl.OP_NO_TICKET
+    with contextlib.ExitStack() as open_still:  # a session by id ends with a connection that is cut
+        sessions = {}
+        for party, context in contexts.items():
+            connection = open_still.enter_context(ledger.connect(context))
             assert isinstance(connection.socket, ssl.SSLSocket)
             sessions[party] = connection.socket.session
-    for party, session in sessions.items():
-        with ledger.running.connect(tls=contexts[party], session=session) as connection:
-            assert isinstance(connection.socket, ssl.SSLSocket)
-            assert connection.socket.session_reused
-            answer = ledger.refresh("own", token, connection)
-            if party is parties.app:
-                check_invalid_client(answer)
-            else:
+        for party, session in sessions.items():
+            with ledger.running.connect(tls=contexts[party], session=session) as connection:
+                assert isinstance(connection.socket, ssl.SSLSocket)
+                assert connection.socket.session_reused
+                answer = ledger.refresh("own", token, connection)
+                if party is parties.app:
+                    check_invalid_client(answer)
+                    continue
                 assert 200 == answer.status, answer.body
                 token = answer.json()["refresh_token"]
                 told = ledger.introspect(answer.json()["access_token"])
@@ -298,6 +313,41 @@ def test_a_retry_with_another_certificate_gets_another_access_token(ledger: Ledg
     assert one["refresh_token"] == two["refresh_token"] == same["refresh_token"]
     assert one["access_token"] == same["access_token"] != two["access_token"]
     assert {"x5t#S256": parties.own.x5t_s256} == ledger.introspect(two["access_token"])["cnf"]
+
+
+def test_a_public_client_binds_its_grant_where_it_exchanges_its_code(ledger: Ledger, parties: Parties) -> None:
+    """RFC 8705 4: to the certificate of that connection; one that must be bound gets nothing without, and keeps its
+    code. The JWT says what introspection says (RFC 8705 3.1)."""
+
+    def exchanged(client_id: str, code: str, shown: Party | None) -> Answer:
+        fields = {"grant_type": "authorization_code", "code": code, "client_id": client_id}
+        return ledger.form("/token", {**fields, "redirect_uri": CALLBACK, "code_verifier": VERIFIER}, shown)
+
+    code = ledger.authorize("site")
+    assert 400 == exchanged("site", code, None).status
+    answer = exchanged("site", code, parties.spa)
+    assert 200 == answer.status, answer.body
+    tokens = answer.json()
+    claims = json.loads(urlsafe_b64decode(tokens["access_token"].split(".")[1] + "=="))
+    assert {"x5t#S256": parties.spa.x5t_s256} == claims["cnf"] == ledger.introspect(tokens["access_token"])["cnf"]
+    for shown in (None, parties.app):
+        refused = ledger.refresh("site", tokens["refresh_token"], shown)
+        assert (400, "invalid_grant") == (refused.status, refused.json()["error"])
+    assert 200 == ledger.refresh("site", tokens["refresh_token"], parties.spa).status
+
+
+@pytest.mark.parametrize(("parser", "fast_loop"), [("httptools", False), ("h11", True)])
+def test_each_parser_works_on_the_other_loop_too(
+    parties: Parties, tmp_path: Path, parser: Parser, fast_loop: bool
+) -> None:
+    """uvloop and asyncio bring their own TLS protocols, which know the peer each in its own way."""
+    with mutual(tmp_path, clients(parties), parser=parser, fast_loop=fast_loop) as ledger:
+        token = ledger.issue("own")["refresh_token"]
+        check_invalid_client(ledger.refresh("own", token, parties.spa))
+        for version in VERSIONS:
+            answer = ledger.refresh("own", token, ledger.context(parties.own, version=version))
+            assert 200 == answer.status, answer.body
+            token = answer.json()["refresh_token"]
 
 
 # ---------------------------------------------------------------- what changes while it serves

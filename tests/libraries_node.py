@@ -17,6 +17,7 @@ NAMES = (
     "oauth4webapi",
     "simple-oauth2",
     "oidc-client-ts",
+    "oidc-client-ts, public",
     "google-auth-library",
 )
 WITH_KEYS = ("openid-client, keys", "oauth4webapi, keys")

@@ -38,7 +38,7 @@ class Facts:
     """The preset that suits it."""
 
 
-BASIC, POST = "client_secret_basic", "client_secret_post"
+BASIC, POST, PUBLIC = "client_secret_basic", "client_secret_post", "none"
 
 FACTS = {
     "Authlib, requests": Facts(
@@ -81,6 +81,10 @@ FACTS = {
     ),
     "oidc-client-ts": Facts(
         "oidc-client-ts", POST, "all", True, True, "kept", "TypeError", "ErrorResponse", ".error", "ErrorResponse",
+        openid="InvalidTokenError",
+    ),
+    "oidc-client-ts, public": Facts(
+        "oidc-client-ts", PUBLIC, "all", True, True, "kept", "TypeError", "ErrorResponse", ".error", "(no secret)",
         openid="InvalidTokenError",
     ),
     "google-auth-library": Facts(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -10,17 +11,17 @@ import pytest
 
 from tests.libraries import BACK, PYTHON, SCOPE, SIGN_IN, CurlError, Library, Place, Refreshing
 from tests.libraries_node import NodeError, NodeLibrary
-from tests.library_facts import BASIC, FACTS, POST
+from tests.library_facts import BASIC, FACTS, POST, PUBLIC
 from tests.lines import Line, line
 from tests.servers import Server, clients_toml, running
 from tests.wire import Json
 
 SECRET = "L1brary!"
 CLIENTS = "".join(
-    f'\n[[client]]\nid = "{policy}-{auth}"\nsecret = "{SECRET}"\nauth = "{auth}"\nscope = "{SCOPE}"\n'
-    f'policy = "{policy}"\nredirect_uris = ["{BACK}"]\ngrant_types = ["authorization_code", "refresh_token"]\n'
-    for policy in ("standard", "stable")
-    for auth in (BASIC, POST)
+    f'\n[[client]]\nid = "{policy}-{auth}"\nauth = "{auth}"\nscope = "{SCOPE}"\npolicy = "{policy}"\n'
+    + ("allow_unbound_reuse = true\n" if auth == PUBLIC else f'secret = "{SECRET}"\n')
+    + f'redirect_uris = ["{BACK}"]\ngrant_types = ["authorization_code", "refresh_token"]\n'
+    for policy, auth in product(("standard", "stable"), (BASIC, POST, PUBLIC))
 )
 
 

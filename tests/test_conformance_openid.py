@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance import SCOPE, check_refused, check_success, shannon_bits, unauthenticated
 from tests.servers import Server
-from tests.wire import Json
+from tests.wire import TOKEN_PATH, Json, request_bytes
 
 CONFIDENTIAL = ("std", "www", "keep", "mob")
 
@@ -28,6 +28,14 @@ def test_oidcc_refresh_token(shared_server: Server, client: str, asked: Json) ->
     again = shared_server.refresh(client, answer.json()["refresh_token"], **asked)
     check_success(again)
     assert answer.json()["access_token"] != again.json()["access_token"]
+
+
+@pytest.mark.parametrize("place", ["oauth-authorization-server", "openid-configuration"])
+def test_oidcc_refresh_token_is_announced(shared_server: Server, place: str) -> None:
+    """oidcc-refresh-token, EnsureServerConfigurationSupportsRefreshToken: where tokens are refreshed stands there."""
+    told = shared_server.exchange(request_bytes("GET", f"/.well-known/{place}")).json()
+    assert "refresh_token" in told["grant_types_supported"]
+    assert (shared_server.issuer, shared_server.issuer + TOKEN_PATH) == (told["issuer"], told["token_endpoint"])
 
 
 @pytest.mark.parametrize(("owner", "other"), [("www", "std"), ("std", "www"), ("spa", "std"), ("std", "spa")])

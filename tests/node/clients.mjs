@@ -110,13 +110,13 @@ const libraries = {
         keep(await client.getToken({ code: url.searchParams.get("code"), redirect_uri: back, code_verifier: verifier })),
     );
   },
-  "oidc-client-ts": async () => {
+  "oidc-client-ts": async (client_secret = secret) => {
     const store = new WebStorageStateStore({ store: new InMemoryWebStorage() });
     const settings = {
       authority: issuer,
       metadataSeed: { authorization_endpoint: signIn },
       client_id: id,
-      client_secret: secret,
+      client_secret,
       redirect_uri: back,
       scope,
       userStore: store,
@@ -137,6 +137,7 @@ const libraries = {
       },
     };
   },
+  "oidc-client-ts, public": () => libraries["oidc-client-ts"](null),
   "google-auth-library": () => {
     const endpoints = { oauth2TokenUrl: tokenUrl, oauth2AuthBaseUrl: signIn };
     const client = new GoogleClient({ clientId: id, clientSecret: secret, redirectUri: back, endpoints });

@@ -17,6 +17,7 @@ from tests.certificates import FOR_CLIENTS, FOR_SERVERS, Party, authority, certi
 from tests.mutual_tls import Ledger, mutual
 from tests.servers import CALLBACK, SECRETS, VERIFIER, basic
 from tests.serving import PARSERS
+from tests.signers import registered
 from tests.wire import Answer, request_bytes
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -302,6 +303,19 @@ def test_a_confidential_client_may_change_certificates_but_not_do_without(ledger
     assert (400, "invalid_request") == (refused.status, refused.json()["error"])
     assert before == ledger.topics(grant["grant_id"])
     assert 200 == ledger.refresh("sec", token, parties.spa, **secret).status
+
+
+def test_a_client_that_signs_assertions_may_show_a_certificate_too(ledger: Ledger, parties: Parties) -> None:
+    """RFC 8705 3: the assertion says who it is, the certificate what its access token is bound to; alone it says
+    nothing of this client."""
+    grant = ledger.issue("jwt")
+    check_invalid_client(ledger.refresh("jwt", grant["refresh_token"], parties.own))
+    signer = registered("jwt", ledger.running.server.settings.issuer)
+    answer = ledger.refresh("jwt", grant["refresh_token"], parties.own, **signer.form())
+    assert 200 == answer.status, answer.body
+    assert {"x5t#S256": parties.own.x5t_s256} == ledger.introspect(answer.json()["access_token"])["cnf"]
+    redeemed = events(ledger, grant["grant_id"], "grant.token_redeemed")[-1]
+    assert ("private_key_jwt", parties.own.x5t_s256) == (redeemed["auth_method"], redeemed["proof_x5t_s256"])
 
 
 def test_a_retry_with_another_certificate_gets_another_access_token(ledger: Ledger, parties: Parties) -> None:

@@ -16,12 +16,14 @@ from api.app import App, Asgi, create_app
 from api.clients_file import ClientsFile
 from api.local import socket_path
 from api.logs import Log
+from api.metadata import auth_methods
 from api.server import Server
 from api.settings import Settings, SettingsError
 from api.tls import Anchors
 from api.wiring import is_new, open_ledger, sqlite_path
 from ledger.application import Ledger
 from ledger.refusals import LedgerError, Unavailable
+from ledger.registration import TLS_AUTHS
 
 RESTORE_POLL_SECONDS: Final = 0.2
 COLLECT_EVERY_OBJECTS: Final = 50_000
@@ -152,6 +154,9 @@ class Serving:
             raise LedgerError(f"{self._settings.clients_file}: {error}") from None
         for line in report.lines():
             log.info("clients_file", says=line)
+        used = {client.auth for client in ledger.authority.clients.values() if client.enabled}
+        for auth in sorted(used.intersection(TLS_AUTHS) - auth_methods(self._settings)):
+            log.warning("clients_cannot_sign_in", auth=auth, lacks="TLS_CLIENT_CA, or any way to see certificates")
 
 
 def _spare_the_collector() -> None:

@@ -16,7 +16,7 @@ from ledger.certificates import read
 from ledger.clients import Client, Settings
 from tests.certificates import DAY_SECONDS, FOR_CLIENTS, FOR_SERVERS, Party, authority, certificate
 from tests.mutual_tls import Ledger, mutual
-from tests.serving import PARSERS
+from tests.serving import PARSERS, logged
 from tests.test_api_certificates_native import BOUND, check_invalid_client, client, jwks
 from tests.wire import Answer
 
@@ -322,8 +322,13 @@ def test_what_a_proxy_lets_through_is_verified_all_the_same(tmp_path: Path) -> N
 
 
 def test_without_authorities_no_name_is_believed_and_thumbprints_are(tmp_path: Path) -> None:
-    """TLS_CLIENT_CA is what a name rests on."""
-    with proxied(tmp_path, tls_client_ca=None) as ledger:
+    """TLS_CLIENT_CA is what a name rests on; that it lacks is a line of warning at the start."""
+    with logged() as lines, proxied(tmp_path, tls_client_ca=None) as ledger:
+        assert ["tls_client_auth"] == [
+            getattr(record, "fields", {}).get("auth")
+            for record in lines.records
+            if record.msg == "clients_cannot_sign_in"
+        ]
         check_invalid_client(told(ledger, "dn", ledger.issue("dn")["refresh_token"], APP.rfc9440))
         assert 200 == told(ledger, "own", ledger.issue("own")["refresh_token"], OWN.rfc9440).status
 

@@ -1,5 +1,6 @@
 """`POST /authorizations`, and the code that comes of it at the token endpoint (RFC 6749 4.1, RFC 7636, RFC 9207)."""
 
+import base64
 import json
 import re
 from importlib.resources import files
@@ -8,13 +9,41 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx2
 import pytest
+from joserfc.jwk import Key
 
 from api.authorizations import with_parameters
 from ledger import times
-from tests.asking import ELSEWHERE, ISSUER_URL, Asking, Json, asking, bearer, credentials
+from ledger.times import SECOND
+from tests.asking import ELSEWHERE, ISSUER_URL, Asking, Json, asking, bearer
+from tests.asking import credentials as known_credentials
+from tests.proofs import new_key, proof, thumbprint
 from tests.sign_ins import CALLBACK, CHALLENGE, VERIFIER
 
 pytestmark = pytest.mark.anyio
+
+PAGE = f"""
+[[client]]
+id = "page"
+auth = "none"
+grant_types = ["authorization_code", "refresh_token"]
+scope = "read openid profile"
+redirect_uris = ["{CALLBACK}"]
+
+[[client]]
+id = "jwts"
+secret = "J!wts"
+grant_types = ["authorization_code", "refresh_token"]
+scope = "read openid profile"
+redirect_uris = ["{CALLBACK}"]
+resource = ["https://api.example", "https://files.example", "https://other.example"]
+policy = {{ access_token_format = "jwt" }}
+"""
+
+
+def credentials(client: str) -> dict[str, str]:
+    """A client's credentials as members of a form, also of the clients above."""
+    own = {"page": {"client_id": "page"}, "jwts": {"client_id": "jwts", "client_secret": "J!wts"}}
+    return own.get(client) or known_credentials(client)
 
 
 def agreed(client: str = "code", **members: Json) -> Json:
@@ -49,6 +78,12 @@ async def exchange(ledger: Asking, code: str, client: str = "code", /, **more: s
         **more,
     }
     return await ledger.form("/token", {name: value for name, value in fields.items() if value is not None})
+
+
+async def refresh(ledger: Asking, client: str, token: str, **more: str) -> httpx2.Response:
+    """Refresh as a client."""
+    fields = {"grant_type": "refresh_token", "refresh_token": token, **credentials(client), **more}
+    return await ledger.form("/token", fields)
 
 
 async def test_a_sign_in_leads_the_person_back_and_the_client_to_its_tokens(tmp_path: Path) -> None:
@@ -318,3 +353,85 @@ async def test_the_guides_example_works_as_it_stands(tmp_path: Path) -> None:
         expected = told[1].replace("ac1_…", code).replace("iss=https%3A%2F%2Flocalhost%3A8443", issuer)
         assert expected == answer.json()["redirect_to"]
         assert 200 == (await exchange(ledger, code, code_verifier=exchanged[1])).status_code
+
+
+KEY, OTHER_KEY = new_key(), new_key()
+
+
+def shown(ledger: Asking, key: Key) -> dict[str, str]:
+    """A DPoP proof for the token endpoint, made now."""
+    return {"DPoP": proof(key, f"{ISSUER_URL}/token", iat=ledger.clock.now // SECOND)}
+
+
+async def exchange_with(ledger: Asking, code: str, client: str, key: Key | None) -> httpx2.Response:
+    """Exchange a code, or refresh a token, with a key shown."""
+    kind = {"grant_type": "refresh_token", "refresh_token": code}
+    if code.startswith("ac1_"):
+        kind = {"grant_type": "authorization_code", "code": code, "redirect_uri": CALLBACK, "code_verifier": VERIFIER}
+    headers = None if key is None else shown(ledger, key)
+    return await ledger.form("/token", kind | credentials(client), headers=headers)
+
+
+@pytest.mark.parametrize("client", ["code", "page"])
+async def test_a_key_named_at_the_sign_in_must_be_shown(tmp_path: Path, client: str) -> None:
+    """RFC 9449 10, DP-7: no key and another key are refused alike, the code lives; the right one binds what it buys."""
+    async with asking(tmp_path, more=PAGE) as ledger:
+        code = (await authorize(ledger, client, dpop_jkt=thumbprint(KEY)))["code"]
+        for key in (None, OTHER_KEY):
+            refused = await exchange_with(ledger, code, client, key)
+            assert (400, "invalid_grant") == (refused.status_code, refused.json()["error"])
+        bought = await exchange_with(ledger, code, client, KEY)
+        assert (200, "DPoP") == (bought.status_code, bought.json()["token_type"])
+        # A confidential client may change keys from here on, a public one may not (DP-3, DP-4).
+        other = await exchange_with(ledger, bought.json()["refresh_token"], client, OTHER_KEY)
+        assert (200 if client == "code" else 400) == other.status_code
+
+
+async def test_a_public_client_binds_its_grant_by_the_key_it_shows(tmp_path: Path) -> None:
+    """RFC 9449 5: nothing was named at the sign-in, the exchange decides."""
+    async with asking(tmp_path, more=PAGE) as ledger:
+        bought = (await exchange_with(ledger, (await authorize(ledger, "page"))["code"], "page", KEY)).json()
+        assert "DPoP" == bought["token_type"]
+        for key, status in ((None, 400), (OTHER_KEY, 400), (KEY, 200)):
+            assert status == (await exchange_with(ledger, bought["refresh_token"], "page", key)).status_code
+        unbound = (await exchange_with(ledger, (await authorize(ledger, "page"))["code"], "page", None)).json()
+        assert "bearer" == unbound["token_type"]
+        assert 200 == (await exchange_with(ledger, unbound["refresh_token"], "page", None)).status_code
+
+
+async def test_the_audience_of_the_sign_in_is_kept(tmp_path: Path) -> None:
+    """casdoor#5744, rauthy#1645: both resources where none is asked for, one on demand, no third; in JWTs."""
+    both = ["https://api.example", "https://files.example"]
+    async with asking(tmp_path, more=PAGE) as ledger:
+        code = (await authorize(ledger, "jwts", resource=both, auth_time=1_764_000_000))["code"]
+        assert (
+            "invalid_target" == (await exchange(ledger, code, "jwts", resource="https://third.example")).json()["error"]
+        )
+        bought = (await exchange(ledger, code, "jwts", resource=both[1])).json()
+        claims = claims_of(bought["access_token"])
+        assert (both[1], "alice", 1_764_000_000) == (claims["aud"], claims["sub"], claims["auth_time"])
+        kept = (await refresh(ledger, "jwts", bought["refresh_token"])).json()
+        assert both == claims_of(kept["access_token"])["aud"]
+        third = await refresh(ledger, "jwts", kept["refresh_token"], resource="https://third.example")
+        assert "invalid_target" == third.json()["error"]
+        narrowed = (await refresh(ledger, "jwts", kept["refresh_token"], resource=both[0])).json()
+        assert both[0] == claims_of(narrowed["access_token"])["aud"]
+
+
+def claims_of(token: str) -> Json:
+    """What a JWT says, its signature unread."""
+    part = token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+
+
+async def test_a_rebuild_finds_sign_ins_as_they_are(tmp_path: Path) -> None:
+    """I-13: abandoned, exchanged, without a refresh token, used twice: the replay differs in no row."""
+    async with asking(tmp_path) as ledger:
+        await authorize(ledger)
+        for client, scope, times_used in (("code", "read", 1), ("code", "read", 2), ("offline", "read openid", 1)):
+            code = (await authorize(ledger, client, scope=scope))["code"]
+            for _ in range(times_used):
+                await exchange(ledger, code, client)
+        answer = await ledger.ask("POST", "/local/rebuild", local=True, json={})
+        told = [json.loads(line) for line in answer.text.splitlines()]
+        assert [] == told[-1]["differences"], told[-1]

@@ -126,6 +126,7 @@ class IntrospectionEndpoint:
             aud=(audience[0] if len(audience) == 1 else list(audience)) if audience else None,
             iat=found.issued_at // SECOND,
             exp=None if found.expires_at is None else found.expires_at // SECOND,
+            jti=None if found.v is None else f"{found.grant_id}.{found.v}",
             token_type=("DPoP" if found.cnf_jkt is not None else "bearer") if access else None,
             grant_id=found.grant_id,
             cnf=Confirmation(jkt=found.cnf_jkt or UNSET, x5t_s256=found.cnf_x5t_s256 or UNSET) if bound else None,

@@ -96,6 +96,7 @@ class IntrospectionResponse(Shape, frozen=True, kw_only=True):
     aud: str | list[str] | None = None
     iat: int | None = None
     exp: Annotated[int, Meta(description="Of the token presented; absent where unlimited.")] | None = None
+    jti: Annotated[str, Meta(description="Of an access token: its grant, and the event that issued it.")] | None = None
     token_type: Literal["bearer", "DPoP"] | None = None
     grant_id: GrantId | None = None
     cnf: Confirmation | None = None

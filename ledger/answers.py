@@ -100,7 +100,8 @@ class AuthorizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Introspection(msgspec.Struct, frozen=True, kw_only=True):
-    """An active token (RFC 7662 2.2). Times in microseconds; `subject` is None where the person was erased."""
+    """An active token (RFC 7662 2.2). Times in microseconds; `subject` is None where the person was erased; `v` is the
+    version of the event that issued an access token."""
 
     token_use: Literal["access_token", "refresh_token"]
     grant_id: str
@@ -109,6 +110,7 @@ class Introspection(msgspec.Struct, frozen=True, kw_only=True):
     scope: Words
     issued_at: int
     expires_at: int | None
+    v: int | None = None
     resource: Words | None = None
     cnf_jkt: str | None = None
     cnf_x5t_s256: str | None = None

@@ -62,6 +62,7 @@ def introspect_access(
         scope=token.scope,
         issued_at=token.issued_at,
         expires_at=token.expires_at,
+        v=token.v,
         resource=token.resource,
         cnf_jkt=token.cnf_jkt,
         cnf_x5t_s256=token.cnf_x5t_s256,

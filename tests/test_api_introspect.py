@@ -26,6 +26,7 @@ async def test_an_access_token_says_what_it_is_good_for(tmp_path: Path) -> None:
             "aud": ISSUER_URL,
             "iat": started,
             "exp": started + 300,
+            "jti": f"{issued['grant_id']}.1",
             "token_type": "bearer",
             "grant_id": issued["grant_id"],
             "auth_time": 1_700_000_000,

@@ -244,6 +244,16 @@ def test_keys_are_rotated_activated_and_distrusted(server: Server) -> None:
     assert 200 == server.refresh("www", server.issue("www").refresh_token).status
 
 
+def test_how_a_key_signs_is_chosen_when_it_is_made(server: Server) -> None:
+    """`--alg`; without it as the active key does; what is no algorithm costs no key id."""
+    for arguments, alg in ((("--alg", "EdDSA"), "EdDSA"), (("--alg", "RS256"), "RS256"), ((), "ES256")):
+        key_id = said(server, "keys", "rotate", *arguments).splitlines()[-1]
+        published = server.exchange(b"GET /oauth/v2/jwks HTTP/1.1\r\nHost: localhost\r\n\r\n").json()["keys"]
+        assert (alg, key_id) == (published[-1]["alg"], published[-1]["kid"].partition("-")[2])
+    said(server, "keys", "rotate", "--alg", "HS256", exit_code=2)
+    assert key_id == str(max(key["id"] for key in asked(server, "keys", "list")["keys"]))
+
+
 def test_erase_removes_a_person(server: Server) -> None:
     """Their grants end, their name is gone; an unknown one is exit code 1."""
     grant = server.issue("www", subject="kim-of-the-north")

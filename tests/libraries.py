@@ -317,7 +317,7 @@ class Curl:
             "client_secret": self.place.secret,
             **more,
         }
-        pairs = [word for name, value in form.items() if value for word in ("-d", f"{name}={value}")]
+        pairs = [word for name, value in form.items() if value for word in ("--data-urlencode", f"{name}={value}")]
         run = subprocess.run(
             ["curl", "-sS", "--fail-with-body", *self.options, self.place.token_url, *pairs],
             capture_output=True,

@@ -16,9 +16,10 @@ from tests.lines import Line, line
 from tests.servers import Server, clients_toml, running
 from tests.wire import Json
 
-SECRET = "L1brary!"
+SECRET = "p%40s+w:o rd/&=!~"
+"""Whoever sends it raw in Basic, form-encoded, or with `%20` for a space must be understood (RFC 6749 2.3.1)."""
 CLIENTS = "".join(
-    f'\n[[client]]\nid = "{policy}-{auth}"\nauth = "{auth}"\nscope = "{SCOPE}"\npolicy = "{policy}"\n'
+    f'\n[[client]]\nid = "{policy} {auth}"\nauth = "{auth}"\nscope = "{SCOPE}"\npolicy = "{policy}"\n'
     + ("allow_unbound_reuse = true\n" if auth == PUBLIC else f'secret = "{SECRET}"\n')
     + f'redirect_uris = ["{BACK}"]\ngrant_types = ["authorization_code", "refresh_token"]\n'
     for policy, auth in product(("standard", "stable"), (BASIC, POST, PUBLIC))
@@ -27,7 +28,7 @@ CLIENTS = "".join(
 
 def client_of(name: str, policy: str | None = None) -> str:
     """Return the client that suits a library, or suits it but for its policy."""
-    return f"{policy or FACTS[name].policy}-{FACTS[name].auth}"
+    return f"{policy or FACTS[name].policy} {FACTS[name].auth}"
 
 
 @dataclass

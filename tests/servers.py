@@ -130,7 +130,7 @@ class Server:
         self.error_file = folder / "server.err"
         self.port = free_port()
         self.settings = dict(settings or {})
-        self.secrets: list[str] = [secret for secret in SECRETS.values() if secret] + list(OPERATORS.values())
+        self.secrets: list[str] = [*filter(None, SECRETS.values()), *OPERATORS.values(), VERIFIER]
         self.tokens: set[str] = set()
         self.process: subprocess.Popen[bytes] | None = None
         self.client_tls = self._make_certificate() if tls else None
@@ -318,7 +318,7 @@ class Server:
         if answer.header("Content-Type") == "application/json" and answer.body:
             body = answer.json()
             if isinstance(body, dict):
-                found = (body.get("access_token"), body.get("refresh_token"))
+                found = (body.get("access_token"), body.get("refresh_token"), body.get("code"))
                 self.tokens.update(token for token in found if isinstance(token, str))
         check_answer(answer, method, path, self.secrets)
         return answer

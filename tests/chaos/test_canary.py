@@ -121,6 +121,14 @@ def everything_once(server: TroubledServer) -> None:
     trusted = {"trust": "current", "reason": "canary"}
     assert 200 == server.operator("admin", "POST", f"/grants/{suspended['grant_id']}/reinstate", trusted).status
     assert 200 == server.refresh("susp", newest, scope="read").status
+    for times_used in range(3):
+        code = server.authorize("code", session="of another person")["code"]
+        assert (
+            400 == server.exchange(server.exchange_request("code", code, redirect_uri="https://wrong.example")).status
+        )
+        for _ in range(times_used):
+            server.exchange(server.exchange_request("code", code))
+        server.operator("security", "POST", "/explain", {"token": code})
     for client in ("www", "std", "keep", "basic", "spa"):
         grant = server.issue(client)
         server.introspect(grant.access_token)

@@ -21,6 +21,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.jws import CompactSignature, JWSRegistry
 
+from api.logs import Log
 from api.remote_keys import RemoteKeys
 from ledger.application import Ledger
 from ledger.client_keys import VerifyingKey, chosen, from_texts
@@ -40,6 +41,8 @@ LIFETIME_SECONDS_MAX: Final = 3600
 
 TYPES: Final = frozenset({"jwt", "client-authentication+jwt", "application/client-authentication+jwt"})
 """What `typ` may say, if anything. Any other kind of JWT was made for something else (RFC 8725 3.11)."""
+
+log = Log("api.assertions")
 
 _NUMBER = int | float
 _TIME_MAX: Final = 2**53  # beyond it whole numbers and others cannot be told apart, or even subtracted
@@ -113,14 +116,16 @@ class Assertions:
             if registered is None or registered == assertion.algorithm:
                 key = await self._key(client, assertion)
         genuine = _is_genuine(assertion, key or self._nobodys[assertion.algorithm])
-        if client is None or key is None or not genuine or not self._is_for_us(client, assertion.claims):
+        if client is None:
             return None
-        until = assertion.claims.exp + self._ledger.options.clock_skew_seconds
+        claims = assertion.claims
+        wrong = "key" if key is None else self._wrong(client, claims) if genuine else "signature"
+        if wrong is not None:  # told to the operating side alone
+            log.debug("assertion_refused", client=client.client_id, wrong=wrong)
+            return None
+        until = claims.exp + self._ledger.options.clock_skew_seconds
         return SingleUse(
-            kind="assertion",
-            owner=client.client_id,
-            identifier=assertion.claims.jti,
-            expires_at=math.ceil(until * SECOND),
+            kind="assertion", owner=client.client_id, identifier=claims.jti, expires_at=math.ceil(until * SECOND)
         )
 
     async def _key(self, client: Client, assertion: Assertion) -> Key | None:
@@ -141,21 +146,21 @@ class Assertions:
             known = self._inline[client.client_id] = jwks, from_texts(jwks)
         return known[1]
 
-    def _is_for_us(self, client: Client, claims: Claims) -> bool:
-        return (
-            claims.iss == claims.sub == client.client_id
-            and self._is_audience(client, claims.aud)
-            and self._is_current(claims)
-        )
-
-    def _is_current(self, claims: Claims) -> bool:
+    def _wrong(self, client: Client, claims: Claims) -> str | None:
+        """The claim that is not as it must be, if any (RFC 7523 3)."""
+        if not claims.iss == claims.sub == client.client_id:
+            return "iss" if claims.sub == client.client_id else "sub"
+        if not self._is_audience(client, claims.aud):
+            return "aud"
         if not all(abs(each or 0) < _TIME_MAX for each in (claims.exp, claims.iat, claims.nbf)):
-            return False
+            return "exp"
         now, skew = self._ledger.memory.clock() / SECOND, self._ledger.options.clock_skew_seconds
         latest = now + skew
-        made = claims.iat is None or (claims.iat <= latest and claims.exp - claims.iat <= LIFETIME_SECONDS_MAX)
-        begun = claims.nbf is None or claims.nbf <= latest
-        return made and begun and now - skew < claims.exp <= latest + LIFETIME_SECONDS_MAX
+        if not now - skew < claims.exp <= latest + LIFETIME_SECONDS_MAX:
+            return "exp"
+        if claims.iat is not None and (claims.iat > latest or claims.exp - claims.iat > LIFETIME_SECONDS_MAX):
+            return "iat"
+        return "nbf" if claims.nbf is not None and claims.nbf > latest else None
 
     def _is_audience(self, client: Client, aud: str | list[str]) -> bool:
         if client.settings.assertion_audience != "legacy":

@@ -68,7 +68,8 @@ def imported(jwk: Mapping[str, Any]) -> Key | None:
 def _verifying_key(jwk: object) -> VerifyingKey | None:
     if not isinstance(jwk, dict):
         return None
-    key = imported(jwk)
+    # EdDSA has two names, and the library holds a key to the one that it says: what it is for is judged here.
+    key = imported({name: member for name, member in jwk.items() if name != "alg"})
     kid = jwk.get("kid")
     if key is None or not (kid is None or isinstance(kid, str)):
         return None

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -353,6 +354,17 @@ async def test_each_algorithm_authenticates(tmp_path: Path, algorithm: str) -> N
             await refused(ledger, signer, token, signer.assertion(header={"alg": swapped}, now=NOW))
 
 
+@pytest.mark.parametrize("told", ["EdDSA", "Ed25519"])
+async def test_eddsa_has_two_names(tmp_path: Path, told: str) -> None:
+    """RFC 9864: whichever the key says and whichever the header says, they are the same."""
+    signer = Signer("signs", new_key("EdDSA"), ISSUER_URL, algorithm="EdDSA")
+    jwks = f"{{ keys = [{inline(signer.public_jwk(alg=told))}] }}"
+    async with signing(tmp_path, signer.toml(jwks=jwks)) as ledger:
+        token = (await ledger.issue("signs"))["refresh_token"]
+        for named in ("EdDSA", "Ed25519"):
+            token = await taken(ledger, signer, token, signer.assertion(header={"alg": named}, now=NOW))
+
+
 async def test_fapi_clients_may_not_sign_with_rs256(tmp_path: Path) -> None:
     """CA-8, FAPI 2.0 5.4: a client registered for ES256 shows a good RS256 signature of a key in its own set."""
     rsa = Signer("mixed", new_key("RS256"), ISSUER_URL, algorithm="RS256", kid="r1")
@@ -475,6 +487,27 @@ async def test_an_assertion_costs_a_check_whoever_is_named(tmp_path: Path, monke
                 await refused(ledger, signer, "x", signer.assertion(now=NOW))
             assert [algorithm] * 4 == checked
             checked.clear()
+
+
+async def test_the_operating_side_can_learn_what_was_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At LOG_LEVEL debug one line names the client and the part; of clients that are none there is no line."""
+    async with signing(tmp_path) as ledger:
+        told = []
+        for changes in (
+            {"iss": "www"},
+            {"sub": None},
+            {"sub": "www"},
+            {"aud": "x"},
+            {"exp": 1},
+            {"iat": 1},
+            {"nbf": 1e10},
+        ):
+            caplog.clear()
+            with caplog.at_level(logging.DEBUG):
+                await refused(ledger, STRICT, "x", STRICT.assertion(changes, now=NOW), client_id="strict")
+            told += [vars(each)["fields"] for each in caplog.records if each.message == "assertion_refused"]
+        assert ["iss", "sub", "aud", "exp", "iat", "nbf"] == [fields["wrong"] for fields in told]
+        assert {"strict"} == {fields["client"] for fields in told}
 
 
 async def test_nothing_of_an_assertion_is_shown(tmp_path: Path) -> None:

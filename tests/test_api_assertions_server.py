@@ -1,5 +1,6 @@
 """Assertions at a real server process: many copies, a crash, libraries as they are, a FAPI 2.0 client."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,7 +145,24 @@ def test_authlib_signs_as_it_is(server: Server) -> None:
             token = session.refresh_token(server.issuer + TOKEN_PATH, refresh_token=token)["refresh_token"]
 
 
-def test_nothing_of_it_is_in_the_log(server: Server, tmp_path: Path) -> None:
+def test_a_key_set_on_this_machine_is_not_fetched(tmp_path: Path) -> None:
+    """As it is in use, no name of this machine is connected to: 503, one line that says why, and no connection."""
+    with socket.create_server(("127.0.0.1", 0)) as inside:
+        inside.setblocking(False)
+        uri = f"https://localhost:{inside.getsockname()[1]}/jwks.json"
+        signer = Signer("away", derived_key("away"), "")
+        with running(tmp_path / "server", clients=clients_toml(more=signer.toml(jwks_uri=f'"{uri}"'))) as served:
+            signer.issuer = served.issuer
+            token = served.issue("away").refresh_token
+            form = {"grant_type": "refresh_token", "refresh_token": token, **signer.form()}
+            answer = served.form(TOKEN_PATH, form)
+            assert (503, "5") == (answer.status, answer.header("Retry-After"))
+            assert "its name leads to an address that is not public" in served.log()
+        with pytest.raises(BlockingIOError):
+            inside.accept()
+
+
+def test_nothing_of_it_is_in_the_log(server: Server) -> None:
     """I-20: neither an assertion nor its identifier, at LOG_LEVEL debug."""
     signer = registered("jwt", server.issuer)
     form = signer.form(grant_type="refresh_token", refresh_token=server.issue("jwt").refresh_token)

@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from api.answers import BadRequest, Header
-from api.heads import Headers
+from api.heads import Headers, Repeating
 from api.logs import without_secrets
 
 Receive = Callable[[], Awaitable[Any]]
@@ -25,6 +25,8 @@ JSON: Final = b"application/json"
 FIELDS_MAX: Final = 64
 """More than any grant type of any specification has, and few enough to cost nothing."""
 
+_REPEATING: Final = "refresh_token"  # the one parameter that is another each time
+_UNRESERVED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"  # RFC 3986 2.3
 _REPEATABLE: Final = "resource"  # RFC 8707 2
 _BROKEN_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 _RAW_CONTROL: Final = re.compile("[\x00-\x1f]")
@@ -93,9 +95,49 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 def parse(headers: Sequence[Header], body: bytes) -> Form:
     """Parse a form by the headers it came with. Raises BadRequest; the description says what would be right."""
     seen = Headers.of(headers)
+    repeating = seen.repeating
+    if repeating is not None and len(body) == repeating.length:
+        form = _repeated(repeating, body)
+        if form is not None:
+            return form
     foreign_charset = seen.foreign_charset
-    if foreign_charset is None:
-        foreign_charset = seen.foreign_charset = _check_media_type(seen, FORM)
+    if foreign_charset is not None:
+        form = _parsed(body, foreign_charset)
+        seen.repeating = None if foreign_charset else _repeating(body, form)
+        return form
+    seen.foreign_charset = foreign_charset = _check_media_type(seen, FORM)
+    return _parsed(body, foreign_charset)
+
+
+def _repeated(repeating: Repeating, body: bytes) -> Form | None:
+    """The form that differs from another in its refresh token alone; None where it differs in more."""
+    _, before, after, fields = repeating
+    if not body.startswith(before) or not body.endswith(after):
+        return None
+    token = body[len(before) : len(body) - len(after)]
+    if token.translate(None, _UNRESERVED):
+        return None
+    return Form({**fields, _REPEATING: token.decode("ascii")})
+
+
+def _repeating(body: bytes, form: Form) -> Repeating | None:
+    """What to know such a form by, of a connection whose headers repeat."""
+    token = form.fields.get(_REPEATING)
+    if token is None or form.resource or not token.isascii():
+        return None
+    before, name, rest = body.partition(b"refresh_token=")
+    value, ampersand, after = rest.partition(b"&")
+    if (
+        value != token.encode("ascii")
+        or value.translate(None, _UNRESERVED)
+        or not (before == b"" or before[-1:] == b"&")
+    ):
+        return None
+    fields = {name: value for name, value in form.fields.items() if name != _REPEATING}
+    return Repeating(len(body), before + name, ampersand + after, fields)
+
+
+def _parsed(body: bytes, foreign_charset: bool) -> Form:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:

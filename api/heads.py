@@ -39,7 +39,7 @@ class Headers(list[Header]):
     `first` is each name's first value, `twice` the names given more than once. What is None nobody has asked yet.
     """
 
-    __slots__ = ("context", "first", "foreign_charset", "framing", "proven", "twice")
+    __slots__ = ("context", "first", "foreign_charset", "framing", "proven", "repeating", "twice")
 
     def __init__(self, headers: Iterable[Header]) -> None:
         super().__init__(headers)
@@ -53,6 +53,7 @@ class Headers(list[Header]):
         self.framing: Framing | None = None
         self.context: Source | None = None
         self.proven: Proven | None = None
+        self.repeating: Repeating | None = None
         self.foreign_charset: bool | None = None
 
     @classmethod
@@ -73,6 +74,19 @@ class Proven(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Proven {self.client.client_id}>"
+
+
+class Repeating(NamedTuple):
+    """A form whose refresh token alone is another each time: how long it is, the bytes before and after the token, and
+    all other fields."""
+
+    length: int
+    before: bytes
+    after: bytes
+    fields: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"<Repeating {sorted(self.fields)}>"
 
 
 class Framing(NamedTuple):

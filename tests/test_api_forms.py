@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from api import forms
 from api.answers import BadRequest
 from api.forms import ClientGone, Form, TooLarge, parse, parse_json, read_body
+from api.heads import Headers
 
 FORM = [(b"host", b"x"), (b"content-type", b"application/x-www-form-urlencoded")]
 JSON = [(b"content-type", b"application/json")]
@@ -80,6 +81,37 @@ def test_the_short_way_says_what_the_long_way_says(pieces: list[str]) -> None:
         return form.fields, form.resource
 
     assert outcome(lambda: forms._collect_any(text.split("&"), decode)) == outcome(lambda: forms._collect(text, decode))
+
+
+@given(
+    st.lists(st.sampled_from(["a=1", "b=%41", "refresh_token=T", "c", "resource=r", "scope=x+y", "&", ""]), max_size=6),
+    st.sampled_from(["x", "rt1_abc-_", "", "a&b=c", "%41", "a+b", "a=b", "ü", "x&refresh_token=y"]),
+    st.sampled_from(["x", "rt1_abc-_", "", "a&b=c", "%41", "a+b", "a=b", "ü", "x&refresh_token=y"]),
+)
+def test_a_form_that_repeats_says_what_it_would_say_alone(parts: list[str], first: str, then: str) -> None:
+    """What a connection remembers of a form is never the answer for another: refused alike, read alike (TE-5, TE-14)."""
+
+    def outcome(headers: list[tuple[bytes, bytes]], body: bytes) -> object:
+        try:
+            form = parse(headers, body)
+        except BadRequest as error:
+            return error.description
+        return form.fields, form.resource
+
+    kept = Headers(FORM)
+    bodies = ["&".join(parts).replace("T", token).encode() for token in (first, first, then, first, then, then)]
+    assert [outcome(FORM, body) for body in bodies] == [outcome(kept, body) for body in bodies]
+
+
+def test_a_form_that_repeats_is_known_again() -> None:
+    """The usual refresh: the third of a connection is not taken apart any more, and the twin below would be caught."""
+    kept = Headers(FORM)
+    for token in ("one", "two", "six"):
+        body = f"grant_type=refresh_token&refresh_token={token}&client_id=www".encode()
+        said = parse(kept, body).fields
+        assert {"grant_type": "refresh_token", "refresh_token": token, "client_id": "www"} == said
+    assert kept.repeating is not None
+    assert (b"grant_type=refresh_token&refresh_token=", b"&client_id=www") == kept.repeating[1:3]
 
 
 @given(st.binary(max_size=200))

@@ -30,7 +30,7 @@ class StoredEvent(NamedTuple):
 class Work:
     """Everything that one transaction is to write. Filled by the commit path, emptied by nobody: one a batch."""
 
-    __slots__ = ("control", "events", "inline", "made", "moved", "private", "rows", "serial")
+    __slots__ = ("_projecting", "control", "events", "inline", "made", "moved", "private", "rows", "serial")
 
     def __init__(self, inline: Sequence[Inline]) -> None:
         self.inline = inline
@@ -38,6 +38,7 @@ class Work:
         self.made: list[tuple[int, str, int, int, bytes, bytes]] = []
         self.moved: list[tuple[int, int, bytes, bytes, int, int]] = []
         self.rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in inline]
+        self._projecting = [(each.rows, rows) for each, rows in zip(inline, self.rows, strict=True)]
         self.private: list[tuple[str, tuple[object, ...]]] = []
         self.control: int | None = None
         self.serial: int | None = None
@@ -51,8 +52,8 @@ class Work:
 
     def project(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> None:
         """Add the inline projections' rows for one command's events of one stream."""
-        for rows, each in zip(self.rows, self.inline, strict=True):
-            for index, parameters in each.rows(events, positions):
+        for project, rows in self._projecting:
+            for index, parameters in project(events, positions):
                 rows[index].append(parameters)
 
 

@@ -27,6 +27,8 @@ class Facts:
     """`kept` for the next refresh, `returned` for its caller to keep, or `ignored`."""
     lost: str
     """What it raises where the answer did not come; empty where it tries again by itself."""
+    busy: str
+    """What it raises for a 503; empty where it tries again by itself."""
     refused: str
     """What it raises for `invalid_grant`, and where that carries the code."""
     code: str
@@ -42,56 +44,204 @@ BASIC, POST, PUBLIC = "client_secret_basic", "client_secret_post", "none"
 
 FACTS = {
     "Authlib, requests": Facts(
-        "authlib", BASIC, "all", True, True, "kept", "ConnectionError", "OAuthError", ".error", "OAuthError"
+        package="authlib",
+        auth=BASIC,
+        scope="all",
+        signs_in=True,
+        less=True,
+        new_token="kept",
+        lost="ConnectionError",
+        busy="HTTPError",
+        refused="OAuthError",
+        code=".error",
+        wrong_secret="OAuthError",
     ),
     "Authlib, httpx": Facts(
-        "authlib", BASIC, "all", True, True, "kept", "RemoteProtocolError", "OAuthError", ".error", "OAuthError"
+        package="authlib",
+        auth=BASIC,
+        scope="all",
+        signs_in=True,
+        less=True,
+        new_token="kept",
+        lost="RemoteProtocolError",
+        busy="HTTPStatusError",
+        refused="OAuthError",
+        code=".error",
+        wrong_secret="OAuthError",
     ),
     "requests-oauthlib": Facts(
-        "requests-oauthlib", BASIC, "all", True, True, "kept", "ConnectionError", "InvalidGrantError", ".error",
-        "InvalidClientError",
+        package="requests-oauthlib",
+        auth=BASIC,
+        scope="all",
+        signs_in=True,
+        less=True,
+        new_token="kept",
+        lost="ConnectionError",
+        busy="TemporarilyUnavailableError",
+        refused="InvalidGrantError",
+        code=".error",
+        wrong_secret="InvalidClientError",
     ),
     "httpx-oauth": Facts(
-        "httpx-oauth", POST, "none", True, False, "returned", "RefreshTokenError", "RefreshTokenError", ".response",
-        "RefreshTokenError",
+        package="httpx-oauth",
+        auth=POST,
+        scope="none",
+        signs_in=True,
+        less=False,
+        new_token="returned",
+        lost="RefreshTokenError",
+        busy="RefreshTokenError",
+        refused="RefreshTokenError",
+        code=".response",
+        wrong_secret="RefreshTokenError",
     ),
     "google-auth": Facts(
-        "google-auth", POST, "all", False, True, "kept", "TransportError", "RefreshError", ".args[1]", "RefreshError"
+        package="google-auth",
+        auth=POST,
+        scope="all",
+        signs_in=False,
+        less=True,
+        new_token="kept",
+        lost="TransportError",
+        busy="",
+        refused="RefreshError",
+        code=".args[1]",
+        wrong_secret="RefreshError",
     ),
     "requests_oauth2client": Facts(
-        "requests-oauth2client", POST, "none", True, True, "returned", "ConnectionError", "InvalidGrant", ".error",
-        "InvalidClient",
+        package="requests-oauth2client",
+        auth=POST,
+        scope="none",
+        signs_in=True,
+        less=True,
+        new_token="returned",
+        lost="ConnectionError",
+        busy="UnknownTokenEndpointError",
+        refused="InvalidGrant",
+        code=".error",
+        wrong_secret="InvalidClient",
     ),
-    "curl": Facts(None, POST, "none", True, True, "returned", "exit 56", "exit 22", "the body", "exit 22"),
-    "curl --retry": Facts(None, POST, "none", True, True, "returned", "", "exit 22", "the body", "exit 22"),
+    "curl": Facts(
+        package=None,
+        auth=POST,
+        scope="none",
+        signs_in=True,
+        less=True,
+        new_token="returned",
+        lost="exit 56",
+        busy="exit 22",
+        refused="exit 22",
+        code="the body",
+        wrong_secret="exit 22",
+    ),
+    "curl --retry": Facts(
+        package=None,
+        auth=POST,
+        scope="none",
+        signs_in=True,
+        less=True,
+        new_token="returned",
+        lost="",
+        busy="",
+        refused="exit 22",
+        code="the body",
+        wrong_secret="exit 22",
+    ),
     "openid-client": Facts(
-        "openid-client", POST, "none", True, True, "returned", "TypeError", "ResponseBodyError", ".error",
-        "ResponseBodyError",
+        package="openid-client",
+        auth=POST,
+        scope="none",
+        signs_in=True,
+        less=True,
+        new_token="returned",
+        lost="TypeError",
+        busy="ClientError",
+        refused="ResponseBodyError",
+        code=".error",
+        wrong_secret="ResponseBodyError",
     ),
     "openid-client, Basic": Facts(
-        "openid-client", BASIC, "none", True, True, "returned", "TypeError", "ResponseBodyError", ".error",
-        "WWWAuthenticateChallengeError",
+        package="openid-client",
+        auth=BASIC,
+        scope="none",
+        signs_in=True,
+        less=True,
+        new_token="returned",
+        lost="TypeError",
+        busy="ClientError",
+        refused="ResponseBodyError",
+        code=".error",
+        wrong_secret="WWWAuthenticateChallengeError",
     ),
     "oauth4webapi": Facts(
-        "oauth4webapi", BASIC, "none", True, True, "returned", "TypeError", "ResponseBodyError", ".error",
-        "WWWAuthenticateChallengeError",
+        package="oauth4webapi",
+        auth=BASIC,
+        scope="none",
+        signs_in=True,
+        less=True,
+        new_token="returned",
+        lost="TypeError",
+        busy="OperationProcessingError",
+        refused="ResponseBodyError",
+        code=".error",
+        wrong_secret="WWWAuthenticateChallengeError",
     ),
     "simple-oauth2": Facts(
-        "simple-oauth2", BASIC, "none", True, True, "returned", "Error", "Error", ".data.payload", "Error"
+        package="simple-oauth2",
+        auth=BASIC,
+        scope="none",
+        signs_in=True,
+        less=True,
+        new_token="returned",
+        lost="Error",
+        busy="Error",
+        refused="Error",
+        code=".data.payload",
+        wrong_secret="Error",
     ),
     "oidc-client-ts": Facts(
-        "oidc-client-ts", POST, "all", True, True, "kept", "TypeError", "ErrorResponse", ".error", "ErrorResponse",
+        package="oidc-client-ts",
+        auth=POST,
+        scope="all",
+        signs_in=True,
+        less=True,
+        new_token="kept",
+        lost="TypeError",
+        busy="ErrorResponse",
+        refused="ErrorResponse",
+        code=".error",
+        wrong_secret="ErrorResponse",
         openid="InvalidTokenError",
     ),
     "oidc-client-ts, public": Facts(
-        "oidc-client-ts", PUBLIC, "all", True, True, "kept", "TypeError", "ErrorResponse", ".error", "(no secret)",
+        package="oidc-client-ts",
+        auth=PUBLIC,
+        scope="all",
+        signs_in=True,
+        less=True,
+        new_token="kept",
+        lost="TypeError",
+        busy="ErrorResponse",
+        refused="ErrorResponse",
+        code=".error",
+        wrong_secret="(no secret)",
         openid="InvalidTokenError",
     ),
     "google-auth-library": Facts(
-        "google-auth-library", POST, "none", True, False, "ignored", "", "GaxiosError", ".response.data", "GaxiosError",
+        package="google-auth-library",
+        auth=POST,
+        scope="none",
+        signs_in=True,
+        less=False,
+        new_token="ignored",
+        lost="",
+        busy="",
+        refused="GaxiosError",
+        code=".response.data",
+        wrong_secret="GaxiosError",
         policy="stable",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -135,8 +285,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     )
 
 
-def tables() -> tuple[str, str]:
-    """Return what the guide shows: how each library refreshes and what suits it, and what each raises."""
+def tables() -> tuple[str, str, str]:
+    """Return what the guide shows: how each library refreshes and what suits it, and what it raises, twice."""
     does = _table(
         ("library", "tried", "policy", "auth", "signs in", "asks for scope", "less scope", "new token"),
         (
@@ -147,20 +297,15 @@ def tables() -> tuple[str, str]:
             for name, facts in FACTS.items()
         ),
     )  # fmt: skip
-    raises = _table(
-        ("library", "no answer came", "invalid_grant", "its code in", "invalid_client"),
-        (
-            (
-                name,
-                facts.lost or "(tries again)",
-                facts.refused,
-                facts.code,
-                facts.wrong_secret,
-            )
-            for name, facts in FACTS.items()
-        ),
+    waits = _table(
+        ("library", "no answer came", "503"),
+        ((name, facts.lost or "(tries again)", facts.busy or "(tries again)") for name, facts in FACTS.items()),
     )
-    return does, raises
+    refused = _table(
+        ("library", "invalid_grant", "its code in", "invalid_client"),
+        ((name, facts.refused, facts.code, facts.wrong_secret) for name, facts in FACTS.items()),
+    )
+    return does, waits, refused
 
 
 def keyed_table() -> str:

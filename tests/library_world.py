@@ -82,11 +82,13 @@ class World:
 
 
 @contextmanager
-def library_server(folder: Path, clients: str = CLIENTS) -> Iterator[tuple[Server, Line]]:
+def library_server(folder: Path, clients: str = CLIENTS, **settings: str) -> Iterator[tuple[Server, Line]]:
     """Run one server for all libraries; its issuer is the line's address, so that no client sees another."""
     with (
         line() as between,
-        running(folder, tls=True, clients=clients_toml(more=clients), settings={"ISSUER": between.url}) as server,
+        running(
+            folder, tls=True, clients=clients_toml(more=clients), settings={"ISSUER": between.url, **settings}
+        ) as server,
         trusting(folder / "ca.pem"),
     ):
         server.secrets.append(SECRET)

@@ -16,6 +16,7 @@ from tests.library_facts import BASIC, FACTS, POST, PUBLIC, tables
 from tests.library_world import SECRET, World, client_of, code_of, library_server, thrown_by
 from tests.lines import Line
 from tests.servers import Server
+from tests.test_cases_store import hold_write_lock
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "name" in metafunc.fixturenames:
         needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
         names = [*PYTHON, *NAMES] if metafunc.config.option.full else [*PYTHON]
+        if metafunc.function is test_a_busy_store_is_waited_for_or_told and not metafunc.config.option.full:
+            names = ["requests-oauthlib", "google-auth"]  # the others wait as long as these
         if metafunc.function is test_a_wrong_secret_is_a_typed_error:
             names = [name for name in names if FACTS[name].auth != PUBLIC]
         metafunc.parametrize("name", [pytest.param(name, marks=[needs_curl] * ("curl" in name)) for name in names])
@@ -141,6 +144,33 @@ def test_a_lost_answer_costs_nothing(world: World, name: str) -> None:
     if FACTS[name].policy != "stable":
         assert held != tokens["refresh_token"]
         assert (1, 2) == (events.count("grant.retry_served"), events.count("grant.token_rotated"))
+
+
+@pytest.fixture(scope="module")
+def impatient_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Line]]:
+    """A server that answers within a second, if only to say that it cannot."""
+    with library_server(tmp_path_factory.mktemp("impatient"), REQUEST_TIMEOUT_SECONDS="1") as found:
+        yield found
+
+
+def test_a_busy_store_is_waited_for_or_told(
+    impatient_place: tuple[Server, Line], request: pytest.FixtureRequest, name: str
+) -> None:
+    """I-24: while another process holds the store 503 comes; some try again by themselves, all get on afterwards."""
+    world = World(*impatient_place, lambda: request.getfixturevalue("node_program"))
+    grant_id, tokens, library = world.library(name)
+    holder = hold_write_lock(world.server.database, 2)
+    if FACTS[name].busy:
+        assert FACTS[name].busy == thrown_by(library.refresh)[0]
+    else:
+        library.refresh()
+    assert 0 == holder.wait(20)
+    world.server.wait_ready()
+    held = library.refresh()
+    library.close()
+    assert {"grant.issued", "grant.token_redeemed"} <= set(world.server.topics(grant_id))
+    assert "active" == world.server.look(grant_id)["status"]
+    assert (held == tokens["refresh_token"]) == (FACTS[name].policy == "stable")
 
 
 def test_the_end_of_a_grant_is_a_typed_error(world: World, name: str) -> None:

@@ -89,7 +89,6 @@ def library_server(folder: Path, clients: str = CLIENTS, **settings: str) -> Ite
         running(
             folder, tls=True, clients=clients_toml(more=clients), settings={"ISSUER": between.url, **settings}
         ) as server,
-        trusting(folder / "ca.pem"),
     ):
         server.secrets.append(SECRET)
         between.server_port = server.port
@@ -97,12 +96,15 @@ def library_server(folder: Path, clients: str = CLIENTS, **settings: str) -> Ite
 
 
 @contextmanager
-def trusting(ca_file: Path) -> Iterator[None]:
-    """Tell every library whom to trust in the way that needs no change to any: the environment."""
+def library_world(place: tuple[Server, Line], program: Callable[[], Path]) -> Iterator[World]:
+    """Let libraries in for one test. They are told whom to trust in the way that changes none: by the environment."""
+    world = World(*place, program)
     with pytest.MonkeyPatch.context() as environment:
         for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"):
-            environment.setenv(name, str(ca_file))
-        yield
+            environment.setenv(name, str(world.server.folder / "ca.pem"))
+        yield world
+        for library in world.made:
+            library.close()
 
 
 def code_of(error: Exception) -> tuple[str | None, str | None]:

@@ -13,7 +13,7 @@ import api
 from tests.libraries import PYTHON, SCOPE, Place
 from tests.libraries_node import NAMES, fetched_into
 from tests.library_facts import BASIC, FACTS, POST, PUBLIC, tables
-from tests.library_world import SECRET, World, client_of, code_of, library_server, thrown_by
+from tests.library_world import SECRET, World, client_of, code_of, library_server, library_world, thrown_by
 from tests.lines import Line
 from tests.servers import Server
 from tests.test_cases_store import hold_write_lock
@@ -35,10 +35,8 @@ def node_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(place: tuple[Server, Line], request: pytest.FixtureRequest) -> Iterator[World]:
     """The server, and libraries whose connections and processes end with the test."""
-    found = World(*place, lambda: request.getfixturevalue("node_program"))
-    yield found
-    for library in found.made:
-        library.close()
+    with library_world(place, lambda: request.getfixturevalue("node_program")) as found:
+        yield found
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -153,23 +151,25 @@ def impatient_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         yield found
 
 
-def test_a_busy_store_is_waited_for_or_told(
-    impatient_place: tuple[Server, Line], request: pytest.FixtureRequest, name: str
-) -> None:
+@pytest.fixture
+def impatient(impatient_place: tuple[Server, Line], request: pytest.FixtureRequest) -> Iterator[World]:
+    with library_world(impatient_place, lambda: request.getfixturevalue("node_program")) as found:
+        yield found
+
+
+def test_a_busy_store_is_waited_for_or_told(impatient: World, name: str) -> None:
     """I-24: while another process holds the store 503 comes; some try again by themselves, all get on afterwards."""
-    world = World(*impatient_place, lambda: request.getfixturevalue("node_program"))
-    grant_id, tokens, library = world.library(name)
-    holder = hold_write_lock(world.server.database, 2)
+    grant_id, tokens, library = impatient.library(name)
+    holder = hold_write_lock(impatient.server.database, 2)
     if FACTS[name].busy:
         assert FACTS[name].busy == thrown_by(library.refresh)[0]
     else:
         library.refresh()
     assert 0 == holder.wait(20)
-    world.server.wait_ready()
+    impatient.server.wait_ready()
     held = library.refresh()
-    library.close()
-    assert {"grant.issued", "grant.token_redeemed"} <= set(world.server.topics(grant_id))
-    assert "active" == world.server.look(grant_id)["status"]
+    assert {"grant.issued", "grant.token_redeemed"} <= set(impatient.server.topics(grant_id))
+    assert "active" == impatient.server.look(grant_id)["status"]
     assert (held == tokens["refresh_token"]) == (FACTS[name].policy == "stable")
 
 

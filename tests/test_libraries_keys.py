@@ -14,7 +14,7 @@ from tests.libraries import SCOPE, Place, Refreshing
 from tests.libraries_keys import AuthlibByAssertion, RequestsOauth2clientByKeys
 from tests.libraries_node import WITH_KEYS, fetched_into
 from tests.library_facts import KEYED, keyed_table
-from tests.library_world import World, code_of, library_server, thrown_by
+from tests.library_world import World, code_of, library_server, library_world, thrown_by
 from tests.lines import Line
 from tests.servers import Server
 from tests.signers import Signer, derived_key
@@ -74,10 +74,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(place: tuple[Server, Line], request: pytest.FixtureRequest) -> Iterator[World]:
     """The server, and libraries that end with the test."""
-    found = World(*place, lambda: request.getfixturevalue("program"))
-    yield found
-    for library in found.made:
-        library.close()
+    with library_world(place, lambda: request.getfixturevalue("program")) as found:
+        yield found
 
 
 def given(world: World, name: str, *, client: str | None = None, key: str = "signer") -> tuple[str, Refreshing]:

@@ -74,7 +74,7 @@ def authorize(grant: GrantState, command: AuthorizeGrant, rules: Rules) -> Decis
         issued_by=command.issued_by,
         redirect_uri=command.redirect_uri,
         challenge=command.challenge,
-        scope=granted_scope(command.scope, client.scope),
+        scope=granted_scope(_without_what_means_nothing(command.scope, client), client.scope),
         resource=granted_resource(command.resource, client.resource),
         dpop_jkt=command.dpop_jkt,
         session=command.session,
@@ -84,6 +84,11 @@ def authorize(grant: GrantState, command: AuthorizeGrant, rules: Rules) -> Decis
         code_expires_at=times.text(at + CODE_TTL_SECONDS_MAX * SECOND),
     )
     return Decision(events=[event])
+
+
+def _without_what_means_nothing(asked: Words, client: ClientRules) -> Words:
+    """Clients add `offline_access` to every request. Where it means nothing it is ignored (OpenID Connect Core 11)."""
+    return asked if OFFLINE_ACCESS in client.scope else tuple(word for word in asked if word != OFFLINE_ACCESS)
 
 
 def exchange(grant: GrantState, command: ExchangeCode, rules: Rules) -> Decision:

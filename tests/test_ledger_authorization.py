@@ -103,6 +103,14 @@ def test_a_sign_in_for_what_is_not_registered_is_refused(
     scenario(when=Under(ruled(client=by), command), refused=refused)
 
 
+def test_offline_access_is_ignored_where_it_means_nothing() -> None:
+    """OpenID Connect Core 11: libraries add the word to every request; no person is sent back with an error for it."""
+    asked = authorize(scope=("openid", "offline_access", "read"))
+    scenario(when=under(WITH_APP, asked), then=[fact(GrantAuthorized, scope=("openid", "read"))])
+    may = ruled(client=msgspec.structs.replace(APP, scope=("openid", "offline_access", "read")))
+    scenario(when=under(may, asked), then=[fact(GrantAuthorized, scope=("openid", "offline_access", "read"))])
+
+
 def test_an_id_that_is_taken_is_refused() -> None:
     """Two grants never share a stream."""
     scenario(given=[SIGNED_IN], when=under(WITH_APP, authorize(1)), refused=Refusal.CONFLICT)

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OKPKey
 
 from ledger.client_keys import VerifyingKey, chosen, imported, verifying_keys
@@ -105,3 +107,24 @@ def test_one_name_may_stand_for_keys_of_several_kinds() -> None:
     """RFC 7517 4.5: keys that are alternatives for one another may share a kid."""
     found = verifying_keys([ec(kid="a"), okp(kid="a")])
     assert [found[0].key, found[1].key] == [chosen(found, "ES256", "a"), chosen(found, "EdDSA", "a")]
+
+
+GOOD = [ec(), rsa(), okp(), okp("X25519"), ec(kid="a", use="sig", key_ops=["verify"], alg="ES256", x5c=["AA"])]
+NAMES = sorted({name for each in GOOD for name in each} | {"d", "k", "oth", "x5u", "x5t", "x5t#S256", "ext"})
+ODD = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=4)
+    | st.sampled_from(("EC", "RSA", "OKP", "oct", "AKP", "P-256", "Ed25519", "sig", "AQAB", "AA", "https://a.example"))
+)
+MEMBERS = st.dictionaries(
+    st.sampled_from(NAMES), ODD | st.lists(ODD, max_size=2) | st.dictionaries(st.text(max_size=2), ODD), max_size=5
+)
+
+
+@given(st.sampled_from(GOOD), MEMBERS, st.sets(st.sampled_from(NAMES), max_size=3))
+def test_whatever_a_client_publishes_is_a_key_or_none(good: dict[str, Any], changed: Any, left_out: set[str]) -> None:
+    """RFC 7517 5: members of any kind, and missing ones, raise nothing: others' documents are read here."""
+    verifying_keys([{name: each for name, each in {**good, **changed}.items() if name not in left_out}])

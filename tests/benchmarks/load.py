@@ -6,6 +6,7 @@ than what it measures: one write a request, one scan of each answer.
 
 import asyncio
 import json
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -16,13 +17,13 @@ import uvloop
 
 HEAD = (
     "POST /oauth/v2/oauth-token HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\n"
-    "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n"
+    "Content-Type: application/x-www-form-urlencoded\r\n{}Content-Length: {}\r\n\r\n"
 )
 MARK = b'"refresh_token":"'
 
 
-def request(body: str) -> bytes:
-    return (HEAD.format(len(body)) + body).encode()
+def request(body: str, header: str) -> bytes:
+    return (HEAD.format(header, len(body)) + body).encode()
 
 
 class Chain(asyncio.Protocol):
@@ -41,7 +42,7 @@ class Chain(asyncio.Protocol):
     def send(self) -> None:
         self.taken, token = self.run.take()
         self.sent_at = time.perf_counter()
-        self.transport.write(request(self.run.credentials + token))
+        self.transport.write(request(self.run.credentials + token, self.run.header))
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -75,6 +76,7 @@ class Run:
     def __init__(self, tokens: list[str], credentials: str, connections: int, order: Callable[[int], int]) -> None:
         self.tokens = tokens
         self.credentials = credentials
+        self.header = ""
         self.free = sorted(range(len(tokens)), key=order)
         self.connections = connections
         self.latencies: list[float] = []
@@ -114,11 +116,17 @@ async def drive(job: dict[str, object]) -> dict[str, object]:
     credentials = (
         f"grant_type=refresh_token&client_id=www&client_secret={quote_plus(str(job['secret']))}&refresh_token="
     )
+    if "credentials" in job:  # of another way to say who one is
+        credentials = f"grant_type=refresh_token&{job['credentials']}&refresh_token="
     run = Run(tokens, credentials, connections, lambda index: hash((index, 7)) if len(tokens) > connections else index)
+    run.header = str(job.get("header", ""))
+    tls = ssl.create_default_context(cafile=str(job["authority"])) if "authority" in job else None
+    if tls is not None and "certificate" in job:
+        tls.load_cert_chain(str(job["certificate"]))
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
     for _ in range(connections):
-        await loop.create_connection(lambda: Chain(run), "127.0.0.1", int(str(job["port"])))
+        await loop.create_connection(lambda: Chain(run), "127.0.0.1", int(str(job["port"])), ssl=tls)
     loop.call_later(float(str(job["seconds"])), run.stop)
     await run.ended
     elapsed = time.perf_counter() - started

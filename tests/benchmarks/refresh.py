@@ -48,8 +48,11 @@ def pinned(core: int) -> list[str]:
     return ["taskset", "-c", str(cores[core % len(cores)])] if shutil.which("taskset") and len(cores) > 1 else []
 
 
-def drive(port: int, pid: int, tokens: Sequence[str], *, connections: int, seconds: float) -> Figures:
+def drive(port: int, pid: int, tokens: Sequence[str], *, connections: int, seconds: float, **otherwise: str) -> Figures:
+    """Load a server. `otherwise`: `credentials` and `header` of another way to say who one is, `authority` and
+    `certificate` (files) where it is TLS."""
     job = {"port": port, "tokens": list(tokens), "secret": SECRET, "connections": connections, "seconds": seconds}
+    job |= otherwise
     before = cpu_seconds(pid)
     done = subprocess.run(
         [*pinned(1), sys.executable, "-m", "tests.benchmarks.load"],

@@ -97,7 +97,18 @@ Expectation = Callable[[Certificate], bool]
 
 def expectation(settings: Settings) -> Expectation:
     """What a client's certificate must be: one of those registered (RFC 8705 2.2.2), or one with the one name that is
-    registered (RFC 8705 2.1.2). Made of settings that `registration` has let pass; others expect nothing at all."""
+    registered (RFC 8705 2.1.2). Settings that `registration` would not let pass expect nothing at all."""
+    try:
+        return _expectation(settings)
+    except ValueError:
+        return _nothing
+
+
+def _nothing(certificate: Certificate) -> bool:
+    return False
+
+
+def _expectation(settings: Settings) -> Expectation:
     if settings.auth == "self_signed_tls_client_auth":
         known = thumbprints(settings.jwks or ())
         return lambda certificate: certificate.x5t_s256 in known
@@ -110,7 +121,7 @@ def expectation(settings: Settings) -> Expectation:
             if value is not None:
                 entry = (kind, _NORMALISED[kind](value))
                 return lambda certificate: entry in _alternative_names(certificate)
-    return lambda certificate: False
+    return _nothing
 
 
 def subject_dn(text: str) -> x509.Name:

@@ -239,9 +239,7 @@ def _key_problems(settings: Settings) -> Iterator[Problem]:
             yield f"jwks.keys[{index}]", "holds a private or secret key: give the public one"
         elif problem := _certificate_problem(key):
             yield f"jwks.keys[{index}]", problem
-        elif imported(key) is None and (
-            "kty" in key or not _names_certificate(key) or settings.auth == "private_key_jwt"
-        ):
+        elif imported(key) is None and ("kty" in key or not _names_certificate(key)):
             yield f"jwks.keys[{index}]", "is no public key (RFC 7517)"
 
 

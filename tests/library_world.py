@@ -102,6 +102,8 @@ def library_world(place: tuple[Server, Line], program: Callable[[], Path]) -> It
     with pytest.MonkeyPatch.context() as environment:
         for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"):
             environment.setenv(name, str(world.server.folder / "ca.pem"))
+        for name in ("NO_PROXY", "no_proxy"):
+            environment.setenv(name, "localhost")
         yield world
         for library in world.made:
             library.close()

@@ -181,7 +181,7 @@ def test_the_other_endpoints_of_clients_know_them_alike(ledger: Ledger, parties:
 def test_the_handshake_refuses_what_leads_to_no_anchor(
     ledger: Ledger, parties: Parties, version: ssl.TLSVersion
 ) -> None:
-    """Strange authorities, unregistered ones, wrong purposes and dates end in a TLS alert; no certificate does not."""
+    """Strange authorities, unregistered ones, wrong purposes and dates end the handshake; no certificate does not."""
     stranger = authority()  # with the very name of the one that is trusted
     for party in (
         certificate("CN=app,O=Example", by=stranger),

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.fuzz_forms import BATCH, INACTIVE, REFUSED, TOKENS, Wounded, answers, forms, judge, outcome, readable
+from tests.fuzz_forms import BATCH, INACTIVE, REFUSED, TOKENS, Bench, Wounded, alike, forms, judge, readable
 from tests.servers import SECRETS, Server, clients_toml
 from tests.wire import FORM, INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH, Answer, Connection, request_bytes
 
-H = (("content-type", "application/json"), ("cache-control", "no-store"))
+Headers = tuple[tuple[str, str], ...]
+H: Headers = (("content-type", "application/json"), ("cache-control", "no-store"))
 
 
 class WithoutHttptools(Server):
@@ -84,22 +85,20 @@ def test_no_form_breaks_anything_and_both_parsers_answer_alike(
     both: tuple[Server, Server], count: Callable[[int, int], int]
 ) -> None:
     """100,000 forms to each parser in the full tier (H28, I-19): each judged alone, then the two answers compared."""
-    tokens = [tokens_of(server) for server in both]
-    assert all({*TOKENS} == set(each) for each in tokens)
+    first, second = (Bench(server, tokens_of(server)) for server in both)
+    assert {*TOKENS} == set(first.tokens) == set(second.tokens)
     source = forms(20, SECRETS)
     statuses: Counter[int] = Counter()
     for _ in range(count(5_000, 100_000) // BATCH):
         batch = list(itertools.islice(source, BATCH))
-        found = [answers(server, batch, named) for server, named in zip(both, tokens, strict=True)]
-        for form, one, other in zip(batch, *found, strict=True):
-            for answer in (one, other):
-                judge(form, answer)
-            assert outcome(one) == outcome(other), readable(form)
+        for form, one, other in zip(batch, first.answers(batch), second.answers(batch), strict=True):
+            assert alike(one, other), (readable(form), one, other)
             statuses[one.status] += 1
     assert {200, 400, 401, 413} == set(statuses), statuses
     assert min(statuses[200], statuses[400], statuses[401]) > sum(statuses.values()) // 50, statuses
-    for server, named in zip(both, tokens, strict=True):
-        assert 200 == server.refresh("keep", named["live"], source=server.new_address()).status
+    for bench in (first, second):
+        live = bench.server.refresh("keep", bench.tokens["live"], source=bench.server.new_address())
+        assert 200 == live.status, live
 
 
 # -- broken twins -----------------------------------------------------------------------------------------------------
@@ -126,6 +125,24 @@ def test_an_answer_that_breaks_something_is_caught(form: Wounded, status: int, b
     """A 5xx, words of its own for a stranger's token, a reason for whoever is no owner, a status or shape untold."""
     with pytest.raises(AssertionError):
         judge(form, Answer(status, H, body))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (200, H, REFUSED),
+        (400, (*H, ("retry-after", "1")), REFUSED),
+        (400, H, REFUSED.replace(b"unknown", b"foreign")),
+        (400, H, REFUSED[:-1] + b',"reason":"rotated"}'),
+    ],
+)
+def test_answers_that_differ_are_told_apart(status: int, headers: Headers, body: bytes) -> None:
+    """A status, a header, a word, a member; what must differ between two ledgers may."""
+    expected = Answer(400, (("date", "now"), *H), REFUSED)
+    assert alike(expected, Answer(400, (("date", "then"), *H), REFUSED))
+    assert not alike(expected, Answer(status, (("date", "now"), *headers), body))
+    ended = (REFUSED[:-1] + b',"reason":"rotated","event_id":"grant:%d/5"}' % grant for grant in (1, 2))
+    assert alike(*(Answer(400, (("date", "now"), *H), told) for told in ended))
 
 
 def test_answers_that_keep_it_all_pass() -> None:

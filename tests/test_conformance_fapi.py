@@ -7,6 +7,7 @@ this server's, so what is asked of them is not asked here.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,20 +82,29 @@ def test_refresh_token_of_another_client(fapi: Profile) -> None:
     check_success(fapi.refresh(token), "DPoP")
 
 
+@contextmanager
+def registered(fapi: Profile, first: Signer, **fields: str) -> Iterator[None]:
+    """Let the first client be registered otherwise for a while."""
+
+    def known(signer: Signer) -> bool:
+        return bool("invalid_grant" == fapi.refresh("no token", by=signer.form()).json()["error"])
+
+    fapi.server.hangup(fapi.clients(first, **fields))
+    try:
+        eventually(lambda: known(first), what="the other registration")
+        yield
+    finally:
+        fapi.server.hangup(fapi.clients())
+        eventually(lambda: known(fapi.first), what="the usual registration")
+
+
 def test_oidcc_refresh_token_rp_key_rotation(fapi: Profile) -> None:
     """oidcc-refresh-token-rp-key-rotation: the client's keys are new, the old are gone; its refresh token works on."""
-    server = fapi.server
-    old = Signer("first", derived_key("first"), server.issuer)
-    new = Signer("first", derived_key("renewed"), server.issuer, kid="k2")
+    new = Signer("first", derived_key("renewed"), fapi.server.issuer, kid="k2")
     token = fapi.issue()
-    server.hangup(fapi.clients(new))
-    try:
-        eventually(lambda: "invalid_client" == fapi.refresh("x", by=old.form()).json()["error"], what="the new key")
-        check_refused(fapi.refresh(token, by=old.form()), "invalid_client")
+    with registered(fapi, new):
+        check_refused(fapi.refresh(token), "invalid_client")
         check_success(fapi.refresh(token, by=new.form()), "DPoP")
-    finally:
-        server.hangup(fapi.clients())
-        eventually(lambda: "invalid_grant" == fapi.refresh("x").json()["error"], what="the old key again")
 
 
 @pytest.mark.parametrize("asked", [{"scope": SCOPE}, {}])
@@ -261,13 +271,11 @@ def test_client_assertions(fapi: Profile, module: str) -> None:
         check_success(fapi.refresh(token), "DPoP")
 
 
-def test_ensure_signed_client_assertion_with_rs256_fails(tmp_path: Path) -> None:
+def test_ensure_signed_client_assertion_with_rs256_fails(fapi: Profile) -> None:
     """ensure-signed-client-assertion-with-RS256-fails: a client registered for PS256 cannot sign by RS256."""
     key = new_client_key("PS256")
-    with profile(tmp_path / "rsa") as other:
-        good, bad = (Signer("first", key, other.server.issuer, algorithm=name) for name in ("PS256", "RS256"))
-        other.server.write_clients(other.clients(good, token_endpoint_auth_signing_alg='"PS256"'))
-        other.server.restart()
-        token = other.issue()
-        check_refused(other.refresh(token, by=bad.form()), "invalid_client")
-        check_success(other.refresh(token, by=good.form()), "DPoP")
+    good, bad = (Signer("first", key, fapi.server.issuer, algorithm=name) for name in ("PS256", "RS256"))
+    token = fapi.issue()
+    with registered(fapi, good, token_endpoint_auth_signing_alg='"PS256"'):
+        check_refused(fapi.refresh(token, by=bad.form()), "invalid_client")
+        check_success(fapi.refresh(token, by=good.form()), "DPoP")

@@ -25,7 +25,7 @@ JWKS = "/oauth/v2/jwks"
 API = "https://api.example"
 MORE = f"""
 [[client]]
-id = "jat"
+id = "slow"
 secret = "Jw7!access-tokens"
 auth = "client_secret"
 scope = "read openid profile"
@@ -76,7 +76,7 @@ async def verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def issued(ledger: Asking) -> str:
     answer = await ledger.operator(
-        "issuer", "POST", "/grants", {"client_id": "jat", "subject": "alice", "scope": "read"}
+        "issuer", "POST", "/grants", {"client_id": "slow", "subject": "alice", "scope": "read"}
     )
     assert 201 == answer.status_code, answer.text
     return str(answer.json()["access_token"])

@@ -103,12 +103,12 @@ class App:
         # The paths that are asked for all day are found in one step, before any router looks.
         hot = self._hot.get(scope.get("path"))
         state = scope.get("state", _UNSEEN)
-        if hot is not None and scope["type"] == "http":
-            # The server has seen already whether a browser may be asking; where nobody has looked, it may be.
-            if state.get("names_origin", True):
-                return self._cross_origin.serve(hot, scope, receive, send)
-            return hot(scope, receive, send)
-        return self.local(scope, receive, send) if state.get("local") else self._public(scope, receive, send)
+        if hot is None or scope["type"] != "http":
+            return self.local(scope, receive, send) if state.get("local") else self._public(scope, receive, send)
+        # The server has seen already whether a browser may be asking; where nobody has looked, it may be.
+        if state.get("names_origin", True):
+            return self._cross_origin.serve(hot, scope, receive, send)
+        return hot(scope, receive, send)
 
 
 def create_app(

@@ -76,23 +76,20 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
         return head + b"\r\n" + body
 
     def take(self, answer: Answer) -> bool:
+        listener = self.listener
+        unusual = self.response_started or self.held is not None or self.disconnected or not self.keep_alive
         if (
             type(answer) is not TokenResponse
-            or not self.keep_alive
-            or self.response_started
-            or self.disconnected
+            or unusual
             or self.waiting_for_100_continue
-            or self.held is not None
             or self.flow.write_paused
-            or self.listener.draining
+            or listener.draining
         ):
             return False
         self.status = answer.status
         self.response_started = self.response_complete = True
         self.message_event.set()
-        self.transport.write(
-            STATUS_LINES[answer.status] + self.listener.date_line + answer.lines + b"\r\n" + answer.body
-        )
+        self.transport.write(STATUS_LINES[answer.status] + listener.date_line + answer.lines + b"\r\n" + answer.body)
         self.on_response()
         return True
 

@@ -27,9 +27,9 @@ class Presented(Concealed):
         self.secret: Final = secret
 
 
-def derive(ring: KeyRing, key_id: int, grant_id: str, v: int, nonce: bytes) -> str:
-    """The access token that event `v` of a grant issued, the same whenever it is asked for. Raises KeyNotHeld."""
-    return _FORMAT.write(ring, key_id, grant_id, v, nonce)
+derive = _FORMAT.write
+"""`derive(ring, key_id, grant_id, v, nonce)`: the access token that event `v` of a grant issued, always the same.
+Raises KeyNotHeld."""
 
 
 def parse(ring: KeyRing, text: str) -> Presented | None:

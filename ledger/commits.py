@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from ledger.batch import Batch, Memory
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.sqlite import SQLiteStore
@@ -36,16 +38,13 @@ UNREADY_AFTER_SECONDS = 5.0
 HANGING_COMMIT_SECONDS = 5.0
 
 
-class Waiting(Generic[T]):
+class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
     """A request in line: what to decide, whom to answer, and until when."""
 
-    __slots__ = ("command_id", "deadline", "decide", "future")
-
-    def __init__(self, decide: Decide[T], command_id: str, future: asyncio.Future[T], deadline: float) -> None:
-        self.decide = decide
-        self.command_id = command_id
-        self.future = future
-        self.deadline = deadline
+    decide: Decide[T]
+    command_id: str
+    future: asyncio.Future[T]
+    deadline: float
 
 
 class Commits:

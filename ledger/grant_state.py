@@ -284,11 +284,11 @@ class GrantState(msgspec.Struct, array_like=True):
 
     def _redeemed(self, event: TokenRedeemed, at: int) -> None:
         token = _access_token(event)
-        before = self.redeemed
-        first_at, first_context = (at, event.context) if before is None else (before.first_at, before.first_context)
-        self.redeemed = Redemption(first_at, first_context, event.context, self.carried, token)
+        before, context, idle = self.redeemed, event.context, event.idle_expires_at
+        first_at, first_context = (at, context) if before is None else (before.first_at, before.first_context)
+        self.redeemed = Redemption(first_at, first_context, context, self.carried, token)
         self.last_redeemed_at = at
-        self.idle_expires_at = _moment(event.idle_expires_at)  # where the token rotates, the rotation says it next
+        self.idle_expires_at = None if idle is None else micros(idle)  # where it rotates, the rotation says it next
         self._minted(token)
 
     def _rotated(self, event: TokenRotated, at: int) -> None:
@@ -298,7 +298,8 @@ class GrantState(msgspec.Struct, array_like=True):
         self.redeemed = None
         self.generation = generation = event.generation
         self.token_issued_at = at
-        self.idle_expires_at = _moment(event.idle_expires_at)
+        idle = event.idle_expires_at
+        self.idle_expires_at = None if idle is None else micros(idle)
         if event.key_id != self.key_spans[-1][1]:
             self.key_spans.append((generation, event.key_id))
             del self.key_spans[:-KEY_SPANS_MAX]
@@ -327,11 +328,12 @@ class GrantState(msgspec.Struct, array_like=True):
             self.tally = NOTHING_COUNTED
 
     def _minted(self, token: AccessToken) -> None:
-        lifetime = token.expires_at - token.issued_at
+        expires_at = token.expires_at
+        lifetime = expires_at - token.issued_at
         if lifetime > self.access_token_longest:
             self.access_token_longest = lifetime
-        if token.expires_at > self.access_tokens_until:
-            self.access_tokens_until = token.expires_at
+        if expires_at > self.access_tokens_until:
+            self.access_tokens_until = expires_at
 
     def _access_token_revoked(self, event: AccessTokenRevoked, at: int) -> None:
         """Remember it while an access token of that age could live; with what is older all before it are over too.

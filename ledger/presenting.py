@@ -98,7 +98,15 @@ def redeem(
     loaded, grant = genuine(batch, desk, caller, source, presented)
     now, generation = batch.now, presented.generation
     rules = desk.authority.rules(grant)
-    presenter = presenter_of(batch, loaded, caller, source)
+    context = loaded.contexts.get(source)
+    presenter = Presenter(
+        client_id=caller.client_id,
+        authenticated=caller.authenticated,
+        auth_method=caller.auth_method,
+        context=_context(batch, loaded, source) if context is None else context,
+        proof_jkt=caller.proof_jkt,
+        proof_x5t_s256=caller.proof_x5t_s256,
+    )
     command = RedeemToken(
         at=now,
         command_id=batch.command_id,
@@ -138,7 +146,13 @@ def redeem(
     jwt = None
     if served.access_token.format == "jwt":
         jwt = unsigned_jwt(desk, served, presented.grant_id, grant, subject_of(batch, grant.subject_id))
-    positions = record(batch, desk, loaded, decision, source, presenter.context)
+    previous = grant.previous  # as it is before this is appended: what it names has its row
+    positions = batch.append(loaded, decision.events) if decision.events else []
+    if context is None and positions:
+        if previous is not None and presenter.context == previous.context:
+            loaded.contexts[source] = presenter.context
+        else:
+            _keep_context(batch, loaded, source, presenter.context)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
     told = answer(batch, desk.ring, loaded, grant, served, positions, jwt)
@@ -212,7 +226,8 @@ def answer(
         position = positions[-1]
     else:
         position = batch.position_at(loaded.name, served.last_v)
-    ends_in = _seconds_left(served.absolute_expires_at, now)
+    idle, absolute = served.idle_expires_at, served.absolute_expires_at
+    ends_in = None if absolute is None else 0 if absolute < now else (absolute - now) // SECOND
     expires_in = access.expires_at // SECOND - wall_clock // SECOND
     if expires_in < 0:
         expires_in = 0
@@ -223,7 +238,7 @@ def answer(
         scope=access.scope,
         token_type="bearer" if access.cnf_jkt is None else "DPoP",
         expires_in=expires_in if ends_in is None or expires_in <= ends_in else ends_in,
-        refresh_token_timeout=_seconds_left(served.idle_expires_at, now) if refresh else None,
+        refresh_token_timeout=None if idle is None or not refresh else 0 if idle < now else (idle - now) // SECOND,
         authorization_expires_in=ends_in,
         position=position,
         grant_id=grant_id,
@@ -292,6 +307,11 @@ def genuine(
     batch: Batch, desk: Desk, caller: Caller, source: Source, presented: tokens.Presented
 ) -> tuple[Loaded, Grant]:
     """The grant of a token of the caller's own, its secret checked. Everyone else is refused alike (I-19)."""
+    known = batch.memory.streams.get("grant:" + presented.grant_id)
+    if known is not None and presented.secret is None:  # nearly always: in memory, and made by this process
+        aggregate: Grant = known.aggregate  # type: ignore[assignment]  # a grant's stream
+        if aggregate.client_id == caller.client_id and (caller.authenticated or aggregate.owned_by(caller)):
+            return known, aggregate
     found = batch.grant(presented.grant_id)
     if found is None:
         desk.alarm("unknown_grant", presented.grant_id)
@@ -437,7 +457,3 @@ def _retry_after(desk: Desk, caller: Caller, grant_id: str, now: int) -> int | N
 
 def _redeems(events: list[GrantEvent]) -> bool:
     return any(isinstance(event, TokenRedeemed) for event in events)
-
-
-def _seconds_left(until: int | None, now: int) -> int | None:
-    return None if until is None else 0 if until < now else (until - now) // SECOND

@@ -18,12 +18,13 @@ from ledger.events import (
 from ledger.grant_state import GrantState
 from ledger.lifetimes import idle_end, windows
 from ledger.members import shown, stamp
-from ledger.minting import expire, expired_in_last_second, mint, resources
+from ledger.minting import expire, mint, resources
 from ledger.policy import Policy
 from ledger.refusals import Refusal, Refused
 from ledger.retired import present_older, present_previous
 from ledger.scope import resolve
 from ledger.standing import Standing
+from ledger.times import SECOND
 
 
 class StateMayBeStale(Exception):
@@ -86,9 +87,9 @@ def _present_current(grant: GrantState, command: RedeemToken, rules: Rules, at: 
     """The current token buys an access token. Events in this order: redeemed, scope change if any, rotated."""
     client = rules.client
     assert client is not None
-    over = expired_in_last_second(grant, command, rules, at)
-    if over is not None:
-        return over
+    absolute = grant.absolute_expires_at
+    if absolute is not None and absolute - at < SECOND:
+        return expire(grant, command, rules, "absolute", absolute)
     if command.retry_after_seconds is not None:
         raise Refused(Refusal.TOO_FAST, retry_after_seconds=command.retry_after_seconds)
     policy = client.policy
@@ -113,7 +114,7 @@ def _present_current(grant: GrantState, command: RedeemToken, rules: Rules, at: 
         generation=generation,
         key_id=key_id,
         idle_expires_at=idle_expires_at,
-        absolute_expires_at=grant.absolute_expires_at,
+        absolute_expires_at=absolute,
         last_v=grant.v + len(events),
     )
     return Decision(events=events, outcome=served)

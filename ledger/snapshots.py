@@ -50,8 +50,12 @@ KINDS: dict[str, type[msgspec.Struct]] = {
 }
 """The first word of a stream's name → its aggregate. The one place that knows all of them."""
 
-_encoder = msgspec.msgpack.Encoder()
 _T = TypeVar("_T")
+_encoder = msgspec.msgpack.Encoder()
+_framed = msgspec.msgpack.Decoder(tuple[int, int, bytes, msgspec.Raw])
+
+
+_decoders = {kind: msgspec.msgpack.Decoder(kind) for kind in KINDS.values()}
 
 
 def kind_of(stream: str) -> type[msgspec.Struct]:
@@ -67,9 +71,9 @@ def encode(v: int, head: bytes, aggregate: object) -> bytes:
 def decode(blob: bytes, v: int, head: bytes, kind: type[_T]) -> _T | None:
     """Read a snapshot back; None where it is of another format, version or hash, or cannot be read at all."""
     try:
-        form, at_v, at_head, state = msgspec.msgpack.decode(blob, type=tuple[int, int, bytes, msgspec.Raw])
+        form, at_v, at_head, state = _framed.decode(blob)
         if form != FORMAT or at_v != v or at_head != head:
             return None
-        return msgspec.msgpack.decode(state, type=kind)
+        return _decoders[kind].decode(state)  # type: ignore[index, return-value]  # a decoder of its own kind
     except msgspec.DecodeError:
         return None

@@ -27,9 +27,9 @@ class Presented(Concealed):
         self.secret: Final = secret
 
 
-def derive(ring: KeyRing, key_id: int, grant_id: str, generation: int, nonce: bytes) -> str:
-    """The refresh token of one generation of a grant, the same whenever it is asked for. Raises KeyNotHeld."""
-    return _FORMAT.write(ring, key_id, grant_id, generation, nonce)
+derive = _FORMAT.write
+"""`derive(ring, key_id, grant_id, generation, nonce)`: the refresh token of one generation of a grant, always the same.
+Raises KeyNotHeld."""
 
 
 def parse(ring: KeyRing, text: str) -> Presented | None:

@@ -30,6 +30,9 @@ from ledger.recorders.sqlite_errors import translated
 from ledger.refusals import LedgerError
 
 CHECKPOINT_PAGES = 1000
+CACHE_KIBIBYTES = 262_144
+"""At most: what a hundred thousand grants touch in turn, heads and rows, stays at hand."""
+
 LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * 4096
 LOG_WATCHED_EVERY_COMMITS = 64
 
@@ -86,7 +89,7 @@ class SQLiteStore:
         mode = writer.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         writer.execute(f"PRAGMA synchronous={self._synchronous}")
         writer.execute("PRAGMA secure_delete=ON")
-        writer.execute("PRAGMA cache_size=-65536")
+        writer.execute(f"PRAGMA cache_size=-{CACHE_KIBIBYTES}")
         writer.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         if mode != "wal" or writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             raise LedgerError(f"{self.path}: write-ahead logging cannot be switched on here (journal mode {mode})")

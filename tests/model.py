@@ -6,7 +6,6 @@ differ, one of them is wrong.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ledger import commands, times
@@ -14,35 +13,21 @@ from ledger.commands import GrantCommand, Rules
 from ledger.policy import SECONDS_MAX
 from ledger.refusals import Refusal
 from ledger.times import SECOND
+from tests import model_codes
+from tests.model_answers import (
+    Answer,
+    Served,
+    access_token,
+    fact,
+    idle_end,
+    keyless,
+    presenter_members,
+    refuse,
+    stored,
+)
 from tests.model_history import Fact, History, State, event_id, least, micros
 
 Words: TypeAlias = tuple[str, ...]
-
-
-@dataclass
-class Served:
-    """Tokens for the presenter; the access token is named by the version that minted it."""
-
-    minted_v: int
-    generation: int | None
-    key_id: int
-    idle_expires_at: int | None
-    absolute_expires_at: int | None
-    last_v: int
-    retry: str | None = None
-
-
-@dataclass
-class Answer:
-    """What a command must come to. `stale`: it must first be decided again on a state read anew."""
-
-    events: list[Fact] = field(default_factory=list)
-    served: Served | None = None
-    refused: Refusal | None = None
-    event_id: str | None = None
-    counts: bool = False
-    ends_subject: bool = False
-    stale: bool = False
 
 
 def decide(history: History, command: GrantCommand, rules: Rules) -> Answer:
@@ -52,6 +37,12 @@ def decide(history: History, command: GrantCommand, rules: Rules) -> Answer:
         case commands.IssueGrant():
             now, stream = max(now, command.issued_at_least), f"grant:{command.grant_id}"
             answer = _issue(command, rules, now)
+        case commands.AuthorizeGrant():
+            now, stream = max(now, command.issued_at_least), f"grant:{command.grant_id}"
+            answer = model_codes.authorize(command, rules, now)
+        case commands.ExchangeCode():
+            stream = history.issued["stream"]
+            answer = model_codes.exchange(history, command, rules, now)
         case commands.RedeemToken():
             stream = history.issued["stream"]
             answer = Redemption(history, command, rules).decide()
@@ -62,20 +53,6 @@ def decide(history: History, command: GrantCommand, rules: Rules) -> Answer:
         event |= {"stream": stream, "v": v, "at": times.text(now), "command_id": command.command_id}
         event["control"] = rules.control
     return answer
-
-
-def fact(topic: str, **members: Any) -> Fact:
-    """An event's own members as stored: nothing null, lists for tuples."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in members.items()}
-    return {"topic": f"grant.{topic}"} | {name: value for name, value in plain.items() if value is not None}
-
-
-def refuse(refusal: Refusal, because: str | None = None, *, counts: bool = False) -> Answer:
-    return Answer(refused=refusal, event_id=because, counts=counts)
-
-
-def _presenter(presenter: commands.Presenter) -> Fact:
-    return {name: getattr(presenter, name) for name in ("context", "auth_method", "proof_jkt", "proof_x5t_s256")}
 
 
 # ---------------------------------------------------------------- acts
@@ -111,7 +88,7 @@ def _act(history: History, command: GrantCommand, state: State) -> Answer:
             goes_on = fact("reinstated", reason=reason, requested_by=who, trust=trust)
             return Answer([goes_on] if state.status == "suspended" else [])
         case commands.RecordForeignClient(presenter=other, generation=g):
-            members = {"presented_generation": g, "presenter_client_id": other.client_id} | _presenter(other)
+            members = {"presented_generation": g, "presenter_client_id": other.client_id} | presenter_members(other)
             known = history.of("foreign_client_presented")
             return Answer([] if known else [fact("foreign_client_presented", **members)])
         case commands.CountPresentations():
@@ -137,46 +114,9 @@ def _count(history: History, command: commands.CountPresentations, state: State)
 # ---------------------------------------------------------------- lifetimes and access tokens
 
 
-def _idle_end(at: int, own: int | None, clients: int | None, absolute: int | None) -> int | None:
-    seconds = least(own, clients)
-    return least(None if seconds is None else at + seconds * SECOND, absolute)
-
-
-def _text(moment: int | None) -> str | None:
-    return None if moment is None else times.text(moment)
-
-
-def _access_token(
-    rules: Rules, wall: int, absolute: int | None, scope: Words, resource: Words | None, cnf: tuple[str | None, ...]
-) -> Fact:
-    """The members of a new access token, in whole seconds of the wall clock."""
-    assert rules.client is not None
-    policy, issued_at = rules.client.policy, wall - wall % SECOND
-    end = None if absolute is None else absolute - absolute % SECOND
-    expires_at = least(issued_at + policy.access_token_ttl_seconds * SECOND, end)
-    assert expires_at is not None
-    return {
-        "scope": scope,
-        "resource": resource,
-        "cnf_jkt": cnf[0],
-        "cnf_x5t_s256": cnf[1],
-        "format": policy.access_token_format,
-        "signing_key_id": rules.active_key_id,
-        "access_token_issued_at": times.text(issued_at),
-        "access_token_expires_at": times.text(expires_at),
-        "client_v": rules.client.v,
-    }
-
-
-def _keyless(client: commands.ClientRules, jkt: str | None, certificate: str | None) -> bool:
-    """A client that is bound to show a key shows none of that kind."""
-    shown = {"dpop_bound": jkt, "certificate_bound": certificate}
-    return any(getattr(client, flag) and key is None for flag, key in shown.items())
-
-
 def _issue(command: commands.IssueGrant, rules: Rules, now: int) -> Answer:
     client = rules.client
-    if client is None or (not client.authenticates and _keyless(client, command.bound_jkt, command.bound_x5t_s256)):
+    if client is None or (not client.authenticates and keyless(client, command.bound_jkt, command.bound_x5t_s256)):
         return refuse(Refusal.INVALID_REQUEST)
     policy, own_idle, own_life = client.policy, command.refresh_token_ttl_seconds, command.grant_ttl_seconds
     for own, most in ((own_idle, policy.refresh_token_ttl_seconds), (own_life, policy.grant_ttl_seconds)):
@@ -188,16 +128,16 @@ def _issue(command: commands.IssueGrant, rules: Rules, now: int) -> Answer:
         return refuse(Refusal.INVALID_TARGET)
     off, life = policy.refresh_token_ttl_seconds == 0, least(own_life, policy.grant_ttl_seconds)
     absolute = None if life is None else now + life * SECOND
-    idle = absolute if off else _idle_end(now, own_idle, policy.refresh_token_ttl_seconds, absolute)
+    idle = absolute if off else idle_end(now, own_idle, policy.refresh_token_ttl_seconds, absolute)
     resource = command.resource or client.resource[:1] or None
     cnf = command.bound_jkt, command.bound_x5t_s256
-    token = _access_token(rules, command.at, absolute, tuple(dict.fromkeys(command.scope)), resource, cnf)
+    token = access_token(rules, command.at, absolute, tuple(dict.fromkeys(command.scope)), resource, cnf)
     same = ("client_id", "subject_id", "nonce_sha256", "issued_by", "session", "device", "auth_time", "acr", "amr")
     bound = () if client.authenticates else ("bound_jkt", "bound_x5t_s256")
     members = token | {name: getattr(command, name) for name in (*same, *bound)}
     members |= {f"policy_{name}": getattr(policy, name) for name in policy.__struct_fields__}
     members |= {"client_epoch": rules.client_epoch, "subject_epoch": rules.subject_epoch}
-    members |= {"idle_seconds": own_idle, "idle_expires_at": _text(idle), "absolute_expires_at": _text(absolute)}
+    members |= {"idle_seconds": own_idle, "idle_expires_at": stored(idle), "absolute_expires_at": stored(absolute)}
     events = [fact("issued", generation=0, key_id=rules.active_key_id, **members)]
     events += [fact("refresh_token_withheld")] if off else []
     return Answer(events, Served(1, None if off else 0, rules.active_key_id, idle, absolute, len(events)))
@@ -226,7 +166,7 @@ class Redemption:
             return refuse(Refusal.UNKNOWN_TOKEN)
         if not proven and not presenter.authenticated:
             return refuse(Refusal.UNKNOWN_TOKEN)
-        if _keyless(self.rules.client, presenter.proof_jkt, presenter.proof_x5t_s256):
+        if keyless(self.rules.client, presenter.proof_jkt, presenter.proof_x5t_s256):
             return refuse(Refusal.INVALID_REQUEST)
         self.client, self.policy = self.rules.client, self.rules.client.policy
         self.recognised = presenter.authenticated or (proven and bool(needed))
@@ -257,7 +197,7 @@ class Redemption:
     # ------------------------------------------------------------ refused, and what that leaves behind
 
     def presented(self, topic: str, **members: Any) -> Fact:
-        return fact(topic, presented_generation=self.g, **members, **_presenter(self.command.presenter))
+        return fact(topic, presented_generation=self.g, **members, **presenter_members(self.command.presenter))
 
     def id_of_new(self, number: int) -> str:
         return f"{self.history.issued['stream']}/{len(self.history.events) + number}"
@@ -267,7 +207,7 @@ class Redemption:
 
     def expire(self, kind: str, moment: int | None) -> Answer:
         refusal = Refusal.EXPIRED_IDLE if kind == "idle" else Refusal.EXPIRED_ABSOLUTE
-        event = self.presented("expired", kind=kind, expired_at=_text(moment))
+        event = self.presented("expired", kind=kind, expired_at=stored(moment))
         return Answer([event], refused=refusal, event_id=self.id_of_new(1))
 
     def ahead(self) -> Answer:
@@ -336,7 +276,7 @@ class Redemption:
             return Refusal.INVALID_TARGET
         resource = tuple(asked or granted or ()) or None
         cnf = self.command.presenter.proof_jkt, self.command.presenter.proof_x5t_s256
-        return _access_token(self.rules, self.wall, self.absolute, scope, resource, cnf)
+        return access_token(self.rules, self.wall, self.absolute, scope, resource, cnf)
 
     # ------------------------------------------------------------ served
 
@@ -351,15 +291,17 @@ class Redemption:
         idle, g, key_id = self.idle, self.g, self.command.key_id
         if policy.refresh_token_ttl_seconds != 0:
             own = self.history.issued.get("idle_seconds")
-            idle = _idle_end(self.now, own, policy.refresh_token_ttl_seconds, self.absolute)
+            idle = idle_end(self.now, own, policy.refresh_token_ttl_seconds, self.absolute)
         reuses = policy.rotation == "reuse"
-        members = token | _presenter(self.command.presenter) | {"idle_expires_at": _text(idle) if reuses else None}
+        members = (
+            token | presenter_members(self.command.presenter) | {"idle_expires_at": stored(idle) if reuses else None}
+        )
         events = [fact("token_redeemed", generation=g, **members)]
         events += self.change_of_scope(carried, token["scope"])
         if not reuses:
             g, key_id = g + 1, self.rules.active_key_id
             events.append(
-                fact("token_rotated", generation=g, key_id=key_id, idle_expires_at=_text(idle), **self.windows())
+                fact("token_rotated", generation=g, key_id=key_id, idle_expires_at=stored(idle), **self.windows())
             )
         before = len(self.history.events)
         return Answer(events, Served(before + 1, g, key_id, idle, self.absolute, before + len(events)))
@@ -370,7 +312,7 @@ class Redemption:
             "retry_until": self.policy.retry_window_seconds,
             "unconfirmed_until": self.policy.unconfirmed_seconds,
         }
-        until = {name: _text(self.now + seconds * SECOND) for name, seconds in ends.items() if seconds}
+        until = {name: stored(self.now + seconds * SECOND) for name, seconds in ends.items() if seconds}
         return until | {"retry_budget": self.policy.retry_budget}
 
     def change_of_scope(self, carried: set[str], scope: Words) -> list[Fact]:

@@ -52,6 +52,7 @@ class _Told:
     idle: int | None = None
     absolute: int | None = None
     window: int = 0
+    code_until: int | None = None
     ended: bool = False
     suspended: bool = False
     minted: set[int] = field(default_factory=set)
@@ -79,9 +80,14 @@ def _check_event(told: _Told, event: Fact, ceiling: set[str]) -> None:
     assert not told.ended or topic in AFTER_THE_END, f"I-07 {where}: after the end"
     assert not told.suspended or topic in AFTER_A_SUSPENSION, f"I-05 {where}: while suspended"
     told.at = at
-    if topic == "grant.issued":
+    if topic == "grant.authorized":
         assert event["v"] == 1
-        told.granted, told.absolute = set(event["scope"]), micros(event, "absolute_expires_at")
+        told.granted, told.code_until = set(event["scope"]), micros(event, "code_expires_at")
+    if topic == "grant.issued":
+        assert not told.minted, f"PK-3 {where}: issued twice"
+        assert told.at < (told.code_until or NEVER), f"PK-1 {where}: its code had expired"
+        told.granted = told.granted if told.code_until is not None else set(event["scope"])
+        told.absolute = micros(event, "absolute_expires_at")
     _check_lifetimes(told, event, where)
     if "access_token_expires_at" in event:
         told.minted.add(event["v"])

@@ -68,7 +68,12 @@ class History:
 
     @property
     def issued(self) -> Fact:
-        return self.events[0]
+        """The issuance; where the person agreed before, with the time, scope and resources of that."""
+        first, issued = self.events[0], self.of("issued")
+        if first["topic"] == "grant.issued" or not issued:
+            return first
+        own = {name: value for name, value in issued[0].items() if name != "resource"}
+        return own | {name: first[name] for name in ("at", "scope", "resource") if name in first}
 
     @property
     def at(self) -> int:
@@ -76,8 +81,8 @@ class History:
 
     @property
     def current(self) -> int | None:
-        """The current generation; None where refresh tokens are withheld."""
-        if self.of("refresh_token_withheld"):
+        """The current generation; None where refresh tokens are withheld, or none was issued yet."""
+        if self.of("refresh_token_withheld") or not self.of("issued"):
             return None
         rotations = self.of("token_rotated")
         return int(rotations[-1]["generation"]) if rotations else 0
@@ -100,6 +105,8 @@ class History:
 
     def expiry(self) -> tuple[int | None, int | None]:
         """The idle and the absolute end, as frozen."""
+        if not self.of("issued"):
+            return (micros(self.issued, "code_expires_at"),) * 2
         current = self.current or 0
         setting = (self.redeemed(current) or [self.made(current)])[-1]
         return micros(setting, "idle_expires_at"), micros(self.issued, "absolute_expires_at")

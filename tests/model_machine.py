@@ -46,7 +46,7 @@ from tests.model_strategies import (
     scopes,
     then,
 )
-from tests.model_world import CLIENT_SCOPE, RESOURCES, World
+from tests.model_world import CHALLENGE, CLIENT_SCOPE, RESOURCES, World
 
 STEPS_IN_VAIN: Final = 4
 
@@ -75,6 +75,7 @@ class Family(RuleBasedStateMachine):
         client_resource=st.sampled_from([RESOURCES, RESOURCES, ()]),
         idle_seconds=st.sampled_from([None] * 5 + [40, 7200]),
         life_seconds=st.sampled_from([None] * 5 + [100, 7200]),
+        by_code=st.sampled_from([False, False, True]),
     )
     def begin(
         self,
@@ -87,11 +88,26 @@ class Family(RuleBasedStateMachine):
         client_resource: Words,
         idle_seconds: int | None,
         life_seconds: int | None,
+        by_code: bool,
     ) -> None:
         given = PRESETS.get(preset) or msgspec.structs.replace(STANDARD, **lifetimes[preset])
         policy = msgspec.structs.replace(given, **dict([("on_reuse", action), *tweaks]))
         self.world, self.idle_for = World(kind, policy, client_resource), 0
-        self.world.issue(scope, resource if client_resource else None, idle_seconds, life_seconds)
+        self.begin_grant(by_code, scope, resource if client_resource else None, idle_seconds, life_seconds)
+
+    def begin_grant(
+        self,
+        by_code: bool,
+        scope: Words,
+        resource: Words | None,
+        idle_seconds: int | None,
+        life_seconds: int | None,
+    ) -> None:
+        """By a code, which knows no lifetimes of a grant's own, or without."""
+        if by_code:
+            self.world.sign_in(scope, resource)
+        else:
+            self.world.issue(scope, resource, idle_seconds, life_seconds)
 
     def go_on(self) -> World:
         """The world for the next step. What has been suspended for some steps is reinstated, and what has been over
@@ -117,7 +133,7 @@ class Family(RuleBasedStateMachine):
         self.world.change_client(policy=policy, scope=CLIENT_SCOPE)
         scope = (GRANTED, GRANTED, ("read", "profile", "offline_access"), ())[turn % 4]
         idle_seconds = (None, None, 40)[turn % 3] if turn % 7 > 1 else None
-        self.world.issue(scope, None, idle_seconds, (None, None, None, 600)[turn % 4])
+        self.begin_grant(turn % 3 == 0, scope, None, idle_seconds, (None, None, None, 600)[turn % 4])
 
     def reinstate(self, trust: str | None) -> None:
         base: dict[str, Any] = self.world.command()
@@ -151,6 +167,26 @@ class Family(RuleBasedStateMachine):
     ) -> None:
         """Perhaps beyond what the client may have; it plays no part in what follows."""
         self.world.try_to_issue(scope, resource, idle_seconds, life_seconds)
+
+    @rule(
+        scope=st.sampled_from([GRANTED, GRANTED, ("read", "offline_access"), ("read", "admin"), ()]),
+        resource=resources,
+        ceiling=st.sampled_from([CLIENT_SCOPE] * 3 + [("read", "openid"), ("write",)]),
+        seconds=st.sampled_from([0, 0, 1, 59, 60, 61, -5]),
+        end=st.sampled_from(["nobody"] * 3 + ["client", "subject", "operator"] + ["of older ones"] * 2),
+        again=st.lists(st.sampled_from([None, "other", "none"]), max_size=2),
+    )
+    def somebody_else_signs_in(
+        self,
+        scope: Words,
+        resource: Words | None,
+        ceiling: Words,
+        seconds: int,
+        end: str,
+        again: list[str | None],
+    ) -> None:
+        """What becomes of another grant's code; it plays no part in what follows."""
+        self.world.try_to_sign_in(scope, resource, ceiling, seconds, end, again)
 
     # ------------------------------------------------------------ presenting
 
@@ -253,6 +289,13 @@ class Family(RuleBasedStateMachine):
             token = g, world.history.made(g)["key_id"]
             world.present(token, "owner", "owner", proof=f"{number}", lost=True)
             world.now += seconds * SECOND
+
+    @precondition(lambda self: self.world.history.of("authorized"))
+    @rule(right=st.sampled_from([False, False, False, True]), proof=st.sampled_from([None, None, "other"]), then=then)
+    def a_code_comes_again(self, right: bool, proof: str | None, then: tuple[int, ...]) -> None:
+        """With its verifier, as from a thief or a page that was loaded again; more often without."""
+        self.world.present_code(challenge=CHALLENGE if right else "x" * 43, proof=proof)
+        self.follow(then)
 
     @rule(proof=st.sampled_from(["right", "other", "none"]), wait=st.sampled_from([None, None, 3]))
     def the_owner_shows_a_key(self, proof: str, wait: int | None) -> None:

@@ -6,7 +6,7 @@ to an earlier commit, as a restored backup is, while holders keep what they were
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,8 @@ from ledger.grant_state import access_token_of
 from ledger.policy import Policy
 from ledger.refusals import Refusal, Refused
 from ledger.times import SECOND
-from tests.model import Answer, decide
+from tests.model import decide
+from tests.model_answers import Answer
 from tests.model_checker import Handed, Recorded, Token, check
 from tests.model_history import History, micros
 
@@ -30,6 +31,8 @@ SUBJECT = "5b" * 16
 START = times.micros("2026-11-25T12:00:00.250000Z")
 CLIENT_SCOPE = ("read", "openid", "profile", "write", "offline_access")
 RESOURCES = ("https://a.example", "https://b.example")
+CALLBACK = "https://app.example/callback"
+CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 CONTEXTS = {"owner": "c0" * 32, "thief": "c1" * 32, "another": "c2" * 32}
 SNAPSHOT_EVERY_COMMANDS = 3
 
@@ -56,6 +59,8 @@ class World:
             authenticates=kind == "confidential",
             dpop_bound=self.bound == "jkt",
             certificate_bound=self.bound == "x5t_s256",
+            grant_types=("authorization_code", "refresh_token"),
+            redirect_uris=(CALLBACK,),
         )
         self.forget_grant()
 
@@ -287,6 +292,103 @@ class World:
         if served is not None and served.generation is not None:
             self.held["owner"].append((0, served.key_id))
 
+    def sign_in(self, scope: Words, resource: Words | None, meanwhile: Callable[[], None] | None = None) -> None:
+        """A grant that begins with a code, tried in vain and then exchanged; `meanwhile` comes before that."""
+        self.forget_grant()
+        befores = [times.micros(raised.before) for raised in self.raises if raised.before is not None]
+        command = commands.AuthorizeGrant(
+            **self.command(),
+            grant_id=GRANT_ID,
+            client_id="www",
+            subject_id=SUBJECT,
+            scope=scope,
+            resource=resource,
+            redirect_uri=CALLBACK,
+            challenge=CHALLENGE,
+            nonce_sha256="0e" * 32,
+            issued_by="operator:login",
+            issued_at_least=max([0, *befores]),
+            auth_time=1_764_000_000,
+        )
+        if self.submit(command).refused is not None:
+            return
+        self.present_code(challenge="x" * 43)
+        self.present_code(redirect_uri=CALLBACK + "?x")
+        if meanwhile is not None:
+            meanwhile()
+        served = self.present_code(resource=resource[:1] if resource else None).served
+        # Nobody restores a log between the two.
+        self.commits = self.commits[-1:]
+        if served is not None and served.generation is not None:
+            self.held["owner"].append((0, served.key_id))
+
+    def try_to_sign_in(
+        self, scope: Words, resource: Words | None, ceiling: Words, seconds: int, end: str, again: Sequence[str | None]
+    ) -> None:
+        """A grant of which only the sign-in, the exchange and what follows at once are looked at: the client's scope
+        may shrink in between, time pass, and the person, the client or an operator end it; then the code comes again,
+        with each of these keys."""
+        kept = self.grant, self.history, self.log, self.entries, self.commits, self.held
+        outside = self.client, self.raises, self.now
+
+        def meanwhile() -> None:
+            self.change_client(scope=ceiling)
+            self.now += seconds * SECOND
+            if end in ("client", "subject"):
+                self.raises = [*self.raises]
+                self.raise_epoch(end, None, "withdrawal")
+            elif end == "of older ones":
+                self.raises = [*self.raises]
+                self.raise_epoch("client", START - 1, "termination")
+            elif end == "operator":
+                said: dict[str, Any] = {"reason": None, "requested_by": "operator:desk", "reason_class": "withdrawal"}
+                self.submit(commands.RevokeGrant(**self.command(), **said))
+
+        self.sign_in(scope, resource, meanwhile)
+        if self.log:
+            for proof in again:
+                self.present_code(challenge="x" * 43, proof=proof)
+                self.present_code(proof=proof)
+            check(self.entries)
+        if self.history.of("issued"):
+            self.compare_states()
+        self.grant, self.history, self.log, self.entries, self.commits, self.held = kept
+        self.client, self.raises, self.now = outside
+        self.control += 1
+
+    def present_code(
+        self,
+        *,
+        challenge: str = CHALLENGE,
+        redirect_uri: str = CALLBACK,
+        resource: Words | None = None,
+        proof: str | None = None,
+    ) -> Answer:
+        """The grant's code is presented, by its client and with the key that it always shows, or another."""
+        authorized = self.log[0]
+        assert isinstance(authorized, events.GrantAuthorized)
+        command = commands.ExchangeCode(
+            **self.command(),
+            presenter=self.presenter("owner", proof),
+            authorized=authorized,
+            key_id=authorized.key_id,
+            challenge=challenge,
+            redirect_uri=redirect_uri,
+            resource=resource,
+            reuse_reason="0d" * 32,
+        )
+        return self.submit(command)
+
+    def presenter(self, context: str, proof: str | None) -> Presenter:
+        """The client, with the key `proof`, or by default the one that its grants are bound to, if they are."""
+        return Presenter(
+            client_id="www",
+            authenticated=self.client.authenticates,
+            auth_method="client_secret_post" if self.client.authenticates else "none",
+            context=CONTEXTS[context],
+            **{f"proof_{self.bound or 'jkt'}": None if proof == "none" else proof or (self.bound and "right")},
+        )
+
     def try_to_issue(
         self, scope: Words, resource: Words | None, idle_seconds: int | None, life_seconds: int | None
     ) -> None:
@@ -310,13 +412,7 @@ class World:
     ) -> Answer:
         """A holder presents a token of the grant, genuine in tag and secret, and shows a key: `proof`, or by default
         the one that the grant is bound to, if it is. `lost`: the answer reaches nobody."""
-        presenter = Presenter(
-            client_id="www",
-            authenticated=self.client.authenticates,
-            auth_method="client_secret_post" if self.client.authenticates else "none",
-            context=CONTEXTS[context],
-            **{f"proof_{self.bound or 'jkt'}": None if proof == "none" else proof or (self.bound and "right")},
-        )
+        presenter = self.presenter(context, proof)
         first = None
         if token[0] <= (self.history.current or 0) - 2:
             first = history.first_redemption(self, STREAM, len(self.log), token[0])

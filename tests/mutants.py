@@ -1,4 +1,4 @@
-"""Fifteen broken twins of the rules: each is one function of the ledger with one phrase of its source replaced.
+"""Eighteen broken twins of the rules: each is one function of the ledger with one phrase of its source replaced.
 
 A mutant names the invariant that it breaks. `patched` puts it in the place of the honest code, for every caller, by
 exchanging the function's code object; leaving the block takes it back.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from ledger import lifetimes, minting, redeem, retired, scope, verdicts
+from ledger import authorization, lifetimes, minting, redeem, retired, scope, verdicts
 from ledger.grant import Grant
 from ledger.grant_state import GrantState
 
@@ -155,5 +155,20 @@ MUTANTS = (
         retired._reuse,
         "grant.generation - told_at < ALERT_AGAIN_GENERATIONS",
         "grant.generation < told_at",
+    ),
+    Mutant("PK-3", "a code buys twice", authorization.exchange, "if grant.issued:", "if False:"),
+    Mutant(
+        "PK-2",
+        "any verifier will do",
+        authorization._began_with,
+        "compare_digest(command.challenge, authorized.challenge)",
+        "True",
+    ),
+    Mutant(
+        "I-06",
+        "the epochs of the exchange stand for those of the sign-in",
+        authorization._issued,
+        "client_epoch=authorized.client_epoch",
+        "client_epoch=rules.client_epoch",
     ),
 )

@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol):
     ) -> dict[str, Any]:
         """Return the ASGI scope. In `state`: `deadline`, in the loop's time, by when the request should be answered;
         `local`, whether it came through the socket beside the database; `draining`, whether the server is ending;
-        `names_origin`, whether there is an Origin header.
+        `names_origin`, whether there is an Origin header; `body`, where it was there with a head that repeats.
 
         Where the peer has shown a certificate (RFC 8705), it stands in `extensions["tls"]`. Raises Malformed.
         """

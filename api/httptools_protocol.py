@@ -166,15 +166,16 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         self.idle = False
         self.began_at = self.loop.time()
         self.deadline = _NEVER
-        listener = self.listener
+        listener, body = self.listener, data[len(alike.head) :]
         scope = alike.scope.copy()
         scope["state"] = {
             **scope["state"],
             "deadline": self.began_at + listener.request_seconds,
             "draining": listener.draining,
+            "body": body,
         }
         exchange = HttptoolsExchange(self, scope, keep_alive=True)
-        exchange.whole = data[len(alike.head) :]
+        exchange.whole = body
         exchange.more_body = False
         self.ended += 1
         self.cycle = exchange

@@ -78,7 +78,10 @@ class TokenEndpoint:
 
     async def _answer(self, scope: Any, receive: Receive) -> Answer:
         headers = Headers.of(scope["headers"])
-        form = forms.parse(headers, await forms.read_body(receive, self._desk.body_bytes_max))
+        body = scope["state"].get("body") if "state" in scope else None
+        if body is None:
+            body = await forms.read_body(receive, self._desk.body_bytes_max)
+        form = forms.parse(headers, body)
         source = self._desk.contexts.of(scope)
         caller = self._clients.again(headers, form.fields)
         if caller is None:

@@ -148,7 +148,7 @@ class Commits:
             self._failed(taken, StoreBroken(f"the authority cannot be read: {type(error).__name__}"))
             return
         try:
-            done = [(each, *self._decided(batch, each)) for each in taken]
+            done = [(each, *_decided(batch, each)) for each in taken]
             batch.write()
         except LostRace as error:
             self._again_alone(batch, taken, error)
@@ -183,13 +183,6 @@ class Commits:
         else:
             taken = [waiting.popleft() for _ in range(BATCH_MAX)]
         return taken
-
-    def _decided(self, batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
-        batch.command_id = each.command_id
-        try:
-            return each.decide(batch), False
-        except (Refused, Unavailable, LedgerError) as refusal:
-            return refusal, True
 
     def _finish_reading(self) -> StoreError | None:
         try:
@@ -388,6 +381,14 @@ class Commits:
         self._handover.put(None)
         await asyncio.to_thread(self._thread.join, HANGING_COMMIT_SECONDS)
         return not self._thread.is_alive()
+
+
+def _decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
+    batch.command_id = each.command_id
+    try:
+        return each.decide(batch), False
+    except (Refused, Unavailable, LedgerError) as refusal:
+        return refusal, True
 
 
 def _forgotten(future: asyncio.Future[Any]) -> None:

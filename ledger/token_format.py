@@ -56,14 +56,13 @@ class TokenFormat:
     def write(self, ring: KeyRing, key_id: int, grant_id: str, number: int, nonce: bytes) -> str:
         """Make the token; the same again for the same arguments. Raises KeyNotHeld."""
         secret, tag = ring.pairs.get((key_id, self._prefix)) or self._pair(ring, key_id)
-        head = _HEAD.pack(_VERSION, key_id, bytes.fromhex(grant_id), number)
+        whole = _HEAD.pack(_VERSION, key_id, bytes.fromhex(grant_id), number)
         mac = secret.copy()
-        mac.update(head[2:] + nonce)
-        whole = head + mac.digest()
+        mac.update(whole[2:] + nonce)
+        whole += mac.digest()
         mac = tag.copy()
         mac.update(whole)
         whole += mac.digest()
-        assert len(whole) + len(nonce) == TOKEN_BYTES + NONCE_BYTES
         return self._prefix + binascii.b2a_base64(whole, newline=False).translate(_TO_URL).decode("ascii")
 
     def read(self, ring: KeyRing, text: str) -> tuple[str, int, int, bytes] | None:

@@ -105,7 +105,7 @@ def line() -> Iterator[Line]:
     """Run a line in a thread of its own; its `server_port` is set as soon as there is a server."""
     found = Line()
     ready = threading.Event()
-    ends: list[Callable[[], None]] = []
+    ends: list[Callable[[], object]] = []
 
     async def main() -> None:
         stop = asyncio.Event()

@@ -19,6 +19,7 @@ def test_a_refresh_token_is_the_same_for_ever() -> None:
     assert GOLDEN == tokens.derive(ring, 1, GRANT_ID, 7, NONCE)
     presented = tokens.parse(ring, GOLDEN)
     assert presented is not None
+    assert presented.secret is not None
     assert (GRANT_ID, 7, 1) == (presented.grant_id, presented.generation, presented.key_id)
     assert "824b8c573c47da4990065c4adbd044cca20292e2" == presented.secret.hex()
     assert tokens.genuine(ring, presented, NONCE)
@@ -73,6 +74,7 @@ def test_no_text_of_a_presented_token_shows_its_secret() -> None:
     """I-20: a presented token may be logged or raised by mistake without being given away."""
     presented = tokens.parse(known_ring(), GOLDEN)
     assert presented is not None
+    assert presented.secret is not None
     assert "<Presented>" == repr(presented)
     check_concealed(presented, presented.secret)
 

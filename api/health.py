@@ -74,6 +74,12 @@ def ledger_families(ledger: Ledger, server: ServerView | None) -> Iterable[Metri
         {(label,): count for label, count in ledger.reuse_detected.items()},
     )
     yield counter(
+        "codes",
+        "Authorization codes that were exchanged, and those that came a second time and ended their grant.",
+        ("outcome",),
+        {(outcome,): count for outcome, count in ledger.codes.items()},
+    )
+    yield counter(
         "alarms",
         "Genuine tags with a wrong secret, of a grant that the log does not know, or ahead of the log.",
         ("kind",),

@@ -105,6 +105,7 @@ class Ledger:
         self.desk = Desk(ring, self.authority, bursts, options.issuer)
         self.refreshed = 0
         self.reuse_detected = {"late_retry": 0, "fork": 0}
+        self.codes = {"exchanged": 0, "reused": 0}
         self._acknowledging = asyncio.Lock()
         self.log_end = LogEnd(head_file, store.within(), self.memory.position)
         self._ring_file = RingFile(keys_path, self.desk, self.authority, clock)
@@ -265,12 +266,14 @@ class Ledger:
                 ),
                 caller.single_use,
             )
-            return self._signed(answer)
         except Refused as refusal:
             if refusal.refusal is Refusal.REUSE_DETECTED and not refusal.counts:
+                self.codes["reused"] += 1
                 fields = {"grant": presented.grant_id, "client": caller.client_id, "event_id": refusal.event_id}
                 log.warning("code_reused", extra={"fields": fields})
             raise
+        self.codes["exchanged"] += 1
+        return self._signed(answer)
 
     async def revoke_token(self, caller: Caller, source: Source, token: str) -> None:
         """Give a refresh or access token back (RFC 7009). Unknown ones are no error; another client's is refused, and

@@ -186,6 +186,7 @@ async def test_a_second_use_says_why_on_record_and_in_the_log(tmp_path: Path, ca
                 refusal = await exchange_refused(opened, code)
                 assert (Refusal.REUSE_DETECTED, f"grant:{bought.grant_id}/3") == (refusal.refusal, refusal.event_id)
         assert ["code_reused"] == [record.message for record in caplog.records]
+        assert {"exchanged": 1, "reused": 1} == opened.ledger.codes
         assert [(REUSE_REASON,)] == opened.rows("SELECT text FROM private_reasons")
         assert [(None,)] == opened.rows("SELECT nonce FROM private_grants")
         found = await opened.ledger.explain(code.code)

@@ -15,6 +15,7 @@ from tests.fuzz_forms import BATCH, INACTIVE, REFUSED, TOKENS, Bench, Wounded, a
 from tests.servers import SECRETS, Server, clients_toml
 from tests.wire import FORM, INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH, Answer, Connection, request_bytes
 
+LASTING = 'policy = { preset = "stable", access_token_ttl_seconds = 86400 }'  # no token may end during the trial
 Headers = tuple[tuple[str, str], ...]
 H: Headers = (("content-type", "application/json"), ("cache-control", "no-store"))
 
@@ -34,7 +35,9 @@ class WithoutHttptools(Server):
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
     """One server on each parser; their logs are searched for tracebacks, tokens and secrets at the end."""
     kinds = (("httptools", Server), ("h11", WithoutHttptools))
-    servers = [kind(tmp_path_factory.mktemp(name), clients=clients_toml()) for name, kind in kinds]
+    clients = clients_toml().replace('policy = "stable"', LASTING)
+    assert LASTING in clients
+    servers = [kind(tmp_path_factory.mktemp(name), clients=clients) for name, kind in kinds]
     try:
         for server in servers:
             server.start()

@@ -26,6 +26,7 @@ FIELDS_MAX: Final = 64
 """More than any grant type of any specification has, and few enough to cost nothing."""
 
 _REPEATING: Final = "refresh_token"  # the one parameter that is another each time
+_REPEATING_BYTES_MAX: Final = 8_192  # of a form that an idle connection keeps
 _UNRESERVED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"  # RFC 3986 2.3
 _REPEATABLE: Final = "resource"  # RFC 8707 2
 _BROKEN_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
@@ -123,7 +124,7 @@ def _repeated(repeating: Repeating, body: bytes) -> Form | None:
 def _repeating(body: bytes, form: Form) -> Repeating | None:
     """What to know such a form by, of a connection whose headers repeat."""
     token = form.fields.get(_REPEATING)
-    if token is None or form.resource or not token.isascii():
+    if token is None or form.resource or not token.isascii() or len(body) > _REPEATING_BYTES_MAX:
         return None
     before, name, rest = body.partition(b"refresh_token=")
     value, ampersand, after = rest.partition(b"&")

@@ -25,6 +25,7 @@ from api.exchanges import Exchange
 from api.heads import Headers, Malformed, check_head
 
 _NEVER: Final = math.inf
+_ALIKE_BYTES_MAX: Final = 16_384  # of a request that an idle connection keeps
 
 
 class HttptoolsExchange(Exchange, RequestResponseCycle):
@@ -107,6 +108,9 @@ class Alike(NamedTuple):
     length: int
     scope: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<Alike {self.length} bytes>"  # a head may hold credentials
+
 
 class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
     """A connection parsed by httptools (llhttp)."""
@@ -158,8 +162,11 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
         if not length or exchange.over_limit or not exchange.keep_alive or kept.framing.expects_continue:
             return
         head = data[:-length]
+        if len(data) > _ALIKE_BYTES_MAX:
+            return
         if head.startswith(b"POST ") and head.find(b"\r\n\r\n") == len(head) - 4 and b"\n\n" not in head:
-            self.alike = Alike(head, len(data), exchange.scope)
+            scope = exchange.scope  # copied before the application, which may add to its own, gets to run
+            self.alike = Alike(head, len(data), {**scope, "state": {**scope["state"]}})
 
     def _serve_alike(self, alike: Alike, data: bytes) -> None:
         """Serve a whole request whose head was read before, byte for byte: the parser, at rest, need not see it."""

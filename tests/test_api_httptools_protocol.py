@@ -89,7 +89,7 @@ async def fed(connection: HttptoolsConnection, stream: Stream, *, remembers: boo
             connection.data_received(piece)
             for _ in range(turns):
                 await asyncio.sleep(0)
-        while connection.running is not None and not connection.transport.is_closing():
+        for _ in range(200):  # more than an answer takes; where a body has no end yet there is none to wait for
             await asyncio.sleep(0)
     finally:
         del connection._serve_alike
@@ -178,7 +178,7 @@ def difference(server: Running, streams: list[Stream]) -> Stream | None:
 
 def test_what_is_remembered_of_a_head_changes_no_answer(running: Running, count: Callable[[int, int], int]) -> None:
     """The same bytes, cut and timed alike, get the same bytes back (RFC 9112 9.3), whatever has been remembered."""
-    streams = [stream_of(Random(f"stream {number}")) for number in range(count(60, 4_000))]
+    streams = [stream_of(Random(f"stream {number}")) for number in range(count(100, 4_000))]
     with logged() as lines:
         assert None is difference(running, streams)
     assert [] == [record.getMessage() for record in lines.records if record.exc_info]
@@ -219,7 +219,7 @@ def test_a_connection_that_remembers_too_much_is_caught(
     monkeypatch: pytest.MonkeyPatch, place: str, broken: Callable[[HttptoolsConnection, bytes], None]
 ) -> None:
     """The broken twins of the above."""
-    streams = [stream_of(Random(f"stream {number}")) for number in range(60)]
+    streams = [stream_of(Random(f"stream {number}")) for number in range(100)]
     with logged(), serving(Telling(), parser="httptools", settings=ROOM) as server:
         monkeypatch.setattr(HttptoolsConnection, place, broken)
         assert None is not difference(server, streams)

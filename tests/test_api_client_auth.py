@@ -1,6 +1,7 @@
 """Who is calling (RFC 6749 2.3): each method, the readings of Basic, one method a request, the same cost for nobody."""
 
 import base64
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from api.heads import Headers
 from api.metrics import Meters
 from api.remote_keys import RemoteKeys
 from api.throttle import UNKNOWN, Throttle
+from ledger import operating
 from ledger.answers import Caller
+from ledger.batch import Batch
 from ledger.clients import ClientSpec, Settings
 from tests.asking import ISSUER_URL, Asking, Seconds, asking
 from tests.servers import SECRETS
@@ -295,3 +298,127 @@ async def test_a_client_that_has_changed_proves_who_it_is_anew(tmp_path: Path) -
         assert None is auth.again(headers, form)
         with pytest.raises(InvalidClient):
             auth.caller(None, form, "a", headers=headers)
+
+
+AUTHORIZATIONS: tuple[list[bytes], ...] = (
+    [],
+    [encoded("www:Secr3t!")],
+    [encoded("www:Secr3t%21")],
+    [encoded("www:wrong")],
+    [encoded(f"basic:{SECRETS['basic']}")],
+    [encoded(f"post:{SECRETS['post']}")],
+    [b"Bearer x"],
+    [encoded("www:Secr3t!"), encoded("www:Secr3t!")],
+)
+RIGHT = {"client_id": "www", "client_secret": "Secr3t!"}
+FORMS: tuple[dict[str, str], ...] = (
+    {},
+    {"client_id": "www"},
+    {"client_id": "basic"},
+    {"client_id": "spa"},
+    {"client_id": "nobody"},
+    {"client_secret": "Secr3t!"},
+    RIGHT,
+    {**RIGHT, "client_secret": "Secr3t?"},
+    {**RIGHT, "client_secret": "Secr3t!\u00e9"},
+    {**RIGHT, "client_id": "post"},
+    {"client_id": "post", "client_secret": str(SECRETS["post"])},
+    {"client_id": "basic", "client_secret": str(SECRETS["basic"])},
+    {**RIGHT, "client_assertion": "x"},
+    {"client_id": "www", "client_assertion": "x"},
+)
+
+
+def unlike(auth: ClientAuth, throttle: Throttle) -> list[object]:
+    """Each pair of requests with the same headers whose second is told otherwise than it would be alone."""
+
+    def told(headers: Headers, form: dict[str, str], *, again: bool) -> object:
+        throttle._failed.clear()
+        try:
+            found = auth.again(headers, form) if again else None
+            return said(found or auth.caller(authorization(headers), form, "a", headers=headers if again else None))
+        except (BadRequest, InvalidClient) as refusal:
+            return type(refusal), str(refusal), getattr(refusal, "challenge", None)
+
+    found: list[object] = []
+    for values in AUTHORIZATIONS:
+        plain = [(b"authorization", value) for value in values]
+        alone = [told(Headers(plain), form, again=False) for form in FORMS]
+        for first in FORMS:
+            for second, expected in zip(FORMS, alone, strict=True):
+                headers = Headers(plain)
+                told(headers, first, again=True)
+                if expected != told(headers, second, again=True):
+                    found.append((values, first, second))
+    return found
+
+
+async def test_what_was_proved_before_changes_no_answer(tmp_path: Path) -> None:
+    """Whatever two requests of one connection show, one after the other: the second is judged as if it came alone."""
+    async with asking(tmp_path) as ledger:
+        auth, _, throttle, _ = auth_of(ledger)
+        assert [] == unlike(auth, throttle)
+
+
+def _any_form(headers: Headers, form: Mapping[str, str]) -> bool:
+    return True
+
+
+def _any_client(headers: Headers, form: Mapping[str, str]) -> bool:
+    assert headers.proven is not None
+    return form.get("client_secret") == headers.proven.secret
+
+
+def _any_secret(headers: Headers, form: Mapping[str, str]) -> bool:
+    assert headers.proven is not None
+    return form.get("client_id", "www") == headers.proven.caller.client_id
+
+
+@pytest.mark.parametrize("believes", [_any_form, _any_client, _any_secret])
+async def test_believing_too_much_of_what_was_proved_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, believes: Callable[[Headers, Mapping[str, str]], bool]
+) -> None:
+    """The broken twins of the above."""
+
+    def again(self: ClientAuth, headers: Headers, form: Mapping[str, str]) -> Caller | None:
+        return headers.proven.caller if headers.proven is not None and believes(headers, form) else None
+
+    async with asking(tmp_path) as ledger:
+        auth, _, throttle, _ = auth_of(ledger)
+        monkeypatch.setattr(ClientAuth, "again", again)
+        assert [] != unlike(auth, throttle)
+
+
+async def test_a_key_ring_that_was_read_again_makes_every_client_prove_itself_anew(tmp_path: Path) -> None:
+    """What a secret was compared under is another ring then."""
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        headers = Headers([(b"host", b"a")])
+        proved = auth.caller(None, RIGHT, "a", headers=headers)
+        assert proved is auth.again(headers, RIGHT)
+        await ledger.ledger.keys_rotate()
+        assert None is auth.again(headers, RIGHT)
+        assert proved == auth.caller(None, RIGHT, "a", headers=headers)
+
+
+async def test_a_change_that_did_not_happen_is_forgotten_by_what_was_proved(tmp_path: Path) -> None:
+    """I-12: a secret of a batch that failed opens nothing, and a client of one is as it was."""
+    async with asking(tmp_path) as ledger:
+        auth, *_ = auth_of(ledger)
+        headers = Headers([(b"host", b"a")])
+        new = {**RIGHT, "client_secret": "another-secret"}
+
+        def changed(batch: Batch) -> None:
+            www = ClientSpec(client_id="www", settings=Settings(scope=("read",)), secrets=("another-secret",))
+            operating.apply(batch, ledger.ledger.desk, [www], [], serial=None, dry_run=False)
+            auth.caller(None, new, "a", headers=headers)  # between the decision and its commit
+            assert None is not auth.again(headers, new)
+            raise RuntimeError("a defect")
+
+        with pytest.raises(RuntimeError):
+            await ledger.ledger.commits.submit(changed)
+        assert None is auth.again(headers, new)
+        assert None is auth.again(headers, RIGHT)
+        with pytest.raises(InvalidClient):
+            auth.caller(None, new, "a", headers=headers)
+        auth.caller(None, RIGHT, "b", headers=headers)

@@ -19,6 +19,7 @@ from api.heads import Malformed, check_head
 
 # A line feed or a carriage return alone, a line that goes on in the next one, any other control but the tab.
 _NOT_IN_A_HEAD: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _LENGTH_LINE: Final = re.compile(rb"\ncontent-length[ \t]*:", re.IGNORECASE)
 
 
@@ -83,7 +84,7 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
                 if isinstance(event, h11.Request):
                     self._request_received(event)
                 elif isinstance(event, h11.EndOfMessage) and self.in_chunks:
-                    self._check_end_of_chunks()
+                    self._check_end_of_chunks(event)
             except h11.RemoteProtocolError as error:
                 self.refuse(error.error_status_hint, NOT_HTTP)
                 return
@@ -135,7 +136,9 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
             self.body_too_large(self.cycle)
         self.start(self.cycle)
 
-    def _check_end_of_chunks(self) -> None:
+    def _check_end_of_chunks(self, event: h11.EndOfMessage) -> None:
+        if any(name in _FRAMING for name, _ in event.headers):  # trailers frame nothing (RFC 9110 6.5.1)
+            raise Malformed(400, NOT_HTTP)
         end = len(self.recent) - len(self.conn.trailing_data[0])
         if end >= 4 and self.recent[end - 4 : end] != b"\r\n\r\n":
             raise Malformed(400, NOT_HTTP)

@@ -153,12 +153,12 @@ class ClientAuth:
             headers.proven = Proven(form.get("client_secret"), number, client, self._ledger.desk.ring, caller)
         return caller
 
-    def again(self, headers: Headers, form: Mapping[str, str]) -> Caller | None:
+    def again(self, headers: Headers, form: Mapping[str, str], address: str) -> Caller | None:
         """Return who proved who it is by these same credentials on this connection before; None where they have to be
-        looked at. Nothing of what that rested on has changed, and nobody is being slowed down.
+        looked at. Nothing of what that rested on has changed, and this caller is not being slowed down.
         """
         proven = headers.proven
-        if proven is None or self._throttle.counts_any:
+        if proven is None:
             return None
         secret, number, client, ring, caller = proven
         if secret is None:
@@ -169,6 +169,8 @@ class ClientAuth:
         if "client_assertion" in form or "client_assertion_type" in form:
             return None
         if self._ledger.authority.client(caller.client_id) is not client or self._ledger.desk.ring is not ring:
+            return None
+        if self._throttle.wait_seconds(caller.client_id, address):
             return None
         self._meters.secret_used(caller.client_id, number)
         return caller

@@ -43,11 +43,6 @@ class Throttle:
             return 0
         return max(0, math.ceil(until - now))
 
-    @property
-    def counts_any(self) -> bool:
-        """Whether anybody's failures are counted at all."""
-        return bool(self._failed)
-
     def failed(self, who: str, address: str) -> int:
         """Count one failure; return the whole seconds to wait from now on, 0 for each of the first nine."""
         now = self._clock()

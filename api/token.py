@@ -83,7 +83,7 @@ class TokenEndpoint:
             body = await forms.read_body(receive, self._desk.body_bytes_max)
         form = forms.parse(headers, body)
         source = self._desk.contexts.of(scope)
-        caller = self._clients.again(headers, form.fields)
+        caller = self._clients.again(headers, form.fields, source.address)
         if caller is None:
             caller = await self._caller(headers, form, source.address, scope.get("extensions"))
         grant_type = form.fields.get("grant_type")

@@ -252,9 +252,9 @@ async def test_who_has_proved_who_it_is_need_not_again_while_nothing_changes(tmp
     async with asking(tmp_path) as ledger:
         auth, meters, throttle, _ = auth_of(ledger)
         headers = Headers([(b"host", b"a")])
-        assert None is auth.again(headers, form)
+        assert None is auth.again(headers, form, "a")
         proved = auth.caller(None, form, "a", headers=headers)
-        assert proved is auth.again(headers, form)
+        assert proved is auth.again(headers, form, "a")
         assert {("www", 0): 2} == meters.secrets
         for other in (
             {**form, "client_secret": "secr3t!"},
@@ -266,9 +266,11 @@ async def test_who_has_proved_who_it_is_need_not_again_while_nothing_changes(tmp
             {"client_secret": "Secr3t!"},
             {},
         ):
-            assert None is auth.again(headers, other), other
-        throttle.failed("www", "elsewhere")
-        assert None is auth.again(headers, form)
+            assert None is auth.again(headers, other, "a"), other
+        for _ in range(10):
+            throttle.failed("www", "elsewhere")
+        assert proved is auth.again(headers, form, "a")
+        assert None is auth.again(headers, form, "elsewhere"), "whoever has to wait waits, right or wrong"
 
 
 async def test_a_proof_by_the_header_stands_for_that_header_alone(tmp_path: Path) -> None:
@@ -277,9 +279,9 @@ async def test_a_proof_by_the_header_stands_for_that_header_alone(tmp_path: Path
         auth, *_ = auth_of(ledger)
         headers = Headers([(b"authorization", encoded("www:Secr3t!"))])
         proved = auth.caller(authorization(headers), {}, "a", headers=headers)
-        assert proved is auth.again(headers, {}) is auth.again(headers, {"client_id": "www"})
+        assert proved is auth.again(headers, {}, "a") is auth.again(headers, {"client_id": "www"}, "a")
         for other in ({"client_id": "post"}, {"client_secret": "Secr3t!"}, {"client_id": "www", "client_secret": "x"}):
-            assert None is auth.again(headers, other), other
+            assert None is auth.again(headers, other, "a"), other
 
 
 async def test_a_client_that_has_changed_proves_who_it_is_anew(tmp_path: Path) -> None:
@@ -291,11 +293,11 @@ async def test_a_client_that_has_changed_proves_who_it_is_anew(tmp_path: Path) -
         auth.caller(None, form, "a", headers=headers)
         www = ClientSpec(client_id="www", settings=Settings(scope=("read",)), secrets=("another", "Secr3t!"))
         await ledger.ledger.apply([www], [])
-        assert None is auth.again(headers, form)
+        assert None is auth.again(headers, form, "a")
         proved = auth.caller(None, form, "a", headers=headers)
-        assert proved is auth.again(headers, form)
+        assert proved is auth.again(headers, form, "a")
         await ledger.ledger.apply([], [])
-        assert None is auth.again(headers, form)
+        assert None is auth.again(headers, form, "a")
         with pytest.raises(InvalidClient):
             auth.caller(None, form, "a", headers=headers)
 
@@ -335,7 +337,7 @@ def unlike(auth: ClientAuth, throttle: Throttle) -> list[object]:
     def told(headers: Headers, form: dict[str, str], *, again: bool) -> object:
         throttle._failed.clear()
         try:
-            found = auth.again(headers, form) if again else None
+            found = auth.again(headers, form, "a") if again else None
             return said(found or auth.caller(authorization(headers), form, "a", headers=headers if again else None))
         except (BadRequest, InvalidClient) as refusal:
             return type(refusal), str(refusal), getattr(refusal, "challenge", None)
@@ -380,7 +382,7 @@ async def test_believing_too_much_of_what_was_proved_is_caught(
 ) -> None:
     """The broken twins of the above."""
 
-    def again(self: ClientAuth, headers: Headers, form: Mapping[str, str]) -> Caller | None:
+    def again(self: ClientAuth, headers: Headers, form: Mapping[str, str], address: str) -> Caller | None:
         return headers.proven.caller if headers.proven is not None and believes(headers, form) else None
 
     async with asking(tmp_path) as ledger:
@@ -395,9 +397,9 @@ async def test_a_key_ring_that_was_read_again_makes_every_client_prove_itself_an
         auth, *_ = auth_of(ledger)
         headers = Headers([(b"host", b"a")])
         proved = auth.caller(None, RIGHT, "a", headers=headers)
-        assert proved is auth.again(headers, RIGHT)
+        assert proved is auth.again(headers, RIGHT, "a")
         await ledger.ledger.keys_rotate()
-        assert None is auth.again(headers, RIGHT)
+        assert None is auth.again(headers, RIGHT, "a")
         assert proved == auth.caller(None, RIGHT, "a", headers=headers)
 
 
@@ -412,13 +414,13 @@ async def test_a_change_that_did_not_happen_is_forgotten_by_what_was_proved(tmp_
             www = ClientSpec(client_id="www", settings=Settings(scope=("read",)), secrets=("another-secret",))
             operating.apply(batch, ledger.ledger.desk, [www], [], serial=None, dry_run=False)
             auth.caller(None, new, "a", headers=headers)  # between the decision and its commit
-            assert None is not auth.again(headers, new)
+            assert None is not auth.again(headers, new, "a")
             raise RuntimeError("a defect")
 
         with pytest.raises(RuntimeError):
             await ledger.ledger.commits.submit(changed)
-        assert None is auth.again(headers, new)
-        assert None is auth.again(headers, RIGHT)
+        assert None is auth.again(headers, new, "a")
+        assert None is auth.again(headers, RIGHT, "a")
         with pytest.raises(InvalidClient):
             auth.caller(None, new, "a", headers=headers)
         auth.caller(None, RIGHT, "b", headers=headers)

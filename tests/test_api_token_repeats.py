@@ -1,0 +1,145 @@
+"""Refreshes over one connection, whose heads, forms and credentials repeat: each is answered as if it came alone.
+
+Against real processes. What every piece in between remembers is tried here together; each has trials of its own too.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.servers import SECRETS, Server, basic, clients_toml, eventually, running
+from tests.wire import FORM, REVOKE_PATH, TOKEN_PATH, Answer, Connection, Json, form_bytes, request_bytes
+
+OTHER_SECRET = "Secr3t?"
+"""As long as the right one, so that head and form are as long, too."""
+
+OF_STABLE = {"one": "Secr3t!", "two": "S3cret!", "pub": None}
+STABLE = "".join(
+    f'[[client]]\nid = "{name}"\n{credential}\nscope = "read openid profile"\npolicy = "stable"\n\n'
+    for name, credential in (
+        ("one", 'auth = "client_secret"\nsecret = "Secr3t!"'),
+        ("two", 'auth = "client_secret"\nsecret = "S3cret!"'),
+        ("pub", 'auth = "none"\nallow_unbound_reuse = true'),
+    )
+)
+"""Clients whose refresh tokens stay: the same request means the same every time."""
+
+
+KNOWN = {**SECRETS, **OF_STABLE}
+
+
+def of_basic(client: str, secret: str | None, token: str, **more: str) -> bytes:
+    """A refresh whose client authenticates in the header."""
+    headers = {"Content-Type": FORM, "Authorization": basic(client, secret or str(KNOWN[client]))}
+    fields = {"grant_type": "refresh_token", "refresh_token": token, **more}
+    return request_bytes("POST", TOKEN_PATH, headers=headers, body=form_bytes(fields))
+
+
+def of_body(client: str, secret: str | None, token: str, **more: str) -> bytes:
+    """A refresh whose client authenticates in the body."""
+    fields = {"grant_type": "refresh_token", "refresh_token": token, "client_id": client, **more}
+    if secret or KNOWN[client]:
+        fields["client_secret"] = secret or str(KNOWN[client])
+    return request_bytes("POST", TOKEN_PATH, headers={"Content-Type": FORM}, body=form_bytes(fields))
+
+
+def told(answer: Answer) -> tuple[int, Json]:
+    """What an answer says for good: times pass between two of them."""
+    if not answer.body:
+        return answer.status, None
+    body = answer.json()
+    return answer.status, {name: body.get(name) for name in ("refresh_token", "scope", "token_type", "error")}
+
+
+def check_heard_alike(server: Server, over: Connection, raw: bytes) -> Answer:
+    """Send a request over a connection that knows much, and again over a new one: it means the same."""
+    answer = server.exchange(raw, over=over)
+    assert told(server.exchange(raw)) == told(answer)
+    return answer
+
+
+def test_requests_of_one_connection_are_answered_as_if_each_came_alone(
+    tmp_path: Path, count: Callable[[int, int], int]
+) -> None:
+    """Three clients behind one proxy's connection, right and wrong secrets, each other's tokens, other ways to
+    authenticate: as over a connection of its own (RFC 6749 2.3, 6; I-19)."""
+    draw = Random("repeats")
+    statuses: Counter[int] = Counter()
+    with running(tmp_path / "server", clients=clients_toml(more=STABLE)) as server, server.connect() as proxy:
+        tokens = {client: server.issue(client).refresh_token for client in OF_STABLE}
+        wrong = 0
+        for _ in range(count(200, 3_000)):
+            client = draw.choices(("one", "two", "pub"), (6, 3, 2))[0]
+            token = tokens[client if draw.random() < 0.93 else draw.choice(list(tokens))]
+            make = of_basic if client == "one" and draw.random() < 0.5 else of_body
+            more: dict[str, str] = draw.choices(
+                ({}, {"scope": "read openid"}, {"client_id": client}, {"x": "1"}, {"client_assertion": "x"}),
+                (30, 2, 2, 2, 1),
+            )[0]
+            if draw.random() < 0.03 and make is of_basic:
+                more = {"client_id": "two"}
+            secret = None
+            if client == "one" and not more and wrong < 4 and draw.random() < 0.05:
+                secret, wrong = OTHER_SECRET, wrong + 1
+            for _ in range(1 if secret else draw.choice((1, 1, 4))):
+                statuses[check_heard_alike(server, proxy, make(client, secret, token, **more)).status] += 1
+    assert {200, 400, 401} == statuses.keys()
+
+
+@pytest.mark.parametrize("make", [of_basic, of_body])
+def test_a_change_is_seen_by_a_connection_that_knows_its_client(own_server: Server, make: Callable[..., bytes]) -> None:
+    """I-06: a secret taken away, an ended or suspended grant, a client that is no more, at once and wherever."""
+    with own_server.connect() as connection:
+
+        def refreshed(token: str, secret: str | None = None, times: int = 5) -> str:
+            for _ in range(times):
+                answer = own_server.exchange(make("www", secret, token), over=connection)
+                assert 200 == answer.status, answer.body
+                token = str(answer.json()["refresh_token"])
+            return token
+
+        def refused(token: str, secret: str | None = None) -> str:
+            answer = own_server.exchange(make("www", secret, token), over=connection)
+            assert answer.status in (400, 401), answer.body
+            return str(answer.json()["error"])
+
+        first, second = own_server.issue("www"), own_server.issue("www")
+        token = refreshed(first.refresh_token)
+        assert "invalid_client" == refused(token, OTHER_SECRET)
+        token = refreshed(token)
+        assert 200 == own_server.operator("security", "POST", f"/grants/{first.grant_id}/suspend").status
+        assert "invalid_grant" == refused(token)
+        assert 200 == own_server.operator("security", "POST", f"/grants/{first.grant_id}/reinstate").status
+        token = refreshed(token)
+        fields = {"token": token, **own_server.credentials("www")}
+        given_back = request_bytes("POST", REVOKE_PATH, headers={"Content-Type": FORM}, body=form_bytes(fields))
+        assert 200 == own_server.exchange(given_back, over=connection).status
+        assert "invalid_grant" == refused(token)
+
+        token = refreshed(second.refresh_token)
+        assert 0 == own_server.command("keys", "rotate").returncode
+        token = refreshed(token)
+        assert 0 == own_server.command("keys", "activate", "2").returncode
+        token = refreshed(token)
+        assert 0 == own_server.command("keys", "distrust", "1").returncode
+        token = refreshed(token)  # made by key 2 already
+
+        table = 'id = "www"\nsecret = "Secr3t!"'
+        text = clients_toml()
+        assert table in text
+        own_server.hangup(clients=text.replace(table, f'id = "www"\nsecret = "{OTHER_SECRET}"'))
+        eventually(lambda: "invalid_grant" == heard(own_server, make), what="the other secret")
+        assert "invalid_client" == refused(token)
+        own_server.secrets.append(OTHER_SECRET)
+        token = refreshed(token, OTHER_SECRET)
+        own_server.hangup(clients=clients_toml(without=["www"]))
+        eventually(lambda: "invalid_client" == heard(own_server, make), what="the end of the client")
+        assert "invalid_client" == refused(token, OTHER_SECRET)
+
+
+def heard(server: Server, make: Callable[..., bytes]) -> str:
+    """What the client is told from an address of its own for a token that is none."""
+    return str(server.exchange(make("www", OTHER_SECRET, "none"), source=server.new_address()).json()["error"])

@@ -59,7 +59,7 @@ def exchange(
     except Refused as refusal:
         if refusal.counts:
             ended = standing_of(batch, desk, grant).ended
-            desk.presentations.count(presented.grant_id, 0, source, presenter.context, batch.now, ended=ended)
+            desk.presentations.count(presented.grant_id, 0, source, batch.now, ended=ended)
         forget_nonce_if_over(batch, desk, loaded)
         raise
     outcome = decision.outcome

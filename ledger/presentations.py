@@ -16,12 +16,11 @@ _SECOND = 1_000_000
 
 
 class Counted:
-    """Presentations of one grant since the last flush. Times in microseconds; `last_context` is the commitment of
-    `last_source`; `declined` the count that the rules last wanted no event for; `ended` whether the grant was over."""
+    """Presentations of one grant since the last flush. Times in microseconds; `declined` the count that the rules last
+    wanted no event for; `ended` whether the grant was over."""
 
     __slots__ = (
-        "count", "declined", "ended", "first_at", "flushed_at", "last_at", "last_context", "last_generation",
-        "last_source",
+        "count", "declined", "ended", "first_at", "flushed_at", "last_at", "last_generation", "last_source",
     )  # fmt: skip
 
     def __init__(self, at: int, source: Source) -> None:
@@ -31,7 +30,6 @@ class Counted:
         self.first_at = at
         self.last_at = at
         self.last_generation = 0
-        self.last_context = ""
         self.last_source = source
         self.flushed_at = 0
 
@@ -42,11 +40,9 @@ class Presentations:
     def __init__(self) -> None:
         self._counted: dict[str, Counted] = {}
 
-    def count(
-        self, grant_id: str, generation: int, source: Source, context: str, at: int, *, ended: bool = False
-    ) -> None:
-        """One more presentation of a generation from a source, whose commitment is `context`; `ended` where its grant
-        is over. Counts begin anew at the end: what was counted before it and is in no event yet is dropped."""
+    def count(self, grant_id: str, generation: int, source: Source, at: int, *, ended: bool = False) -> None:
+        """One more presentation of a generation from a source; `ended` where its grant is over. Counts begin anew at
+        the end: what was counted before it and is in no event yet is dropped."""
         counted = self._counted.pop(grant_id, None)
         if counted is None:
             if len(self._counted) >= COUNTED_GRANTS_MAX:  # the one heard of least recently leaves, its tail with it
@@ -61,7 +57,6 @@ class Presentations:
         counted.count += 1
         counted.last_at = at
         counted.last_generation = generation
-        counted.last_context = context
         counted.last_source = source
 
     def waiting(self, grant_id: str, *, ended: bool = False) -> int:

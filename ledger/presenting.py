@@ -130,10 +130,8 @@ def redeem(
             decision = grant.decide(replace(command, fresh=True), rules)
     except Refused as refusal:
         if refusal.counts:
-            desk.presentations.count(
-                presented.grant_id, generation, source, presenter.context, now,
-                ended=standing_of(batch, desk, grant).ended,
-            )  # fmt: skip
+            ended = standing_of(batch, desk, grant).ended
+            desk.presentations.count(presented.grant_id, generation, source, now, ended=ended)
         forget_nonce_if_over(batch, desk, loaded)
         raise
     served = decision.outcome
@@ -269,11 +267,16 @@ def record_foreign(batch: Batch, desk: Desk, foreign: Foreign) -> None:
     if found is None:
         return
     loaded, grant = found
+    # Made anew here: what the batch that saw it believed of the person, erased or not, may not have happened.
+    context = _context(batch, loaded, foreign.source)
     command = RecordForeignClient(
-        at=batch.now, command_id=batch.command_id, presenter=foreign.presenter, generation=foreign.generation
+        at=batch.now,
+        command_id=batch.command_id,
+        presenter=replace(foreign.presenter, context=context),
+        generation=foreign.generation,
     )
     decision = grant.decide(command, desk.authority.rules(grant))
-    record(batch, desk, loaded, decision, foreign.source, foreign.presenter.context)
+    record(batch, desk, loaded, decision, foreign.source, context)
 
 
 def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counted, *, at_stop: bool) -> int:
@@ -285,6 +288,7 @@ def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counte
     count = counted.count
     if standing_of(batch, desk, grant).ended and not counted.ended:
         return count  # told now, they would pass for presentations since the end
+    context = _context(batch, loaded, counted.last_source)
     command = CountPresentations(
         at=batch.now,
         command_id=batch.command_id,
@@ -292,11 +296,11 @@ def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counte
         first_at=counted.first_at,
         last_at=counted.last_at,
         last_generation=counted.last_generation,
-        last_context=counted.last_context,
+        last_context=context,
         at_stop=at_stop,
     )
     decision = grant.decide(command, desk.authority.rules(grant))
-    record(batch, desk, loaded, decision, counted.last_source, counted.last_context)
+    record(batch, desk, loaded, decision, counted.last_source, context)
     return count if decision.events else 0
 
 

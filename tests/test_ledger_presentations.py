@@ -12,7 +12,10 @@ from ledger import times
 from ledger.answers import Source, TokenAnswer
 from ledger.events import PresentationsCounted
 from ledger.presentations import BURST_GRANTS_MAX, COUNTED_GRANTS_MAX, Bursts, Presentations
-from ledger.refusals import Refusal, Refused
+from ledger.private import commitment, context_value
+from ledger.recorders.errors import StoreFull
+from ledger.refusals import Refusal, Refused, Unavailable
+from tests.faulty_store import FaultyStore, faulty, instead
 from tests.ledgers import (
     ELSEWHERE,
     HOME,
@@ -38,11 +41,11 @@ def due(counts: Presentations, now: int, *, stop: bool = False) -> list[tuple[st
 def test_a_grant_is_due_at_once_and_then_once_a_minute() -> None:
     """At most one flush a minute and grant."""
     counts = Presentations()
-    counts.count("a", 3, HOME, "c", 100 * SECOND)
+    counts.count("a", 3, HOME, 100 * SECOND)
     assert [("a", 1)] == due(counts, 100 * SECOND)
     counts.flushed("a", 1, 100 * SECOND)
     assert 0 == counts.waiting("a")
-    counts.count("a", 3, HOME, "c", 101 * SECOND)
+    counts.count("a", 3, HOME, 101 * SECOND)
     assert [] == due(counts, 159 * SECOND)
     assert [("a", 1)] == due(counts, 160 * SECOND)
     assert [("a", 1)] == due(counts, 159 * SECOND, stop=True)
@@ -51,10 +54,10 @@ def test_a_grant_is_due_at_once_and_then_once_a_minute() -> None:
 def test_what_was_declined_is_not_asked_about_again_before_more_was_counted() -> None:
     """A grant whose count passes no power of two costs nothing while nobody presents its tokens."""
     counts = Presentations()
-    counts.count("a", 3, HOME, "c", 0)
+    counts.count("a", 3, HOME, 0)
     counts.flushed("a", 0, 100 * SECOND)
     assert [] == due(counts, 300 * SECOND)
-    counts.count("a", 3, HOME, "c", 301 * SECOND)
+    counts.count("a", 3, HOME, 301 * SECOND)
     assert [("a", 2)] == due(counts, 301 * SECOND)
 
 
@@ -62,7 +65,7 @@ def test_what_was_counted_during_a_flush_stays_counted() -> None:
     """Nothing is lost, nothing told twice."""
     counts = Presentations()
     for _ in range(5):
-        counts.count("a", 3, HOME, "c", 0)
+        counts.count("a", 3, HOME, 0)
     counts.flushed("a", 3, 0)
     assert 2 == counts.waiting("a")
 
@@ -70,9 +73,9 @@ def test_what_was_counted_during_a_flush_stays_counted() -> None:
 def test_a_clock_that_was_put_back_does_not_hold_a_flush_up_for_long() -> None:
     """I-16: times of the wall clock may run back."""
     counts = Presentations()
-    counts.count("a", 3, HOME, "c", 1000 * SECOND)
+    counts.count("a", 3, HOME, 1000 * SECOND)
     counts.flushed("a", 1, 1000 * SECOND)
-    counts.count("a", 3, HOME, "c", 10 * SECOND)
+    counts.count("a", 3, HOME, 10 * SECOND)
     assert [("a", 1)] == due(counts, 10 * SECOND)
 
 
@@ -80,9 +83,9 @@ def test_the_map_is_bounded_and_who_was_heard_of_least_recently_leaves() -> None
     """However many dead grants somebody has tokens of, memory is bounded."""
     counts = Presentations()
     for n in range(COUNTED_GRANTS_MAX):
-        counts.count(str(n), 0, HOME, "c", n)
-    counts.count("0", 0, HOME, "c", COUNTED_GRANTS_MAX)
-    counts.count("one more", 0, HOME, "c", COUNTED_GRANTS_MAX)
+        counts.count(str(n), 0, HOME, n)
+    counts.count("0", 0, HOME, COUNTED_GRANTS_MAX)
+    counts.count("one more", 0, HOME, COUNTED_GRANTS_MAX)
     assert (2, 0, 1) == (counts.waiting("0"), counts.waiting("1"), counts.waiting("one more"))
 
 
@@ -311,4 +314,30 @@ async def test_only_redemptions_of_public_clients_are_limited(tmp_path: Path) ->
         assert Refusal.ROTATED is caught.value.refusal, "a straggler of the very context that redeemed it"
         opened.clock.pass_seconds(1)
         await opened.refresh(answer, client_id="app", authenticated=False)
+    check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("of", ["www", "other"])
+async def test_what_a_failed_erasure_saw_is_told_as_if_it_had_seen_nothing_else(tmp_path: Path, of: str) -> None:
+    """A presentation that was noted in the batch of an erasure which did not happen: its context is opened by the
+    grant's own salt, as any other (I-20)."""
+    async with open_ledger(tmp_path, store=FaultyStore, clients=(client(), client("other"))) as opened:
+        dead = await opened.issue()
+        await opened.refresh(dead)
+        if of == "www":
+            await opened.act("revoke", dead.grant_id)
+        faulty(opened).on_commit.append(instead(StoreFull("no room")))
+        erasing = opened.ledger.erase(SECURITY, "alice")
+        answers = await asyncio.gather(
+            erasing, opened.refresh(dead, client_id=of, source=ELSEWHERE), return_exceptions=True
+        )
+        assert [Unavailable, Unavailable] == [type(answer) for answer in answers]
+        opened.ledger.afterwards.record_foreign()
+        await flush(opened)
+        await opened.ledger.record_read(SECURITY, "anything, behind what was put in line")
+        named = opened.rows("SELECT commitment FROM private_contexts WHERE address = ?", ELSEWHERE.address)
+        ((salt,),) = opened.rows("SELECT salt FROM private_grants")
+        assert isinstance(salt, bytes)
+        value = context_value(ELSEWHERE.address, ELSEWHERE.user_agent)
+        assert [(commitment(salt, "context", value),)] == named
     check_ledger(opened.path)

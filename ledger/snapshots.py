@@ -75,5 +75,5 @@ def decode(blob: bytes, v: int, head: bytes, kind: type[_T]) -> _T | None:
         if form != FORMAT or at_v != v or at_head != head:
             return None
         return _decoders[kind].decode(state)  # type: ignore[index, return-value]  # a decoder of its own kind
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -53,6 +53,14 @@ def test_a_snapshot_that_does_not_fit_is_none(blob: bytes) -> None:
     assert decode(blob, 7, HEAD, Journal) is None
 
 
+def test_a_snapshot_with_a_damaged_text_is_none() -> None:
+    """Bytes that are no UTF-8 are told by another exception than all other damage."""
+    client = Client(client_id="café")
+    whole = encode(7, HEAD, client)
+    assert client == decode(whole, 7, HEAD, Client)
+    assert None is decode(whole.replace("é".encode(), b"\xc3\xff"), 7, HEAD, Client)
+
+
 # ---------------------------------------------------------------- in a ledger
 
 

@@ -9,6 +9,7 @@ import gc
 import json
 import re
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from api.forms import TooLarge, read_body
 from api.heads import Headers
 from api.httptools_protocol import Alike, HttptoolsConnection
 from api.settings import Settings
-from tests.serving import Running, logged, serving
+from tests.serving import QUICK, Running, check_quiet, logged, serving
 from tests.wire import request_bytes
 
 Stream = list[tuple[bytes, int]]
@@ -270,3 +271,101 @@ def test_nothing_is_left_for_the_collector_and_nothing_behind_a_connection(runni
     running.do(asyncio.sleep(0.01))
     gc.collect()
     assert (None, None) == (connection(), exchange())
+
+
+class Gated:
+    """Answers with a token response: `/held` when it is told to, `/big` with more than a socket takes."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.asked = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive, 512)
+        self.asked += 1
+        while scope["path"] == "/held" and not self.release.is_set():
+            await asyncio.sleep(0.002)
+        body = b'"%s"' % (b"x" * 1_000_000) if scope["path"] == "/big" else b'"token"'
+        await TokenResponse(200, body, 7).send(send)
+
+
+def posted(path: str) -> bytes:
+    return HEAD.replace(b"/a", path.encode()) + b"abc"
+
+
+def test_a_server_that_ends_says_so_to_a_connection_that_it_knows() -> None:
+    """A request that is being answered when the server begins to end is answered, and the connection closed."""
+    app = Gated()
+    with serving(app, parser="httptools", settings=ROOM) as server, server.connect() as client:
+        app.release.set()
+        for _ in range(4):
+            assert None is client.exchange(posted("/held")).header("Connection")
+        app.release.clear()
+        client.send(posted("/held"))
+        while app.asked < 5:
+            time.sleep(0.002)
+        assert connection_of(server).cycle.whole is None, "the body came without the parser and was read"
+        server.stop()
+        while not server.server.draining:
+            time.sleep(0.002)
+        app.release.set()
+        answer = client.answer()
+        assert (200, b'"token"', "close") == (answer.status, answer.body, answer.header("Connection"))
+        assert client.closed_by_peer(2)
+
+
+def test_a_reader_that_is_slow_gets_every_answer_whole() -> None:
+    """What the socket does not take at once waits, and the next request with it."""
+    app = Gated()
+    with logged() as lines, serving(app, parser="httptools", settings=ROOM) as server, server.connect() as client:
+        for _ in range(30):
+            client.send(posted("/big"))
+        time.sleep(0.1)
+        for _ in range(30):
+            assert 1_000_002 == len(client.answer().body)
+        assert b'"token"' == client.exchange(posted("/a")).body
+    check_quiet(lines)
+
+
+def test_a_client_that_leaves_before_its_answer_is_no_event() -> None:
+    """Nothing is written to a connection that is gone, and the next one is served."""
+    app = Gated()
+    with logged() as lines, serving(app, parser="httptools", settings=ROOM) as server:
+        with server.connect() as client:
+            app.release.set()
+            for _ in range(4):
+                client.exchange(posted("/held"))
+            app.release.clear()
+            client.send(posted("/held"))
+            while app.asked < 5:
+                time.sleep(0.002)
+            client.cut()
+        while server.server._state.connections:
+            time.sleep(0.001)
+        app.release.set()
+        with server.connect() as client:
+            assert 200 == client.exchange(posted("/held")).status
+            assert 5 == server.server._state.total_requests, "an answer that nobody got is none"
+        while server.server._state.connections or server.server._state.tasks:
+            time.sleep(0.001)
+    check_quiet(lines)
+
+
+def test_the_clocks_of_a_connection_run_whether_the_parser_saw_its_requests_or_not() -> None:
+    """Idle from the last answer on, and slow from the first byte on (RFC 9110 15.5.9)."""
+    with serving(Telling(), parser="httptools", settings=QUICK) as server:
+        with server.connect() as client:
+            for _ in range(5):
+                time.sleep(0.3)
+                assert 200 == client.exchange(HEAD + b"abc").status
+            started = time.monotonic()
+            client.send(HEAD + b"ab")
+            assert 408 == client.answer().status
+            assert time.monotonic() - started > 0.8
+        with server.connect() as client:
+            for _ in range(5):
+                assert 200 == client.exchange(HEAD + b"abc").status
+            started = time.monotonic()
+            assert client.closed_by_peer(4)
+            assert time.monotonic() - started > 0.5
+        assert 10 == server.server._state.total_requests

@@ -113,7 +113,7 @@ def test_a_certificate_is_the_whole_authentication(
     grant = ledger.issue(name)
     token = grant["refresh_token"]
     with ledger.connect(ledger.context(party, version=version)) as connection:
-        for _ in range(2):
+        for _ in range(5):  # from the fourth on no head is parsed any more
             answer = ledger.refresh(name, token, connection)
             assert 200 == answer.status, answer.body
             assert answer.header("Ledger-Position") is not None
@@ -303,6 +303,18 @@ def test_a_confidential_client_may_change_certificates_but_not_do_without(ledger
     assert (400, "invalid_request") == (refused.status, refused.json()["error"])
     assert before == ledger.topics(grant["grant_id"])
     assert 200 == ledger.refresh("sec", token, parties.spa, **secret).status
+
+
+def test_a_certificate_counts_for_each_request_of_its_connection(ledger: Ledger, parties: Parties) -> None:
+    """RFC 8705 3: whatever a connection remembers of its client, every access token is bound; over another one with the
+    same secret and no certificate there is none."""
+    secret, token = {"client_secret": "S3cret-and-bound"}, ledger.issue("sec")["refresh_token"]
+    with ledger.connect(parties.own) as shown, ledger.connect() as bare:
+        for _ in range(5):
+            answer = ledger.refresh("sec", token, shown, **secret)
+            assert {"x5t#S256": parties.own.x5t_s256} == ledger.introspect(answer.json()["access_token"])["cnf"]
+            token = answer.json()["refresh_token"]
+            assert "invalid_request" == ledger.refresh("sec", token, bare, **secret).json()["error"]
 
 
 def test_a_client_that_signs_assertions_may_show_a_certificate_too(ledger: Ledger, parties: Parties) -> None:

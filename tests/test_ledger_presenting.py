@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger import presenting
 from ledger.answers import TokenAnswer
 from tests.ledgers import HOME, Opened, caller, open_ledger
 
@@ -49,3 +50,21 @@ async def test_an_access_token_that_has_expired_is_given_back_without_a_trace(op
     opened.clock.pass_seconds(300)
     await revoke_access(opened, answer)
     assert ["issued"] == opened.topics(answer)
+
+
+async def test_what_is_remembered_of_tokens_is_bounded_and_its_end_changes_nothing(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that is not remembered any more is taken apart, and worth the same; one that came back is forgotten."""
+    monkeypatch.setattr(presenting, "HANDED_OUT_MAX", 3)
+    known = opened.ledger.desk.handed_out
+    answers = [await opened.issue(subject) for subject in ("alice", "bob", "carol", "dave", "eve")]
+    for _ in range(4):
+        answers = [await opened.refresh(answer) for answer in answers]
+        assert 0 < len(known) <= 3
+    assert answers[-1].refresh_token in known
+    await opened.refresh(answers[-1])
+    assert answers[-1].refresh_token not in known
+    again = await opened.refresh(answers[-1])
+    assert again.refresh_token in known
+    assert "rt1_" not in repr(list(known.values()))

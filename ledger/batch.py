@@ -110,6 +110,7 @@ class Batch:
         "single_use",
         "store",
         "subjects",
+        "when_done",
         "work",
     )  # fmt: skip
 
@@ -137,6 +138,8 @@ class Batch:
         self.subjects: dict[bytes, str | None] = {}
         self.reason: tuple[str, bytes, str] | None = None
         self.erased: set[str] = set()
+        # What is to be noted outside the store once this batch is durable: one that is decided again notes it once.
+        self.when_done: list[Callable[[], None]] = []
 
     # ------------------------------------------------------------ reading
 

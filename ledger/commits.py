@@ -219,6 +219,8 @@ class Commits:
             self.committed += len(done)
             if batch.last_at is not None:
                 self._on_acknowledged(batch.position, batch.last_at)
+        for note in batch.when_done:
+            note()
         for each, answer, refused in done:
             future = each.future
             if not future.done():  # A client may have gone: what was decided stands, and its retry is served.

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from base64 import urlsafe_b64encode
+from functools import partial
 
 from ledger import codes
 from ledger.answers import Caller, Source, TokenAnswer
@@ -59,7 +60,8 @@ def exchange(
     except Refused as refusal:
         if refusal.counts:
             ended = standing_of(batch, desk, grant).ended
-            desk.presentations.count(presented.grant_id, 0, source, batch.now, ended=ended)
+            counted = partial(desk.presentations.count, presented.grant_id, 0, source, batch.now, ended=ended)
+            batch.when_done.append(counted)
         forget_nonce_if_over(batch, desk, loaded)
         raise
     outcome = decision.outcome

@@ -4,6 +4,7 @@ Each function is one request's decision. It raises Refused, or returns an answer
 """
 
 import logging
+from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 from msgspec.structs import replace
@@ -131,7 +132,8 @@ def redeem(
     except Refused as refusal:
         if refusal.counts:
             ended = standing_of(batch, desk, grant).ended
-            desk.presentations.count(presented.grant_id, generation, source, now, ended=ended)
+            counted = partial(desk.presentations.count, presented.grant_id, generation, source, now, ended=ended)
+            batch.when_done.append(counted)
         forget_nonce_if_over(batch, desk, loaded)
         raise
     served = decision.outcome

@@ -10,6 +10,7 @@ import pytest
 
 from ledger import times
 from ledger.answers import Source, TokenAnswer
+from ledger.batch import Batch
 from ledger.events import PresentationsCounted
 from ledger.presentations import BURST_GRANTS_MAX, COUNTED_GRANTS_MAX, Bursts, Presentations
 from ledger.private import commitment, context_value
@@ -319,8 +320,8 @@ async def test_only_redemptions_of_public_clients_are_limited(tmp_path: Path) ->
 
 @pytest.mark.parametrize("of", ["www", "other"])
 async def test_what_a_failed_erasure_saw_is_told_as_if_it_had_seen_nothing_else(tmp_path: Path, of: str) -> None:
-    """A presentation that was noted in the batch of an erasure which did not happen: its context is opened by the
-    grant's own salt, as any other (I-20)."""
+    """A presentation in the batch of an erasure which did not happen is not counted, and where it is another client's
+    its context is opened by the grant's own salt, as any other (I-20)."""
     async with open_ledger(tmp_path, store=FaultyStore, clients=(client(), client("other"))) as opened:
         dead = await opened.issue()
         await opened.refresh(dead)
@@ -339,5 +340,24 @@ async def test_what_a_failed_erasure_saw_is_told_as_if_it_had_seen_nothing_else(
         ((salt,),) = opened.rows("SELECT salt FROM private_grants")
         assert isinstance(salt, bytes)
         value = context_value(ELSEWHERE.address, ELSEWHERE.user_agent)
-        assert [(commitment(salt, "context", value),)] == named
+        assert ([(commitment(salt, "context", value),)] if of == "other" else []) == named
     check_ledger(opened.path)
+
+
+async def test_a_presentation_that_was_decided_twice_is_counted_once(tmp_path: Path) -> None:
+    """A batch that somebody else's defect has sunk is decided again, each alone."""
+
+    def defect(batch: Batch) -> None:
+        raise RuntimeError("a defect")
+
+    async def behind() -> None:
+        await opened.ledger.commits.submit(defect)
+
+    async with open_ledger(tmp_path) as opened:
+        dead = await opened.issue()
+        await opened.act("revoke", dead.grant_id)
+        refused, defective = await asyncio.gather(opened.refresh(dead), behind(), return_exceptions=True)
+        assert (Refused, RuntimeError) == (type(refused), type(defective))
+        assert 1 == opened.ledger.desk.presentations.waiting(dead.grant_id, ended=True)
+        await flush(opened)
+        assert [1] == counted(opened, dead)

@@ -85,8 +85,12 @@ def test_the_short_way_says_what_the_long_way_says(pieces: list[str]) -> None:
 
 @given(
     st.lists(st.sampled_from(["a=1", "b=%41", "refresh_token=T", "c", "resource=r", "scope=x+y", "&", ""]), max_size=6),
-    st.sampled_from(["x", "rt1_abc-_", "", "a&b=c", "%41", "a+b", "a=b", "ü", "x&refresh_token=y"]),
-    st.sampled_from(["x", "rt1_abc-_", "", "a&b=c", "%41", "a+b", "a=b", "ü", "x&refresh_token=y"]),
+    st.sampled_from(
+        ["x", "xyz", "rt1_abc-_", "", "a&b=c", "%41", "a+b", "a=b", "a&b", "&x=", "ü", "üx", "x&refresh_token=y"]
+    ),
+    st.sampled_from(
+        ["x", "xyz", "rt1_abc-_", "", "a&b=c", "%41", "a+b", "a=b", "a&b", "&x=", "ü", "üx", "x&refresh_token=y"]
+    ),
 )
 def test_a_form_that_repeats_says_what_it_would_say_alone(parts: list[str], first: str, then: str) -> None:
     """What a connection remembers of a form is never the answer for another: refused alike, read alike (TE-5, TE-14)."""
@@ -112,6 +116,35 @@ def test_a_form_that_repeats_is_known_again() -> None:
         assert {"grant_type": "refresh_token", "refresh_token": token, "client_id": "www"} == said
     assert kept.repeating is not None
     assert (b"grant_type=refresh_token&refresh_token=", b"&client_id=www") == kept.repeating[1:3]
+
+
+@given(st.data())
+def test_no_byte_of_a_form_that_repeats_may_be_another_unseen(data: st.DataObject) -> None:
+    """Whatever of a usual form is overwritten, it is read as if it came first."""
+    body = b"grant_type=refresh_token&refresh_token=rt1_abcdef&client_id=www&client_secret=a%2Bb+c"
+    kept = Headers(FORM)
+    parse(kept, body)
+    parse(kept, body)
+    assert kept.repeating is not None
+    changed = bytearray(body)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.sampled_from(b"&=%+a1_.~\x00\xc3\xbcZ"))
+
+    def outcome(headers: list[tuple[bytes, bytes]]) -> object:
+        try:
+            return parse(headers, bytes(changed)).fields
+        except BadRequest as error:
+            return error.description
+
+    assert outcome(FORM) == outcome(kept)
+
+
+def test_a_long_form_is_not_kept() -> None:
+    """An idle connection keeps no more of its last form than a usual one has."""
+    kept = Headers(FORM)
+    body = b"refresh_token=x&more=" + b"x" * 8_192
+    assert [parse(FORM, body).fields] * 3 == [parse(kept, body).fields for _ in range(3)]
+    assert None is kept.repeating
 
 
 @given(st.binary(max_size=200))

@@ -92,7 +92,7 @@ TOKENS = ("x", "xyz", "rt1_abc-_", "", "a&b=c", "%41", "a+b", "a=b", "a&b", "&x=
     st.sampled_from(TOKENS),
 )
 def test_a_form_that_repeats_says_what_it_would_say_alone(parts: list[str], first: str, then: str) -> None:
-    """What a connection remembers of a form is never the answer for another: refused alike, read alike (TE-5, TE-14)."""
+    """What is remembered of a form is never the answer for another: refused alike, read alike (TE-5, TE-14)."""
 
     def outcome(headers: list[tuple[bytes, bytes]], body: bytes) -> object:
         try:

@@ -4,6 +4,7 @@ Each function is one request's decision. It raises Refused, or returns an answer
 """
 
 import logging
+from collections import OrderedDict
 from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -70,14 +71,15 @@ class Desk:
         self.authority = authority
         self.bursts = bursts
         self.presentations = Presentations()
-        self.handed_out: dict[str, tokens.Presented] = {}
+        # Of this kind because the oldest leaves at once: a plain dict steps over all that were presented since.
+        self.handed_out: OrderedDict[str, tokens.Presented] = OrderedDict()
         self.foreign: list[Foreign] = []
         self.alarms: dict[str, int] = {"unknown_grant": 0, "wrong_secret": 0, "ahead_of_log": 0}
 
     def hand_out(self, text: str, made: tokens.Presented) -> None:
         """Remember a token that goes out. Says nothing of whether it is current: whoever decides looks at the grant."""
         if len(self.handed_out) >= HANDED_OUT_MAX:
-            self.handed_out.clear()  # to find the oldest alone would mean to step over all that were presented since
+            self.handed_out.popitem(last=False)
         self.handed_out[text] = made
 
     def alarm(self, kind: str, grant_id: str) -> None:

@@ -146,11 +146,15 @@ class Batch:
     def load(self, name: str) -> Loaded | None:
         """A stream by name, None where nothing ever happened to it."""
         loaded = self.memory.streams.get(name)
-        if loaded is None:
+        if loaded is not None:
+            return loaded
+        if name.startswith("grant:"):
+            loaded = self._loaded_grant(name)
+        else:
             head = self.store.head(name)
-            if head is None:
-                return None
-            loaded = self.memory.streams[name] = self._loaded(name, head)
+            loaded = None if head is None else self._loaded(name, head)
+        if loaded is not None:
+            self.memory.streams[name] = loaded
         return loaded
 
     def reload(self, name: str) -> Loaded | None:
@@ -213,9 +217,16 @@ class Batch:
     def _loaded(self, name: str, head: Head) -> Loaded:
         kind = snapshots.kind_of(name)
         aggregate = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind) or self._replayed(name, kind)
-        loaded = Loaded(name, head.id, head.v, head.position, head.head, aggregate)
-        if isinstance(aggregate, Grant) and aggregate.subject_id not in self.erased:
-            loaded.private = self.store.private_grant(head.id)
+        return Loaded(name, head.id, head.v, head.position, head.head, aggregate)
+
+    def _loaded_grant(self, name: str) -> Loaded | None:
+        found = self.store.grant(name)
+        if found is None:
+            return None
+        head, private = found
+        loaded = self._loaded(name, head)
+        if loaded.aggregate.subject_id not in self.erased:  # type: ignore[attr-defined]  # a grant's stream
+            loaded.private = private
         return loaded
 
     def _replayed(self, name: str, kind: type[A]) -> A:

@@ -39,7 +39,7 @@ from ledger.times import SECOND
 
 log = logging.getLogger("ledger")
 
-HANDED_OUT_MAX = 20_000
+HANDED_OUT_MAX = 100_000
 
 _ENDS = frozenset({GrantRevoked, GrantExpired})
 

@@ -19,6 +19,11 @@ from ledger.keys import Keys
 FORMAT = 1
 """Raise this when an aggregate's state changes its shape: older snapshots are then ignored and replayed."""
 
+ROOM_BYTES = 576
+ROOM_STEP_BYTES = 64
+"""A snapshot is padded to the first, or in steps of the second, so that one that grows keeps its length: a row that is
+longer than before splits the page that it is on, which costs as much as several refreshes."""
+
 
 class Journal(msgspec.Struct, array_like=True):
     """A stream that only tells (`ledger`, `audit`): nothing is ever decided on it."""
@@ -52,7 +57,7 @@ KINDS: dict[str, type[msgspec.Struct]] = {
 
 _T = TypeVar("_T")
 _encoder = msgspec.msgpack.Encoder()
-_framed = msgspec.msgpack.Decoder(tuple[int, int, bytes, msgspec.Raw])
+_framed = msgspec.msgpack.Decoder(tuple[int, int, bytes, msgspec.Raw, bool])  # the last byte is none of the padding
 
 
 _decoders = {kind: msgspec.msgpack.Decoder(kind) for kind in KINDS.values()}
@@ -65,13 +70,14 @@ def kind_of(stream: str) -> type[msgspec.Struct]:
 
 def encode(v: int, head: bytes, aggregate: object) -> bytes:
     """The snapshot of an aggregate at version `v`, whose last event's stored bytes hash to `head` (32 bytes)."""
-    return _encoder.encode((FORMAT, v, head, aggregate))
+    blob: bytes = _encoder.encode((FORMAT, v, head, aggregate, True))
+    return blob + bytes(ROOM_BYTES - len(blob) if len(blob) < ROOM_BYTES else -len(blob) % ROOM_STEP_BYTES)
 
 
 def decode(blob: bytes, v: int, head: bytes, kind: type[_T]) -> _T | None:
     """Read a snapshot back; None where it is of another format, version or hash, or cannot be read at all."""
     try:
-        form, at_v, at_head, state = _framed.decode(blob)
+        form, at_v, at_head, state, _ = _framed.decode(blob.rstrip(b"\0"))
         if form != FORMAT or at_v != v or at_head != head:
             return None
         return _decoders[kind].decode(state)  # type: ignore[index, return-value]  # a decoder of its own kind

@@ -40,6 +40,9 @@ from ledger.recorders.rows import Reads, StoredEvent
 
 TABLE: Final = "current_tokens_v1"
 
+NOT_REDEEMED: Final = " " * len("2026-11-25T17:18:50.000000Z")
+"""In place of a time, and as long: a first redemption that made its row longer would split the page that it is on."""
+
 _BEGUN: Final = (
     "position", "client_id", "subject_id", "issued_by", "client_epoch", "subject_epoch", "granted_scope", "issued_at",
 )  # fmt: skip
@@ -64,10 +67,11 @@ _DDL: Final = (
     # Times are the events' own texts, a scope is its words between spaces. `generation` is the current one, null in
     # effect where `withheld` is 1, also as long as a code was not exchanged. `state` is what the grant's own events
     # say, `state_position` where the last of them that says so lies in `events` (null: none since the first).
+    # `last_redeemed_at` is blank before the first redemption: see NOT_REDEEMED.
     f"CREATE TABLE {TABLE} (position INTEGER PRIMARY KEY, grant_id TEXT NOT NULL UNIQUE, client_id TEXT NOT NULL,"
     " subject_id TEXT NOT NULL, issued_by TEXT NOT NULL, client_epoch INTEGER NOT NULL,"
     " subject_epoch INTEGER NOT NULL, granted_scope TEXT NOT NULL, issued_at TEXT NOT NULL, absolute_expires_at TEXT,"
-    " generation INTEGER NOT NULL, last_redeemed_at TEXT, idle_expires_at TEXT, scope TEXT NOT NULL,"
+    " generation INTEGER NOT NULL, last_redeemed_at TEXT NOT NULL, idle_expires_at TEXT, scope TEXT NOT NULL,"
     " withheld INTEGER NOT NULL, state TEXT NOT NULL, state_position INTEGER) STRICT",
     f"CREATE INDEX {TABLE}_client ON {TABLE} (client_id)",
     f"CREATE INDEX {TABLE}_subject ON {TABLE} (subject_id)",
@@ -114,13 +118,13 @@ def _change(changes: dict[int, tuple[object, ...]], event: GrantEvent, position:
             changes[_RESCOPE] = (" ".join(event.scope_after),)
         case GrantAuthorized():
             _begin(changes, event, position)
-            changes[_REDEEM] = (0, None, event.code_expires_at)
+            changes[_REDEEM] = (0, NOT_REDEEMED, event.code_expires_at)
             changes[_WITHHOLD] = (1,)
             changes[_LIMIT] = (event.code_expires_at,)
         case GrantIssued():
             if event.v == 1:
                 _begin(changes, event, position)
-            changes[_REDEEM] = (event.generation, None, event.idle_expires_at)
+            changes[_REDEEM] = (event.generation, NOT_REDEEMED, event.idle_expires_at)
             changes[_WITHHOLD] = (0,)
             changes[_LIMIT] = (event.absolute_expires_at,)
         case GrantSuspended():
@@ -171,13 +175,18 @@ class Row(msgspec.Struct, frozen=True):
     issued_at: str
     absolute_expires_at: str | None
     generation: int
-    last_redeemed_at: str | None
+    last_redeemed_at: str
     idle_expires_at: str | None
     scope: str
     withheld: int
     state: str
     state_position: int | None
     state_body: str | None
+
+    @property
+    def redeemed_at(self) -> str | None:
+        """When a refresh token was redeemed last; None: never."""
+        return None if self.last_redeemed_at == NOT_REDEEMED else self.last_redeemed_at
 
     @property
     def issued_at_us(self) -> int:

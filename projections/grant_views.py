@@ -79,7 +79,7 @@ def judge(row: Row, at: int, epoch_end: EpochEnd | None) -> Standing:
     expires_at = None if row.idle_expires_at is None else times.micros(row.idle_expires_at)
     if epoch_end is not None and (expires_at is None or epoch_end.at < expires_at):
         return standing.ended_by_epoch(epoch_end)
-    last_at = times.micros(row.last_redeemed_at or row.issued_at)
+    last_at = times.micros(row.redeemed_at or row.issued_at)
     if expires_at is not None and (epoch_end is not None or max(at, last_at) >= expires_at):
         kind = "absolute" if row.idle_expires_at == row.absolute_expires_at else "idle"
         return standing.expired(kind, expires_at, None)
@@ -104,7 +104,7 @@ def view(row: Row, outside: Outside, disclosure: Disclosure | None = None) -> Gr
         granted_scope=row.granted_scope,
         generation=row.current_generation,
         issued_at=row.issued_at,
-        last_redeemed_at=row.last_redeemed_at,
+        last_redeemed_at=row.redeemed_at,
         idle_expires_at=row.idle_expires_at,
         absolute_expires_at=row.absolute_expires_at,
         blocked_by=CLIENT_DISABLED if blocked else UNSET,

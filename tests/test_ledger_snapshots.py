@@ -39,10 +39,10 @@ def test_a_snapshot_comes_back_as_it_went() -> None:
     [
         encode(6, HEAD, Journal(v=7)),
         encode(7, HEAD[::-1], Journal(v=7)),
-        msgspec.msgpack.encode((FORMAT + 1, 7, HEAD, Journal(v=7))),
+        msgspec.msgpack.encode((FORMAT + 1, 7, HEAD, Journal(v=7), True)),
         msgspec.msgpack.encode((FORMAT, 7, HEAD)),
-        msgspec.msgpack.encode((FORMAT, 7, HEAD, "something else")),
-        encode(7, HEAD, Journal(v=7))[:-1],
+        msgspec.msgpack.encode((FORMAT, 7, HEAD, "something else", True)),
+        encode(7, HEAD, Journal(v=7)).rstrip(b"\0")[:-1],
         b"",
         b"\xff" * 20,
     ],
@@ -168,3 +168,13 @@ async def test_loading_costs_one_row_whatever_the_age(tmp_path: Path) -> None:
 def test_every_kind_of_stream_has_an_aggregate() -> None:
     """Whatever an event's stream may be called, there is somebody to follow it."""
     assert {"grant", "client", "operator", "subject", "keys", "ledger", "audit"} == set(snapshots.KINDS)
+
+
+@pytest.mark.parametrize("words", [0, 1, 40, 400])
+def test_a_snapshot_has_room_to_grow_in_place(words: int) -> None:
+    """Its length moves in steps, and what fills it up is no part of what it says (I-13)."""
+    grant = Grant(v=1, stream="grant:" + "a" * 32, granted=("scope",) * words)
+    blob = snapshots.encode(1, b"h" * 32, grant)
+    assert len(blob) == snapshots.ROOM_BYTES or len(blob) % snapshots.ROOM_STEP_BYTES == 0
+    assert grant == snapshots.decode(blob, 1, b"h" * 32, Grant)
+    assert grant == snapshots.decode(blob.rstrip(b"\0"), 1, b"h" * 32, Grant)

@@ -21,7 +21,7 @@ from ledger.events import (
 )
 from ledger.grant import Grant
 from ledger.policy import PRESETS
-from projections.current_tokens import TABLE, WRITES, CurrentTokens, folded, one, page
+from projections.current_tokens import NOT_REDEEMED, TABLE, WRITES, CurrentTokens, folded, one, page
 from tests.facts import AT, GRANT_ID, LATER, fact
 from tests.stocked import Stocked, stocked
 
@@ -35,7 +35,7 @@ def rows(*events: AnyEvent, first_position: int = 7) -> list[tuple[int, tuple[ob
 def test_an_issuance_is_one_insert_of_every_column() -> None:
     """I-13: the row is whole with its first event; scopes are words, times the event's own texts."""
     expected = (
-        GRANT_ID, 7, "www", "5" * 32, "operator:login-app", 1, 2, "read openid", AT, LATER, 0, None, LATER,
+        GRANT_ID, 7, "www", "5" * 32, "operator:login-app", 1, 2, "read openid", AT, LATER, 0, NOT_REDEEMED, LATER,
         "read openid", 0, "active", None,
     )  # fmt: skip
     assert [(INSERT, expected)] == rows(fact(GrantIssued))
@@ -59,7 +59,7 @@ def test_a_sign_in_is_an_insert_without_a_generation_that_ends_with_its_code() -
 
 def test_an_exchange_updates_the_row_that_the_sign_in_began() -> None:
     """`issued_at`, epochs and scope are those of the sign-in; token and lifetimes come now."""
-    expected = [(REDEEM, (0, None, LATER, GRANT_ID)), (WITHHOLD, (0, GRANT_ID)), (LIMIT, (LATER, GRANT_ID))]
+    expected = [(REDEEM, (0, NOT_REDEEMED, LATER, GRANT_ID)), (WITHHOLD, (0, GRANT_ID)), (LIMIT, (LATER, GRANT_ID))]
     assert expected == rows(fact(GrantIssued, v=2))
     withheld = rows(fact(GrantIssued, v=2), fact(RefreshTokenWithheld, v=3))
     assert [(WITHHOLD, (1, GRANT_ID))] == [each for each in withheld if each[0] == WITHHOLD]
@@ -205,6 +205,6 @@ async def test_a_row_is_what_its_events_fold_to_and_what_the_aggregate_says(tmp_
             assert row is not None
             assert (grant.generation, " ".join(grant.carried)) == (row.current_generation, row.scope)
             assert (times.text(grant.last_redeemed_at or 0), times.text(grant.idle_expires_at or 0)) == (
-                row.last_redeemed_at,
+                row.redeemed_at or times.text(0),
                 row.idle_expires_at,
             )

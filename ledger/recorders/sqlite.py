@@ -29,11 +29,20 @@ from ledger.recorders.schema import ADDED, APPLICATION_ID, SCHEMA, SCHEMA_VERSIO
 from ledger.recorders.sqlite_errors import translated
 from ledger.refusals import LedgerError
 
-CHECKPOINT_PAGES = 1000
-CACHE_KIBIBYTES = 262_144
-"""At most: what a hundred thousand grants touch in turn, heads and rows, stays at hand."""
+_GRANT = (
+    "SELECT s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
+    " p.idempotency_mac, p.body_mac FROM streams s LEFT JOIN private_grants p ON p.stream = s.id WHERE s.name = ?"
+)
 
-LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * 4096
+PAGE_BYTES = 2048
+"""Half of the usual: a refresh of one grant among very many rewrites two pages for two short rows."""
+
+CHECKPOINT_PAGES = 2000
+CACHE_KIBIBYTES = 16_384
+"""Not more: whenever a page is split SQLite walks through its whole cache at the commit (it numbers pages anew for a
+moment, high above the last), and what is not here the system keeps."""
+
+LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * PAGE_BYTES
 LOG_WATCHED_EVERY_COMMITS = 64
 
 
@@ -86,6 +95,7 @@ class SQLiteStore:
         new = not application_id and not writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not new and application_id != APPLICATION_ID:
             raise LedgerError(f"{self.path}: this database is no token ledger; nothing was changed")
+        writer.execute(f"PRAGMA page_size={PAGE_BYTES}")  # heeded while the file is empty
         mode = writer.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         writer.execute(f"PRAGMA synchronous={self._synchronous}")
         writer.execute("PRAGMA secure_delete=ON")
@@ -199,24 +209,15 @@ class SQLiteStore:
         """Reading on the writing connection, inside the open transaction: for decisions, never for long questions."""
         return Reader(self._connection)
 
-    def private_grant(self, stream: int) -> PrivateGrant | None:
-        """The private row of a grant, None where it was erased."""
-        rows = self._select(
-            "SELECT subject_id, nonce, salt, device, session, idempotency_mac, body_mac FROM private_grants"
-            " WHERE stream = ?",
-            (stream,),
-        )
+    def grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
+        """The head of a grant's stream and its private row, None where that was erased; None where nothing ever
+        happened to it. In one question: it is asked whenever a grant is not in memory."""
+        rows = self._select(_GRANT, (name,))
         if not rows:
             return None
-        subject_id, nonce, salt, device, session, idempotency_mac, body_mac = rows[0]
-        return PrivateGrant(
-            subject_id=subject_id,
-            nonce=nonce,
-            salt=salt,
-            device=device,
-            session=session,
-            idempotency_mac=idempotency_mac,
-            body_mac=body_mac,
+        id, v, position, head, state, subject_id, *private = rows[0]
+        return Head(id, v, position, head.hex(), state), None if subject_id is None else PrivateGrant(
+            subject_id, *private
         )
 
     def _select(self, sql: str, parameters: Sequence[object]) -> list[Any]:

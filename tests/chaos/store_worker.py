@@ -79,7 +79,7 @@ class Worker:
 async def work(folder: Path, synchronous: str, grants: int, refreshes: int) -> None:
     """Open the ledger, work, close it."""
     sqlite.CHECKPOINT_PAGES = CHECKPOINT_PAGES
-    sqlite.LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * 4096
+    sqlite.LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * sqlite.PAGE_BYTES
     if synchronous != "FULL":  # the twin: a store that does not wait for the disk
         vars(wiring)["SQLiteStore"] = partial(sqlite.SQLiteStore, synchronous=synchronous)
     async with wiring.open_ledger(settings_of(folder), create=True) as ledger:

@@ -207,7 +207,7 @@ class GoogleAuth:
     def __init__(self, place: Place, tokens: Json = None) -> None:
         self.place = place
         self.session = requests.Session()
-        self.request = google.auth.transport.requests.Request(self.session)  # type: ignore[no-untyped-call]
+        self.request = google.auth.transport.requests.Request(self.session)
         self.credentials = self._holding(tokens["refresh_token"] if tokens else "", SCOPE)
 
     def authorization_url(self) -> str:

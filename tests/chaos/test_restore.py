@@ -19,7 +19,8 @@ from tests.chaos.processes import TroubledServer
 from tests.servers import OPERATORS, Grant, eventually
 from tests.wire import FORM, Answer, Json, form_bytes, request_bytes
 
-SERVED_ALWAYS = {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/{name}"}
+METADATA = {"/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"}
+SERVED_ALWAYS = {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/{name}"} | METADATA
 
 
 @dataclass

@@ -18,7 +18,7 @@ class Source(NamedTuple):
     user_agent: str
 
 
-class Caller(msgspec.Struct, frozen=True, kw_only=True):
+class Caller(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """A client that authenticated, or a public one that names itself. `auth_method` as registered for RFC 8414.
 
     `single_use`: what it showed that may be used once; spent with whatever this caller is answered.
@@ -32,7 +32,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     single_use: tuple[SingleUse, ...] = ()
 
 
-class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class TokenAnswer(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """A successful token response (RFC 6749 5.1). Lifetimes in whole seconds, None where unlimited; `position` is that
     of the redemption's last event, the same on an identical retry.
 
@@ -55,7 +55,7 @@ class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
         return f"TokenAnswer(grant_id={self.grant_id!r}, position={self.position})"
 
 
-class IssueRequest(msgspec.Struct, frozen=True, kw_only=True):
+class IssueRequest(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """What an issuer asks for: a grant of `client_id` by `subject`. Lifetimes in seconds only shorten the policy's."""
 
     client_id: str
@@ -73,7 +73,7 @@ class IssueRequest(msgspec.Struct, frozen=True, kw_only=True):
     amr: Words | None = None
 
 
-class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
+class AuthorizationRequest(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """What a sign-in page decided: `subject` lets `client_id` act for them. `challenge` is an S256 one (RFC 7636)."""
 
     client_id: str
@@ -89,7 +89,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
     amr: Words | None = None
 
 
-class AuthorizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class AuthorizationAnswer(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """An authorization code, and for how many seconds it may be exchanged."""
 
     code: str
@@ -99,7 +99,7 @@ class AuthorizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
         return f"AuthorizationAnswer(expires_in={self.expires_in})"
 
 
-class Introspection(msgspec.Struct, frozen=True, kw_only=True):
+class Introspection(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """An active token (RFC 7662 2.2). Times in microseconds; `subject` is None where the person was erased; `v` is the
     version of the event that issued an access token."""
 
@@ -119,14 +119,14 @@ class Introspection(msgspec.Struct, frozen=True, kw_only=True):
     amr: Words | None = None
 
 
-class EpochAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class EpochAnswer(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """Whether the subject was ever seen, and the number of the epoch that now rules."""
 
     known: bool
     epoch: int
 
 
-class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Explanation(msgspec.Struct, gc=False, frozen=True, kw_only=True, omit_defaults=True):
     """What a token is, in one word and in plain words; who ended it, when and by which event."""
 
     verdict: str
@@ -141,7 +141,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     presentations_counted: int | None = None
 
 
-class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+class KeyView(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """A key of the ring: `active`, `verifying` or `distrusted`."""
 
     id: int
@@ -149,7 +149,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
 
 
-class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
+class RestoreReport(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """What an acknowledged restore lost: positions and times from the log's end to the last acknowledged one."""
 
     from_position: int

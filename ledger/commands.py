@@ -17,7 +17,7 @@ from ledger.policy import Policy
 from ledger.refusals import Refusal
 
 
-class EpochEnd(msgspec.Struct, frozen=True, kw_only=True):
+class EpochEnd(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """The raise of a client's or subject's epoch that ended a grant: the first that hits it."""
 
     event_id: str
@@ -26,7 +26,7 @@ class EpochEnd(msgspec.Struct, frozen=True, kw_only=True):
     reason_class: str
 
 
-class ClientRules(msgspec.Struct, frozen=True, kw_only=True):
+class ClientRules(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """A client as it rules at this moment. `v` is the version of its last event that changed its settings; `scope`
     the most it may be granted, `resource` what it may ask for (the first is the default audience; () is the issuer).
     `authenticates` is False for `none`. A sender-bound client must show a key with every request: of a DPoP proof where
@@ -49,7 +49,7 @@ class ClientRules(msgspec.Struct, frozen=True, kw_only=True):
         return (self.dpop_bound and jkt is None) or (self.certificate_bound and x5t_s256 is None)
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
+class Rules(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """What stands outside the grant at the moment of decision. `client` is the grant's own client, None while it is
     disabled. `active_key_id` makes new tokens; `distrusted` maps a distrusted key id to the event that said so."""
 
@@ -63,14 +63,14 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     clock_skew_seconds: int = 10
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Command(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """What every command says."""
 
     at: int
     command_id: str
 
 
-class Presenter(msgspec.Struct, frozen=True, kw_only=True):
+class Presenter(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """Who presents a token: their client, whether it authenticated, the commitment of their context, and the key they
     have shown. A key proves something only where the grant is bound to it: anyone can show one."""
 
@@ -82,7 +82,7 @@ class Presenter(msgspec.Struct, frozen=True, kw_only=True):
     proof_x5t_s256: str | None = None
 
 
-class FirstRedemption(msgspec.Struct, frozen=True, kw_only=True):
+class FirstRedemption(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """How an older generation was first redeemed, read from the grant's own history: by which context, when, and the
     event that retired it (the rotation; where it was never rotated, its redemption)."""
 
@@ -247,7 +247,7 @@ GrantCommand: TypeAlias = (
 )
 
 
-class AccessToken(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+class AccessToken(msgspec.Struct, gc=False, array_like=True, frozen=True, kw_only=True):
     """An access token as the event `v` minted it. Times are whole microseconds that are whole seconds."""
 
     v: int
@@ -261,7 +261,7 @@ class AccessToken(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     expires_at: int
 
 
-class Served(msgspec.Struct, frozen=True, kw_only=True):
+class Served(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """The answer to an issuance, a redemption or a retry. `generation` and `key_id` name the refresh token to hand
     out, None where it is withheld; `last_v` the version whose position the answer carries; `retry` its verdict."""
 
@@ -274,14 +274,14 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     retry: str | None = None
 
 
-class RefusedOutcome(msgspec.Struct, frozen=True, kw_only=True):
+class RefusedOutcome(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """A refusal that the decision's own events made history: they are durable before it is told (I-05)."""
 
     refusal: Refusal
     event_id: str
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """What a command comes to: events to append together or not at all (perhaps none), and the answer.
 
     `outcome` is None for acts whose answer is the grant itself. `ends_subject` asks for a raise of the subject's epoch

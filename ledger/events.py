@@ -18,7 +18,7 @@ Words: TypeAlias = tuple[str, ...]
 """A list of strings as stored: a scope in its granted order, resources, amr values."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="topic"):
+class Event(msgspec.Struct, gc=False, frozen=True, kw_only=True, omit_defaults=True, tag_field="topic"):
     """What every event says: where it stands (`stream`, `v`), when, by which command, and what came before it.
 
     `prev` is the SHA-256, lower-case hex, of the stored bytes of the stream's previous event; None only in its first.

@@ -46,7 +46,7 @@ REVOKED_ACCESS_TOKENS_MAX = 100
 """Access tokens given back one by one that are remembered by themselves."""
 
 
-class Tally(msgspec.Struct, array_like=True, frozen=True):
+class Tally(msgspec.Struct, gc=False, array_like=True, frozen=True):
     """Presentations counted by events: how many since the issuance or the end, from when on, in how many events."""
 
     count: int = 0
@@ -70,7 +70,7 @@ class Named(Protocol):
     def proof_x5t_s256(self) -> str | None: ...
 
 
-class GrantState(msgspec.Struct, array_like=True):
+class GrantState(msgspec.Struct, gc=False, array_like=True):
     """One grant after its event `v`, of time `at`; all times are microseconds, None is unlimited. v = 0: nothing yet.
 
     `granted` is the scope of the issuance, `carried` what the grant carries now; `resource` None is the issuer.

@@ -10,7 +10,7 @@ from ledger.refusals import Refusal
 Status: TypeAlias = Literal["active", "suspended", "revoked", "expired"]
 
 
-class Standing(msgspec.Struct, array_like=True, frozen=True):
+class Standing(msgspec.Struct, gc=False, array_like=True, frozen=True):
     """A grant's status at a moment, and for all but `active` what made it so.
 
     `at` is when (microseconds): for an expired one the frozen moment that passed. `event_id` names the event that says

@@ -21,7 +21,7 @@ from ledger.times import micros
 RETRY_KINDS = ("concurrent", "lost_response", "unconfirmed")
 
 
-class Redemption(msgspec.Struct, array_like=True):
+class Redemption(msgspec.Struct, gc=False, array_like=True):
     """How one generation was redeemed and, once it is rotated away, what its retries may still get.
 
     `first_at` and `first_context` are those of its first redemption, the rest of its last: where tokens are reused

@@ -34,10 +34,11 @@ _GRANT = (
     " p.idempotency_mac, p.body_mac FROM streams s LEFT JOIN private_grants p ON p.stream = s.id WHERE s.name = ?"
 )
 
-PAGE_BYTES = 2048
-"""Half of the usual: a refresh of one grant among very many rewrites two pages for two short rows."""
+PAGE_BYTES = 4096
+"""Seven events to a page. Half of it writes less where very many grants are touched in turn, is no faster, and leaves a
+fifth of each page empty."""
 
-CHECKPOINT_PAGES = 2000
+CHECKPOINT_PAGES = 1000
 CACHE_KIBIBYTES = 16_384
 """Not more: whenever a page is split SQLite walks through its whole cache at the commit (it numbers pages anew for a
 moment, high above the last), and what is not here the system keeps."""

@@ -27,9 +27,9 @@ from ledger.events import (
     Words,
 )
 from ledger.grant_state import GrantState
-from ledger.lifetimes import access_token_life, idle_end
+from ledger.lifetimes import idle_end
 from ledger.members import minted, policy_members, shown, stamp
-from ledger.minting import resources
+from ledger.minting import mint, resources
 from ledger.policy import CODE_TTL_SECONDS_MAX
 from ledger.redirects import registered
 from ledger.refusals import Refusal, Refused
@@ -165,7 +165,7 @@ def _issue(grant: GrantState, command: ExchangeCode, rules: Rules, client: Clien
     withheld = not _gets_refresh_token(grant.granted, client)
     absolute = None if policy.grant_ttl_seconds is None else at + policy.grant_ttl_seconds * SECOND
     idle = absolute if withheld else idle_end(at, None, policy.refresh_token_ttl_seconds, absolute)
-    token = _first_access_token(grant, command, rules, client, scope, resource, absolute)
+    token = mint(grant, command, rules, scope, resource, absolute)
     events: list[GrantEvent] = [_issued(grant, command, rules, client, token, idle, absolute)]
     if withheld:
         events.append(RefreshTokenWithheld(**stamp(grant, command, rules, 2)))
@@ -186,30 +186,6 @@ def _gets_refresh_token(granted: Words, client: ClientRules) -> bool:
     if client.policy.refresh_token_ttl_seconds == 0 or "refresh_token" not in client.grant_types:
         return False
     return OFFLINE_ACCESS in granted or OFFLINE_ACCESS not in client.scope
-
-
-def _first_access_token(
-    grant: GrantState,
-    command: ExchangeCode,
-    rules: Rules,
-    client: ClientRules,
-    scope: Words,
-    resource: Words | None,
-    absolute_expires_at: int | None,
-) -> AccessToken:
-    policy, presenter = client.policy, command.presenter
-    issued_at, expires_at = access_token_life(command.at, policy.access_token_ttl_seconds, absolute_expires_at)
-    return AccessToken(
-        v=grant.v + 1,
-        scope=scope,
-        resource=resource,
-        cnf_jkt=presenter.proof_jkt,
-        cnf_x5t_s256=presenter.proof_x5t_s256,
-        format=policy.access_token_format,
-        signing_key_id=rules.active_key_id,
-        issued_at=issued_at,
-        expires_at=expires_at,
-    )
 
 
 def _issued(

@@ -1,7 +1,7 @@
 """What a presentation can be given: an access token for so long and so much, or nothing: the grant has expired."""
 
 from ledger import times
-from ledger.commands import AccessToken, Decision, RedeemToken, RefusedOutcome, Rules
+from ledger.commands import AccessToken, Decision, ExchangeCode, RedeemToken, RefusedOutcome, Rules
 from ledger.events import GrantExpired, Words
 from ledger.grant_state import GrantState
 from ledger.lifetimes import access_token_life
@@ -11,12 +11,19 @@ from ledger.scope import narrowed_resource
 from ledger.times import SECOND
 
 
-def mint(grant: GrantState, command: RedeemToken, rules: Rules, scope: Words, resource: Words | None) -> AccessToken:
-    """The access token that the grant's next event mints. The grant must have a second left."""
+def mint(
+    grant: GrantState,
+    command: RedeemToken | ExchangeCode,
+    rules: Rules,
+    scope: Words,
+    resource: Words | None,
+    absolute: int | None,
+) -> AccessToken:
+    """The access token that the grant's next event mints. `absolute` is the grant's end, a second away at least."""
     client, presenter = rules.client, command.presenter
     assert client is not None
     policy = client.policy
-    issued_at, expires_at = access_token_life(command.at, policy.access_token_ttl_seconds, grant.absolute_expires_at)
+    issued_at, expires_at = access_token_life(command.at, policy.access_token_ttl_seconds, absolute)
     return AccessToken(
         v=grant.v + 1,
         scope=scope,

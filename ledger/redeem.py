@@ -94,7 +94,7 @@ def _present_current(grant: GrantState, command: RedeemToken, rules: Rules, at: 
         raise Refused(Refusal.TOO_FAST, retry_after_seconds=command.retry_after_seconds)
     policy = client.policy
     scope, carried = resolve(command.scope, grant.granted, grant.carried, client.scope, policy.scope_mode)
-    token = mint(grant, command, rules, scope, resources(grant, command.resource, client.resource))
+    token = mint(grant, command, rules, scope, resources(grant, command.resource, client.resource), absolute)
     idle_expires_at = _slid(grant, at, policy)
     idle_text = None if idle_expires_at is None else times.text(idle_expires_at)
     at_text = times.text(at)

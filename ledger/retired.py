@@ -83,7 +83,7 @@ def _serve_retry(
     if token is None:
         if len(previous.minted) >= RETRY_VARIATIONS_MAX:
             raise Refused(Refusal.ROTATED, event_id=grant.event_id(previous.rotation_v), counts=True)
-        token = mint(grant, command, rules, scope, resource)
+        token = mint(grant, command, rules, scope, resource, grant.absolute_expires_at)
         events.append(_retry_served(grant, command, rules, kind, counts, token))
     elif previous.is_news(kind, counts, presenter.context != previous.context):
         events.append(_retry_served(grant, command, rules, kind, counts, None))

@@ -24,6 +24,7 @@ from ledger import (
     jwt_access_tokens,
     operating,
     presenting,
+    redeeming,
     revoking,
     subjects,
     times,
@@ -199,7 +200,7 @@ class Ledger:
         presented = self.desk.handed_out.pop(token, None) or await self._presented(token, caller)
 
         def redeem(batch: Batch) -> TokenAnswer:
-            return presenting.redeem(batch, self.desk, caller, source, presented, scope, resource)
+            return redeeming.redeem(batch, self.desk, caller, source, presented, scope, resource)
 
         try:
             if caller.single_use or self.behind is not None:

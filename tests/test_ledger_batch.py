@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ledger import batch as batch_module
-from ledger import issuing, operating, presenting, tokens
+from ledger import issuing, operating, redeeming, tokens
 from ledger.answers import IssueRequest, TokenAnswer
 from ledger.batch import Batch
 from ledger.events import AnyEvent, TokenRedeemed, TokenRotated
@@ -91,7 +91,7 @@ async def test_a_grant_is_used_and_ended_in_the_batch_that_made_it(tmp_path: Pat
             assert issued.access_token == issuing.issue(batch, desk, ISSUER, request, "key", b"{}").access_token
             presented = tokens.parse(desk.ring, issued.refresh_token or "")
             assert presented is not None
-            presenting.redeem(batch, desk, caller(), HOME, presented, None, None)
+            redeeming.redeem(batch, desk, caller(), HOME, presented, None, None)
             operating.act_on_grant(batch, desk, SECURITY, issued.grant_id, "revoke", "by mistake", None)
             name = f"grant:{issued.grant_id}"
             return [batch.event_at(name, v) for v in range(1, 5)]

@@ -14,7 +14,7 @@ from random import Random
 import msgspec
 import pytest
 
-from ledger import commits, presenting, tokens
+from ledger import commits, redeeming, tokens
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.batch import Batch, Loaded
 from ledger.keyring import KeyRing
@@ -219,7 +219,7 @@ def _never_kept(batch: Batch, loaded: Loaded, source: Source, context: str) -> N
     [
         (Desk, "hand_out", _for_ever),
         (Desk, "hand_out", _of_any_key),
-        (presenting, "_keep_context", _never_kept),
+        (redeeming, "keep_context", _never_kept),
     ],
 )
 async def test_remembering_what_is_not_so_is_caught(

@@ -4,6 +4,8 @@ import logging
 from collections import OrderedDict
 from typing import NamedTuple, Protocol, TypeAlias
 
+from msgspec.structs import replace
+
 from ledger import access_tokens, jwt_access_tokens, tokens
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.authority import Authority
@@ -155,6 +157,13 @@ def answer(
     )
 
 
+def signed(ring: KeyRing, told: TokenAnswer) -> TokenAnswer:
+    """Sign the answer's JWT, now that its event is durable: nobody else waits in the transaction meanwhile."""
+    if told.unsigned is None:
+        return told
+    return replace(told, access_token=jwt_access_tokens.sign(ring, told.unsigned), unsigned=None)
+
+
 def record(
     batch: Batch, desk: Desk, loaded: Loaded, decision: Decision, source: Source | None, context: str | None
 ) -> list[int]:
@@ -215,6 +224,11 @@ def access_secret_right(desk: Desk, loaded: Loaded, presented: PresentedAccess) 
     if isinstance(presented, jwt_access_tokens.Presented) or loaded.private is None or loaded.private.nonce is None:
         return True
     return access_tokens.genuine(desk.ring, presented, loaded.private.nonce)
+
+
+def parse_access(ring: KeyRing, text: str) -> PresentedAccess | None:
+    """Take an access token apart, of either format; None: it is none of ours. Raises KeyNotHeld."""
+    return access_tokens.parse(ring, text) or jwt_access_tokens.parse(ring, text)
 
 
 def access_token(batch: Batch, desk: Desk, presented: PresentedAccess) -> tuple[Loaded, Grant, AccessToken] | None:

@@ -51,7 +51,7 @@ async def test_a_new_ledger_has_the_rings_key_and_says_so(tmp_path: Path, caplog
     """The first events name the keys; a missing head file beside a new log is no reason to warn."""
     async with open_ledger(tmp_path, clients=None) as opened:
         assert ["keys.rotated", "keys.activated"] == [event.topic for event in opened.events()]
-        assert [(1, "active")] == [(key.id, key.state) for key in opened.ledger.keys_list()]
+        assert [(1, "active")] == [(key.id, key.state) for key in opened.ledger.operators.keys_list()]
         assert opened.ledger.readiness() is None
     assert [] == [record.getMessage() for record in caplog.records]
     head = HeadFile(tmp_path / "ledger.head").read()
@@ -158,11 +158,11 @@ async def test_a_log_behind_its_head_file_answers_nobody_and_records_nothing(tmp
             opened.ledger.introspect(caller(), kept.access_token),
             opened.ledger.revoke_token(caller(), HOME, kept.refresh_token or ""),
             opened.act("revoke", kept.grant_id),
-            opened.ledger.revoke_subject(SECURITY, "alice", None, None),
-            opened.ledger.explain(kept.refresh_token or ""),
-            opened.ledger.erase(SECURITY, "alice"),
-            opened.ledger.keys_activate(1),
-            opened.ledger.record_read(SECURITY, "grants"),
+            opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None),
+            opened.ledger.operators.explain(kept.refresh_token or ""),
+            opened.ledger.operators.erase(SECURITY, "alice"),
+            opened.ledger.operators.keys_activate(1),
+            opened.ledger.operators.record_read(SECURITY, "grants"),
         ):
             with pytest.raises(Unavailable):
                 await waiting
@@ -178,12 +178,12 @@ async def test_an_acknowledged_restore_goes_on_above_what_was_lost(tmp_path: Pat
     folder, kept, last = await restored(tmp_path, lost=3)
     async with open_ledger(folder, seed=3, clients=None) as opened:
         from_position = opened.last_position()
-        report = await opened.ledger.restore_acknowledge()
+        report = await opened.ledger.operators.restore_acknowledge()
         assert report is not None
         assert (from_position, last.position, 2) == (report.from_position, report.lost_position, report.key_id)
         assert report.lost_at > (report.from_at or "")
         assert opened.ledger.readiness() is None
-        assert await opened.ledger.restore_acknowledge() is None
+        assert await opened.ledger.operators.restore_acknowledge() is None
         event = next(event for event in opened.events("ledger") if isinstance(event, LedgerRestored))
         assert (str(last.position), report.lost_at) == (event.lost_position, event.lost_at)
         assert last.position + 3 == opened.last_position()
@@ -217,11 +217,11 @@ async def test_a_lost_access_token_is_not_taken_for_the_one_that_has_its_place_n
     """I-15: versions are given anew after a restore; what a lost event made must not gain what the new one says."""
     folder, kept, last = await restored(tmp_path, lost=1)
     async with open_ledger(folder, seed=3, clients=None) as opened:
-        await opened.ledger.restore_acknowledge()
+        await opened.ledger.operators.restore_acknowledge()
         again = await opened.refresh(kept)
         assert (last.grant_id, ["issued", "token_redeemed", "token_rotated"]) == (again.grant_id, opened.topics(again))
         assert await opened.ledger.introspect(caller(), last.access_token) is None
-        assert "unknown" == (await opened.ledger.explain(last.access_token)).verdict
+        assert "unknown" == (await opened.ledger.operators.explain(last.access_token)).verdict
         await opened.ledger.revoke_token(caller(), HOME, last.access_token)
         assert await opened.ledger.introspect(caller(), again.access_token) is not None
     check_ledger(folder / "ledger.db")
@@ -232,7 +232,7 @@ async def test_no_key_id_is_spent_while_the_log_is_behind(tmp_path: Path) -> Non
     folder, _, _ = await restored(tmp_path, lost=1)
     async with open_ledger(folder, seed=3, clients=None) as opened:
         with pytest.raises(Unavailable):
-            await opened.ledger.keys_rotate()
+            await opened.ledger.operators.keys_rotate()
         assert [1] == sorted(opened.ledger.desk.ring.keys) == sorted(KeyRing.load(folder / "ledger.keys").keys)
 
 
@@ -240,7 +240,7 @@ async def test_two_acknowledgements_at_once_are_one(tmp_path: Path) -> None:
     """One event, one new key."""
     folder, _, _ = await restored(tmp_path, lost=1)
     async with open_ledger(folder, seed=3, clients=None) as opened:
-        reports = await asyncio.gather(*(opened.ledger.restore_acknowledge() for _ in range(3)))
+        reports = await asyncio.gather(*(opened.ledger.operators.restore_acknowledge() for _ in range(3)))
         assert 1 == sum(report is not None for report in reports)
         assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
     assert 1 == check_ledger(opened.path).topics["ledger.restored"]
@@ -254,7 +254,7 @@ async def test_a_lost_database_is_behind_too(tmp_path: Path) -> None:
     async with open_ledger(folder, seed=3, clients=None) as opened:
         assert [] == opened.events()
         assert opened.ledger.readiness() is not None
-        await opened.ledger.restore_acknowledge()
+        await opened.ledger.operators.restore_acknowledge()
         assert opened.last_position() > last.position
         await opened.apply(client())
         await opened.refresh(await opened.issue())
@@ -284,19 +284,19 @@ async def test_a_key_verifies_first_signs_later_and_is_distrusted_last(tmp_path:
     """The ring's file holds a key before an event names it; tokens of the old key live on and rotate to the new."""
     async with open_ledger(tmp_path) as opened:
         answer = await opened.issue()
-        key_id = await opened.ledger.keys_rotate()
+        key_id = await opened.ledger.operators.keys_rotate()
         assert 2 == key_id
         assert [1, 2] == sorted(KeyRing.load(tmp_path / "ledger.keys").keys)
         answer = await opened.refresh(answer)
-        assert Refusal.CONFLICT is await refused(opened.ledger.keys_distrust(1))
-        await opened.ledger.keys_activate(2)
-        await opened.ledger.keys_activate(2)
+        assert Refusal.CONFLICT is await refused(opened.ledger.operators.keys_distrust(1))
+        await opened.ledger.operators.keys_activate(2)
+        await opened.ledger.operators.keys_activate(2)
         answer = await opened.refresh(answer)
-        await opened.ledger.keys_distrust(1)
-        await opened.ledger.keys_distrust(1)
-        assert Refusal.CONFLICT is await refused(opened.ledger.keys_activate(1))
-        assert Refusal.NOT_FOUND is await refused(opened.ledger.keys_activate(9))
-        assert ["distrusted", "active"] == [key.state for key in opened.ledger.keys_list()]
+        await opened.ledger.operators.keys_distrust(1)
+        await opened.ledger.operators.keys_distrust(1)
+        assert Refusal.CONFLICT is await refused(opened.ledger.operators.keys_activate(1))
+        assert Refusal.NOT_FOUND is await refused(opened.ledger.operators.keys_activate(9))
+        assert ["distrusted", "active"] == [key.state for key in opened.ledger.operators.keys_list()]
         await opened.refresh(answer)
         rotations = [event for event in opened.grant_events(answer) if isinstance(event, TokenRotated)]
         assert [1, 2, 2] == [event.key_id for event in rotations]
@@ -311,8 +311,8 @@ async def test_a_leaked_key_does_no_harm_and_ends_no_family(tmp_path: Path) -> N
     async with open_ledger(tmp_path, clients=[client(), client("app", auth="none")]) as opened:
         own, public = await opened.issue(), await opened.issue(client_id="app")
         newer = await opened.chain(own, 3, every_seconds=100)
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        await opened.ledger.keys_distrust(1)
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
+        await opened.ledger.operators.keys_distrust(1)
         event_id = opened.events("keys")[-1].event_id
         before = opened.last_position()
         refusal = await opened.refused(own)
@@ -330,7 +330,7 @@ async def test_a_node_whose_ring_lacks_a_key_is_unready_and_heals_by_itself(tmp_
     async with open_ledger(tmp_path) as opened:
         older = (tmp_path / "ledger.keys").read_bytes()
         answer = await opened.issue()
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
         newer = (tmp_path / "ledger.keys").read_bytes()
         answer = await opened.refresh(answer)
     (tmp_path / "ledger.keys").write_bytes(older)
@@ -352,7 +352,7 @@ async def test_nothing_is_made_or_recorded_with_a_key_that_the_ring_lacks(tmp_pa
     async with open_ledger(tmp_path) as opened:
         older = opened.ledger.desk.ring
         issued, current = await opened.issue(), await opened.issue()
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
         newer = opened.ledger.desk.ring
         retired = await opened.issue(key="k")
         retired_by = await opened.refresh(issued)
@@ -380,7 +380,7 @@ async def test_a_token_under_a_key_that_came_later_makes_the_ring_be_read_again(
     async with open_ledger(tmp_path) as opened:
         older = opened.ledger.desk.ring
         answer = await opened.issue()
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
         answer = await opened.refresh(answer)
         opened.ledger.desk.ring = older
         text = answer.refresh_token if kind == "refresh" else answer.access_token
@@ -399,7 +399,7 @@ async def test_a_ring_file_that_is_wrong_changes_nothing(tmp_path: Path, caplog:
         assert ["key_ring_not_read"] == [record.getMessage() for record in caplog.records]
         await opened.refresh(answer)
         with pytest.raises(LedgerError):
-            await opened.ledger.keys_rotate()
+            await opened.ledger.operators.keys_rotate()
 
 
 async def test_a_key_that_no_event_names_is_never_used(tmp_path: Path) -> None:
@@ -407,11 +407,11 @@ async def test_a_key_that_no_event_names_is_never_used(tmp_path: Path) -> None:
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         faulty(opened).on_commit.append(instead(StoreBroken("the database failed: SQLITE_IOERR")))
         with pytest.raises(Unavailable):
-            await opened.ledger.keys_rotate()
+            await opened.ledger.operators.keys_rotate()
     async with open_ledger(tmp_path, seed=2, clients=None) as opened:
         assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
-        assert [1] == [key.id for key in opened.ledger.keys_list()]
-        assert 3 == await opened.ledger.keys_rotate()
+        assert [1] == [key.id for key in opened.ledger.operators.keys_list()]
+        assert 3 == await opened.ledger.operators.keys_rotate()
     check_ledger(opened.path)
 
 

@@ -88,12 +88,12 @@ class World:
             lambda: opened.ledger.revoke_token(self._caller(), draw.choice(SOURCES), self._token()[0]): 1,
             lambda: opened.ledger.introspect(self._caller(), self._token()[0]): 3,
             lambda: opened.act(draw.choice(("suspend", "reinstate", "revoke")), draw.choice(list(self.tokens))): 4,
-            lambda: opened.ledger.revoke_subject(SECURITY, draw.choice(PEOPLE), None, None): 0.5,
-            lambda: opened.ledger.revoke_client(SECURITY, draw.choice(CLIENTS).client_id, None, None): 0.3,
-            lambda: opened.ledger.erase(SECURITY, draw.choice(PEOPLE)): 0.5,
+            lambda: opened.ledger.operators.revoke_subject(SECURITY, draw.choice(PEOPLE), None, None): 0.5,
+            lambda: opened.ledger.operators.revoke_client(SECURITY, draw.choice(CLIENTS).client_id, None, None): 0.3,
+            lambda: opened.ledger.operators.erase(SECURITY, draw.choice(PEOPLE)): 0.5,
             lambda: opened.apply(*CLIENTS[draw.choice((0, 0, 1)) :]): 0.5,
-            lambda: opened.ledger.keys_activate(draw.choice((1, 2, 3))): 1,
-            lambda: opened.ledger.keys_distrust(draw.choice((1, 2))): 0.1,
+            lambda: opened.ledger.operators.keys_activate(draw.choice((1, 2, 3))): 1,
+            lambda: opened.ledger.operators.keys_distrust(draw.choice((1, 2))): 0.1,
         }
         if len(self.tokens) < 3:
             return opened.issue(draw.choice(PEOPLE), client_id=draw.choice(CLIENTS).client_id)

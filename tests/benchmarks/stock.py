@@ -41,14 +41,16 @@ async def _stock(folder: Path, grants: int, rotations: int) -> list[str]:
         clock=lambda: time.time_ns() // 1000,
         randomness=system_randomness(),
     )
-    await ledger.apply(SPECS, [])
+    await ledger.operators.apply(SPECS, [])
     tokens = []
     for start in range(0, grants, 5000):
         requests = (
             IssueRequest(client_id="www", subject=f"person-{number}", scope=SCOPE)
             for number in range(start, min(grants, start + 5000))
         )
-        answers = await asyncio.gather(*(ledger.issue(LOCAL_OPERATOR, each, None, b"{}") for each in requests))
+        answers = await asyncio.gather(*(
+            ledger.operators.issue(LOCAL_OPERATOR, each, None, b"{}") for each in requests
+        ))
         tokens += [answer.refresh_token or "" for answer in answers]
     caller = Caller(client_id="www", authenticated=True, auth_method="client_secret_post")
     for _ in range(rotations):

@@ -23,6 +23,7 @@ from tests.wire import TOKEN_PATH
 PLAIN, PROXY, TLS = "plain", "proxy", "tls"
 """What the server is reached over: HTTP, HTTP from a proxy that tells certificates in a header, or TLS."""
 
+JWT_ALGORITHMS: tuple[Alg, ...] = ("ES256", "EdDSA", "RS256")
 REFERENCE = "basic"
 BY_SECRET = f'secret = "{SECRET}"\nauth = "client_secret"'
 PUBLIC = 'auth = "none"'
@@ -88,16 +89,13 @@ def ways(client_authority: Party) -> list[Way]:
         Way("none", PLAIN, PUBLIC, _named("none")),
         *(_asserting(algorithm) for algorithm in ("ES256", "PS256", "EdDSA")),
         *_proving(),
-        *(_with_jwts(algorithm) for algorithm in _JWT_ALGORITHMS),
+        *(_with_jwts(algorithm) for algorithm in JWT_ALGORITHMS),
         Way("proxy-basic", PROXY, BY_SECRET, _basic("proxy-basic")),
         *_certified(PROXY, app, own),
         Way("tls-basic", TLS, BY_SECRET, _basic("tls-basic")),
         Way("tls-basic-certificate", TLS, BY_SECRET, _basic("tls-basic-certificate", shown=app)),
         *_certified(TLS, app, own),
     ]
-
-
-_JWT_ALGORITHMS: tuple[Alg, ...] = ("ES256", "EdDSA", "RS256")
 
 
 def _basic(name: str, shown: Party | None = None) -> Sends:

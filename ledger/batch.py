@@ -324,7 +324,8 @@ class Batch:
             assert loaded.head is not None
             head = bytes.fromhex(loaded.head)
             state = snapshots.encode(loaded.v, head, loaded.aggregate)
-            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, v_before)
+            asked = snapshots.asked(loaded.aggregate)
+            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, asked, v_before)
         if self.writes:
             self.store.write(work)
 

@@ -74,6 +74,17 @@ def encode(v: int, head: bytes, aggregate: object) -> bytes:
     return blob + bytes(ROOM_BYTES - len(blob) if len(blob) < ROOM_BYTES else -len(blob) % ROOM_STEP_BYTES)
 
 
+Asked = tuple[int | None, int | None, int | None]
+
+
+def asked(aggregate: object) -> Asked:
+    """What questions ask about grants in SQL, beside each head: generation, last redemption, idle expiry, the last two
+    in microseconds. Nothing of any other aggregate."""
+    if type(aggregate) is Grant:
+        return aggregate.generation, aggregate.last_redeemed_at, aggregate.idle_expires_at
+    return None, None, None
+
+
 def decode(blob: bytes, v: int, head: bytes, kind: type[_T]) -> _T | None:
     """Read a snapshot back; None where it is of another format, version or hash, or cannot be read at all."""
     try:

@@ -184,7 +184,9 @@ def compare_streams(replay: Replay, reads: Reads, found: Found) -> None:
 def _live_streams(reads: Reads) -> Iterator[tuple[Any, ...]]:
     last = 0
     while page := reads.select(
-        "SELECT id, name, v, position, head, state FROM streams WHERE id > ? ORDER BY id LIMIT ?", (last, PAGE_ROWS)
+        "SELECT id, name, v, position, head, state, generation, last_redeemed_at, idle_expires_at FROM streams"
+        " WHERE id > ? ORDER BY id LIMIT ?",
+        (last, PAGE_ROWS),
     ):
         yield from page
         last = int(str(page[-1][0]))
@@ -209,7 +211,7 @@ def _compare_heads(live: ReplayedStream, replayed: ReplayedStream, found: Found)
         found.breaks(f"{name}/{v}", "body", "the stored bytes do not hash to what the stream's head says")
         return
     differs = False
-    for column in ("name", "v", "position", "head"):
+    for column in ("name", "v", "position", "head", "generation", "last_redeemed_at", "idle_expires_at"):
         is_now, must_be = getattr(live, column), getattr(replayed, column)
         if is_now != must_be:
             found.differs(STREAMS, name, column, is_now, must_be, "live and replayed differ")

@@ -295,7 +295,7 @@ class _Telling:
             last = max((times.micros(each.expires_at) for each in obtained if each.format == "jwt"), default=0)
         else:  # the idle end of a refresh token leaves access tokens alone
             last = grant.access_tokens_until
-        refresh_token = status == "active" and row.current_generation is not None
+        refresh_token = status == "active" and row.generation is not None
         return Alive(
             status=status,
             refresh_token=refresh_token,

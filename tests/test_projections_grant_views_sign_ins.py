@@ -78,7 +78,7 @@ async def test_row_and_aggregate_agree_about_a_sign_in(tmp_path: Path, seed: int
                 assert row is not None
                 assert row == folded(stored_events(reads, f"grant:{grant_id}"))
                 grant = aggregate(reads, f"grant:{grant_id}", Grant)
-                assert (row.current_generation, row.issued_at_us) == (grant.generation, grant.issued_at)
+                assert (row.generation, row.issued_at_us) == (grant.generation, grant.issued_at)
                 assert (row.scope, row.granted_scope) == (" ".join(grant.carried), " ".join(grant.granted))
                 for seconds in MOMENTS:
                     moment = opened.clock.now + seconds * times.SECOND
@@ -87,7 +87,7 @@ async def test_row_and_aggregate_agree_about_a_sign_in(tmp_path: Path, seed: int
                     assert end == opened.ledger.authority.rules(grant).epoch_end
                     assert grant.judge(moment, end) == judge(row, moment, end)
                     statuses.add(judge(row, moment, end).status)
-                generations.add(row.current_generation)
+                generations.add(row.generation)
             living = [row for row in page(reads, limit=1000) if _lives(reads, row, opened.clock.now)]
             assert len(living) == live_count(reads, "app", opened.clock.now)
         assert {"active", "revoked", "expired"} <= statuses

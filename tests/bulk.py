@@ -5,7 +5,8 @@ heads, private rows and projection rows as any other; only that many of them sha
 on every store, and what it leaves behind passes the same checks.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import islice
 
 from ledger import issuing, redeeming, tokens
 from ledger.answers import Caller, IssueRequest, Source
@@ -19,15 +20,17 @@ IN_ONE_BATCH = 1000
 stays far below what a store may set as the greatest number of its events."""
 
 
-async def issue_many(
-    ledger: Ledger, count: int, *, client_id: str, scope: Words, first: int = 0
-) -> AsyncIterator[list[str]]:
-    """New grants, each of another person (`person-0`, …, counted from `first`). Gives the refresh tokens of each batch
-    once it is durable, in the order of the persons."""
-    for start in range(first, first + count, IN_ONE_BATCH):
-        numbers = range(start, min(start + IN_ONE_BATCH, first + count))
-        requests = [IssueRequest(client_id=client_id, subject=f"person-{number}", scope=scope) for number in numbers]
-        yield await ledger.commits.submit(_issuing(ledger, requests))
+def persons(count: int, *, client_id: str, scope: Words, first: int = 0) -> Iterator[IssueRequest]:
+    """Requests for grants of one client, each of another person: `person-0`, …, counted from `first`."""
+    for number in range(first, first + count):
+        yield IssueRequest(client_id=client_id, subject=f"person-{number}", scope=scope)
+
+
+async def issue_many(ledger: Ledger, requests: Iterable[IssueRequest]) -> AsyncIterator[list[str]]:
+    """New grants. Gives the refresh tokens of each batch once it is durable, in the order of the requests."""
+    left = iter(requests)
+    while some := list(islice(left, IN_ONE_BATCH)):
+        yield await ledger.commits.submit(_issuing(ledger, some))
 
 
 def _issuing(ledger: Ledger, requests: list[IssueRequest]) -> Callable[[Batch], list[str]]:

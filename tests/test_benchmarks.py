@@ -90,7 +90,7 @@ def rows(table: str) -> list[list[str]]:
 def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Path) -> None:
     """Table, figures and picture come out: a row for each side and point, a run for each of its rounds."""
     told = measured(tmp_path / "out", "--history", "1", "30", "--grants", "70")
-    ours, bare = "token-ledger", "bare Starlette endpoint"
+    ours, bare = "token-ledger/sqlite", "bare Starlette endpoint"
     expected = [("connections", 2, side) for side in (ours, bare)]
     expected += [(axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("grants", 70))]
     assert sorted(expected * 2) == sorted((run.axis, run.x, run.side) for run in told.runs)
@@ -116,7 +116,7 @@ def test_peers_take_part_where_they_can_and_are_left_out_with_a_line_where_not(
     """A server that does not start, one that rotates nothing, a name that is not listed: the others are measured."""
     names = ["--peers", "rotates", "keeps", "broken", "unheard-of"]
     told = measured(tmp_path / "out", "--history", "--grants", *harness, *names)
-    assert {"token-ledger", "bare Starlette endpoint", "rotates"} == {run.side for run in told.runs}
+    assert {"token-ledger/sqlite", "bare Starlette endpoint", "rotates"} == {run.side for run in told.runs}
     assert SideFacts("memory", False, False) == told.sides["rotates"]
     expected = {
         "PostgreSQL": "no PostgreSQL here",
@@ -132,12 +132,12 @@ def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path) -> No
     kept = ["--history", "--grants", "--folder", str(tmp_path / "kept")]
     peers.main([*TINY, "--out", str(tmp_path / "out"), *kept, "--prepare"])
     assert not (tmp_path / "out").exists()
-    prepared = (tmp_path / "kept" / "token-ledger" / "hot" / TOKENS).read_text()
+    prepared = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
     measured(tmp_path / "out", *kept, "--add")
     told = measured(tmp_path / "out", *kept, "--add")
     assert {1, 2, 3, 4} == {run.round for run in told.runs}
     assert 8 == len(told.runs)
-    walked = (tmp_path / "kept" / "token-ledger" / "hot" / TOKENS).read_text()
+    walked = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
     assert 2 == len(prepared.split()) == len(walked.split())
     assert not set(prepared.split()) & set(walked.split())
 

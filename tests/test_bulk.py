@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger import tokens
-from tests.bulk import issue_many, rotate_many
+from tests.bulk import issue_many, persons, rotate_many
 from tests.ledger_check import check_ledger
 from tests.stocked import SCOPE, stocked
 
@@ -16,7 +16,7 @@ async def test_many_grants_in_few_batches_are_what_as_many_requests_would_have_m
     """Each grant has its person, its event and its current token, which refreshes (RFC 6749 6); the batches are few."""
     async with stocked(tmp_path) as at:
         batches = at.ledger.commits.batches
-        made = [each async for each in issue_many(at.ledger, 2345, client_id="www", scope=SCOPE)]
+        made = [each async for each in issue_many(at.ledger, persons(2345, client_id="www", scope=SCOPE))]
         assert [1000, 1000, 345] == [len(each) for each in made]
         assert 3 == at.ledger.commits.batches - batches
         await at.refresh(made[2][344])
@@ -48,6 +48,7 @@ async def test_a_long_history_in_few_batches_is_a_chain_of_single_rotations(tmp_
 async def test_none_and_one_are_made_too(tmp_path: Path, count: int) -> None:
     """Where nothing is asked for nothing is made, and a token that is not rotated stays."""
     async with stocked(tmp_path) as at:
-        made = [token async for some in issue_many(at.ledger, count, client_id="www", scope=SCOPE) for token in some]
+        asked = persons(count, client_id="www", scope=SCOPE)
+        made = [token async for some in issue_many(at.ledger, asked) for token in some]
         assert count == len(made)
         assert made == [await rotate_many(at.ledger, token, 0, client_id="www") for token in made]

@@ -29,7 +29,18 @@ from tests.benchmarks.peers_harness import Harness, Postgres
 from tests.benchmarks.peers_load import Failed, Found, Job, drive
 from tests.benchmarks.peers_processes import Used, resident_bytes
 from tests.benchmarks.peers_report import AXES, Report, Run, SideFacts, counted, markdown, svg
-from tests.benchmarks.peers_sides import NEW, TOKENS, Bare, LeftOut, OnSQLite, Running, Side, Stage, rotated
+from tests.benchmarks.peers_sides import (
+    NEW,
+    TOKENS,
+    Bare,
+    LeftOut,
+    OnPostgreSQL,
+    OnSQLite,
+    Running,
+    Side,
+    Stage,
+    rotated,
+)
 
 SWEPT = ("oidc-provider/pg", "oidc-provider/sqlite", "node-oauth2-server/pg")
 """The peers that are measured by history and by grants too: the others would take hours there."""
@@ -279,6 +290,7 @@ def sides_of(asked: argparse.Namespace, stack: ExitStack, measuring: Measuring) 
     cluster = None
     try:
         cluster = stack.enter_context(harness.postgres())
+        sides.insert(1, OnPostgreSQL(cluster))
     except LeftOut as why:
         measuring.leave_out("PostgreSQL", str(why))
     listed = harness.peers(cluster)

@@ -116,17 +116,26 @@ class Postgres:
     harness: Harness
     pid: int
 
-    def create_database(self, name: str) -> str:
-        """A new, empty database, in place of one of that name; its URL."""
+    def new_database(self, name: str) -> None:
+        """A new, empty database, in place of one of that name."""
         self.harness.shell(f"./pg.sh createdb {name}")
+
+    def url(self, name: str) -> str:
+        """How a database is reached by its owner."""
         return f"postgresql://peers:peers@127.0.0.1:{PORT_BASE + 10}/{name}"
+
+    def count(self, name: str, table: str) -> int:
+        """The rows of a table."""
+        return int(self._asked(name, f"SELECT count(*) FROM {table}"))
 
     def settings(self) -> dict[str, str]:
         """The version and what decides about durability and speed."""
         names = ", ".join(f"'{name}'" for name in ("server_version", *TOLD))
         sql = f"SELECT name, current_setting(name) FROM pg_settings WHERE name IN ({names})"
-        told = self.harness.shell(f'source ./env.sh && psql_peers -d postgres -AtF = -c "{sql}"')
-        return dict(line.split("=", 1) for line in told.splitlines())
+        return dict(line.split("=", 1) for line in self._asked("postgres", sql).splitlines())
+
+    def _asked(self, database: str, sql: str) -> str:
+        return self.harness.shell(f'source ./env.sh && psql_peers -d {database} -AtF = -c "{sql}"')
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,7 @@ class Peer:
         if found is not None:
             name = f"{found[2]}_{stage.name}".replace("-", "_")
             if is_new and self.cluster is not None:
-                self.cluster.create_database(name)
+                self.cluster.new_database(name)
             start = _DATABASE.sub(rf"\g<1>{name}", start)
         return _FILE.sub(str(folder / "store.db"), start)
 

@@ -11,12 +11,12 @@ from typing import Protocol
 import uvloop
 
 from api.clients_file import parsed
-from api.settings import load
+from api.settings import Settings, SettingsError, load
 from api.wiring import open_ledger
 from tests.benchmarks.bare import PATH
 from tests.benchmarks.clients import CLIENTS, FORM, SCOPE
 from tests.benchmarks.refresh import bare, events_in, ledger, pid_of
-from tests.bulk import issue_many, rotate_many
+from tests.bulk import issue_many, persons, rotate_many
 from tests.servers import Server
 
 TOKENS = "tokens.txt"
@@ -104,43 +104,80 @@ class Bare:
 class OnSQLite:
     """The ledger on a file of its own."""
 
-    name, store, is_ours = "token-ledger", "SQLite", True
+    name, store, is_ours = "token-ledger/sqlite", "SQLite", True
 
     @contextmanager
     def serve(self, stage: Stage, folder: Path) -> Iterator[Running]:
         if stage.begin(folder):
-            uvloop.run(fill(Server(folder, clients=CLIENTS), stage))
+            fill(Server(folder, clients=CLIENTS), stage)
         with ledger(folder) as server:
-            yield Running(
-                server.port, PATH, FORM, pid_of(server), None, folder, minting(server), lambda: events_in(folder)
-            )
+            yield running(server, None, lambda: events_in(folder))
 
 
-async def fill(server: Server, stage: Stage) -> None:
-    """Make the grants of a stage in the store that a server will be started on."""
-    async with open_ledger(load(server.environment()), create=True) as opened:
-        await opened.operators.apply(parsed(CLIENTS).clients, [])
-        with (server.folder / PART).open("w", encoding="ascii") as file:
-            async for tokens in issue_many(opened, stage.grants, client_id="www", scope=SCOPE):
-                file.write("\n".join(tokens) + "\n")
-        for number, rotations in enumerate(stage.histories):
-            async for (token,) in issue_many(opened, 1, client_id="www", scope=SCOPE, first=stage.grants + number):
-                last = await rotate_many(opened, token, rotations, client_id="www")
-                (server.folder / rotated(rotations)).write_text(last + "\n", "ascii")
-    stage.end(server.folder)
+class Cluster(Protocol):
+    """A PostgreSQL that sides share. `pid` is the root of its processes."""
+
+    @property
+    def pid(self) -> int: ...
+    def new_database(self, name: str) -> None: ...
+    def url(self, name: str) -> str: ...
+    def count(self, name: str, table: str) -> int: ...
 
 
-def minting(server: Server) -> Callable[[int], list[str]]:
-    """How a few more grants come to be while a server runs: by its own command."""
+class OnPostgreSQL:
+    """The ledger on a database of its own in the cluster that the peers use."""
+
+    name, store, is_ours = "token-ledger/pg", "PostgreSQL", True
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    @contextmanager
+    def serve(self, stage: Stage, folder: Path) -> Iterator[Running]:
+        cluster, database = self._cluster, f"ledger_{stage.name}".replace("-", "_")
+        settings = {"DATABASE_URL": cluster.url(database)}
+        if stage.begin(folder):
+            cluster.new_database(database)
+            try:
+                fill(Server(folder, clients=CLIENTS, settings=settings), stage)
+            except SettingsError as why:
+                raise LeftOut(str(why)) from None
+        with ledger(folder, settings=settings) as server:
+            yield running(server, cluster.pid, lambda: cluster.count(database, "events"))
+
+
+def running(server: Server, store_pid: int | None, events: Callable[[], int]) -> Running:
+    """One of our servers, as sides are known."""
 
     def mint(count: int) -> list[str]:
         return [_issued(server) for _ in range(count)]
 
-    return mint
+    return Running(server.port, PATH, FORM, pid_of(server), store_pid, server.folder, mint, events)
 
 
 def _issued(server: Server) -> str:
+    """A new grant while the server runs, by its own command."""
     arguments = ("--client", "www", "--subject", server.new_subject(), "--scope", " ".join(SCOPE), "--json")
     done = server.command("issue", *arguments)
     assert done.returncode == 0, done.stderr
     return str(json.loads(done.stdout)["refresh_token"])
+
+
+def fill(server: Server, stage: Stage) -> None:
+    """Make the grants of a stage in the store that a server will be started on. Raises SettingsError where this version
+    keeps none there."""
+    uvloop.run(_fill(load(server.environment()), server.folder, stage))
+
+
+async def _fill(settings: Settings, folder: Path, stage: Stage) -> None:
+    async with open_ledger(settings, create=True) as opened:
+        await opened.operators.apply(parsed(CLIENTS).clients, [])
+        with (folder / PART).open("w", encoding="ascii") as file:
+            async for tokens in issue_many(opened, persons(stage.grants, client_id="www", scope=SCOPE)):
+                file.write("\n".join(tokens) + "\n")
+        aged = persons(len(stage.histories), client_id="www", scope=SCOPE, first=stage.grants)
+        async for tokens in issue_many(opened, aged):
+            for token, rotations in zip(tokens, stage.histories, strict=True):
+                last = await rotate_many(opened, token, rotations, client_id="www")
+                (folder / rotated(rotations)).write_text(last + "\n", "ascii")
+    stage.end(folder)

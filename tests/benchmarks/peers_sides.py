@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,8 @@ from tests.servers import Server
 TOKENS = "tokens.txt"
 PART = "tokens.part"
 NEW = "new.txt"
+FILLING_SECONDS_MAX = 300
+"""So long may a batch of a thousand take before it is given up: others may keep the machine busy meanwhile."""
 
 
 def rotated(rotations: int) -> str:
@@ -166,7 +168,8 @@ def _issued(server: Server) -> str:
 def fill(server: Server, stage: Stage) -> None:
     """Make the grants of a stage in the store that a server will be started on. Raises SettingsError where this version
     keeps none there."""
-    uvloop.run(_fill(load(server.environment()), server.folder, stage))
+    settings = replace(load(server.environment()), request_timeout_seconds=FILLING_SECONDS_MAX)
+    uvloop.run(_fill(settings, server.folder, stage))
 
 
 async def _fill(settings: Settings, folder: Path, stage: Stage) -> None:

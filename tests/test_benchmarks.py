@@ -158,7 +158,7 @@ def test_events_that_are_not_two_for_each_answer_end_the_measurement(tmp_path: P
     with ExitStack() as stack:
         measuring.serve(stack, Forgetful(), [at[0].stage])
         with pytest.raises(AssertionError, match=r"\d+ events for \d+ answers"):
-            measuring.run([Forgetful()], at, 0)
+            measuring.run([Forgetful()], at, {})
 
 
 def test_the_table_holds_medians_and_ratios_within_a_round() -> None:

@@ -17,9 +17,9 @@ import platform
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -46,7 +46,6 @@ SWEPT = ("oidc-provider/pg", "oidc-provider/sqlite", "node-oauth2-server/pg")
 """The peers that are measured by history and by grants too: the others would take hours there."""
 
 PEERS = (*SWEPT, "better-auth/pg", "authlib", "dot")
-GRANTS_OF_PEERS_MAX = 100_000
 CONNECTIONS = 64
 POINTS = {
     "connections": (1, 16, 64),
@@ -93,11 +92,23 @@ def points(connections: Sequence[int], histories: Sequence[int], grants: Sequenc
     return found
 
 
-def takes_part(side: Side, point: Point, peer_grants_max: int) -> bool:
-    """Whether a side is measured at a point."""
+def takes_part(side: Side, point: Point, peers_max: Mapping[str, int]) -> bool:
+    """Whether a side is measured at a point; `peers_max` says for each axis how far peers go."""
     if side.is_ours or point.axis == "connections":
         return True
-    return side.name in SWEPT and (point.axis != "grants" or point.x <= peer_grants_max)
+    return side.name in SWEPT and point.x <= peers_max[point.axis]
+
+
+def stages(side: Side, at: Sequence[Point], peers_max: Mapping[str, int]) -> list[Stage]:
+    """What a side needs for the points that it takes part in: no history longer than is asked of it."""
+    found: dict[str, Stage] = {}
+    for point in at:
+        if takes_part(side, point, peers_max):
+            found[point.stage.name] = point.stage
+    if side.is_ours:
+        return list(found.values())
+    most = peers_max["history"]
+    return [replace(each, histories=tuple(n for n in each.histories if n <= most)) for each in found.values()]
 
 
 class Measuring:
@@ -126,13 +137,13 @@ class Measuring:
         say(f"left out: {side}: {why}")
         self.report.left_out[side] = why
 
-    def run(self, sides: Sequence[Side], at: Sequence[Point], peer_grants_max: int) -> None:
+    def run(self, sides: Sequence[Side], at: Sequence[Point], peers_max: Mapping[str, int]) -> None:
         """All rounds, after a moment on each server that is not counted."""
         cells = [
             (side, point)
             for point in at
             for side in sides
-            if (side.name, point.stage.name) in self._running and takes_part(side, point, peer_grants_max)
+            if (side.name, point.stage.name) in self._running and takes_part(side, point, peers_max)
         ]
         servers = {(side.name, point.stage.name): (side, point) for side, point in cells}
         for side, point in servers.values() if self.extent.warm_up_seconds else ():
@@ -306,6 +317,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> Report:
     """Everything that was asked for; only set up where it is to be prepared."""
     extent = Extent(asked.rounds, asked.seconds, asked.warm_up)
     at = points(asked.connections, asked.history, asked.grants)
+    peers_max = {"history": asked.peer_history_max, "grants": asked.peer_grants_max}
     report = Report({}, {}, {}, [])
     if asked.add and (asked.out / "peers.json").exists():
         report = msgspec.json.decode((asked.out / "peers.json").read_bytes(), type=Report)
@@ -315,10 +327,9 @@ def measure(asked: argparse.Namespace, folder: Path) -> Report:
         sides, cluster = sides_of(asked, stack, measuring)
         report.about |= about(extent, cluster)
         for side in sides:
-            needed = {p.stage: None for p in at if takes_part(side, p, asked.peer_grants_max)}
-            measuring.serve(stack, side, needed)
+            measuring.serve(stack, side, stages(side, at, peers_max))
         if not asked.prepare:
-            measuring.run(sides, at, asked.peer_grants_max)
+            measuring.run(sides, at, peers_max)
     return report
 
 
@@ -336,7 +347,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--warm-up", type=float, default=2.0, help="seconds on each server that are not counted")
     for axis, default in POINTS.items():
         found.add_argument(f"--{axis}", nargs="*", type=int, default=default, metavar="N", help=AXES[axis])
-    found.add_argument("--peer-grants-max", type=int, default=GRANTS_OF_PEERS_MAX, help="of peers: %(default)s")
+    found.add_argument("--peer-history-max", type=int, default=100_000, help="the longest of a peer: %(default)s")
+    found.add_argument("--peer-grants-max", type=int, default=100_000, help="the most of a peer: %(default)s")
     return found
 
 

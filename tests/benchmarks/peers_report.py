@@ -240,7 +240,7 @@ def svg(report: Report) -> str:
             _panel(cells, "connections", "CPU s per 1,000", lambda runs: statistics.median(map(_cpu, runs))),
             _panel(cells, "connections", "kB written per 1,000", _written),
         ]
-    names = {side: f"{side} ({facts.store})" for side, facts in report.sides.items()}
+    names = {side: side if "/" in side else f"{side} (store: {facts.store})" for side, facts in report.sides.items()}
     return picture(panels, names, [side for side, facts in report.sides.items() if facts.is_ours])
 
 

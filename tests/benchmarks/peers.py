@@ -356,7 +356,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the table, the figures and the picture; progress goes to standard error."""
     asked = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended by a signal"))  # and all servers with it
     with tempfile.TemporaryDirectory(prefix="token-ledger-bench-") as scratch:
         report = measure(asked, asked.folder or Path(scratch))
     if not asked.prepare:
@@ -365,4 +364,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended by a signal"))  # and all servers with it
     main()

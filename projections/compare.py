@@ -8,6 +8,7 @@ import msgspec
 from ledger import snapshots
 from ledger.inline import Inline
 from ledger.recorders.rows import Reads
+from ledger.snapshots import Aggregate
 from projections.replay import Replay, ReplayedStream
 
 PAGE_ROWS: Final = 500
@@ -43,7 +44,7 @@ class Table:
     def rows(self, select: Callable[[str, Sequence[object]], list[tuple[Any, ...]]]) -> Iterator[tuple[Any, ...]]:
         """All rows by key, the key first, read in pages."""
         names = ", ".join((self.key, *self.columns))
-        start = f"SELECT {names} FROM {self.name}"  # noqa: S608
+        start = f"SELECT {names} FROM {self.name}"  # noqa: S608  # names of ours alone
         order = f"ORDER BY {self.key} LIMIT {PAGE_ROWS}"
         page = select(f"{start} {order}", ())
         while page:
@@ -54,7 +55,7 @@ class Table:
         """The replayed row of a key."""
         names = ", ".join((self.key, *self.columns))
         found: tuple[Any, ...] | None = replay.scratch.execute(
-            f"SELECT {names} FROM {self.name} WHERE {self.key} = ?",  # noqa: S608
+            f"SELECT {names} FROM {self.name} WHERE {self.key} = ?",  # noqa: S608  # names of ours alone
             (key,),
         ).fetchone()
         return found
@@ -64,8 +65,8 @@ class Table:
         names = ", ".join((self.key, *self.columns))
         marks = ", ".join("?" * (1 + len(self.columns)))
         return [
-            (f"DELETE FROM {self.name} WHERE {self.key} = ?", [(key,) for key in keys]),  # noqa: S608
-            (f"INSERT OR REPLACE INTO {self.name} ({names}) VALUES ({marks})", rows),  # noqa: S608
+            (f"DELETE FROM {self.name} WHERE {self.key} = ?", [(key,) for key in keys]),  # noqa: S608  # names of ours alone
+            (f"INSERT OR REPLACE INTO {self.name} ({names}) VALUES ({marks})", rows),  # noqa: S608  # names of ours alone
         ]
 
 
@@ -224,7 +225,7 @@ def _compare_heads(live: ReplayedStream, replayed: ReplayedStream, found: Found)
 
 
 def _snapshot_differences(
-    live: ReplayedStream, replayed: ReplayedStream, snapshot: msgspec.Struct | None, kind: type[msgspec.Struct]
+    live: ReplayedStream, replayed: ReplayedStream, snapshot: Aggregate | None, kind: type[Aggregate]
 ) -> list[str]:
     """Which members of a snapshot are not as replayed: `state.<member>`, or `state` where it is none of this head."""
     if live.state == replayed.state:

@@ -198,7 +198,7 @@ def live_count(reads: Reads, client_id: str, at: int) -> int:
     last = 0
     while True:
         rows = reads.select(
-            f"SELECT t.position, t.subject_id, t.subject_epoch, t.issued_at {living} AND t.position > ?"  # noqa: S608
+            f"SELECT t.position, t.subject_id, t.subject_epoch, t.issued_at {living} AND t.position > ?"  # noqa: S608  # names of ours alone
             " AND EXISTS (SELECT 1 FROM streams s WHERE s.name = 'subject:' || t.subject_id)"
             " ORDER BY t.position LIMIT ?",
             (*values, last, SUBJECTS_A_PAGE),

@@ -116,7 +116,7 @@ class Replay:
 
     def follow(self, reads: Reads) -> Iterator[int]:
         """Replay what has been appended since, page by page; each step says at which position it is now."""
-        while page := [_Stored(*row) for row in reads.select(_AFTER, (self.position, PAGE_EVENTS))]:  # type: ignore[arg-type]
+        while page := [_Stored(*row) for row in reads.select(_AFTER, (self.position, PAGE_EVENTS))]:  # type: ignore[arg-type]  # STRICT
             for stored in page:
                 self._take(stored)
             self.position = page[-1].position

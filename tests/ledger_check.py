@@ -130,7 +130,7 @@ def _check_head(
     kind = snapshots.KINDS[name.partition(":")[0]]
     replayed = kind()
     for each in stored:
-        replayed.evolve(each.event)  # type: ignore[attr-defined]
+        replayed.evolve(each.event)
     frame = tuple[int, int, bytes, msgspec.Raw, bool]  # and zeros behind it, which only take up room
     form, at_v, at_head, live, _ = msgspec.msgpack.decode(state.rstrip(b"\0"), type=frame)
     assert (snapshots.FORMAT, v, head) == (form, at_v, at_head), f"{name}: the snapshot stands for something else"
@@ -251,5 +251,5 @@ def replayed(path: Path, name: str) -> Grant:
         )
         grant = Grant()
         for (body,) in rows.fetchall():
-            grant.evolve(decode(body))  # type: ignore[arg-type]
+            grant.evolve(decode(body))  # type: ignore[arg-type]  # of a grant
         return grant

@@ -46,7 +46,7 @@ from tests.ledgers import SECURITY, Opened, check_ledger, open_ledger
 
 # The library's cases import another implementation of the cipher that they use; we have no need of it otherwise.
 sys.modules.setdefault("eventsourcing.cipher", cryptography)
-from eventsourcing.tests import persistence as cases  # noqa: E402
+from eventsourcing.tests import persistence as cases  # noqa: E402  # after that
 
 pytestmark = pytest.mark.anyio
 

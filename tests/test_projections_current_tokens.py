@@ -180,7 +180,7 @@ async def test_a_row_is_what_its_events_fold_to_and_what_the_aggregate_says(tmp_
             for each in stored:
                 event = decode(each.body)
                 assert event.topic.startswith("grant.")
-                grant.evolve(event)  # type: ignore[arg-type]
+                grant.evolve(event)  # type: ignore[arg-type]  # of a grant
             assert row is not None
             assert (grant.generation, " ".join(grant.carried)) == (row.generation, row.scope)
             assert (grant.last_redeemed_at, grant.idle_expires_at) == (row.last_redeemed_at_us, row.idle_expires_at_us)

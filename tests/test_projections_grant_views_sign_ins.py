@@ -2,11 +2,12 @@
 
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import pytest
 
 from ledger import times
-from ledger.answers import AuthorizationAnswer
+from ledger.answers import AuthorizationAnswer, GrantAct
 from ledger.grant import Grant
 from ledger.recorders.rows import Reads
 from ledger.refusals import Refused
@@ -19,7 +20,7 @@ from tests.sign_ins import app, exchanged, sign_in
 
 pytestmark = pytest.mark.anyio
 
-ACTS = ("suspend", "reinstate", "revoke", "subject", "client")
+ACTS: tuple[GrantAct | Literal["subject", "client"], ...] = ("suspend", "reinstate", "revoke", "subject", "client")
 MOMENTS = (0, 1, 30, 59, 60, 61, 3600, 31 * 86_400, 400 * 86_400)
 
 
@@ -51,7 +52,7 @@ async def act(opened: Opened, chance: Random, grant_id: str, person: str) -> Non
         elif what == "client":
             await opened.ledger.operators.revoke_client(SECURITY, "app", None, opened.clock.now - 30 * times.SECOND)
         else:
-            await opened.act(what, grant_id, trust="current" if what == "reinstate" else None)  # type: ignore[arg-type]
+            await opened.act(what, grant_id, trust="current" if what == "reinstate" else None)
     except Refused:
         pass
 

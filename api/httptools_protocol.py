@@ -113,7 +113,7 @@ class Alike(NamedTuple):
         return f"<Alike {self.length} bytes>"  # a head may hold credentials
 
 
-class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
+class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]  # as in api/h11_protocol.py
     """A connection parsed by httptools (llhttp)."""
 
     def __init__(self, listener: Listener, config: Config, loop: asyncio.AbstractEventLoop) -> None:

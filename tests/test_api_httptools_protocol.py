@@ -80,7 +80,7 @@ async def fed(connection: HttptoolsConnection, stream: Stream, *, remembers: boo
         served += 1
         HttptoolsConnection._serve_alike(connection, *args)
 
-    connection._serve_alike = counted  # type: ignore[method-assign, assignment]
+    connection._serve_alike = counted  # type: ignore[method-assign, assignment]  # of this one alone
     try:
         for piece, turns in stream:
             if connection.transport.is_closing():

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from tests.benchmarks import peers
-from tests.benchmarks.peers import Extent, Measuring, points
 from tests.benchmarks.peers_plot import Panel, picture
 from tests.benchmarks.peers_report import Report, Run, SideFacts, markdown
+from tests.benchmarks.peers_rounds import Extent, Measuring, points
 from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
 from tests.servers import free_port
 

@@ -98,6 +98,9 @@ def measure(asked: argparse.Namespace, folder: Path) -> Report:
         report.about |= about(extent, cluster)
         for side in sides:
             measuring.serve(stack, side, stages(side, at, peers_max))
+        if asked.wait:
+            say("all servers run; a line on standard input starts the first round")
+            sys.stdin.readline()
         if not asked.prepare:
             measuring.run(sides, at, peers_max)
     return report
@@ -111,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, default=Path("build/peers"), help="folder of the three files: %(default)s")
     found.add_argument("--folder", type=Path, help="folder for stores, kept for the next run; else a temporary one")
     found.add_argument("--prepare", action="store_true", help="fill the stores in --folder and end")
+    found.add_argument("--wait", action="store_true", help="measure once a line comes, when the machine is quiet")
     found.add_argument("--add", action="store_true", help="keep the runs that are in --out already")
     found.add_argument("--rounds", type=int, default=5)
     found.add_argument("--seconds", type=float, default=5.0, help="of each run: %(default)s")

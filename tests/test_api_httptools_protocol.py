@@ -189,7 +189,7 @@ def anything_with_a_head(self: HttptoolsConnection, data: bytes) -> None:
     """Broken: whatever frames the body, and whatever follows it."""
     head = data[: data.find(b"\r\n\r\n") + 4]
     if head:
-        self.alike = Alike(head, len(data), self.cycle.scope)
+        self.alike = Alike(head, len(data), self.cycle.scope, None)
 
 
 def without_a_copy(self: HttptoolsConnection, data: bytes) -> None:

@@ -27,6 +27,16 @@ class StoredEvent(NamedTuple):
     body: str
 
 
+class RawEvent(NamedTuple):
+    """A stored event whose bytes may be none of a text any more."""
+
+    position: int
+    stream: int
+    v: int
+    back: int
+    body: bytes
+
+
 class Work:
     """Everything that one transaction is to write. Filled by the commit path, emptied by nobody: one a batch."""
 
@@ -58,10 +68,17 @@ class Work:
 
 
 class Reads(Protocol):
-    """Reading that a query needs. Answers come from one committed moment, own acknowledged writes included."""
+    """Reading that a query needs. Answers come from one committed moment, acknowledged writes included.
 
+    Below the position `horizon` nothing can appear any more: whoever leads on from a position looks no further.
+    """
+
+    @property
+    def horizon(self) -> int: ...
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]: ...
     def stream(self, name: str) -> Head | None: ...
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]: ...
     def event_at(self, name: str, v: int) -> StoredEvent | None: ...
     def after(self, position: int, limit: int) -> list[StoredEvent]: ...
+    def raw_after(self, position: int, limit: int) -> list[RawEvent]: ...
+    def told(self, first: int, last: int, topics: Sequence[str], limit: int) -> list[tuple[int, str, int, str]]: ...

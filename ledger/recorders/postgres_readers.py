@@ -9,7 +9,7 @@ and stays open holds the horizon back, and with it all readers: they say so then
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Final
 
 import psycopg
@@ -30,6 +30,8 @@ _MOMENT: Final = (
     " (SELECT coalesce(max(position), 0) FROM events)"
 )
 
+_HOLDS: Final = "SELECT to_regclass('events') IS NOT NULL AND to_regclass('current_tokens_v1') IS NOT NULL"
+
 
 class PostgresReaders:
     """At most `connections_max` connections, made when they are needed. Safe to use from any thread."""
@@ -39,6 +41,9 @@ class PostgresReaders:
         self._idle: list[Connection] = []
         self._places = threading.BoundedSemaphore(connections_max)
         self._closed = False
+
+    def __str__(self) -> str:
+        return str(self._address.place)
 
     @contextmanager
     def reader(self) -> Iterator[PostgresReader]:
@@ -57,6 +62,15 @@ class PostgresReaders:
                 self._give_back(connection)
         finally:
             self._places.release()
+
+    def holds_ledger(self) -> bool:
+        """Whether this database holds a token ledger's tables. Raises StoreError, LedgerError."""
+        with closing(self._address.connect()) as connection:
+            try:
+                row = connection.execute(_HOLDS).fetchone()
+            except psycopg.Error as error:
+                raise StoreUnreachable(f"{self._address.place}: {translated(error)}") from None
+        return row is not None and row[0]
 
     def _begun(self) -> tuple[Connection, int]:
         """A connection in a transaction, and its horizon."""

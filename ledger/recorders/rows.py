@@ -1,6 +1,7 @@
 """What one transaction writes, and what reading gives back: plain values between the commit path and a recorder."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from ledger.events import AnyEvent
@@ -82,3 +83,11 @@ class Reads(Protocol):
     def after(self, position: int, limit: int) -> list[StoredEvent]: ...
     def raw_after(self, position: int, limit: int) -> list[RawEvent]: ...
     def told(self, first: int, last: int, topics: Sequence[str], limit: int) -> list[tuple[int, str, int, str]]: ...
+
+
+class Lends(Protocol):
+    """Readers of one store, lent to one thread at a time."""
+
+    def reader(self) -> AbstractContextManager[Reads]: ...
+    def holds_ledger(self) -> bool: ...
+    def close(self) -> None: ...

@@ -8,8 +8,8 @@ and stays open holds the horizon back, and with it all readers: they say so then
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Final
 
 import psycopg
@@ -18,7 +18,9 @@ from ledger.recorders.errors import StoreBroken, StoreBusy, StoreUnreachable
 from ledger.recorders.postgres_connections import SECONDS_MAX, Address, Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_reading import PostgresReader
+from ledger.recorders.postgres_schema import LOCK
 from ledger.recorders.postgres_sql import POSITION_BITS
+from ledger.recorders.reading import POSITION_MAX
 
 CONNECTIONS_MAX: Final = 6
 PAUSE_SECONDS: Final = 0.002
@@ -26,10 +28,12 @@ PAUSE_SECONDS: Final = 0.002
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # In one message with BEGIN: the first statement of the transaction takes its snapshot.
 _MOMENT: Final = (
-    f"SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << {POSITION_BITS}),"  # noqa: S608
-    " (SELECT coalesce(max(position), 0) FROM events)"
+    f"SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << {POSITION_BITS}) + position_offset,"  # noqa: S608
+    " (SELECT coalesce(max(position), 0) FROM events) FROM control"
 )
 
+# All in one message: frozen at whatever line, this process does not keep the lock. Batches wait for those under way.
+_SETTLED: Final = f"BEGIN; SELECT pg_advisory_lock({LOCK}); COMMIT; {_BEGIN}; SELECT pg_advisory_unlock({LOCK})"
 _HOLDS: Final = "SELECT to_regclass('events') IS NOT NULL AND to_regclass('current_tokens_v1') IS NOT NULL"
 
 
@@ -45,15 +49,23 @@ class PostgresReaders:
     def __str__(self) -> str:
         return str(self._address.place)
 
-    @contextmanager
-    def reader(self) -> Iterator[PostgresReader]:
+    def reader(self) -> AbstractContextManager[PostgresReader]:
         """A view of one committed moment; it sees every write that was acknowledged before. Raises StoreError."""
+        return self._lent(self._begin)
+
+    def settled(self) -> AbstractContextManager[PostgresReader]:
+        """A view of a moment at which no batch was under way, so that whatever comes later stands behind all that is
+        seen; it has no horizon. Batches wait an instant for it. Raises StoreError."""
+        return self._lent(_begin_settled)
+
+    @contextmanager
+    def _lent(self, begin: Callable[[Connection], int]) -> Iterator[PostgresReader]:
         if self._closed:
             raise StoreBroken("the database is closed")
         if not self._places.acquire(timeout=SECONDS_MAX):
             raise StoreBusy("all connections for reading are in use")
         try:
-            connection, horizon = self._begun()
+            connection, horizon = self._begun(begin)
             try:
                 yield PostgresReader(connection, horizon)
             except psycopg.Error as error:
@@ -72,7 +84,7 @@ class PostgresReaders:
                 raise StoreUnreachable(f"{self._address.place}: {translated(error)}") from None
         return row is not None and row[0]
 
-    def _begun(self) -> tuple[Connection, int]:
+    def _begun(self, begin: Callable[[Connection], int]) -> tuple[Connection, int]:
         """A connection in a transaction, and its horizon."""
         while self._idle:
             try:
@@ -80,7 +92,7 @@ class PostgresReaders:
             except IndexError:
                 break
             try:
-                return connection, self._begin(connection)
+                return connection, begin(connection)
             except psycopg.OperationalError as error:
                 connection.close()  # the server went away meanwhile: so did all others
                 if not isinstance(translated(error), StoreUnreachable):
@@ -90,7 +102,7 @@ class PostgresReaders:
                 raise
         connection = self._address.connect()
         try:
-            return connection, self._begin(connection)
+            return connection, begin(connection)
         except psycopg.Error as error:
             connection.close()
             raise translated(error) from None
@@ -132,3 +144,8 @@ class PostgresReaders:
         self._closed = True
         while self._idle:
             self._idle.pop().close()
+
+
+def _begin_settled(connection: Connection) -> int:
+    connection.execute(_SETTLED, prepare=False)
+    return POSITION_MAX

@@ -1,7 +1,12 @@
 """Every question has one answer on both engines, asked of the same history; and what PostgreSQL alone must show."""
 
 import asyncio
-from collections.abc import Callable
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -10,14 +15,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from ledger.recorders.postgres_connections import Address
+from ledger.recorders import postgres_readers
+from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
+from ledger.recorders.postgres_connections import SECONDS_MAX, Address, Connection
 from ledger.recorders.postgres_readers import PostgresReaders
+from ledger.recorders.postgres_reading import PostgresReader
+from ledger.recorders.postgres_schema import LOCK, schema
+from ledger.recorders.postgres_sql import POSITION_BITS, numbered
 from ledger.recorders.readers import Readers
+from ledger.recorders.reading import POSITION_MAX
+from ledger.recorders.reading import Reader as SQLiteReader
 from ledger.recorders.rows import Reads
 from ledger.times import SECOND
-from projections import current_tokens, grant_views, reuse_incidents
+from projections import INLINE, current_tokens, grant_views, reuse_incidents
 from projections.grant_history import history
-from tests.postgres import Server
+from projections.rebuild import Heal, Rebuilt, rebuild
+from tests.postgres import Server, running
 from tests.stocked import DAY, ELSEWHERE, stocked, world
 from tests.two_stores import copy_to_postgres
 
@@ -149,3 +162,231 @@ def test_another_answer_is_caught(twice: Twice) -> None:
             twice.ask(grant_views.grant, first, twice.now, everybody)
         connection.execute(change.format("left(scope, -6)"), (first,))
     twice.ask(grant_views.grant, first, twice.now, everybody)
+
+
+class Healing:
+    """Writes what a rebuild heals, as the store does: alone, in one transaction."""
+
+    def __init__(self, url: str) -> None:
+        self._address = Address(url)
+        self.readers = PostgresReaders(self._address)
+
+    def heal(self, derive: Callable[[Reads], Heal]) -> None:
+        with closing(self._address.connect()) as connection:
+            connection.execute("BEGIN")
+            connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
+            for statement, rows in derive(PostgresReader(connection, POSITION_MAX)).statements:
+                for row in rows:
+                    connection.execute(numbered(statement), row)
+            connection.execute("COMMIT")
+
+    def rebuild(self) -> Rebuilt:
+        return rebuild(self.readers.settled, INLINE, self.heal)
+
+
+def test_a_rebuild_finds_and_heals_the_same(twice: Twice, postgres: Server) -> None:
+    """I-13, I-14: what was altered on both engines is found on both, in the same words, and is gone afterwards."""
+    url, path = postgres.create_database(), twice.path.with_name("altered.db")
+    shutil.copy(twice.path, path)
+    copy_to_postgres(path, url)
+    altered = sqlite3.connect(path, isolation_level=None)
+    healing = Healing(url)
+    with closing(altered), closing(healing.readers):
+        assert ([], True) == (healing.rebuild().differences, healing.rebuild().healed)
+        for change in (
+            "UPDATE current_tokens_v1 SET scope = 'all' WHERE position % 2 = 0",
+            "UPDATE current_tokens_v1 SET grant_id = 'x' || grant_id WHERE state = 'revoked'",
+            "UPDATE current_tokens_v1 SET position = -position WHERE state = 'suspended'",
+            "DELETE FROM reuse_incidents_v1 WHERE label = 'fork'",
+            "UPDATE streams SET position = position + 1 WHERE name LIKE 'client:%'",
+        ):
+            altered.execute(change)
+            with closing(Address(url).connect()) as connection:
+                connection.execute(change.encode())
+
+        def heal(derive: Callable[[Reads], Heal]) -> None:
+            altered.execute("BEGIN")
+            for statement, rows in derive(SQLiteReader(altered)).statements:
+                altered.executemany(statement, rows)
+            altered.execute("COMMIT")
+
+        with closing(Readers(path)) as readers:
+            expected = rebuild(readers.reader, INLINE, heal)
+            assert expected == healing.rebuild()
+            assert (True, True) == (expected.difference_count > 10, expected.healed)
+            assert [] == rebuild(readers.reader, INLINE, heal).differences
+        assert ([], True) == (healing.rebuild().differences, healing.rebuild().healed)
+    postgres.drop_database(url)
+
+
+# ---------------------------------------------------------------- what one writer never shows
+
+
+def append(connection: Connection, *, name: str) -> int:
+    """Append one event of a stream of its own in the open transaction; its position."""
+    ((position,),) = connection.execute(
+        f"SELECT (pg_current_xact_id()::text::bigint << {POSITION_BITS}) + 1"
+    ).fetchall()
+    connection.execute("INSERT INTO streams VALUES ($1, $1, 1, $2, '', '')", (position, name))
+    connection.execute("INSERT INTO events VALUES ($1, $1, 0, 1, '{}')", (position,))
+    return int(position)
+
+
+@pytest.fixture
+def written(postgres_url: str) -> Iterator[tuple[Connection, Connection, PostgresReaders]]:
+    """Two who write, and readers."""
+    address = Address(postgres_url)
+    first, second, readers = address.connect(), address.connect(), PostgresReaders(address)
+    for statement in schema(INLINE):
+        first.execute(statement.encode())
+    with closing(first), closing(second), closing(readers):
+        yield first, second, readers
+
+
+Written = tuple[Connection, Connection, PostgresReaders]
+
+
+def positions(readers: PostgresReaders) -> list[int]:
+    with readers.reader() as reads:
+        return [each.position for each in reads.after(0, 10)]
+
+
+def test_nothing_appears_behind_what_was_read(written: Written) -> None:
+    """The batch that began first commits last: who saw the later one waits for it, and reads both in order."""
+    first, second, readers = written
+    first.execute("BEGIN")
+    earlier = append(first, name="grant:1")
+    second.execute("BEGIN")
+    later = append(second, name="grant:2")
+    assert [] == positions(readers)  # nothing that is seen stands beyond the horizon: nobody has to wait
+    second.execute("COMMIT")
+    seen_naively = second.execute("SELECT position FROM events ORDER BY position").fetchall()
+    assert [(later,)] == seen_naively, "the broken twin: who looks without a horizon would never see the earlier one"
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(positions, readers)
+        with pytest.raises(TimeoutError):
+            reading.result(0.3)
+        first.execute("COMMIT")
+        assert [earlier, later] == reading.result(SECONDS_MAX)
+
+
+def test_what_begins_after_a_reader_came_does_not_hold_it(written: Written) -> None:
+    """Writers without a pause: a reader waits for those it found, never for those who follow."""
+    first, second, readers = written
+    turns = [first, second]
+    first.execute("BEGIN")
+    append(first, name="grant:0")
+    with ThreadPoolExecutor(1) as threads:
+        reading = None
+        for turn in range(1, 60):
+            beginning, ending = turns[turn % 2], turns[(turn + 1) % 2]
+            beginning.execute("BEGIN")
+            append(beginning, name=f"grant:{turn}")
+            ending.execute("COMMIT")
+            if reading is None:
+                reading = threads.submit(positions, readers)
+            elif reading.done():
+                break
+            time.sleep(0.02)
+        assert reading is not None
+        assert reading.done(), "held as long as anybody wrote"
+        assert len(reading.result()) >= 1
+
+
+def test_a_stranger_who_never_ends_is_named(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writing transaction that stays open holds the horizon: readers say so in seconds, they do not hang."""
+    first, second, readers = written
+    monkeypatch.setattr(postgres_readers, "SECONDS_MAX", 0.5)
+    first.execute("BEGIN")
+    append(first, name="grant:1")
+    second.execute("BEGIN")
+    append(second, name="grant:2")
+    second.execute("COMMIT")
+    with pytest.raises(StoreBusy, match="pg_stat_activity"), readers.reader():
+        pass
+    first.execute("ROLLBACK")
+    assert 1 == len(positions(readers))
+
+
+def test_a_settled_moment_waits_for_batches_and_lets_the_next_ones_go_on(written: Written) -> None:
+    """While it is read, batches go on; what they append stands behind all that is seen."""
+    first, second, readers = written
+    first.execute("BEGIN")
+    first.execute(f"SELECT pg_advisory_xact_lock_shared({LOCK})")
+    position = append(first, name="grant:1")
+    entered, leave = threading.Event(), threading.Event()
+
+    def read() -> list[int]:
+        with readers.settled() as reads:
+            entered.set()
+            leave.wait(SECONDS_MAX)
+            return [each.position for each in reads.after(0, 10)]
+
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(read)
+        assert not entered.wait(0.3)
+        first.execute("COMMIT")
+        assert entered.wait(SECONDS_MAX)
+        second.execute("BEGIN")
+        second.execute(f"SELECT pg_advisory_xact_lock_shared({LOCK})")
+        append(second, name="grant:2")
+        second.execute("COMMIT")
+        leave.set()
+        assert [position] == reading.result(SECONDS_MAX)
+
+
+def test_one_moment_however_long_it_is_read(written: Written) -> None:
+    """What commits meanwhile is not seen, and nothing can be written."""
+    first, _, readers = written
+    with readers.reader() as reads:
+        first.execute("BEGIN")
+        append(first, name="grant:1")
+        first.execute("COMMIT")
+        assert (None, []) == (reads.stream("grant:1"), reads.select("SELECT v FROM streams"))
+        with pytest.raises(StoreError):
+            reads.select("DELETE FROM events RETURNING v")
+    assert 1 == len(positions(readers))
+
+
+def test_a_server_that_was_restarted_is_read_again(tmp_path: Path) -> None:
+    """I-24: connections that were kept are all dead; the next question gets a fresh one. While it is away: one line."""
+    with running() as server:
+        url = server.create_database()
+        address = Address(url)
+        with closing(address.connect()) as connection:
+            for statement in schema(INLINE):
+                connection.execute(statement.encode())
+        with closing(PostgresReaders(address)) as readers:
+            with readers.reader(), readers.reader():
+                pass
+            server.kill()
+            with pytest.raises(StoreUnreachable, match="PostgreSQL database ledger_1 on"):
+                positions(readers)
+            server.start()
+            assert [] == positions(readers)
+            with readers.reader() as reads:
+                server.kill()
+                with pytest.raises(StoreUnreachable):
+                    reads.after(0, 1)
+            server.start()
+            assert [] == positions(readers)
+
+
+def test_more_questions_than_connections_wait_their_turn(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server gives only so many; who gets none in time is told."""
+    monkeypatch.setattr(postgres_readers, "SECONDS_MAX", 0.3)
+    readers = PostgresReaders(written[2]._address, connections_max=1)
+    with closing(readers), readers.reader(), pytest.raises(StoreBusy, match="in use"), readers.reader():
+        pass
+    with pytest.raises(StoreBroken), readers.reader():
+        pass
+
+
+def test_a_database_without_our_tables_holds_no_ledger(postgres_url: str, written: Written) -> None:
+    """Asked before anything else is."""
+    with closing(PostgresReaders(Address(postgres_url))) as readers:
+        assert readers.holds_ledger()
+    with closing(written[0]) as connection:
+        connection.execute("DROP TABLE events")
+    with closing(PostgresReaders(Address(postgres_url))) as readers:
+        assert not readers.holds_ledger()

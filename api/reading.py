@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ledger.recorders.errors import StoreError
-from ledger.recorders.reading import Reader
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.rows import Reads
+from ledger.recorders.store import Store
 from ledger.refusals import Unavailable
 
 T = TypeVar("T")
@@ -18,12 +18,12 @@ AT_ONCE_MAX = 4
 class Reading:
     """Asks the store. Raises Unavailable where it cannot answer, or not within the time a request may take."""
 
-    def __init__(self, store: SQLiteStore, seconds_max: float) -> None:
+    def __init__(self, store: Store, seconds_max: float) -> None:
         self._store = store
         self._seconds_max = seconds_max
         self._places = asyncio.Semaphore(AT_ONCE_MAX)
 
-    async def ask(self, question: Callable[[Reader], T]) -> T:
+    async def ask(self, question: Callable[[Reads], T]) -> T:
         """Answer from one committed moment, which holds every write that was acknowledged before."""
         try:
             async with asyncio.timeout(self._seconds_max), self._places:
@@ -31,6 +31,6 @@ class Reading:
         except (StoreError, TimeoutError):
             raise Unavailable from None
 
-    def _asked(self, question: Callable[[Reader], T]) -> T:
+    def _asked(self, question: Callable[[Reads], T]) -> T:
         with self._store.reader() as reader:
             return question(reader)

@@ -20,7 +20,7 @@ from api.metadata import auth_methods
 from api.server import Server
 from api.settings import Settings, SettingsError
 from api.tls import Anchors
-from api.wiring import is_new, open_ledger, sqlite_path
+from api.wiring import is_new, open_ledger
 from ledger.application import Ledger
 from ledger.refusals import LedgerError, Unavailable
 from ledger.registration import TLS_AUTHS
@@ -64,14 +64,14 @@ class Serving:
         settings = server.settings
         if settings.clients_file is not None:
             self._clients = clients_file.load(settings.clients_file)
-        database = sqlite_path(settings)
-        new = is_new(database)
+        # On SQLite this does what `init` does; tables of PostgreSQL are made by `init` alone.
+        new = settings.sqlite_path is not None and is_new(settings.sqlite_path)
         ledger = await self._opened.enter_async_context(
-            open_ledger(settings, create=True, on_fatal=lambda why: self._fail(server, why))
+            open_ledger(settings, create=new, on_fatal=lambda why: self._fail(server, why))
         )
         self._ledger = ledger
         if new:
-            log.info("created", database=str(database), keys_file=str(settings.keys_file))
+            log.info("created", database=str(settings.sqlite_path), keys_file=str(settings.keys_file))
         if settings.head_file is None:
             log.warning("head_file_off", means="a restored backup will not be recognised by the log's length")
         server.app = self._app = create_app(ledger, settings, server=server)
@@ -178,7 +178,7 @@ def run(settings: Settings, on_ready: Callable[[Server], None] | None = None, in
     exit_code = server.run(
         None,
         settings,
-        local_path=socket_path(sqlite_path(settings)),
+        local_path=None if settings.sqlite_path is None else socket_path(settings.sqlite_path),
         on_startup=serving.start,
         on_ready=serving.ready,
         on_shutdown=serving.close,

@@ -218,6 +218,7 @@ async def test_a_page_costs_the_same_whatever_the_grants_age(tmp_path: Path, cou
                 await at.refresh(issued.refresh_token)
             await at.ledger.revoke_subject(OPERATOR, "alice", None, None)
             with at.store.reader() as reads:
+                assert isinstance(reads, Reader)
                 counting = Counting(reads)
                 page = history(counting, issued.grant_id, at.now, at=at.now, after=7, limit=10, discloses=True)
             assert page is not None

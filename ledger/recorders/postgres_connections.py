@@ -7,6 +7,7 @@ The URL may hold a password. It reaches libpq, and nothing else: no error, repr 
 libpq says of it before the password is taken out.
 """
 
+import re
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -110,13 +111,15 @@ class Address:
 
     def redacted(self, error: BaseException) -> str:
         """What an error says, on one line, without any password of the URL in it."""
-        text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        text = "; ".join(line.strip() for line in _BEFORE.sub("", str(error)).splitlines() if line.strip())
         for secret in self._secrets:
             text = text.replace(secret, "…")
         return text or type(error).__name__
 
 
 _SECRET: Final = ("password", "sslpassword")
+# What stands before the reason where there is one server to try, which the place says already.
+_BEFORE: Final = re.compile(r"\A(connection failed: |connection to server [^\n]*? failed: )+(?![^\n]*\nconnection to)")
 _NO_URL: Final = (
     "DATABASE_URL: allowed is postgresql://USER:PASSWORD@HOST:PORT/DATABASE, where a character of the password such as"
     " @ : / ? # % stands as its percent-encoding"

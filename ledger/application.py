@@ -60,7 +60,7 @@ from ledger.presenting import Desk
 from ledger.private import is_subject
 from ledger.randomness import Randomness
 from ledger.recorders.errors import StoreError
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from ledger.ring_file import RingFile
 from ledger.single_use import SingleUse, spending
@@ -87,7 +87,7 @@ class Ledger:
 
     def __init__(
         self,
-        store: SQLiteStore,
+        store: Store,
         ring: KeyRing,
         keys_path: Path,
         head_file: HeadFile,
@@ -107,7 +107,7 @@ class Ledger:
         self.reuse_detected = {"late_retry": 0, "fork": 0}
         self.codes = {"exchanged": 0, "reused": 0}
         self._acknowledging = asyncio.Lock()
-        self.log_end = LogEnd(head_file, store.within(), self.memory.position)
+        self.log_end = LogEnd(head_file, store.within(), store.end)
         self._ring_file = RingFile(keys_path, self.desk, self.authority, clock)
         self._on_fatal = on_fatal
         self._ticker: asyncio.Task[None] | None = None
@@ -123,7 +123,7 @@ class Ledger:
     @classmethod
     async def open(
         cls,
-        store: SQLiteStore,
+        store: Store,
         ring: KeyRing,
         keys_path: Path,
         head_file: HeadFile,

@@ -8,7 +8,7 @@ counter in the transaction it answers from: while that equals `control`, this vi
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from ledger import snapshots
 from ledger.clients import Client, Operator
@@ -194,10 +194,13 @@ class Authority:
             reads = self._reads()
             head = reads.stream(name)
             epoch = _aggregate(reads, name, head, Subject).epoch if head is not None else _NO_RAISE
-            while len(self._subjects) >= SUBJECTS_IN_MEMORY_MAX:
-                del self._subjects[next(iter(self._subjects))]
-            self._subjects[subject_id] = epoch
+            self._keep_subject(subject_id, epoch)
         return epoch
+
+    def _keep_subject(self, subject_id: str, epoch: Epoch) -> None:
+        while len(self._subjects) >= SUBJECTS_IN_MEMORY_MAX:
+            del self._subjects[next(iter(self._subjects))]
+        self._subjects[subject_id] = epoch
 
     def _end(self, grant: Held) -> EpochEnd:
         key = (grant.client_id, grant.client_epoch, grant.subject_id, grant.subject_epoch, grant.issued_at)
@@ -237,6 +240,19 @@ class Authority:
                 yield 1, number, event
 
     # ------------------------------------------------------------ following the log
+
+    def hold_subject(self, subject_id: str, head: Head | None) -> None:
+        """Know the epoch of a person from the head of their stream (None: nothing ever happened), where it is not
+        known yet."""
+        if subject_id not in self._subjects:
+            if head is None:
+                self._keep_subject(subject_id, _NO_RAISE)
+            elif (subject := snapshots.decode(head.state, head.v, bytes.fromhex(head.head), Subject)) is not None:
+                self._keep_subject(subject_id, subject.epoch)
+
+    def distrust(self) -> None:
+        """Stand for no store: what was folded here did not happen, or nobody knows. `reload` comes next."""
+        self._control = -1
 
     def reload(self, reads: Reads, control: int) -> None:
         """Read everything anew: somebody else moved the counter, or what was folded here did not happen after all."""
@@ -315,11 +331,11 @@ class Authority:
 def _all(reads: Reads, kind: str, aggregate: type[_Aggregate]) -> Iterator[tuple[str, _Aggregate]]:
     """Every aggregate of a kind, with what its stream's name says after the colon."""
     # ";" follows ":" in the order of bytes.
-    rows = reads.select("SELECT name FROM streams WHERE name >= ? AND name < ?", (f"{kind}:", f"{kind};"))
-    for (name,) in rows:
-        assert isinstance(name, str)
-        head = reads.stream(name)
-        assert head is not None
+    rows: list[tuple[Any, ...]] = reads.select(
+        "SELECT name, id, v, position, head, state FROM streams WHERE name >= ? AND name < ?", (f"{kind}:", f"{kind};")
+    )
+    for name, id, v, position, digest, state in rows:
+        head = Head(id, v, position, digest.hex(), state)
         yield name.partition(":")[2], _aggregate(reads, name, head, aggregate)
 
 

@@ -15,10 +15,15 @@ from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.private import PrivateGrant
 from ledger.randomness import Randomness
+from ledger.recorders.premises import Written
+from ledger.recorders.private_rows import PROBE
 from ledger.recorders.rows import Head, Work
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
+from ledger.uses import Uses
 
 A = TypeVar("A")
+D = TypeVar("D")
+W = TypeVar("W")
 
 STREAMS_IN_MEMORY_MAX = 200_000
 AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
@@ -50,15 +55,13 @@ class Loaded:
 class Memory:
     """What one process knows of its store. Owned by the event loop."""
 
-    def __init__(
-        self, store: SQLiteStore, authority: Authority, *, clock: Callable[[], int], randomness: Randomness
-    ) -> None:
+    def __init__(self, store: Store, authority: Authority, *, clock: Callable[[], int], randomness: Randomness) -> None:
         """`clock` gives the wall clock in microseconds, `randomness` unguessable bytes."""
         self.store = store
         self.authority = authority
         self.clock = clock
         self.randomness = randomness
-        self.streams: dict[str, Loaded] = {}
+        self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
         self._command_ids: list[str] = []
         self.position, self.stream_id = store.last()
 
@@ -75,7 +78,10 @@ class Memory:
 
     def read_anew(self, control: int) -> None:
         """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing."""
-        self.forget_everything()
+        if isinstance(self.streams, Uses):
+            self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
+        else:
+            self.forget_everything()
         self.position, self.stream_id = self.store.last()
         self.authority.reload(self.store.within(), control)
 
@@ -112,9 +118,10 @@ class Batch:
         "subjects",
         "when_done",
         "work",
+        "written",
     )  # fmt: skip
 
-    def __init__(self, store: SQLiteStore, memory: Memory) -> None:
+    def __init__(self, store: Store, memory: Memory) -> None:
         self.store = store
         self.memory = memory
         self.control, self.serial = store.begin()
@@ -138,8 +145,13 @@ class Batch:
         self.subjects: dict[bytes, str | None] = {}
         self.reason: tuple[str, bytes, str] | None = None
         self.erased: set[str] = set()
+        self.written: Written | None = None
         # What is to be noted outside the store once this batch is durable: one that is decided again notes it once.
         self.when_done: list[Callable[[], None]] = []
+
+    def decide_all(self, taken: Sequence[W], decide: Callable[["Batch", W], tuple[D, bool]]) -> list[tuple[W, D, bool]]:
+        """Decide each in turn."""
+        return [(each, *decide(self, each)) for each in taken]
 
     # ------------------------------------------------------------ reading
 
@@ -220,7 +232,7 @@ class Batch:
         return Loaded(name, head.id, head.v, head.position, head.head, aggregate)
 
     def _loaded_grant(self, name: str) -> Loaded | None:
-        found = self.store.grant(name)
+        found = self._found_grant(name)
         if found is None:
             return None
         head, private = found
@@ -228,6 +240,9 @@ class Batch:
         if loaded.aggregate.subject_id not in self.erased:  # type: ignore[attr-defined]  # a grant's stream
             loaded.private = private
         return loaded
+
+    def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
+        return self.store.grant(name)
 
     def _replayed(self, name: str, kind: type[A]) -> A:
         aggregate = kind()
@@ -308,7 +323,7 @@ class Batch:
 
         It is another text each time: what would stay the same SQLite does not write, so a full disk would pass.
         """
-        self.private(None, "INSERT OR REPLACE INTO meta VALUES ('probe', ?)", self.command_id)
+        self.private(None, PROBE, self.command_id)
 
     # ------------------------------------------------------------ ending
 
@@ -317,6 +332,11 @@ class Batch:
         """Whether there is anything to make durable."""
         work = self.work
         return bool(work.events or work.private or work.control is not None or work.serial is not None)
+
+    @property
+    def must_commit(self) -> bool:
+        """Whether the store has something to do before anybody is answered."""
+        return self.writes
 
     def write(self) -> None:
         """Put everything into the open transaction. Raises StoreError; nothing is durable yet."""
@@ -328,6 +348,10 @@ class Batch:
             work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, v_before)
         if self.writes:
             self.store.write(work)
+
+    def settle(self, done: list[tuple[W, D, bool]]) -> tuple[list[tuple[W, D, bool]], list[W]]:
+        """After the commit: who is answered, and who is to be decided again. Here the commit was all or nothing."""
+        return done, []
 
     def forget(self) -> None:
         """The batch did not happen, or nobody knows: forget whatever it touched. The transaction may still be open."""

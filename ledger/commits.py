@@ -20,8 +20,9 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from ledger.batch import Batch, Memory
+from ledger.optimistic import OptimisticBatch
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
 from ledger.refusals import LedgerError, Refused, Unavailable
 
 log = logging.getLogger("ledger")
@@ -56,7 +57,7 @@ class Commits:
 
     def __init__(
         self,
-        store: SQLiteStore,
+        store: Store,
         memory: Memory,
         *,
         deadline_seconds: float,
@@ -67,6 +68,7 @@ class Commits:
         store must not be used any more: the process has to end."""
         self._store = store
         self._memory = memory
+        self._batch: type[Batch] = OptimisticBatch if store.optimistic else Batch
         self._deadline_seconds = deadline_seconds
         self._on_acknowledged = on_acknowledged
         self._on_broken = on_broken
@@ -137,36 +139,57 @@ class Commits:
 
     def _run(self) -> None:
         self._planned = False
-        if self._committing or self.broken is not None:
-            return
+        if not self._committing and self.broken is None:
+            self._committing = True  # also while a decision waits for what it has asked the store
+            self._store.run(self._run_one)
+
+    def _run_one(self) -> None:
+        under_way = False
+        try:
+            under_way = self._begun()
+        finally:
+            if not under_way:
+                self._committing = False
+                self._in_flight = []
+                if not self._planned and (self._waiting or self._alone or self._exclusive):
+                    self._plan()
+
+    def _begun(self) -> bool:
+        """Decide a batch and hand it over: True where its commit is under way."""
         self._run_exclusive()
         taken = self._take()  # nobody where the store broke just now
         if not taken:
             self._tell_idle()
-            return
+            return False
+        if self._store.optimistic:  # it may take a while, and nobody waits for longer than their deadline
+            self._in_flight = [(each, None, False) for each in taken]
         try:
-            batch = Batch(self._store, self._memory)
+            batch = self._batch(self._store, self._memory)
         except StoreBusy as error:
             self._put_back(taken, error)
-            return
+            return False
         except StoreError as error:
             self._failed(taken, error)
-            return
+            return False
         except Exception as error:
             # What the log says of authority cannot be made out: nothing can be decided, by nobody.
             log.error("batch_not_begun", exc_info=error)
             self._failed(taken, StoreBroken(f"the authority cannot be read: {type(error).__name__}"))
-            return
+            return False
         try:
-            done = [(each, *_decided(batch, each)) for each in taken]
+            done = batch.decide_all(taken, _decided)
             batch.write()
         except LostRace as error:
             self._again_alone(batch, taken, error)
-            return
+            return False
+        except StoreBusy as error:
+            self._abandon(batch)
+            self._put_back(taken, error)
+            return False
         except StoreError as error:
             self._abandon(batch)
             self._failed(taken, error)
-            return
+            return False
         except Exception as error:
             # A fault in one decision may have left half of its events in memory: nothing of this batch is kept.
             if len(taken) == 1:
@@ -175,13 +198,13 @@ class Commits:
                 self._after()
             else:
                 self._again_alone(batch, taken, error)
-            return
+            return False
         self._in_flight = done
-        self._committing = True
-        if batch.writes:
+        if batch.must_commit:
             self._handover.put(batch)  # The connection is the commit thread's from here on.
-        else:
-            self._ended(batch, self._finish_reading())
+            return True
+        self._ended(batch, self._finish_reading())
+        return False
 
     def _take(self) -> list[Waiting[Any]]:
         if self._alone:
@@ -208,20 +231,37 @@ class Commits:
                 return
             error: StoreError | None = None
             try:
-                self._store.commit()  # A crash before it returns: nothing of the batch happened, or all of it.
+                batch.written = self._store.commit()  # A crash before it returns: all of the batch, or nothing.
             except StoreError as failure:
-                error = failure
+                error = self._found_out(batch, failure)
             except BaseException as failure:
                 error = StoreBroken(f"the commit failed: {type(failure).__name__}")
             self._loop.call_soon_threadsafe(self._ended, batch, error)
 
+    def _found_out(self, batch: Batch, error: StoreError) -> StoreError | None:
+        """After a COMMIT that reported an error: is what we wrote there all the same (I-11)?
+
+        After an input/output error nothing that is read may be believed, so the answer is no and the process ends.
+        """
+        if isinstance(error, StoreBroken):
+            return error
+        try:
+            batch.written = self._store.is_there(batch.work)
+        except StoreBusy as certain:
+            return certain
+        except StoreError:
+            return error
+        return error if batch.written is None else None
+
     def _ended(self, batch: Batch, error: StoreError | None) -> None:
         self._committing = False
         done, self._in_flight = self._in_flight, []
-        if error is not None and not self._own_write_found(batch, error):
-            self._abandon(batch)
-            self._failed([each for each, _, _ in done], error)
+        if error is not None:
+            self._ended_badly(batch, [each for each, _, _ in done], error)
             return
+        done, again = batch.settle(done)
+        if again:
+            self._waiting.extendleft(reversed(again))
         self.batches += 1
         self._memory.trim()
         self.last_error = None
@@ -261,21 +301,16 @@ class Commits:
 
     # ------------------------------------------------------------ going wrong
 
-    def _own_write_found(self, batch: Batch, error: StoreError) -> bool:
-        """After a COMMIT that reported an error: is what we wrote there all the same (I-11)?
-
-        Asked on a connection that did not write, by the command ids of the last event. After an input/output error
-        nothing that is read may be believed, so the answer is no and the process ends.
-        """
-        if isinstance(error, StoreBroken) or not batch.work.events:
-            return False
-        try:
-            self._store.rollback()
-            with self._store.reader() as reader:
-                last = reader.after(batch.work.events[-1][0] - 1, 1)
-        except StoreError:
-            return False
-        return bool(last) and last[0].body == batch.work.events[-1][4]
+    def _ended_badly(self, batch: Batch, those: list[Waiting[Any]], error: StoreError) -> None:
+        # What the server of an optimistic store says of its own transaction is so: nothing happened.
+        if isinstance(error, LostRace) and self._store.optimistic:
+            self._again_alone(batch, those, error)
+            return
+        self._abandon(batch)
+        if isinstance(error, StoreBusy) and self._store.optimistic:
+            self._put_back(those, error)
+        else:
+            self._failed(those, error)
 
     def _abandon(self, batch: Batch) -> None:
         try:

@@ -18,6 +18,7 @@ from ledger.private import (
     new_subject_id,
     nonce_sha256,
 )
+from ledger.recorders.private_rows import KEEP_GRANT
 from ledger.refusals import Refusal, Refused
 from ledger.subjects import keep_subject, subject_id_of
 from ledger.tokens import new_grant_id
@@ -78,7 +79,7 @@ def keep_private(batch: Batch, loaded: Loaded, client_id: str, private: PrivateG
     """Write the private row of a new grant, together with its first event."""
     batch.private(
         loaded,
-        "INSERT INTO private_grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        KEEP_GRANT,
         loaded.id,
         client_id,
         private.subject_id,

@@ -32,6 +32,7 @@ from ledger.history import first_redemption
 from ledger.keyring import KeyRing
 from ledger.presentations import Bursts, Counted, Presentations
 from ledger.private import commitment, context_value, new_salt
+from ledger.recorders.private_rows import FORGET_NONCE, KEEP_CONTEXT
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.standing import Standing
 from ledger.subjects import end_subject, subject_of
@@ -417,7 +418,7 @@ def _keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) ->
     loaded.contexts[source] = context
     batch.private(
         loaded,
-        "INSERT OR IGNORE INTO private_contexts VALUES (?, ?, ?, ?)",
+        KEEP_CONTEXT,
         loaded.id,
         context,
         source.address,
@@ -443,7 +444,7 @@ def forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
     if standing.refusal is Refusal.EXPIRED_IDLE and batch.now < grant.access_tokens_until:
         return
     loaded.private = loaded.private.without_nonce()
-    batch.private(loaded, "UPDATE private_grants SET nonce = NULL WHERE stream = ?", loaded.id)
+    batch.private(loaded, FORGET_NONCE, loaded.id)
 
 
 def _first_redemption(

@@ -3,7 +3,7 @@
 import re
 from functools import lru_cache
 
-POSITION_BITS = 12
+POSITION_BITS = 16
 """A position is the id of its transaction, and below it so many bits for the place within."""
 
 _MARK = re.compile(r"\?")

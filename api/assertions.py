@@ -13,14 +13,15 @@ than handing it to a thread and back.
 import math
 import warnings
 from collections.abc import Collection
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
-from joserfc.jws import CompactSignature, JWSRegistry
+from joserfc.jws import CompactSignature
 
+from api.client_jws import ClientJWS
 from api.logs import Log
 from api.remote_keys import RemoteKeys
 from ledger.application import Ledger
@@ -44,6 +45,7 @@ TYPES: Final = frozenset({"jwt", "client-authentication+jwt", "application/clien
 
 log = Log("api.assertions")
 
+_REGISTRY: Final = ClientJWS(ASSERTION_CHARACTERS_MAX)
 _NUMBER = int | float
 _TIME_MAX: Final = 2**53  # beyond it whole numbers and others cannot be told apart, or even subtracted
 
@@ -168,20 +170,6 @@ class Assertions:
         if isinstance(aud, list):
             return len(aud) == 1 and self._is_audience(client, aud[0])
         return aud == self._issuer or aud in self._endpoints
-
-
-class _Registry(JWSRegistry):
-    """The library's registry, as assertions need it: room for a certificate in the header, members that it does not
-    know mean nothing (RFC 7515 4), and which algorithms are fit was decided above, so it warns of none."""
-
-    max_header_length = ASSERTION_CHARACTERS_MAX
-    max_payload_length = ASSERTION_CHARACTERS_MAX
-
-    def get_alg(self, name: str) -> Any:
-        return self.algorithms[name]
-
-
-_REGISTRY: Final = _Registry(strict_check_header=False)
 
 
 def _is_genuine(assertion: Assertion, key: Key) -> bool:

@@ -10,14 +10,14 @@ from api.endpoint import Call
 from api.shapes import AuthorizationBody, AuthorizationResponse, given
 from ledger import scope as scopes
 from ledger.answers import AuthorizationRequest
-from ledger.application import Ledger
+from ledger.operators import Operators
 
 
 class Authorizations:
     """The endpoint `/authorizations`. `issuer` is what the ledger calls itself in the answer (RFC 9207)."""
 
-    def __init__(self, ledger: Ledger, issuer: str) -> None:
-        self._ledger = ledger
+    def __init__(self, operators: Operators, issuer: str) -> None:
+        self._operators = operators
         self._issuer = issuer
 
     async def authorize(self, call: Call) -> Answer:
@@ -38,7 +38,7 @@ class Authorizations:
             acr=given(body.acr),
             amr=None if amr is None else tuple(amr),
         )
-        found = await self._ledger.authorize(call.operator, request)
+        found = await self._operators.authorize(call.operator, request)
         redirect_to = with_parameters(
             body.redirect_uri, {"code": found.code, "state": given(body.state), "iss": self._issuer}
         )

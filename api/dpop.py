@@ -11,7 +11,7 @@ it is checked where it is read: handing a signature to a thread and back costs m
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,10 +19,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, Key, OKPKey, RSAKey
-from joserfc.jws import JWSRegistry
 from msgspec.structs import replace
 
 from api.answers import Answer, BadRequest, Header, oauth_error
+from api.client_jws import ClientJWS
 from api.dpop_nonces import Nonces
 from api.heads import Headers
 from ledger.answers import Caller
@@ -40,6 +40,7 @@ JTI_CHARACTERS_MAX: Final = 256
 RSA_BITS: Final = (2048, 4096)
 KEYS_KEPT_MAX: Final = 4096
 
+_REGISTRY: Final = ClientJWS(PROOF_BYTES_MAX)
 _TYPE: Final = "dpop+jwt"
 _KEY_TYPES: Final = ("EC", "OKP", "RSA")  # no set: what is compared may be of any type
 _PRIVATE_MEMBERS: Final = frozenset(
@@ -166,20 +167,6 @@ class Proofs:
 
 
 # ---------------------------------------------------------------- parts
-
-
-class _Registry(JWSRegistry):
-    """The library's registry, as proofs need it: a header may hold an RSA key, unknown members mean nothing (RFC 7515
-    4), and which algorithms are fit was decided above, so none is warned of on standard error."""
-
-    max_header_length = PROOF_BYTES_MAX
-    max_payload_length = PROOF_BYTES_MAX
-
-    def get_alg(self, name: str) -> Any:
-        return self.algorithms[name]
-
-
-_REGISTRY: Final = _Registry(strict_check_header=False)
 
 
 class _Claims(msgspec.Struct, frozen=True):

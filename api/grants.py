@@ -61,7 +61,7 @@ class Grants:
             acr=given(body.acr),
             amr=None if amr is None else tuple(amr),
         )
-        found = await self._ledger.issue(call.operator, request, key, canonical(raw))
+        found = await self._ledger.operators.issue(call.operator, request, key, canonical(raw))
         return token_answer(
             access_token=found.access_token,
             refresh_token=found.refresh_token,
@@ -92,7 +92,7 @@ class Grants:
     async def search(self, call: Call) -> Answer:
         """A page of one person's grants. A person never seen has none."""
         body = await call.json(SearchBody)
-        subject_id = await self._ledger.subject_id(body.subject)
+        subject_id = await self._ledger.operators.subject_id(body.subject)
         return await self._page(
             call,
             "grants.search",
@@ -116,13 +116,13 @@ class Grants:
                 **filters,
             )
         )
-        await self._ledger.record_read(call.operator, question)
+        await self._ledger.operators.record_read(call.operator, question)
         return json_answer(200, page)
 
     async def one(self, call: Call) -> Answer:
         """A grant as it is now."""
         found = await self._seen(call.operator, grant_id_of(call))
-        await self._ledger.record_read(call.operator, "grants.get", found.grant_id)
+        await self._ledger.operators.record_read(call.operator, "grants.get", found.grant_id)
         return json_answer(200, found)
 
     async def events(self, call: Call) -> Answer:
@@ -141,7 +141,7 @@ class Grants:
         )
         if page is None:
             raise Refused(Refusal.NOT_FOUND)
-        await self._ledger.record_read(call.operator, "grants.events", grant_id)
+        await self._ledger.operators.record_read(call.operator, "grants.events", grant_id)
         return json_answer(200, page)
 
     async def _seen(self, operator: Operator, grant_id: str) -> GrantView:
@@ -177,7 +177,7 @@ class Grants:
         trust = given(body.trust) if isinstance(body, ReinstateBody) else None
         if only_issuer(call.operator) is not None:
             await self._seen(call.operator, grant_id)  # what it may not see, it may not end
-        await self._ledger.act_on_grant(call.operator, grant_id, act, given(body.reason), trust)
+        await self._ledger.operators.act_on_grant(call.operator, grant_id, act, given(body.reason), trust)
         return json_answer(200, await self._seen(call.operator, grant_id))
 
 

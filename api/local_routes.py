@@ -68,7 +68,9 @@ class LocalRoutes:
         """Make clients and operators as a file says, and tell the difference."""
         body = await call.json(ApplyBody)
         try:
-            report = await self._ledger.apply(body.clients, body.operators, serial=body.serial, dry_run=body.dry_run)
+            report = await self._ledger.operators.apply(
+                body.clients, body.operators, serial=body.serial, dry_run=body.dry_run
+            )
         except LedgerError as error:
             raise BadRequest(str(error)) from None
         differences = [await self._with_live_grants(each) for each in report.differences]
@@ -84,13 +86,15 @@ class LocalRoutes:
 
     async def keys(self, call: Call) -> Answer:
         """List the keys, and how many more the ring can be given."""
-        return json_answer(200, {"keys": self._ledger.keys_list(), "ids_left": self._ledger.desk.ring.ids_left})
+        return json_answer(
+            200, {"keys": self._ledger.operators.keys_list(), "ids_left": self._ledger.desk.ring.ids_left}
+        )
 
     async def rotate(self, call: Call) -> Answer:
         """Add a key that only verifies."""
         body = await call.json_if_any(RotateBody)
         try:
-            return json_answer(200, self._key(await self._ledger.keys_rotate(given(body.alg))))
+            return json_answer(200, self._key(await self._ledger.operators.keys_rotate(given(body.alg))))
         except LedgerError as error:
             raise BadRequest(str(error)) from None
 
@@ -108,13 +112,13 @@ class LocalRoutes:
         if not 1 <= key_id <= KEY_ID_MAX:
             raise Refused(Refusal.NOT_FOUND, detail=f"a key id is a number from 1 to {KEY_ID_MAX}")
         if act == "activate":
-            await self._ledger.keys_activate(key_id)
+            await self._ledger.operators.keys_activate(key_id)
         else:
-            await self._ledger.keys_distrust(key_id)
+            await self._ledger.operators.keys_distrust(key_id)
         return json_answer(200, self._key(key_id))
 
     def _key(self, key_id: int) -> KeyView:
-        return next(key for key in self._ledger.keys_list() if key.id == key_id)
+        return next(key for key in self._ledger.operators.keys_list() if key.id == key_id)
 
     async def rebuild(self, call: Call) -> Lines:
         """Prove projections and snapshots against a replay, and heal them."""
@@ -123,11 +127,11 @@ class LocalRoutes:
     async def erase(self, call: Call) -> Answer:
         """Remove a person's data."""
         body = await call.json(EraseBody)
-        return json_answer(200, {"known": await self._ledger.erase(call.operator, body.subject)})
+        return json_answer(200, {"known": await self._ledger.operators.erase(call.operator, body.subject)})
 
     async def acknowledge(self, call: Call) -> Answer:
         """Say on record that an older backup was put back."""
-        report = await self._ledger.restore_acknowledge()
+        report = await self._ledger.operators.restore_acknowledge()
         if report is None:
             raise Refused(Refusal.CONFLICT, detail="the log has lost nothing that it had acknowledged")
         members = msgspec.structs.asdict(report)

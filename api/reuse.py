@@ -26,5 +26,5 @@ class Reuse:
                 reader, now, since=since, after=after, limit=limit, waiting=self._ledger.desk.presentations.waiting
             )
         )
-        await self._ledger.record_read(call.operator, "reuse")
+        await self._ledger.operators.record_read(call.operator, "reuse")
         return json_answer(200, page)

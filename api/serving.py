@@ -149,7 +149,7 @@ class Serving:
 
     async def _apply(self, ledger: Ledger, wanted: ClientsFile) -> None:
         try:
-            report = await ledger.apply(wanted.clients, wanted.operators, serial=wanted.serial)
+            report = await ledger.operators.apply(wanted.clients, wanted.operators, serial=wanted.serial)
         except LedgerError as error:
             raise LedgerError(f"{self._settings.clients_file}: {error}") from None
         for line in report.lines():

@@ -3,9 +3,13 @@
 import asyncio
 from functools import partial
 
-from ledger import presenting
+from msgspec.structs import replace
+
+from ledger.batch import Batch
+from ledger.commands import CountPresentations, RecordForeignClient
 from ledger.commits import Commits
-from ledger.presenting import Desk
+from ledger.presentations import Counted
+from ledger.presenting import Desk, Foreign, context_of, record, standing_of
 from ledger.refusals import Unavailable
 
 AFTER_THE_ANSWER_SECONDS = 0.001
@@ -27,14 +31,14 @@ class Afterwards:
         """Put what is noted of foreign clients in line."""
         presented, self._desk.foreign = self._desk.foreign, []
         for foreign in presented:
-            recorded = self._commits.submit(partial(presenting.record_foreign, desk=self._desk, foreign=foreign))
+            recorded = self._commits.submit(partial(_record_one, desk=self._desk, foreign=foreign))
             recorded.add_done_callback(_forgotten)
 
     async def flush_presentations(self, now: int, *, at_stop: bool = False) -> None:
         """Put what was counted and is due into events, all in one batch; at a stop whatever was counted."""
         counts = self._desk.presentations
         due = list(counts.due(now, all_of_them=at_stop))
-        flush = partial(presenting.flush_presentations, desk=self._desk, at_stop=at_stop)
+        flush = partial(_flush_one, desk=self._desk, at_stop=at_stop)
         flushes = (
             self._commits.submit(partial(flush, grant_id=grant_id, counted=counted)) for grant_id, counted in due
         )
@@ -50,3 +54,46 @@ def _forgotten(recorded: "asyncio.Future[None]") -> None:
     """A lost one harms nobody, and the next presentation is recorded in its place."""
     if not recorded.cancelled():
         recorded.exception()
+
+
+def _record_one(batch: Batch, desk: Desk, foreign: Foreign) -> None:
+    """Record, once a grant, that another client presented a genuine token of it."""
+    found = batch.grant(foreign.grant_id)
+    if found is None:
+        return
+    loaded, grant = found
+    # Made anew here: what the batch that saw it believed of the person, erased or not, may not have happened.
+    context = context_of(batch, loaded, foreign.source)
+    command = RecordForeignClient(
+        at=batch.now,
+        command_id=batch.command_id,
+        presenter=replace(foreign.presenter, context=context),
+        generation=foreign.generation,
+    )
+    decision = grant.decide(command, desk.authority.rules(grant))
+    record(batch, desk, loaded, decision, foreign.source, context)
+
+
+def _flush_one(batch: Batch, desk: Desk, grant_id: str, counted: Counted, *, at_stop: bool) -> int:
+    """Put counted presentations of a grant into an event. How many are done with; 0: the rules want none now."""
+    found = batch.grant(grant_id)
+    if found is None:
+        return 0
+    loaded, grant = found
+    count = counted.count
+    if standing_of(batch, desk, grant).ended and not counted.ended:
+        return count  # told now, they would pass for presentations since the end
+    context = context_of(batch, loaded, counted.last_source)
+    command = CountPresentations(
+        at=batch.now,
+        command_id=batch.command_id,
+        count=count,
+        first_at=counted.first_at,
+        last_at=counted.last_at,
+        last_generation=counted.last_generation,
+        last_context=context,
+        at_stop=at_stop,
+    )
+    decision = grant.decide(command, desk.authority.rules(grant))
+    record(batch, desk, loaded, decision, counted.last_source, context)
+    return count if decision.events else 0

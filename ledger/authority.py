@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from ledger import snapshots
+from ledger.bounded import make_room
 from ledger.clients import Client, Operator
 from ledger.commands import ClientRules, EpochEnd, Rules
 from ledger.epochs import Epoch, Raise, Subject, first_hit
@@ -198,8 +199,7 @@ class Authority:
         return epoch
 
     def _keep_subject(self, subject_id: str, epoch: Epoch) -> None:
-        while len(self._subjects) >= SUBJECTS_IN_MEMORY_MAX:
-            del self._subjects[next(iter(self._subjects))]
+        make_room(self._subjects, SUBJECTS_IN_MEMORY_MAX)
         self._subjects[subject_id] = epoch
 
     def _end(self, grant: Held) -> EpochEnd:
@@ -208,8 +208,7 @@ class Authority:
         if end is None:
             # The first raise that hits is the end for good: no later one changes it.
             end = self._first_end(grant)
-            while len(self._ends) >= ENDS_IN_MEMORY_MAX:
-                del self._ends[next(iter(self._ends))]
+            make_room(self._ends, ENDS_IN_MEMORY_MAX)
             self._ends[key] = end
         return end
 
@@ -322,8 +321,7 @@ class Authority:
 
     def _remember(self, event: Raise) -> None:
         raises = self._raises.pop(event.stream, [])
-        while len(self._raises) >= RAISES_IN_MEMORY_MAX:
-            del self._raises[next(iter(self._raises))]
+        make_room(self._raises, RAISES_IN_MEMORY_MAX)
         self._raises_folded += 1
         self._raises[event.stream] = [*raises, (self._raises_folded, event)]
 

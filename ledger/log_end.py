@@ -7,7 +7,7 @@ from ledger import times
 from ledger.events import decode
 from ledger.head_file import Head, HeadFile
 from ledger.recorders.rows import Reads
-from ledger.refusals import LedgerError
+from ledger.refusals import LedgerError, Unavailable
 
 log = logging.getLogger("ledger")
 
@@ -45,6 +45,11 @@ class LogEnd:
         """The events up to there are durable. `at` is the last one's."""
         self.position = position
         self._at = at
+
+    def check_whole(self) -> None:
+        """Raises Unavailable while the log has lost what it had acknowledged (I-23)."""
+        if self.behind is not None:
+            raise Unavailable("the log is behind the head file", retry_after_seconds=60)
 
     def write(self) -> None:
         """Bring the head file up to date, unless somebody else on this machine has acknowledged more; never while the

@@ -140,6 +140,18 @@ def decide_keys(batch: Batch, requested_by: str, decide: Callable[[Keys, Act], K
     return keys
 
 
+def first_keys(batch: Batch, ids: Sequence[int]) -> None:
+    """Let a new log name the keys of its ring, and the youngest sign."""
+    for key_id in ids:
+        decide_keys(batch, "operator:local", rotation(key_id))
+    decide_keys(batch, "operator:local", lambda keys, act: keys.decide_activation(max(ids), act))
+
+
+def rotation(key_id: int) -> Callable[[Keys, Act], KeyEvent]:
+    """The decision to know one more key."""
+    return lambda keys, act: keys.decide_rotation(key_id, act)
+
+
 def record_read(batch: Batch, operator: Operator, question: str, grant_id: str | None) -> None:
     """Say that an operator asked: one `audit.read` a question, in a stream of its own."""
     loaded, begins = _next(batch, "audit", operator.requested_by)
@@ -172,7 +184,7 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
     batch.private(None, RAISE_FLOOR, lost_position)
     loaded, begins = _next(batch, "ledger", "operator:local")
     batch.append(loaded, [LedgerRestored(**begins, lost_position=str(lost_position), lost_at=lost_at)])
-    decide_keys(batch, "operator:local", lambda keys, by: keys.decide_rotation(new_key_id, by))
+    decide_keys(batch, "operator:local", rotation(new_key_id))
     decide_keys(batch, "operator:local", lambda keys, by: keys.decide_activation(new_key_id, by))
     return RestoreReport(
         from_position=from_position,

@@ -1,11 +1,7 @@
-"""What happens when somebody presents a token: load → decide → append → answer, inside a batch.
-
-Each function is one request's decision. It raises Refused, or returns an answer that is told only after the commit.
-"""
+"""What all decisions on presented tokens share: whether one is ours, what is recorded with a decision, the answer."""
 
 import logging
 from collections import OrderedDict
-from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 from msgspec.structs import replace
@@ -14,28 +10,17 @@ from ledger import access_tokens, jwt_access_tokens, tokens
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.authority import Authority
 from ledger.batch import Batch, Loaded
-from ledger.commands import (
-    AccessToken,
-    CountPresentations,
-    Decision,
-    FirstRedemption,
-    Presenter,
-    RecordForeignClient,
-    RedeemToken,
-    Rules,
-    Served,
-)
-from ledger.events import AnyEvent, GrantEvent, GrantExpired, GrantRevoked, ReuseDetected, TokenRedeemed, Words
-from ledger.grant import Grant, StateMayBeStale
+from ledger.commands import AccessToken, Decision, Presenter, Served
+from ledger.events import AnyEvent, GrantEvent, GrantExpired, GrantRevoked, Words
+from ledger.grant import Grant
 from ledger.grant_state import access_token_of
-from ledger.history import first_redemption
 from ledger.keyring import KeyRing
-from ledger.presentations import Bursts, Counted, Presentations
+from ledger.presentations import Bursts, Presentations
 from ledger.private import commitment, context_value, new_salt
 from ledger.recorders.private_rows import FORGET_NONCE, KEEP_CONTEXT
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.standing import Standing
-from ledger.subjects import end_subject, subject_of
+from ledger.subjects import end_subject
 from ledger.times import SECOND
 
 log = logging.getLogger("ledger")
@@ -87,82 +72,6 @@ class Desk:
         """Count it, and say it in one log line: a token with our tag that the log does not account for."""
         self.alarms[kind] += 1
         log.warning(kind, extra={"fields": {"grant": grant_id}})
-
-
-def redeem(
-    batch: Batch,
-    desk: Desk,
-    caller: Caller,
-    source: Source,
-    presented: tokens.Presented,
-    scope: Words | None,
-    resource: Words | None,
-) -> TokenAnswer:
-    """Exchange a refresh token for its successor (RFC 6749 6, RFC 9700 4.14)."""
-    loaded, grant = genuine(batch, desk, caller, source, presented)
-    now, generation = batch.now, presented.generation
-    rules = desk.authority.rules(grant)
-    context = loaded.contexts.get(source)
-    presenter = Presenter(
-        client_id=caller.client_id,
-        authenticated=caller.authenticated,
-        auth_method=caller.auth_method,
-        context=_context(batch, loaded, source) if context is None else context,
-        proof_jkt=caller.proof_jkt,
-        proof_x5t_s256=caller.proof_x5t_s256,
-    )
-    command = RedeemToken(
-        at=now,
-        command_id=batch.command_id,
-        presenter=presenter,
-        generation=generation,
-        key_id=presented.key_id,
-        scope=scope,
-        resource=resource,
-        first_redemption=None
-        if generation == grant.generation
-        else _first_redemption(batch, loaded, grant, generation, rules),
-        retry_after_seconds=None if caller.authenticated else _retry_after(desk, caller, presented.grant_id, now),
-    )
-    try:
-        try:
-            decision = grant.decide(command, rules)
-        except StateMayBeStale:
-            desk.alarm("ahead_of_log", presented.grant_id)
-            batch.reload(loaded.name)
-            loaded, grant = _found(batch, presented.grant_id)
-            decision = grant.decide(replace(command, fresh=True), rules)
-    except Refused as refusal:
-        if refusal.counts:
-            ended = standing_of(batch, desk, grant).ended
-            counted = partial(desk.presentations.count, presented.grant_id, generation, source, now, ended=ended)
-            batch.when_done.append(counted)
-        forget_nonce_if_over(batch, desk, loaded)
-        raise
-    served = decision.outcome
-    if not isinstance(served, Served):
-        assert served is not None
-        record(batch, desk, loaded, decision, source, presenter.context)
-        reuse = next((event for event in decision.events if isinstance(event, ReuseDetected)), None)
-        raise Refused(served.refusal, event_id=served.event_id, reuse=reuse)
-    check_keys(desk.ring, served)
-    jwt = None
-    if served.access_token.format == "jwt":
-        jwt = unsigned_jwt(desk, served, presented.grant_id, grant, subject_of(batch, grant.subject_id))
-    previous = grant.previous  # as it is before this is appended: what it names has its row
-    positions = batch.append(loaded, decision.events) if decision.events else []
-    if context is None and positions:
-        if previous is not None and presenter.context == previous.context:
-            loaded.contexts[source] = presenter.context
-        else:
-            _keep_context(batch, loaded, source, presenter.context)
-    if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
-        desk.bursts.spend(presented.grant_id, now)
-    told = answer(batch, desk.ring, loaded, grant, served, positions, jwt)
-    if told.refresh_token is not None and served.generation is not None:
-        made = tokens.Presented(told.grant_id, served.generation, served.key_id, None)
-        desk.hand_out(told.refresh_token, made)
-    return told
 
 
 def check_keys(ring: KeyRing, served: Served) -> None:
@@ -249,6 +158,13 @@ def answer(
     )
 
 
+def signed(ring: KeyRing, told: TokenAnswer) -> TokenAnswer:
+    """Sign the answer's JWT, now that its event is durable: nobody else waits in the transaction meanwhile."""
+    if told.unsigned is None:
+        return told
+    return replace(told, access_token=jwt_access_tokens.sign(ring, told.unsigned), unsigned=None)
+
+
 def record(
     batch: Batch, desk: Desk, loaded: Loaded, decision: Decision, source: Source | None, context: str | None
 ) -> list[int]:
@@ -258,55 +174,12 @@ def record(
         return []
     positions = batch.append(loaded, events)
     if source is not None and context is not None and source not in loaded.contexts:
-        _keep_context(batch, loaded, source, context)
+        keep_context(batch, loaded, source, context)
     if decision.ends_subject:
         end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")  # type: ignore[attr-defined]
     if type(events[-1]) in _ENDS:
         forget_nonce_if_over(batch, desk, loaded)
     return positions
-
-
-def record_foreign(batch: Batch, desk: Desk, foreign: Foreign) -> None:
-    """Record, once a grant, that another client presented a genuine token of it."""
-    found = batch.grant(foreign.grant_id)
-    if found is None:
-        return
-    loaded, grant = found
-    # Made anew here: what the batch that saw it believed of the person, erased or not, may not have happened.
-    context = _context(batch, loaded, foreign.source)
-    command = RecordForeignClient(
-        at=batch.now,
-        command_id=batch.command_id,
-        presenter=replace(foreign.presenter, context=context),
-        generation=foreign.generation,
-    )
-    decision = grant.decide(command, desk.authority.rules(grant))
-    record(batch, desk, loaded, decision, foreign.source, context)
-
-
-def flush_presentations(batch: Batch, desk: Desk, grant_id: str, counted: Counted, *, at_stop: bool) -> int:
-    """Put counted presentations of a grant into an event. How many are done with; 0: the rules want none now."""
-    found = batch.grant(grant_id)
-    if found is None:
-        return 0
-    loaded, grant = found
-    count = counted.count
-    if standing_of(batch, desk, grant).ended and not counted.ended:
-        return count  # told now, they would pass for presentations since the end
-    context = _context(batch, loaded, counted.last_source)
-    command = CountPresentations(
-        at=batch.now,
-        command_id=batch.command_id,
-        count=count,
-        first_at=counted.first_at,
-        last_at=counted.last_at,
-        last_generation=counted.last_generation,
-        last_context=context,
-        at_stop=at_stop,
-    )
-    decision = grant.decide(command, desk.authority.rules(grant))
-    record(batch, desk, loaded, decision, counted.last_source, context)
-    return count if decision.events else 0
 
 
 # ---------------------------------------------------------------- parts
@@ -354,6 +227,11 @@ def access_secret_right(desk: Desk, loaded: Loaded, presented: PresentedAccess) 
     return access_tokens.genuine(desk.ring, presented, loaded.private.nonce)
 
 
+def parse_access(ring: KeyRing, text: str) -> PresentedAccess | None:
+    """Take an access token apart, of either format; None: it is none of ours. Raises KeyNotHeld."""
+    return access_tokens.parse(ring, text) or jwt_access_tokens.parse(ring, text)
+
+
 def access_token(batch: Batch, desk: Desk, presented: PresentedAccess) -> tuple[Loaded, Grant, AccessToken] | None:
     """An access token that is ours, and its grant; None for one that never was. Whose it is, and whether it is good, is
     not judged yet."""
@@ -381,26 +259,20 @@ def _of_grant(event: AnyEvent) -> GrantEvent:
     return event  # type: ignore[return-value]  # a grant's stream holds a grant's events
 
 
-def _found(batch: Batch, grant_id: str) -> tuple[Loaded, Grant]:
-    found = batch.grant(grant_id)
-    if found is None:
-        raise Refused(Refusal.UNKNOWN_TOKEN)
-    return found
-
-
 def presenter_of(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -> Presenter:
     """Who presents something of a grant: the caller, with the commitment of its context."""
     return Presenter(
         client_id=caller.client_id,
         authenticated=caller.authenticated,
         auth_method=caller.auth_method,
-        context=_context(batch, loaded, source),
+        context=context_of(batch, loaded, source),
         proof_jkt=caller.proof_jkt,
         proof_x5t_s256=caller.proof_x5t_s256,
     )
 
 
-def _context(batch: Batch, loaded: Loaded, source: Source) -> str:
+def context_of(batch: Batch, loaded: Loaded, source: Source) -> str:
+    """The commitment that stands for a source in the events of this grant."""
     known = loaded.contexts.get(source)
     if known is not None:
         return known
@@ -410,7 +282,8 @@ def _context(batch: Batch, loaded: Loaded, source: Source) -> str:
     return commitment(salt or new_salt(batch.memory.randomness), "context", value)
 
 
-def _keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) -> None:
+def keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) -> None:
+    """Write the private row that opens a context, unless this process has seen it written."""
     if source in loaded.contexts or loaded.private is None:
         return
     if len(loaded.contexts) >= 16:
@@ -445,24 +318,3 @@ def forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
         return
     loaded.private = loaded.private.without_nonce()
     batch.private(loaded, FORGET_NONCE, loaded.id)
-
-
-def _first_redemption(
-    batch: Batch, loaded: Loaded, grant: Grant, generation: int, rules: Rules
-) -> FirstRedemption | None:
-    """Only a generation two or more behind of a grant that lives needs its history; halving finds it."""
-    if grant.generation is None or generation > grant.generation - 2:
-        return None
-    if grant.judge(max(batch.now, grant.at), rules.epoch_end).status != "active":
-        return None
-    return first_redemption(batch, loaded.name, grant.v, generation)
-
-
-def _retry_after(desk: Desk, caller: Caller, grant_id: str, now: int) -> int | None:
-    if caller.authenticated or not desk.bursts.limited:
-        return None
-    return desk.bursts.retry_after_seconds(grant_id, now)
-
-
-def _redeems(events: list[GrantEvent]) -> bool:
-    return any(isinstance(event, TokenRedeemed) for event in events)

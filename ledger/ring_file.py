@@ -5,13 +5,16 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ledger.authority import Authority
-from ledger.keyring import Alg
+from ledger.keyring import Alg, KeyNotHeld, KeyRing
 from ledger.presenting import Desk
-from ledger.refusals import LedgerError
+from ledger.refusals import LedgerError, Refusal, Refused
 
 log = logging.getLogger("ledger")
+
+T = TypeVar("T")
 
 REREAD_EVERY_SECONDS = 1.0
 
@@ -41,6 +44,20 @@ class RingFile:
             self._desk.ring = self._desk.ring.reload(self.path)
         except LedgerError as error:
             log.error("key_ring_not_read", extra={"fields": {"problem": str(error)}})
+
+    def read(self, parse: Callable[[KeyRing, str], T], token: str) -> T:
+        """Read a token; where it names a key that the ring lacks, the ring's file may have it by now.
+
+        Raises Refused where it has not: the token may be ours, so nobody may be told that it is nothing.
+        """
+        try:
+            return parse(self._desk.ring, token)
+        except KeyNotHeld:
+            self.reread()
+        try:
+            return parse(self._desk.ring, token)
+        except KeyNotHeld:
+            raise Refused(Refusal.UNKNOWN_TOKEN) from None
 
     async def grow(self, alg: Alg | None = None) -> int:
         """Add a key, durable in the file on return, and use the ring with it; the new key's id. It signs JWTs by `alg`,

@@ -174,7 +174,7 @@ async def asking(
     wanted = clients_file.load(file)
     options = msgspec.structs.replace(OPTIONS, issuer=ISSUER_URL)
     async with open_ledger(folder, clock=clock, seed=seed, options=options, clients=None) as opened:
-        await opened.ledger.apply(wanted.clients, wanted.operators, serial=wanted.serial)
+        await opened.ledger.operators.apply(wanted.clients, wanted.operators, serial=wanted.serial)
         seconds = Seconds()
         app = create_app(opened.ledger, settings or Settings(issuer=ISSUER_URL), monotonic=seconds)
         yield Asking(opened, app, seconds)

@@ -100,7 +100,7 @@ class Opened:
         self, *clients: ClientSpec, operators: Sequence[OperatorSpec] = (), serial: int | None = None
     ) -> None:
         """Let exactly these clients and operators exist."""
-        await self.ledger.apply(clients, operators, serial=serial)
+        await self.ledger.operators.apply(clients, operators, serial=serial)
 
     async def issue(
         self,
@@ -115,7 +115,7 @@ class Opened:
     ) -> TokenAnswer:
         """A new grant."""
         request = IssueRequest(client_id=client_id, subject=subject, scope=scope, device=device, session=session)
-        return await self.ledger.issue(ISSUER, request, key, body)
+        return await self.ledger.operators.issue(ISSUER, request, key, body)
 
     async def refresh(
         self,
@@ -150,7 +150,7 @@ class Opened:
 
     async def act(self, act: GrantAct, grant_id: str, *, trust: str | None = None, reason: str | None = None) -> None:
         """Let an operator of the security role act on a grant."""
-        await self.ledger.act_on_grant(SECURITY, grant_id, act, reason, trust)
+        await self.ledger.operators.act_on_grant(SECURITY, grant_id, act, reason, trust)
 
     # ------------------------------------------------------------ looking
 

@@ -35,7 +35,7 @@ async def sign_in(
     request = AuthorizationRequest(
         client_id=client_id, subject=subject, scope=scope, redirect_uri=CALLBACK, challenge=CHALLENGE, session=session
     )
-    return await opened.ledger.authorize(operator, request)
+    return await opened.ledger.operators.authorize(operator, request)
 
 
 async def exchanged(

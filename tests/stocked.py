@@ -59,12 +59,12 @@ class Stocked:
         ]
         specs = [msgspec.structs.replace(spec, secrets=("Secr3t!",)) for spec in specs]
         operators = [OperatorSpec(name="login-app", roles=("issuer", "security"), tokens=("operator-token",))]
-        await self.ledger.apply(specs, operators, serial=serial)
+        await self.ledger.operators.apply(specs, operators, serial=serial)
 
     async def issue(self, subject: str = "alice", client_id: str = "www", scope: Words = SCOPE[:3]) -> TokenAnswer:
         """A new grant."""
         request = IssueRequest(client_id=client_id, subject=subject, scope=scope, device="phone", session="s-1")
-        return await self.ledger.issue(OPERATOR, request, None, b"")
+        return await self.ledger.operators.issue(OPERATOR, request, None, b"")
 
     async def refresh(
         self, token: str | None, *, client_id: str = "www", source: Source = HOME, scope: Words | None = None
@@ -135,11 +135,13 @@ async def world(at: Stocked, chance: Random, acts: int) -> list[str]:
         elif act == "operate":
             try:
                 what = chance.choice(get_args(GrantAct))
-                await at.ledger.act_on_grant(OPERATOR, grant_id, what, None, "current" if what == "reinstate" else None)
+                await at.ledger.operators.act_on_grant(
+                    OPERATOR, grant_id, what, None, "current" if what == "reinstate" else None
+                )
             except Refused:
                 continue
         elif act == "subject":
-            await at.ledger.revoke_subject(OPERATOR, person, None, before)
+            await at.ledger.operators.revoke_subject(OPERATOR, person, None, before)
         elif chance.random() < 0.3:
-            await at.ledger.revoke_client(OPERATOR, chance.choice(("www", "app")), None, before)
+            await at.ledger.operators.revoke_client(OPERATOR, chance.choice(("www", "app")), None, before)
     return list(tokens)

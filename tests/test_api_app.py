@@ -89,7 +89,7 @@ async def test_a_fault_behind_an_operators_endpoint_is_500_in_json(
     """Alike, and alike for what anybody may read."""
     async with asking(tmp_path) as ledger:
         with monkeypatch.context() as broken:
-            broken.setattr(type(ledger.ledger), "record_read", _fails)
+            broken.setattr(type(ledger.ledger.operators), "record_read", _fails)
             broken.setattr(type(ledger.ledger), "readiness", lambda self: 1 / 0)
             for path in ("/grants", "/readyz"):
                 sent = await _sent(ledger.app, "GET", path, local=True)

@@ -390,7 +390,7 @@ async def test_a_changed_clients_file_changes_the_keys_at_once(tmp_path: Path) -
 
 async def apply(ledger: Asking, more: str) -> None:
     wanted = clients_file.parsed(FIXTURES.read_text("utf-8") + more)
-    await ledger.ledger.apply(wanted.clients, wanted.operators)
+    await ledger.ledger.operators.apply(wanted.clients, wanted.operators)
 
 
 # ---------------------------------------------------------------- once only

@@ -292,11 +292,11 @@ async def test_a_client_that_has_changed_proves_who_it_is_anew(tmp_path: Path) -
         headers = Headers([(b"host", b"a")])
         auth.caller(None, form, "a", headers=headers)
         www = ClientSpec(client_id="www", settings=Settings(scope=("read",)), secrets=("another", "Secr3t!"))
-        await ledger.ledger.apply([www], [])
+        await ledger.ledger.operators.apply([www], [])
         assert None is auth.again(headers, form, "a")
         proved = auth.caller(None, form, "a", headers=headers)
         assert proved is auth.again(headers, form, "a")
-        await ledger.ledger.apply([], [])
+        await ledger.ledger.operators.apply([], [])
         assert None is auth.again(headers, form, "a")
         with pytest.raises(InvalidClient):
             auth.caller(None, form, "a", headers=headers)
@@ -398,7 +398,7 @@ async def test_a_key_ring_that_was_read_again_makes_every_client_prove_itself_an
         headers = Headers([(b"host", b"a")])
         proved = auth.caller(None, RIGHT, "a", headers=headers)
         assert proved is auth.again(headers, RIGHT, "a")
-        await ledger.ledger.keys_rotate()
+        await ledger.ledger.operators.keys_rotate()
         assert None is auth.again(headers, RIGHT, "a")
         assert proved == auth.caller(None, RIGHT, "a", headers=headers)
 

@@ -150,7 +150,7 @@ async def _apply(ledger: Asking, folder: Path, text: str) -> None:
     file = folder / "changed.toml"
     file.write_text(text, "utf-8")
     wanted = clients_file.load(file)
-    await ledger.ledger.apply(wanted.clients, wanted.operators, serial=wanted.serial)
+    await ledger.ledger.operators.apply(wanted.clients, wanted.operators, serial=wanted.serial)
 
 
 # -- the server's part ------------------------------------------------------------------------------------------------

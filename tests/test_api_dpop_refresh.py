@@ -426,7 +426,7 @@ async def test_two_nodes_of_one_ring_take_each_others_nonces(tmp_path: Path) -> 
     async with asking(tmp_path / "one") as one:
         shutil.copy(tmp_path / "one" / "ledger.keys", tmp_path / "other" / "ledger.keys")
         async with asking(tmp_path / "other", seed=2) as other:
-            await other.ledger.keys_activate(await other.ledger.keys_rotate())
+            await other.ledger.operators.keys_activate(await other.ledger.operators.keys_rotate())
             issued = await one.issue("dpn", cnf=BOUND)
             here = await refresh(one, "dpn", issued["refresh_token"], shown(one))
             issued = await other.issue("dpn", cnf=BOUND)

@@ -228,7 +228,7 @@ async def test_an_issuer_that_lost_a_client_neither_sees_nor_ends_its_grants(tmp
         text = (ledger.opened.folder / "clients.toml").read_text().replace('clients = ["www"]', 'clients = ["oth"]')
         (ledger.opened.folder / "clients.toml").write_text(text)
         file = clients_file.load(ledger.opened.folder / "clients.toml")
-        await ledger.ledger.apply(file.clients, file.operators)
+        await ledger.ledger.operators.apply(file.clients, file.operators)
         for method, path in (("GET", ""), ("POST", "/revoke")):
             answer = await ledger.ask(method, f"/grants/{own['grant_id']}{path}", headers=KIOSK)
             assert 404 == answer.status_code
@@ -448,9 +448,9 @@ async def test_grants_of_a_client_that_is_away_are_suspended_and_come_back(tmp_p
     async with asking(tmp_path) as ledger:
         issued = await ledger.issue("www")
         file = clients_file.load(ledger.opened.folder / "clients.toml")
-        await ledger.ledger.apply([each for each in file.clients if each.client_id != "www"], file.operators)
+        await ledger.ledger.operators.apply([each for each in file.clients if each.client_id != "www"], file.operators)
         told = (await ledger.operator("admin", "GET", f"/grants/{issued['grant_id']}")).json()
         assert ("suspended", "client_disabled") == (told["status"], told["blocked_by"])
         assert "invalid_client" == (await ledger.refresh("www", issued["refresh_token"])).json()["error"]
-        await ledger.ledger.apply(file.clients, file.operators)
+        await ledger.ledger.operators.apply(file.clients, file.operators)
         assert 200 == (await ledger.refresh("www", issued["refresh_token"])).status_code

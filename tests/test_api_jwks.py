@@ -131,11 +131,11 @@ async def test_a_distrusted_key_is_published_no_more(tmp_path: Path) -> None:
             return [int(key["kid"].partition("-")[2]) for key in await keys(ledger)]
 
         assert [1] == await ids()
-        await ring_keys.keys_rotate()
+        await ring_keys.operators.keys_rotate()
         assert [1, 2] == await ids()
-        await ring_keys.keys_activate(2)
+        await ring_keys.operators.keys_activate(2)
         assert [1, 2] == await ids()
-        await ring_keys.keys_distrust(1)
+        await ring_keys.operators.keys_distrust(1)
         assert [2] == await ids()
 
 
@@ -151,7 +151,7 @@ async def test_a_log_that_lost_its_end_publishes_nothing(tmp_path: Path) -> None
 async def test_a_ring_that_lacks_a_key_publishes_the_others(tmp_path: Path) -> None:
     """The node is unready until it has the file; what it says is true all the same."""
     async with asking(tmp_path) as ledger:
-        await ledger.ledger.keys_rotate()
+        await ledger.ledger.operators.keys_rotate()
         ring = ledger.ledger.desk.ring
         ledger.ledger.desk.ring = KeyRing(ring.ring_id, ring.root, {1: ring.keys[1]})
         assert 1 == len(await keys(ledger))
@@ -174,14 +174,14 @@ async def test_a_change_of_keys_breaks_no_verifier(
         for alg in algs:
             assert await verifier.takes(tokens[-1])
             ledger.clock.pass_seconds(10)
-            key_id = await ledger.ledger.keys_rotate(alg)  # type: ignore[arg-type]
+            key_id = await ledger.ledger.operators.keys_rotate(alg)  # type: ignore[arg-type]
             tokens.append(await issued(ledger))
             assert await verifier.takes(tokens[-1])
             ledger.clock.pass_seconds(300)
-            await ledger.ledger.keys_activate(key_id)
+            await ledger.ledger.operators.keys_activate(key_id)
             tokens.append(await issued(ledger))
             assert [True, True] == [await verifier.takes(token) for token in tokens[-2:]]
-        await ledger.ledger.keys_distrust(key_id - 1)
+        await ledger.ledger.operators.keys_distrust(key_id - 1)
         old, new = tokens[-2:]
         assert (False, True) == (await is_active(ledger, old), await is_active(ledger, new))
         ledger.clock.pass_seconds(301)
@@ -192,7 +192,7 @@ async def test_a_key_that_signs_at_once_breaks_a_verifier(tmp_path: Path, monkey
     """Broken twin of the test above, and why the guide says to wait: a verifier that keeps the keys has not seen it."""
     async with verified(tmp_path, monkeypatch) as (ledger, verifier):
         assert await verifier.takes(await issued(ledger))
-        await ledger.ledger.keys_activate(await ledger.ledger.keys_rotate())
+        await ledger.ledger.operators.keys_activate(await ledger.ledger.operators.keys_rotate())
         token = await issued(ledger)
         assert not await verifier.takes(token)
         ledger.clock.pass_seconds(301)

@@ -75,7 +75,7 @@ async def test_a_removed_operator_is_a_stranger_at_once(tmp_path: Path) -> None:
     """I-06: what rules operators binds with the next request."""
     async with asking(tmp_path) as ledger:
         assert 200 == (await ledger.operator("admin", "GET", "/grants")).status_code
-        await ledger.ledger.apply([], [])
+        await ledger.ledger.operators.apply([], [])
         assert 401 == (await ledger.operator("admin", "GET", "/grants")).status_code
 
 

@@ -1,9 +1,8 @@
-"""The ledger as a whole: opening and closing, the head file, restored backups, keys, and when it is ready."""
+"""The ledger as a whole: opening and closing, the head file, restored backups, and when it is ready."""
 
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -13,35 +12,11 @@ from ledger.answers import TokenAnswer
 from ledger.events import LedgerRestored, TokenRotated
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
-from ledger.recorders.errors import StoreBroken
-from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
-from tests.faulty_store import FaultyStore, faulty, instead, locked_by_another_process
-from tests.ledgers import (
-    HOME,
-    SECURITY,
-    Clock,
-    Opened,
-    caller,
-    check_ledger,
-    client,
-    open_ledger,
-)
+from ledger.refusals import LedgerError, Refusal, Unavailable
+from tests.faulty_store import locked_by_another_process
+from tests.ledgers import HOME, SECURITY, Clock, caller, check_ledger, client, open_ledger
 
 pytestmark = pytest.mark.anyio
-
-
-async def refused(waiting: Awaitable[object]) -> Refusal:
-    with pytest.raises(Refused) as caught:
-        await waiting
-    return caught.value.refusal
-
-
-async def ready(opened: Opened) -> None:
-    for _ in range(300):
-        if opened.ledger.readiness() is None:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(opened.ledger.readiness())
 
 
 # ---------------------------------------------------------------- opening and closing
@@ -51,7 +26,7 @@ async def test_a_new_ledger_has_the_rings_key_and_says_so(tmp_path: Path, caplog
     """The first events name the keys; a missing head file beside a new log is no reason to warn."""
     async with open_ledger(tmp_path, clients=None) as opened:
         assert ["keys.rotated", "keys.activated"] == [event.topic for event in opened.events()]
-        assert [(1, "active")] == [(key.id, key.state) for key in opened.ledger.keys_list()]
+        assert [(1, "active")] == [(key.id, key.state) for key in opened.ledger.operators.keys_list()]
         assert opened.ledger.readiness() is None
     assert [] == [record.getMessage() for record in caplog.records]
     head = HeadFile(tmp_path / "ledger.head").read()
@@ -158,11 +133,11 @@ async def test_a_log_behind_its_head_file_answers_nobody_and_records_nothing(tmp
             opened.ledger.introspect(caller(), kept.access_token),
             opened.ledger.revoke_token(caller(), HOME, kept.refresh_token or ""),
             opened.act("revoke", kept.grant_id),
-            opened.ledger.revoke_subject(SECURITY, "alice", None, None),
-            opened.ledger.explain(kept.refresh_token or ""),
-            opened.ledger.erase(SECURITY, "alice"),
-            opened.ledger.keys_activate(1),
-            opened.ledger.record_read(SECURITY, "grants"),
+            opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None),
+            opened.ledger.operators.explain(kept.refresh_token or ""),
+            opened.ledger.operators.erase(SECURITY, "alice"),
+            opened.ledger.operators.keys_activate(1),
+            opened.ledger.operators.record_read(SECURITY, "grants"),
         ):
             with pytest.raises(Unavailable):
                 await waiting
@@ -178,12 +153,12 @@ async def test_an_acknowledged_restore_goes_on_above_what_was_lost(tmp_path: Pat
     folder, kept, last = await restored(tmp_path, lost=3)
     async with open_ledger(folder, seed=3, clients=None) as opened:
         from_position = opened.last_position()
-        report = await opened.ledger.restore_acknowledge()
+        report = await opened.ledger.operators.restore_acknowledge()
         assert report is not None
         assert (from_position, last.position, 2) == (report.from_position, report.lost_position, report.key_id)
         assert report.lost_at > (report.from_at or "")
         assert opened.ledger.readiness() is None
-        assert await opened.ledger.restore_acknowledge() is None
+        assert await opened.ledger.operators.restore_acknowledge() is None
         event = next(event for event in opened.events("ledger") if isinstance(event, LedgerRestored))
         assert (str(last.position), report.lost_at) == (event.lost_position, event.lost_at)
         assert last.position + 3 == opened.last_position()
@@ -217,11 +192,11 @@ async def test_a_lost_access_token_is_not_taken_for_the_one_that_has_its_place_n
     """I-15: versions are given anew after a restore; what a lost event made must not gain what the new one says."""
     folder, kept, last = await restored(tmp_path, lost=1)
     async with open_ledger(folder, seed=3, clients=None) as opened:
-        await opened.ledger.restore_acknowledge()
+        await opened.ledger.operators.restore_acknowledge()
         again = await opened.refresh(kept)
         assert (last.grant_id, ["issued", "token_redeemed", "token_rotated"]) == (again.grant_id, opened.topics(again))
         assert await opened.ledger.introspect(caller(), last.access_token) is None
-        assert "unknown" == (await opened.ledger.explain(last.access_token)).verdict
+        assert "unknown" == (await opened.ledger.operators.explain(last.access_token)).verdict
         await opened.ledger.revoke_token(caller(), HOME, last.access_token)
         assert await opened.ledger.introspect(caller(), again.access_token) is not None
     check_ledger(folder / "ledger.db")
@@ -232,7 +207,7 @@ async def test_no_key_id_is_spent_while_the_log_is_behind(tmp_path: Path) -> Non
     folder, _, _ = await restored(tmp_path, lost=1)
     async with open_ledger(folder, seed=3, clients=None) as opened:
         with pytest.raises(Unavailable):
-            await opened.ledger.keys_rotate()
+            await opened.ledger.operators.keys_rotate()
         assert [1] == sorted(opened.ledger.desk.ring.keys) == sorted(KeyRing.load(folder / "ledger.keys").keys)
 
 
@@ -240,7 +215,7 @@ async def test_two_acknowledgements_at_once_are_one(tmp_path: Path) -> None:
     """One event, one new key."""
     folder, _, _ = await restored(tmp_path, lost=1)
     async with open_ledger(folder, seed=3, clients=None) as opened:
-        reports = await asyncio.gather(*(opened.ledger.restore_acknowledge() for _ in range(3)))
+        reports = await asyncio.gather(*(opened.ledger.operators.restore_acknowledge() for _ in range(3)))
         assert 1 == sum(report is not None for report in reports)
         assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
     assert 1 == check_ledger(opened.path).topics["ledger.restored"]
@@ -254,7 +229,7 @@ async def test_a_lost_database_is_behind_too(tmp_path: Path) -> None:
     async with open_ledger(folder, seed=3, clients=None) as opened:
         assert [] == opened.events()
         assert opened.ledger.readiness() is not None
-        await opened.ledger.restore_acknowledge()
+        await opened.ledger.operators.restore_acknowledge()
         assert opened.last_position() > last.position
         await opened.apply(client())
         await opened.refresh(await opened.issue())
@@ -275,144 +250,6 @@ async def test_a_missing_head_file_beside_a_log_is_written_anew_with_a_warning(
     head = HeadFile(tmp_path / "ledger.head").read()
     assert head is not None
     assert answer.position == head.position
-
-
-# ---------------------------------------------------------------- keys
-
-
-async def test_a_key_verifies_first_signs_later_and_is_distrusted_last(tmp_path: Path) -> None:
-    """The ring's file holds a key before an event names it; tokens of the old key live on and rotate to the new."""
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.issue()
-        key_id = await opened.ledger.keys_rotate()
-        assert 2 == key_id
-        assert [1, 2] == sorted(KeyRing.load(tmp_path / "ledger.keys").keys)
-        answer = await opened.refresh(answer)
-        assert Refusal.CONFLICT is await refused(opened.ledger.keys_distrust(1))
-        await opened.ledger.keys_activate(2)
-        await opened.ledger.keys_activate(2)
-        answer = await opened.refresh(answer)
-        await opened.ledger.keys_distrust(1)
-        await opened.ledger.keys_distrust(1)
-        assert Refusal.CONFLICT is await refused(opened.ledger.keys_activate(1))
-        assert Refusal.NOT_FOUND is await refused(opened.ledger.keys_activate(9))
-        assert ["distrusted", "active"] == [key.state for key in opened.ledger.keys_list()]
-        await opened.refresh(answer)
-        rotations = [event for event in opened.grant_events(answer) if isinstance(event, TokenRotated)]
-        assert [1, 2, 2] == [event.key_id for event in rotations]
-        assert ["keys.rotated", "keys.activated", "keys.rotated", "keys.activated", "keys.distrusted"] == [
-            event.topic for event in opened.events("keys")
-        ]
-    check_ledger(opened.path)
-
-
-async def test_a_leaked_key_does_no_harm_and_ends_no_family(tmp_path: Path) -> None:
-    """Its retired tokens are refused without action; a public client's current one is not rotated either."""
-    async with open_ledger(tmp_path, clients=[client(), client("app", auth="none")]) as opened:
-        own, public = await opened.issue(), await opened.issue(client_id="app")
-        newer = await opened.chain(own, 3, every_seconds=100)
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        await opened.ledger.keys_distrust(1)
-        event_id = opened.events("keys")[-1].event_id
-        before = opened.last_position()
-        refusal = await opened.refused(own)
-        assert (Refusal.KEY_DISTRUSTED, event_id) == (refusal.refusal, refusal.event_id)
-        with pytest.raises(Refused) as caught:
-            await opened.refresh(public, client_id="app", authenticated=False)
-        assert Refusal.KEY_DISTRUSTED is caught.value.refusal
-        assert before == opened.last_position()
-        await opened.refresh(newer)
-    check_ledger(opened.path)
-
-
-async def test_a_node_whose_ring_lacks_a_key_is_unready_and_heals_by_itself(tmp_path: Path) -> None:
-    """It starts all the same, reads the file again once a second, and nobody needs to tell it."""
-    async with open_ledger(tmp_path) as opened:
-        older = (tmp_path / "ledger.keys").read_bytes()
-        answer = await opened.issue()
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        newer = (tmp_path / "ledger.keys").read_bytes()
-        answer = await opened.refresh(answer)
-    (tmp_path / "ledger.keys").write_bytes(older)
-    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
-        assert "the key ring lacks key 2, which the log names" == opened.ledger.readiness()
-        assert Refusal.UNKNOWN_TOKEN is (await opened.refused(answer)).refusal
-        assert await opened.ledger.introspect(caller(), answer.access_token) is None
-        with pytest.raises(Refused) as refused:
-            await opened.ledger.revoke_token(caller(), HOME, answer.access_token)
-        assert Refusal.UNKNOWN_TOKEN is refused.value.refusal, "not 200: it lives"
-        (tmp_path / "ledger.keys").write_bytes(newer)
-        await ready(opened)
-        await opened.refresh(answer)
-    check_ledger(opened.path)
-
-
-async def test_nothing_is_made_or_recorded_with_a_key_that_the_ring_lacks(tmp_path: Path) -> None:
-    """The key that signs now is not held: 503 and not a defect, whether issued, again, refreshed or retried."""
-    async with open_ledger(tmp_path) as opened:
-        older = opened.ledger.desk.ring
-        issued, current = await opened.issue(), await opened.issue()
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        newer = opened.ledger.desk.ring
-        retired = await opened.issue(key="k")
-        retired_by = await opened.refresh(issued)
-        opened.ledger.desk.ring = older
-        before = opened.last_position()
-        for asked in (
-            opened.issue(),
-            opened.issue(key="k"),
-            opened.refresh(current),
-            opened.refresh(issued),
-        ):
-            with pytest.raises(Unavailable, match=r"^the key ring of this node lacks key 2$"):
-                await asked
-        assert before == opened.last_position()
-        opened.ledger.desk.ring = newer
-        assert retired.refresh_token == (await opened.issue(key="k")).refresh_token
-        assert retired_by.refresh_token == (await opened.refresh(issued)).refresh_token
-        await opened.refresh(current)
-    check_ledger(opened.path)
-
-
-@pytest.mark.parametrize("kind", ["refresh", "access"])
-async def test_a_token_under_a_key_that_came_later_makes_the_ring_be_read_again(tmp_path: Path, kind: str) -> None:
-    """At most once a second, for whichever kind of token comes first."""
-    async with open_ledger(tmp_path) as opened:
-        older = opened.ledger.desk.ring
-        answer = await opened.issue()
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        answer = await opened.refresh(answer)
-        opened.ledger.desk.ring = older
-        text = answer.refresh_token if kind == "refresh" else answer.access_token
-        assert await opened.ledger.introspect(caller(), text or "") is not None
-        assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
-        opened.ledger.desk.ring = older
-        assert await opened.ledger.introspect(caller(), text or "") is None, "not twice within a second"
-
-
-async def test_a_ring_file_that_is_wrong_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One line, and the ring in memory goes on."""
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.issue()
-        (tmp_path / "ledger.keys").write_bytes(b"{}")
-        opened.ledger._ring_file.reread()
-        assert ["key_ring_not_read"] == [record.getMessage() for record in caplog.records]
-        await opened.refresh(answer)
-        with pytest.raises(LedgerError):
-            await opened.ledger.keys_rotate()
-
-
-async def test_a_key_that_no_event_names_is_never_used(tmp_path: Path) -> None:
-    """Killed between the ring's file and the event: the id is passed over."""
-    async with open_ledger(tmp_path, store=FaultyStore) as opened:
-        faulty(opened).on_commit.append(instead(StoreBroken("the database failed: SQLITE_IOERR")))
-        with pytest.raises(Unavailable):
-            await opened.ledger.keys_rotate()
-    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
-        assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
-        assert [1] == [key.id for key in opened.ledger.keys_list()]
-        assert 3 == await opened.ledger.keys_rotate()
-    check_ledger(opened.path)
 
 
 # ---------------------------------------------------------------- upkeep

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ledger import batch as batch_module
-from ledger import issuing, operating, presenting, tokens
+from ledger import issuing, operating, redeeming, tokens
 from ledger.answers import IssueRequest, TokenAnswer
 from ledger.batch import Batch
 from ledger.events import AnyEvent, TokenRedeemed, TokenRotated
@@ -70,7 +70,7 @@ async def test_an_end_and_a_refresh_in_one_batch_follow_their_order(tmp_path: Pa
         answers = await in_one_batch(
             opened,
             opened.refresh(first),
-            opened.ledger.revoke_subject(SECURITY, "alice", None, None),
+            opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None),
             opened.refresh(second),
         )
         assert isinstance(answers[0], TokenAnswer)
@@ -91,7 +91,7 @@ async def test_a_grant_is_used_and_ended_in_the_batch_that_made_it(tmp_path: Pat
             assert issued.access_token == issuing.issue(batch, desk, ISSUER, request, "key", b"{}").access_token
             presented = tokens.parse(desk.ring, issued.refresh_token or "")
             assert presented is not None
-            presenting.redeem(batch, desk, caller(), HOME, presented, None, None)
+            redeeming.redeem(batch, desk, caller(), HOME, presented, None, None)
             operating.act_on_grant(batch, desk, SECURITY, issued.grant_id, "revoke", "by mistake", None)
             name = f"grant:{issued.grant_id}"
             return [batch.event_at(name, v) for v in range(1, 5)]
@@ -146,7 +146,7 @@ async def test_a_stream_that_was_asked_for_and_got_no_event_is_not_known(tmp_pat
     """I-12: a decision that comes to nothing leaves nothing in memory, and no number that another stream gets too."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         grant = await opened.issue("alice")
-        answer = await opened.ledger.revoke_subject(SECURITY, "nobody", None, None)
+        answer = await opened.ledger.operators.revoke_subject(SECURITY, "nobody", None, None)
         assert (False, 0) == (answer.known, answer.epoch)
         before = opened.ledger.memory.stream_id
         await opened.ledger.commits.submit(
@@ -158,7 +158,7 @@ async def test_a_stream_that_was_asked_for_and_got_no_event_is_not_known(tmp_pat
         with pytest.raises(Unavailable):
             await opened.issue("bob")
         await opened.issue("carol")
-        await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
         assert "revoked_by_subject" == (await opened.refused(grant)).refusal.value
         opened.check_memory()
     check_ledger(opened.path)
@@ -189,9 +189,9 @@ async def test_a_failed_change_of_authority_is_forgotten(tmp_path: Path) -> None
         grant = await opened.issue()
         acts = (
             opened.apply(client("other")),
-            opened.ledger.revoke_client(SECURITY, "www", None, None),
-            opened.ledger.revoke_subject(SECURITY, "alice", "moved", None),
-            opened.ledger.keys_activate(1),
+            opened.ledger.operators.revoke_client(SECURITY, "www", None, None),
+            opened.ledger.operators.revoke_subject(SECURITY, "alice", "moved", None),
+            opened.ledger.operators.keys_activate(1),
         )
         for act in acts[:3]:
             faulty(opened).on_commit.append(instead(StoreFull("no room")))
@@ -215,7 +215,7 @@ async def test_memory_is_bounded_and_what_left_it_is_read_again(
         issued = [await opened.issue(f"person-{n}") for n in range(30)]
         monkeypatch.setattr(batch_module, "STREAMS_IN_MEMORY_MAX", 10)
         for answer in issued:
-            assert "current" == (await opened.ledger.explain(answer.refresh_token or "")).verdict
+            assert "current" == (await opened.ledger.operators.explain(answer.refresh_token or "")).verdict
             assert len(opened.ledger.memory.streams) <= 10
         await asyncio.gather(*map(opened.refresh, issued))
         assert len(opened.ledger.memory.streams) <= 10

@@ -290,7 +290,7 @@ async def test_an_end_by_another_node_is_seen_by_the_next_decision(tmp_path: Pat
     async with open_ledger(tmp_path) as opened, neighbour(opened) as other:
         alice, bob = await opened.issue("alice"), await opened.issue("bob")
         await opened.refresh(bob)
-        await other.ledger.revoke_subject(SECURITY, "alice", None, None)
+        await other.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
         assert Refusal.REVOKED_BY_SUBJECT is (await opened.refused(alice)).refusal
         await other.apply(client("other"), serial=3)
         assert opened.ledger.authority.client("www") is not None, "nothing was asked of this node yet"
@@ -596,7 +596,7 @@ async def test_after_any_failure_memory_is_the_store(tmp_path: Path, count: Call
             if drawn.random() < 0.2:
                 waiting.append(opened.issue())
             if drawn.random() < 0.1:
-                waiting.append(opened.ledger.revoke_client(SECURITY, "www", None, opened.clock.now - 10**9))
+                waiting.append(opened.ledger.operators.revoke_client(SECURITY, "www", None, opened.clock.now - 10**9))
             opened.clock.pass_seconds(drawn.choice((0, 0, 1)))
             answers = await asyncio.gather(*waiting, return_exceptions=True)
             for n, answer in zip(chosen, answers, strict=False):

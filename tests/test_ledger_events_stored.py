@@ -254,7 +254,7 @@ async def everything_outside(ledger: Asking, file: Path) -> None:
     gone = text[: text.index('[[client]]\nid = "oth"')] + text[text.index("[[operator]]") : text.rindex("[[operator]]")]
     for serial, each in enumerate((changed, gone), start=1):
         wanted = clients_file.parsed(f"serial = {serial}\n{each}")
-        await ledger.ledger.apply(wanted.clients, wanted.operators, serial=wanted.serial)
+        await ledger.ledger.operators.apply(wanted.clients, wanted.operators, serial=wanted.serial)
     await ledger.ledger.started()
     await ledger.ledger.stopped()
 
@@ -273,7 +273,7 @@ async def test_every_topic_is_stored_as_the_table_says(tmp_path: Path) -> None:
         lost = await opened.refresh(kept["refresh_token"])
     shutil.copyfile(tmp_path / "backup.db", folder / "ledger.db")
     async with open_ledger(folder, clock=clock, options=OPTIONS, clients=None, seed=3) as opened:
-        assert await opened.ledger.restore_acknowledge() is not None
+        assert await opened.ledger.operators.restore_acknowledge() is not None
         await opened.refused(lost)
         bodies = [str(body) for (body,) in opened.rows("SELECT body FROM events ORDER BY position")]
     assert TABLE.keys() == set(map(check_event, bodies))

@@ -107,7 +107,7 @@ async def test_an_end_of_the_person_races_the_exchange(tmp_path: Path, first: bo
     """I-06: whichever the log has first, after both are answered nothing of that sign-in works."""
     async with open_ledger(tmp_path, clients=(app(),)) as opened:
         code = await sign_in(opened)
-        end = opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+        end = opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
         buy = exchanged(opened, code)
         one, two = await asyncio.gather(*((end, buy) if first else (buy, end)), return_exceptions=True)
         result = two if first else one
@@ -130,7 +130,7 @@ async def test_an_end_with_before_takes_the_code_by_the_sign_ins_time(tmp_path: 
         opened.clock.pass_seconds(5)
         new = await sign_in(opened)
         bought = await exchanged(opened, old)
-        await opened.ledger.revoke_client(SECURITY, "app", None, before)
+        await opened.ledger.operators.revoke_client(SECURITY, "app", None, before)
         with pytest.raises(Refused, match="revoked_by_operator"):
             await opened.refresh(bought, client_id="app")
         assert 300 == (await exchanged(opened, new)).expires_in
@@ -141,7 +141,7 @@ async def test_erased_between_sign_in_and_exchange(tmp_path: Path) -> None:
     """The code is dead, and its person in no row: nothing is asked of a private row that is gone."""
     async with open_ledger(tmp_path, clients=(app(),)) as opened:
         code = await sign_in(opened)
-        assert await opened.ledger.erase(LOCAL_OPERATOR, "alice")
+        assert await opened.ledger.operators.erase(LOCAL_OPERATOR, "alice")
         assert Refusal.REVOKED_BY_SUBJECT is (await exchange_refused(opened, code)).refusal
         assert [(0,)] == opened.rows("SELECT count(*) FROM private_grants")
     check_ledger(opened.path)
@@ -154,7 +154,7 @@ async def test_a_client_that_returns_finds_its_codes_alive(tmp_path: Path) -> No
         await opened.apply(client())
         assert Refusal.UNKNOWN_TOKEN is (await exchange_refused(opened, code)).refusal
         assert ("suspended", "client_disabled") == (
-            (found := await opened.ledger.explain(code.code)).verdict, found.reason,
+            (found := await opened.ledger.operators.explain(code.code)).verdict, found.reason,
         )  # fmt: skip
         await opened.apply(app(), client())
         assert 300 == (await exchanged(opened, code)).expires_in
@@ -189,7 +189,7 @@ async def test_a_second_use_says_why_on_record_and_in_the_log(tmp_path: Path, ca
         assert {"exchanged": 1, "reused": 1} == opened.ledger.codes
         assert [(REUSE_REASON,)] == opened.rows("SELECT text FROM private_reasons")
         assert [(None,)] == opened.rows("SELECT nonce FROM private_grants")
-        found = await opened.ledger.explain(code.code)
+        found = await opened.ledger.operators.explain(code.code)
         assert ("revoked", "reuse_detected", "ledger:reuse") == (found.verdict, found.reason, found.by)
         assert 2 == found.presentations_counted
     check_ledger(opened.path)
@@ -199,20 +199,20 @@ async def test_what_explain_says_of_a_code(tmp_path: Path) -> None:
     """In plain words: not exchanged yet, exchanged, expired, never ours."""
     async with open_ledger(tmp_path, clients=(app(),)) as opened:
         code, late = await sign_in(opened), await sign_in(opened)
-        fresh = await opened.ledger.explain(f" {code.code}\n")
+        fresh = await opened.ledger.operators.explain(f" {code.code}\n")
         assert ("current", f"grant:{fresh.grant_id}/1", None) == (
             fresh.verdict, fresh.event_id, fresh.current_generation,
         )  # fmt: skip
         await exchanged(opened, code)
-        used = await opened.ledger.explain(code.code)
+        used = await opened.ledger.operators.explain(code.code)
         assert ("retired", f"grant:{fresh.grant_id}/2", 0) == (used.verdict, used.event_id, used.current_generation)
         opened.clock.pass_seconds(60)
-        over = await opened.ledger.explain(late.code)
+        over = await opened.ledger.operators.explain(late.code)
         assert ("expired", "expired_absolute") == (over.verdict, over.reason)
         for text in (fresh, used, over):
             assert text.text.startswith("An authorization code ")
         swapped = code.code[:-1] + ("A" if code.code[-1] != "A" else "B")
-        assert "unknown" == (await opened.ledger.explain(swapped)).verdict
+        assert "unknown" == (await opened.ledger.operators.explain(swapped)).verdict
 
 
 async def test_unused_codes_end_by_themselves(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ async def explained(opened: Opened, token: str | TokenAnswer | None) -> Explanat
     """Ask, and see that asking changed nothing."""
     text = token.refresh_token if isinstance(token, TokenAnswer) else token
     before = opened.last_position()
-    explanation = await opened.ledger.explain(text or "")
+    explanation = await opened.ledger.operators.explain(text or "")
     assert before == opened.last_position()
     assert (text or "?") not in explanation.text
     return explanation
@@ -96,11 +96,11 @@ async def test_what_is_over_says_since_when_why_and_by_whom(
             case "give back":
                 await opened.ledger.revoke_token(caller(), HOME, answer.refresh_token or "")
             case "subject":
-                await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+                await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
             case "client":
-                await opened.ledger.revoke_client(SECURITY, "www", None, None)
+                await opened.ledger.operators.revoke_client(SECURITY, "www", None, None)
             case "erase":
-                await opened.ledger.erase(LOCAL_OPERATOR, "alice")
+                await opened.ledger.operators.erase(LOCAL_OPERATOR, "alice")
             case "idle":
                 opened.clock.pass_seconds(31 * 86_400)
             case _:
@@ -153,7 +153,7 @@ async def test_white_space_around_a_token_is_ignored(tmp_path: Path) -> None:
     """Here alone: people paste."""
     async with open_ledger(tmp_path) as opened:
         answer = await opened.issue()
-        assert "current" == (await opened.ledger.explain(f"\n  {answer.refresh_token}\t\n")).verdict
+        assert "current" == (await opened.ledger.operators.explain(f"\n  {answer.refresh_token}\t\n")).verdict
 
 
 async def test_a_distrusted_key_is_named(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ async def test_a_distrusted_key_is_named(tmp_path: Path) -> None:
     async with open_ledger(tmp_path, clients=[client(), client("app", auth="none")]) as opened:
         own, public = await opened.issue(), await opened.issue(client_id="app")
         newer = await opened.refresh(own)
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        await opened.ledger.keys_distrust(1)
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
+        await opened.ledger.operators.keys_distrust(1)
         event_id = opened.events("keys")[-1].event_id
         for token in (own, public):
             found = await explained(opened, token)
@@ -203,8 +203,8 @@ async def test_a_distrusted_key_comes_before_the_log(tmp_path: Path) -> None:
     async with open_ledger(tmp_path) as opened:
         first = await opened.issue()
         last = await opened.chain(first, 1)
-        await opened.ledger.keys_rotate()
-        await opened.ledger.keys_distrust(2)
+        await opened.ledger.operators.keys_rotate()
+        await opened.ledger.operators.keys_distrust(2)
         nonce = opened.rows("SELECT nonce FROM private_grants")[0][0]
         assert isinstance(nonce, bytes)
         for generation, expected in ((0, "retired"), (1, "ahead")):
@@ -220,9 +220,9 @@ async def test_a_bound_token_of_a_distrusted_key_is_current(tmp_path: Path) -> N
     """Its holder may still refresh it."""
     async with open_ledger(tmp_path, clients=[client("spa", auth="none")]) as opened:
         request = IssueRequest(client_id="spa", subject="alice", scope=("read",), bound_jkt="k" * 43)
-        answer = await opened.ledger.issue(ISSUER, request, None, b"{}")
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        await opened.ledger.keys_distrust(1)
+        answer = await opened.ledger.operators.issue(ISSUER, request, None, b"{}")
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
+        await opened.ledger.operators.keys_distrust(1)
         assert "current" == (await explained(opened, answer)).verdict
         holder = Caller(client_id="spa", authenticated=False, auth_method="none", proof_jkt="k" * 43)
         await opened.ledger.refresh(holder, HOME, answer.refresh_token or "", None, None)

@@ -36,7 +36,7 @@ async def test_a_new_grant_says_all_that_its_issuer_said(tmp_path: Path) -> None
             grant_ttl_seconds=7200, device="phone", session="s-1", auth_time=1_764_000_000, acr="high",
             amr=("pwd", "otp"),
         )  # fmt: skip
-        answer = await opened.ledger.issue(ISSUER, request, None, b"")
+        answer = await opened.ledger.operators.issue(ISSUER, request, None, b"")
         event = opened.issuance(answer)
         assert (3600, 7200, 300) == (
             answer.refresh_token_timeout,
@@ -132,8 +132,8 @@ async def test_each_operator_has_keys_of_its_own(tmp_path: Path) -> None:
     async with open_ledger(tmp_path) as opened:
         request = IssueRequest(client_id="www", subject="alice", scope=("read",))
         other = Operator(name="other", enabled=True, roles=("issuer",))
-        first = await opened.ledger.issue(ISSUER, request, "k", BODY)
-        second = await opened.ledger.issue(other, request, "k", BODY)
+        first = await opened.ledger.operators.issue(ISSUER, request, "k", BODY)
+        second = await opened.ledger.operators.issue(other, request, "k", BODY)
         assert first.grant_id != second.grant_id
     check_ledger(opened.path)
 
@@ -149,7 +149,7 @@ async def test_the_key_of_an_ended_grant_is_a_conflict(tmp_path: Path, how: str)
             case "expired":
                 opened.clock.pass_seconds(31 * 86400)
             case _:
-                await opened.ledger.revoke_client(LOCAL_OPERATOR, "www", None, None)
+                await opened.ledger.operators.revoke_client(LOCAL_OPERATOR, "www", None, None)
         assert Refusal.CONFLICT is await refused(opened.issue(key="k", body=BODY))
 
 
@@ -192,7 +192,7 @@ async def test_what_may_not_be_issued_leaves_nothing(
         request = msgspec.structs.replace(
             IssueRequest(client_id="www", subject="alice", scope=("read",)), **{member: value}
         )
-        assert refusal is await refused(opened.ledger.issue(ISSUER, request, "k", BODY))
+        assert refusal is await refused(opened.ledger.operators.issue(ISSUER, request, "k", BODY))
         assert before == opened.last_position()
         assert [] == opened.rows("SELECT * FROM private_grants")
         assert [] == opened.rows("SELECT * FROM private_subjects")
@@ -204,8 +204,8 @@ async def test_an_issuer_for_some_clients_issues_for_no_other(tmp_path: Path) ->
     async with open_ledger(tmp_path, clients=[client(), client("other")]) as opened:
         limited = Operator(name="shop", enabled=True, roles=("issuer",), clients=("www",))
         request = IssueRequest(client_id="other", subject="alice", scope=("read",))
-        assert Refusal.FORBIDDEN is await refused(opened.ledger.issue(limited, request, None, b""))
-        await opened.ledger.issue(limited, msgspec.structs.replace(request, client_id="www"), None, b"")
+        assert Refusal.FORBIDDEN is await refused(opened.ledger.operators.issue(limited, request, None, b""))
+        await opened.ledger.operators.issue(limited, msgspec.structs.replace(request, client_id="www"), None, b"")
 
 
 async def test_without_refresh_tokens_the_key_still_gives_the_same_answer(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ async def test_a_grant_is_never_older_than_the_latest_before_of_its_client(tmp_p
     async with open_ledger(tmp_path) as opened:
         old = await opened.issue("alice")
         opened.clock.pass_seconds(100)
-        await opened.ledger.revoke_client(LOCAL_OPERATOR, "www", None, opened.clock.now)
+        await opened.ledger.operators.revoke_client(LOCAL_OPERATOR, "www", None, opened.clock.now)
         opened.clock.pass_seconds(-1000)
         new = await opened.issue("alice")
         assert Refusal.REVOKED_BY_OPERATOR is (await opened.refused(old)).refusal

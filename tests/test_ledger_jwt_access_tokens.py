@@ -4,6 +4,7 @@ import asyncio
 import json
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,13 @@ def resource_server(may_introspect: Words, client_id: str = "rs1") -> ClientSpec
     return ClientSpec(client_id=client_id, settings=settings, secrets=("R!",))
 
 
-def opened_with(folder: Path, *clients: ClientSpec, **more: Any) -> Any:
+def opened_with(folder: Path, *clients: ClientSpec, **more: Any) -> AbstractAsyncContextManager[Opened]:
     return open_ledger(folder, clients=clients, options=replace(OPTIONS, issuer=ISS), **more)
 
 
 async def issued(opened: Opened, client_id: str = "www", subject: str = "alice", **members: Any) -> TokenAnswer:
     request = IssueRequest(client_id=client_id, subject=subject, **{"scope": ("read", "write"), **members})
-    return await opened.ledger.issue(ISSUER, request, None, b"{}")
+    return await opened.ledger.operators.issue(ISSUER, request, None, b"{}")
 
 
 async def refreshed(
@@ -253,9 +254,9 @@ async def test_an_issuer_that_asks_again_gets_the_same(tmp_path: Path) -> None:
     """An Idempotency-Key gives the first token again, also in the same batch and when the grant has moved on."""
     async with opened_with(tmp_path, jwt_client()) as opened:
         request = IssueRequest(client_id="www", subject="alice", scope=("read",))
-        both = await asyncio.gather(*(opened.ledger.issue(ISSUER, request, "key-1", b"{}") for _ in range(2)))
+        both = await asyncio.gather(*(opened.ledger.operators.issue(ISSUER, request, "key-1", b"{}") for _ in range(2)))
         await refreshed(opened, both[0])
-        third = await opened.ledger.issue(ISSUER, request, "key-1", b"{}")
+        third = await opened.ledger.operators.issue(ISSUER, request, "key-1", b"{}")
         assert 1 == len({answer.access_token for answer in (*both, third)})
         assert "alice" == claims_of(third.access_token)["sub"]
 
@@ -290,8 +291,8 @@ async def test_the_default_audience_is_the_clients_first_resource(tmp_path: Path
 async def test_each_algorithm_is_chosen_by_the_operator_and_kept(tmp_path: Path, alg: Any) -> None:
     """`keys rotate --alg`; without it the next key signs as the active one does."""
     async with opened_with(tmp_path, jwt_client()) as opened:
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate(alg))
-        next_id = await opened.ledger.keys_rotate()
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate(alg))
+        next_id = await opened.ledger.operators.keys_rotate()
         ring = opened.ledger.desk.ring
         assert [alg, alg] == [ring.signing_key(key_id).alg for key_id in (next_id - 1, next_id)]
         first = await issued(opened)
@@ -350,16 +351,16 @@ async def test_what_ends_a_grant_or_a_key_ends_its_jwts_here_at_once(tmp_path: P
             case "grant given back":
                 await ledger.revoke_token(caller(), HOME, str(other.refresh_token))
             case "person":
-                await ledger.revoke_subject(LOCAL_OPERATOR, "alice", "left", None)
+                await ledger.operators.revoke_subject(LOCAL_OPERATOR, "alice", "left", None)
             case "client":
-                await ledger.revoke_client(LOCAL_OPERATOR, "www", "sold", None)
+                await ledger.operators.revoke_client(LOCAL_OPERATOR, "www", "sold", None)
             case "disabled":
                 await opened.apply()
             case "erased":
-                await ledger.erase(LOCAL_OPERATOR, "alice")
+                await ledger.operators.erase(LOCAL_OPERATOR, "alice")
             case "distrusted":
-                await ledger.keys_activate(await ledger.keys_rotate())
-                await ledger.keys_distrust(1)
+                await ledger.operators.keys_activate(await ledger.operators.keys_rotate())
+                await ledger.operators.keys_distrust(1)
         assert [None, None] == [await told(opened, each.access_token) for each in (answer, other)]
     check_ledger(opened.path)
 
@@ -376,8 +377,8 @@ async def test_an_opaque_token_of_a_distrusted_key_is_what_its_grant_says(tmp_pa
     """Its secret needs the grant's nonce, so whoever has the key alone has made none."""
     async with opened_with(tmp_path, client(scope=("read", "write"))) as opened:
         answer = await issued(opened)
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        await opened.ledger.keys_distrust(1)
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
+        await opened.ledger.operators.keys_distrust(1)
         assert await told(opened, answer.access_token) is not None
 
 
@@ -429,7 +430,7 @@ async def test_under_another_name_its_tokens_are_nobodys(tmp_path: Path) -> None
     options = replace(OPTIONS, issuer="https://moved.example")
     async with open_ledger(tmp_path, clients=None, options=options, clock=clock, seed=2) as opened:
         assert await told(opened, answer.access_token) is None
-        explained = await opened.ledger.explain(answer.access_token)
+        explained = await opened.ledger.operators.explain(answer.access_token)
         assert ("access_token_inactive", True) == (explained.verdict, "another issuer" in explained.text)
         again = await opened.refresh(answer)
         assert "https://moved.example" == claims_of(again.access_token)["iss"]
@@ -441,19 +442,22 @@ async def test_what_a_jwt_is_in_plain_words(tmp_path: Path) -> None:
     """`/explain`: good until when, or why not."""
     async with opened_with(tmp_path, jwt_client()) as opened:
         ledger, answer = opened.ledger, await issued(opened)
-        good = await ledger.explain(f"  {answer.access_token}\n")
+        good = await ledger.operators.explain(f"  {answer.access_token}\n")
         assert ("access_token_active", answer.grant_id) == (good.verdict, good.grant_id)
         assert "A good access token, until 2026-11-25T10:05:00.000000Z." == good.text
-        await ledger.keys_activate(await ledger.keys_rotate())
-        await ledger.keys_distrust(1)
-        assert "An access token whose signing key 1 is distrusted." == (await ledger.explain(answer.access_token)).text
+        await ledger.operators.keys_activate(await ledger.operators.keys_rotate())
+        await ledger.operators.keys_distrust(1)
+        assert (
+            "An access token whose signing key 1 is distrusted."
+            == (await ledger.operators.explain(answer.access_token)).text
+        )
         other = await issued(opened)
         await ledger.revoke_token(caller(), HOME, other.access_token)
-        assert "given back" in (await ledger.explain(other.access_token)).text
+        assert "given back" in (await ledger.operators.explain(other.access_token)).text
         await opened.act("revoke", answer.grant_id)
-        ended = await ledger.explain(answer.access_token)
+        ended = await ledger.operators.explain(answer.access_token)
         assert ("access_token_inactive", "revoked_by_operator") == (ended.verdict, ended.reason)
-        assert "unknown" == (await ledger.explain(answer.access_token[:-4] + "AAAA")).verdict
+        assert "unknown" == (await ledger.operators.explain(answer.access_token[:-4] + "AAAA")).verdict
 
 
 # ---------------------------------------------------------------- what is none of ours
@@ -475,9 +479,9 @@ async def test_a_signature_is_not_enough(tmp_path: Path) -> None:
         await opened.act("reinstate", answer.grant_id)
         for forged in (*forgeries(ring, answer.grant_id), made(frozen(v=1), holder(grant_id=opaque.grant_id), ring)):
             assert await told(opened, forged) is None
-            assert "unknown" == (await opened.ledger.explain(forged)).verdict
+            assert "unknown" == (await opened.ledger.operators.explain(forged)).verdict
             await opened.ledger.revoke_token(caller(), HOME, forged)
-        key_id = await opened.ledger.keys_rotate()
+        key_id = await opened.ledger.operators.keys_rotate()
         ring = opened.ledger.desk.ring
         assert (
             await told(opened, made(frozen(v=1, signing_key_id=key_id), holder(grant_id=answer.grant_id), ring)) is None

@@ -42,7 +42,7 @@ async def test_a_grant_is_revoked_once_with_who_and_why(tmp_path: Path, who: Ope
     async with open_ledger(tmp_path) as opened:
         answer = await opened.issue()
         for _ in range(2):
-            await opened.ledger.act_on_grant(who, answer.grant_id, "revoke", "lost phone", None)
+            await opened.ledger.operators.act_on_grant(who, answer.grant_id, "revoke", "lost phone", None)
         _, event = opened.grant_events(answer)
         assert isinstance(event, GrantRevoked)
         assert (reason_class, who.requested_by) == (event.reason_class, event.requested_by)
@@ -57,11 +57,11 @@ async def test_an_issuer_ends_only_what_it_issued(tmp_path: Path) -> None:
         answer = await opened.issue()
         other = Operator(name="other-app", enabled=True, roles=("issuer",))
         assert Refusal.NOT_FOUND is await refused(
-            opened.ledger.act_on_grant(other, answer.grant_id, "revoke", None, None)
+            opened.ledger.operators.act_on_grant(other, answer.grant_id, "revoke", None, None)
         )
         for act in ("suspend", "reinstate"):
             assert Refusal.FORBIDDEN is await refused(
-                opened.ledger.act_on_grant(ISSUER, answer.grant_id, act, None, None)
+                opened.ledger.operators.act_on_grant(ISSUER, answer.grant_id, act, None, None)
             )
         await opened.refresh(answer)
 
@@ -102,7 +102,7 @@ async def test_a_person_who_was_never_seen_is_no_error(tmp_path: Path) -> None:
     """200 and known: false; nothing recorded, the reason neither."""
     async with open_ledger(tmp_path) as opened:
         before = opened.last_position()
-        answer = await opened.ledger.revoke_subject(SECURITY, "nobody", "why not", None)
+        answer = await opened.ledger.operators.revoke_subject(SECURITY, "nobody", "why not", None)
         assert (False, 0) == (answer.known, answer.epoch)
         assert before == opened.last_position()
         assert [] == opened.rows("SELECT * FROM private_reasons")
@@ -114,11 +114,11 @@ async def test_ending_again_changes_nothing_until_there_is_something_to_end(tmp_
         await opened.issue()
         epochs = []
         for _ in range(2):
-            epochs.append((await opened.ledger.revoke_subject(SECURITY, "alice", "r", None)).epoch)
-            epochs.append((await opened.ledger.revoke_client(SECURITY, "www", "r", None)).epoch)
+            epochs.append((await opened.ledger.operators.revoke_subject(SECURITY, "alice", "r", None)).epoch)
+            epochs.append((await opened.ledger.operators.revoke_client(SECURITY, "www", "r", None)).epoch)
         await opened.issue()
-        epochs.append((await opened.ledger.revoke_subject(SECURITY, "alice", "r", None)).epoch)
-        epochs.append((await opened.ledger.revoke_client(SECURITY, "www", "r", None)).epoch)
+        epochs.append((await opened.ledger.operators.revoke_subject(SECURITY, "alice", "r", None)).epoch)
+        epochs.append((await opened.ledger.operators.revoke_client(SECURITY, "www", "r", None)).epoch)
         assert [1, 1, 1, 1, 2, 2] == epochs
         assert [(4,)] == opened.rows("SELECT count(*) FROM private_reasons")
     checked = check_ledger(opened.path)
@@ -132,9 +132,9 @@ async def test_with_before_only_older_grants_end(tmp_path: Path) -> None:
         opened.clock.pass_seconds(60)
         moment = opened.clock.now
         new = await opened.issue()
-        future = opened.ledger.revoke_subject(SECURITY, "alice", None, moment + 1)
+        future = opened.ledger.operators.revoke_subject(SECURITY, "alice", None, moment + 1)
         assert Refusal.INVALID_REQUEST is await refused(future)
-        await opened.ledger.revoke_subject(SECURITY, "alice", None, moment)
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, moment)
         assert Refusal.REVOKED_BY_SUBJECT is (await opened.refused(old)).refusal
         await opened.refresh(new)
         event = next(event for event in opened.events() if isinstance(event, SubjectRevoked))
@@ -147,8 +147,8 @@ async def test_a_disabled_client_can_be_ended_and_an_unknown_one_not(tmp_path: P
     async with open_ledger(tmp_path) as opened:
         answer = await opened.issue()
         await opened.apply(client("other"))
-        await opened.ledger.revoke_client(SECURITY, "www", None, None)
-        assert Refusal.NOT_FOUND is await refused(opened.ledger.revoke_client(SECURITY, "nobody", None, None))
+        await opened.ledger.operators.revoke_client(SECURITY, "www", None, None)
+        assert Refusal.NOT_FOUND is await refused(opened.ledger.operators.revoke_client(SECURITY, "nobody", None, None))
         await opened.apply(client())
         assert Refusal.REVOKED_BY_OPERATOR is (await opened.refused(answer)).refusal
     check_ledger(opened.path)
@@ -183,9 +183,9 @@ async def test_an_end_that_races_refreshes_is_followed_by_none(
                     case "grant":
                         await opened.act("revoke", answer.grant_id)  # noqa: B023
                     case "subject":
-                        await opened.ledger.revoke_subject(SECURITY, f"person-{n}", None, None)  # noqa: B023
+                        await opened.ledger.operators.revoke_subject(SECURITY, f"person-{n}", None, None)  # noqa: B023
                     case _:
-                        await opened.ledger.revoke_client(SECURITY, "www", None, None)
+                        await opened.ledger.operators.revoke_client(SECURITY, "www", None, None)
                 acknowledged = True
 
             await asyncio.gather(refreshing(answer), ending())
@@ -231,11 +231,11 @@ async def test_a_dry_run_tells_the_same_and_records_nothing(tmp_path: Path) -> N
     async with open_ledger(tmp_path) as opened:
         before = opened.last_position()
         specs = [client(secret="another"), client("new")]
-        dry = await opened.ledger.apply(specs, [], serial=1, dry_run=True)
+        dry = await opened.ledger.operators.apply(specs, [], serial=1, dry_run=True)
         assert before == opened.last_position()
-        wet = await opened.ledger.apply(specs, [], serial=1)
+        wet = await opened.ledger.operators.apply(specs, [], serial=1)
         assert dry.lines() == wet.lines() != ["nothing changes"]
-        assert ["nothing changes"] == (await opened.ledger.apply(specs, [], serial=1)).lines()
+        assert ["nothing changes"] == (await opened.ledger.operators.apply(specs, [], serial=1)).lines()
     check_ledger(opened.path)
 
 
@@ -245,9 +245,9 @@ async def test_a_dry_run_tells_the_same_and_records_nothing(tmp_path: Path) -> N
 async def test_a_question_is_recorded_with_who_asked_and_never_what_was_sought(tmp_path: Path) -> None:
     """One `audit.read` a question, in a stream of its own whose times never run back."""
     async with open_ledger(tmp_path) as opened:
-        await opened.ledger.record_read(SECURITY, "grants")
+        await opened.ledger.operators.record_read(SECURITY, "grants")
         opened.clock.pass_seconds(-60)
-        await opened.ledger.record_read(ISSUER, "grant", "0" * 32)
+        await opened.ledger.operators.record_read(ISSUER, "grant", "0" * 32)
         first, second = opened.events("audit")
         assert isinstance(first, AuditRead)
         assert isinstance(second, AuditRead)
@@ -262,7 +262,7 @@ async def test_every_event_of_a_grant_names_the_counter_it_was_decided_on(tmp_pa
     async with open_ledger(tmp_path) as opened:
         answers = await asyncio.gather(
             opened.issue("alice"),
-            opened.ledger.revoke_client(SECURITY, "www", None, 1),
+            opened.ledger.operators.revoke_client(SECURITY, "www", None, 1),
             opened.issue("bob"),
             opened.apply(client(scope=("read", "openid", "profile"))),
             opened.issue("carol"),

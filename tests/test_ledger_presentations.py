@@ -204,7 +204,7 @@ async def test_a_count_that_outlives_an_erasure_brings_no_address_back(tmp_path:
         dead = await opened.issue()
         await opened.act("revoke", dead.grant_id)
         await opened.refused(dead, source=Source("192.0.2.99", "left-behind/1"))
-        await opened.ledger.erase(LOCAL_OPERATOR, "alice")
+        await opened.ledger.operators.erase(LOCAL_OPERATOR, "alice")
         await flush(opened)
         assert [1] == counted(opened, dead)
         assert [] == opened.rows("SELECT * FROM private_contexts")
@@ -224,17 +224,17 @@ async def test_what_came_before_the_end_is_not_told_as_coming_after_it(tmp_path:
             await flush(opened)
             opened.clock.pass_seconds(1)
         if epoch:
-            await opened.ledger.revoke_subject(SECURITY, "bob", None, None)
+            await opened.ledger.operators.revoke_subject(SECURITY, "bob", None, None)
         else:
             await opened.act("revoke", presented.grant_id)
             await opened.act("revoke", quiet.grant_id)
         ended_at = times.text(opened.clock.now)
         opened.clock.pass_seconds(1)
-        explained = await opened.ledger.explain(quiet.refresh_token or "")
+        explained = await opened.ledger.operators.explain(quiet.refresh_token or "")
         assert explained.presentations_counted is None
         for _ in range(2):
             await opened.refused(presented)
-        assert 2 == (await opened.ledger.explain(presented.refresh_token or "")).presentations_counted
+        assert 2 == (await opened.ledger.operators.explain(presented.refresh_token or "")).presentations_counted
         await flush(opened, stop=True)
         assert [1] == counted(opened, quiet)
         assert [1, 2] == counted(opened, presented)
@@ -281,15 +281,15 @@ async def test_explaining_adds_what_is_still_in_memory(tmp_path: Path) -> None:
         last = await opened.chain(first, 4, every_seconds=100_000)
         for _ in range(3):
             await opened.refused(first)
-        explanation = await opened.ledger.explain(last.refresh_token or "")
+        explanation = await opened.ledger.operators.explain(last.refresh_token or "")
         assert 2 == explanation.presentations_counted, "the first is an event of its own"
         await flush(opened)
-        assert 2 == (await opened.ledger.explain(last.refresh_token or "")).presentations_counted
+        assert 2 == (await opened.ledger.operators.explain(last.refresh_token or "")).presentations_counted
         opened.clock.pass_seconds(1)
-        await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
-        assert (await opened.ledger.explain(last.refresh_token or "")).presentations_counted is None
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        assert (await opened.ledger.operators.explain(last.refresh_token or "")).presentations_counted is None
         await opened.refused(last)
-        assert 1 == (await opened.ledger.explain(last.refresh_token or "")).presentations_counted
+        assert 1 == (await opened.ledger.operators.explain(last.refresh_token or "")).presentations_counted
     check_ledger(opened.path)
 
 
@@ -328,14 +328,14 @@ async def test_what_a_failed_erasure_saw_is_told_as_if_it_had_seen_nothing_else(
         if of == "www":
             await opened.act("revoke", dead.grant_id)
         faulty(opened).on_commit.append(instead(StoreFull("no room")))
-        erasing = opened.ledger.erase(SECURITY, "alice")
+        erasing = opened.ledger.operators.erase(SECURITY, "alice")
         answers = await asyncio.gather(
             erasing, opened.refresh(dead, client_id=of, source=ELSEWHERE), return_exceptions=True
         )
         assert [Unavailable, Unavailable] == [type(answer) for answer in answers]
         opened.ledger.afterwards.record_foreign()
         await flush(opened)
-        await opened.ledger.record_read(SECURITY, "anything, behind what was put in line")
+        await opened.ledger.operators.record_read(SECURITY, "anything, behind what was put in line")
         named = opened.rows("SELECT commitment FROM private_contexts WHERE address = ?", ELSEWHERE.address)
         ((salt,),) = opened.rows("SELECT salt FROM private_grants")
         assert isinstance(salt, bytes)

@@ -205,7 +205,7 @@ async def test_an_end_by_epoch_takes_the_nonce_when_a_token_comes_next(tmp_path:
     """No event of the grant's own says it, so it goes with the first presentation after the end."""
     async with open_ledger(tmp_path) as opened:
         answer, unused = await opened.issue(), await opened.issue()
-        await opened.ledger.revoke_client(LOCAL_OPERATOR, "www", None, None)
+        await opened.ledger.operators.revoke_client(LOCAL_OPERATOR, "www", None, None)
         assert private(opened, answer, "nonce") is not None
         await opened.refused(answer)
         assert private(opened, answer, "nonce") is None
@@ -316,13 +316,13 @@ async def test_nothing_of_a_grant_that_was_stopped_is_active(tmp_path: Path, how
             case "suspended":
                 await opened.act("suspend", answer.grant_id)
             case "client":
-                await opened.ledger.revoke_client(SECURITY, "www", None, None)
+                await opened.ledger.operators.revoke_client(SECURITY, "www", None, None)
             case "subject":
-                await opened.ledger.revoke_subject(ISSUER, "alice", None, None)
+                await opened.ledger.operators.revoke_subject(ISSUER, "alice", None, None)
             case "disabled":
                 await opened.apply(client("other"))
             case _:
-                await opened.ledger.erase(LOCAL_OPERATOR, "alice")
+                await opened.ledger.operators.erase(LOCAL_OPERATOR, "alice")
         assert await introspected(opened, answer.access_token, None) is None
         assert await introspected(opened, answer.refresh_token, None) is None
     check_ledger(opened.path)

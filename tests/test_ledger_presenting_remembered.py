@@ -14,7 +14,7 @@ from random import Random
 import msgspec
 import pytest
 
-from ledger import commits, presenting, tokens
+from ledger import commits, redeeming, tokens
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.batch import Batch, Loaded
 from ledger.keyring import KeyRing
@@ -88,12 +88,12 @@ class World:
             lambda: opened.ledger.revoke_token(self._caller(), draw.choice(SOURCES), self._token()[0]): 1,
             lambda: opened.ledger.introspect(self._caller(), self._token()[0]): 3,
             lambda: opened.act(draw.choice(("suspend", "reinstate", "revoke")), draw.choice(list(self.tokens))): 4,
-            lambda: opened.ledger.revoke_subject(SECURITY, draw.choice(PEOPLE), None, None): 0.5,
-            lambda: opened.ledger.revoke_client(SECURITY, draw.choice(CLIENTS).client_id, None, None): 0.3,
-            lambda: opened.ledger.erase(SECURITY, draw.choice(PEOPLE)): 0.5,
+            lambda: opened.ledger.operators.revoke_subject(SECURITY, draw.choice(PEOPLE), None, None): 0.5,
+            lambda: opened.ledger.operators.revoke_client(SECURITY, draw.choice(CLIENTS).client_id, None, None): 0.3,
+            lambda: opened.ledger.operators.erase(SECURITY, draw.choice(PEOPLE)): 0.5,
             lambda: opened.apply(*CLIENTS[draw.choice((0, 0, 1)) :]): 0.5,
-            lambda: opened.ledger.keys_activate(draw.choice((1, 2, 3))): 1,
-            lambda: opened.ledger.keys_distrust(draw.choice((1, 2))): 0.1,
+            lambda: opened.ledger.operators.keys_activate(draw.choice((1, 2, 3))): 1,
+            lambda: opened.ledger.operators.keys_distrust(draw.choice((1, 2))): 0.1,
         }
         if len(self.tokens) < 3:
             return opened.issue(draw.choice(PEOPLE), client_id=draw.choice(CLIENTS).client_id)
@@ -219,7 +219,7 @@ def _never_kept(batch: Batch, loaded: Loaded, source: Source, context: str) -> N
     [
         (Desk, "hand_out", _for_ever),
         (Desk, "hand_out", _of_any_key),
-        (presenting, "_keep_context", _never_kept),
+        (redeeming, "keep_context", _never_kept),
     ],
 )
 async def test_remembering_what_is_not_so_is_caught(

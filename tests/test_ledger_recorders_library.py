@@ -100,7 +100,7 @@ async def test_the_repositorys_cache_is_brought_up_to_date(opened: Opened) -> No
 async def test_the_notification_log_is_the_log(opened: Opened) -> None:
     """Every event of every stream in log order: ids are positions, states the stored bytes, section by section."""
     await opened.chain(await opened.issue(), 12)
-    await opened.ledger.revoke_subject(SECURITY, "alice", "r", None)
+    await opened.ledger.operators.revoke_subject(SECURITY, "alice", "r", None)
     seen: list[Notification] = []
     with log_of(opened) as log:
         section_id: str | None = "1,10"
@@ -134,7 +134,7 @@ async def test_the_notification_log_is_filtered_by_our_topics(opened: Opened) ->
 async def test_a_stream_is_selected_from_either_end(opened: Opened, length: int) -> None:
     """`gt`, `lte`, `desc` and `limit` mean what they mean in the library's own recorders."""
     for _ in range(length):
-        await opened.ledger.record_read(SECURITY, "q")
+        await opened.ledger.operators.record_read(SECURITY, "q")
     with log_of(opened) as log:
         select = log.recorder.select_events
 

@@ -29,8 +29,8 @@ async def fill(folder: Path) -> None:
         await opened.chain(reused, 3, every_seconds=100_000)
         await opened.refused(reused)
         await opened.act("suspend", other.grant_id, reason="lost phone")
-        await opened.ledger.revoke_subject(SECURITY, "alice", "asked for it", None)
-        await opened.ledger.record_read(SECURITY, "grants")
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", "asked for it", None)
+        await opened.ledger.operators.record_read(SECURITY, "grants")
 
 
 def damaged(healthy: Path, folder: Path, *statements: str) -> Path:

@@ -21,7 +21,7 @@ def holder(jkt: str | None = None, x5t: str | None = None) -> Caller:
 async def bound(opened: Opened, **members: str) -> TokenAnswer:
     """A grant of the public client, bound to a key."""
     request = IssueRequest(client_id="spa", subject="alice", scope=("read",), **members)  # type: ignore[arg-type]
-    return await opened.ledger.issue(ISSUER, request, None, b"{}")
+    return await opened.ledger.operators.issue(ISSUER, request, None, b"{}")
 
 
 def token(answer: TokenAnswer, kind: str) -> str:
@@ -64,8 +64,8 @@ async def test_a_bound_token_of_a_distrusted_key_is_active(tmp_path: Path) -> No
     """Its holder may still refresh it, so it is; an unbound one is refused, so it is not (RFC 7662 2.2)."""
     async with open_ledger(tmp_path, clients=[PUBLIC]) as opened:
         of_key, of_anyone = await bound(opened, bound_jkt=KEY), await bound(opened)
-        await opened.ledger.keys_activate(await opened.ledger.keys_rotate())
-        await opened.ledger.keys_distrust(1)
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
+        await opened.ledger.operators.keys_distrust(1)
         assert await opened.ledger.introspect(holder(KEY), token(of_key, "refresh")) is not None
         assert await opened.ledger.introspect(LOCAL_OPERATOR, token(of_key, "refresh")) is not None
         assert await opened.ledger.introspect(holder(), token(of_anyone, "refresh")) is None

@@ -193,7 +193,7 @@ async def test_a_decision_without_a_key_spends_nothing(tmp_path: Path, monkeypat
     async with open_ledger(tmp_path) as opened:
         issued = await opened.issue()
         with monkeypatch.context() as patched:
-            patched.setattr("ledger.presenting.redeem", lacking)
+            patched.setattr("ledger.redeeming.redeem", lacking)
             with pytest.raises(Unavailable):
                 await refresh(opened, issued, identifier())
         assert 0 == kept(opened)

@@ -142,14 +142,14 @@ async def test_authority_without_its_snapshots_is_the_same(tmp_path: Path) -> No
     """Clients, operators, keys and epochs are replayed like any other stream."""
     async with open_ledger(tmp_path) as opened:
         alice, bob = await opened.issue("alice"), await opened.issue("bob")
-        await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
-        await opened.ledger.keys_rotate()
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        await opened.ledger.operators.keys_rotate()
         opened.store._connection.execute("UPDATE streams SET state = x''")
     async with open_ledger(tmp_path, seed=2, clients=None) as opened:
         assert "revoked_by_subject" == (await opened.refused(alice)).refusal.value
         await opened.refresh(bob)
-        assert [(1, "active"), (2, "verifying")] == [(key.id, key.state) for key in opened.ledger.keys_list()]
-        await opened.ledger.erase(LOCAL_OPERATOR, "bob")
+        assert [(1, "active"), (2, "verifying")] == [(key.id, key.state) for key in opened.ledger.operators.keys_list()]
+        await opened.ledger.operators.erase(LOCAL_OPERATOR, "bob")
         assert "revoked_by_subject" == (await opened.refused(bob)).refusal.value
 
 

@@ -46,8 +46,8 @@ async def test_a_person_is_known_by_a_random_id_and_found_again(tmp_path: Path) 
         first, second, other = await issued(opened), await opened.issue(PERSON[0]), await opened.issue("bob")
         ids = [opened.issuance(answer).subject_id for answer in (first, second, other)]
         assert ids[0] == ids[1] != ids[2]
-        assert ids[0] == await opened.ledger.subject_id(PERSON[0])
-        assert await opened.ledger.subject_id("nobody") is None
+        assert ids[0] == await opened.ledger.operators.subject_id(PERSON[0])
+        assert await opened.ledger.operators.subject_id("nobody") is None
         bodies = "".join(str(body) for (body,) in opened.rows("SELECT body FROM events"))
         assert not [text for text in PERSON if text in bodies]
     check_ledger(opened.path)
@@ -67,7 +67,7 @@ async def test_a_refused_issuance_leaves_nobody_behind(tmp_path: Path) -> None:
     async with open_ledger(tmp_path) as opened:
         await refused_by(opened.issue("alice", scope=("admin",)), Refusal.INVALID_SCOPE)
         assert [] == opened.rows("SELECT * FROM private_subjects")
-        answer = await opened.ledger.revoke_subject(SECURITY, "alice", None, None)
+        answer = await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
         assert (False, 0) == (answer.known, answer.epoch)
 
 
@@ -77,11 +77,11 @@ async def test_erasing_leaves_no_trace_in_any_file(tmp_path: Path) -> None:
         grant = await issued(opened)
         await opened.refresh(grant, source=PLACE)
         await opened.act("suspend", grant.grant_id, reason=REASON)
-        await opened.ledger.revoke_subject(SECURITY, PERSON[0], REASON, None)
+        await opened.ledger.operators.revoke_subject(SECURITY, PERSON[0], REASON, None)
         everything = (*PERSON, PLACE.address, PLACE.user_agent, REASON)
         held = "".join(files_that_hold(tmp_path, *everything))
         assert not [text for text in everything if text not in held], "the search finds what is there"
-        assert await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        assert await opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0])
         assert [] == files_that_hold(tmp_path, *everything)
         checked = check_ledger(opened.path)
     assert [] == files_that_hold(tmp_path, *everything)
@@ -101,7 +101,7 @@ async def test_erasing_ends_the_persons_grants_at_once(tmp_path: Path) -> None:
     """I-06: their tokens are refused as the person's own end, and the erasure's raise says who asked for what."""
     async with open_ledger(tmp_path) as opened:
         grant, kept = await issued(opened), await opened.issue("bob")
-        await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        await opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0])
         refusal = await opened.refused(grant)
         subject_id = opened.issuance(grant).subject_id
         assert (Refusal.REVOKED_BY_SUBJECT, f"subject:{subject_id}/1") == (refusal.refusal, refusal.event_id)
@@ -117,9 +117,9 @@ async def test_an_erased_person_who_comes_back_is_somebody_new(tmp_path: Path) -
     """The same subject gets another id, and their Idempotency-Key is as new as they are."""
     async with open_ledger(tmp_path) as opened:
         first = await issued(opened)
-        assert await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
-        assert await opened.ledger.subject_id(PERSON[0]) is None
-        assert not await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        assert await opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0])
+        assert await opened.ledger.operators.subject_id(PERSON[0]) is None
+        assert not await opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0])
         second = await issued(opened)
         assert first.grant_id != second.grant_id
         ids = [opened.issuance(answer).subject_id for answer in (first, second)]
@@ -134,7 +134,7 @@ async def test_after_an_erasure_its_own_batch_knows_the_person_no_more(tmp_path:
         first = await issued(opened)
         batches = opened.ledger.commits.batches
         erased, second, refusal = await asyncio.gather(
-            opened.ledger.erase(LOCAL_OPERATOR, PERSON[0]),
+            opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0]),
             issued(opened),
             opened.refresh(first, source=PLACE),
             return_exceptions=True,
@@ -144,7 +144,7 @@ async def test_after_an_erasure_its_own_batch_knows_the_person_no_more(tmp_path:
         assert isinstance(second, TokenAnswer)
         assert isinstance(refusal, Refused)
         ids = [opened.issuance(answer).subject_id for answer in (first, second)]
-        assert ids[0] != ids[1] == await opened.ledger.subject_id(PERSON[0])
+        assert ids[0] != ids[1] == await opened.ledger.operators.subject_id(PERSON[0])
         assert [] == files_that_hold(tmp_path, PLACE.user_agent)
         opened.check_memory()
         await opened.refresh(second)
@@ -157,7 +157,9 @@ async def test_a_late_presentation_brings_no_erased_context_back(tmp_path: Path)
         grant = await issued(opened)
         opened.clock.pass_seconds(31 * 86400)
         erased, refusal = await asyncio.gather(
-            opened.ledger.erase(LOCAL_OPERATOR, PERSON[0]), opened.refresh(grant, source=PLACE), return_exceptions=True
+            opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0]),
+            opened.refresh(grant, source=PLACE),
+            return_exceptions=True,
         )
         assert erased is True
         assert isinstance(refusal, Refused)
@@ -172,9 +174,9 @@ async def test_an_erasure_whose_batch_failed_has_erased_nothing(tmp_path: Path) 
         grant = await issued(opened)
         faulty(opened).on_write.append(instead(StoreFull("no room")))
         with pytest.raises(Unavailable):
-            await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+            await opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0])
         opened.check_memory()
         await opened.refresh(grant, source=PLACE)
         assert await opened.ledger.introspect(caller(), grant.access_token) is not None
-        assert await opened.ledger.erase(LOCAL_OPERATOR, PERSON[0])
+        assert await opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0])
     check_ledger(opened.path)

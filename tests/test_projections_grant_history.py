@@ -57,7 +57,7 @@ async def test_everything_disclosed_recomputes_its_commitment(tmp_path: Path) ->
     """Contexts, device, session and reason: SHA-256 of the JSON array `[salt, name, value]`; gone once erased."""
     async with stocked(tmp_path) as at:
         grant_id = await lived(at)
-        await at.ledger.act_on_grant(OPERATOR, grant_id, "revoke", "lost “phone”\n")
+        await at.ledger.operators.act_on_grant(OPERATOR, grant_id, "revoke", "lost “phone”\n")
         opened = 0
         for event in told(at, grant_id)["events"]:
             for member, found in event.get("disclosed", {}).items():
@@ -71,7 +71,7 @@ async def test_everything_disclosed_recomputes_its_commitment(tmp_path: Path) ->
         assert "198.51.100.7\napp/1" == first[1]["disclosed"]["context"]["value"]
         assert "203.0.113.9\nthief/2" == first[3]["disclosed"]["context"]["value"]
         assert all("disclosed" not in event for event in told(at, grant_id, discloses=False)["events"])
-        await at.ledger.erase(OPERATOR, "alice")
+        await at.ledger.operators.erase(OPERATOR, "alice")
         after = told(at, grant_id)["events"]
         assert all("disclosed" not in event for event in after)
         assert [event["data"] for event in first] == [event["data"] for event in after]
@@ -82,7 +82,7 @@ async def test_pages_join_to_the_whole(tmp_path: Path, limit: int) -> None:
     """Any limit: no event twice, none lost, the epoch included; what happens later continues the last cursor."""
     async with stocked(tmp_path) as at:
         grant_id = await lived(at)
-        await at.ledger.revoke_subject(OPERATOR, "alice", "left", None)
+        await at.ledger.operators.revoke_subject(OPERATOR, "alice", "left", None)
         whole = told(at, grant_id)
         paged: list[Any] = []
         cursor: str | None = "0"
@@ -99,14 +99,14 @@ async def test_pages_join_to_the_whole(tmp_path: Path, limit: int) -> None:
 async def test_the_epoch_that_ended_the_grant_stands_at_its_place(tmp_path: Path) -> None:
     """By position, with its own stream, version and link; events of the grant that follow it come after it."""
     async with stocked(tmp_path) as at:
-        await at.ledger.revoke_client(OPERATOR, "www", None, at.now)
+        await at.ledger.operators.revoke_client(OPERATOR, "www", None, at.now)
         at.pass_seconds(1)
         issued = await at.issue()
         at.pass_seconds(1)
-        await at.ledger.revoke_client(OPERATOR, "www", "breach", None)
+        await at.ledger.operators.revoke_client(OPERATOR, "www", "breach", None)
         at.pass_seconds(1)
-        await at.ledger.revoke_client(OPERATOR, "www", None, at.now)
-        await at.ledger.revoke_subject(OPERATOR, "alice", None, None)
+        await at.ledger.operators.revoke_client(OPERATOR, "www", None, at.now)
+        await at.ledger.operators.revoke_subject(OPERATOR, "alice", None, None)
         await at.refused(issued.refresh_token)
         await at.flushed()
         shown = told(at, issued.grant_id)["events"]
@@ -126,9 +126,9 @@ async def test_an_epoch_that_came_after_the_end_is_not_told(tmp_path: Path) -> N
     """Only the end is part of the grant's history: a revoked grant is not ended again, nor is an expired one."""
     async with stocked(tmp_path) as at:
         revoked, expired = await at.issue(), await at.issue()
-        await at.ledger.act_on_grant(OPERATOR, revoked.grant_id, "revoke", None)
+        await at.ledger.operators.act_on_grant(OPERATOR, revoked.grant_id, "revoke", None)
         at.pass_seconds(31 * DAY)
-        await at.ledger.revoke_subject(OPERATOR, "alice", None, None)
+        await at.ledger.operators.revoke_subject(OPERATOR, "alice", None, None)
         for grant_id, last in ((revoked.grant_id, "grant.revoked"), (expired.grant_id, "grant.issued")):
             assert last == told(at, grant_id)["events"][-1]["topic"]
 
@@ -149,9 +149,9 @@ async def test_the_state_at_a_moment_is_as_it_was_shown_then(tmp_path: Path) -> 
         for scope in (None, ("read",), ("read", "openid")):
             token = (await at.refresh(token, scope=scope)).refresh_token
             note()
-        await at.ledger.act_on_grant(OPERATOR, issued.grant_id, "suspend", "odd")
+        await at.ledger.operators.act_on_grant(OPERATOR, issued.grant_id, "suspend", "odd")
         note()
-        await at.ledger.act_on_grant(OPERATOR, issued.grant_id, "reinstate", None)
+        await at.ledger.operators.act_on_grant(OPERATOR, issued.grant_id, "reinstate", None)
         note()
         await at.clients("other")
         note()
@@ -160,9 +160,9 @@ async def test_the_state_at_a_moment_is_as_it_was_shown_then(tmp_path: Path) -> 
         at.pass_seconds(29 * DAY)
         token = (await at.refresh(token)).refresh_token
         note()
-        await at.ledger.revoke_subject(OPERATOR, "alice", "left", None)
+        await at.ledger.operators.revoke_subject(OPERATOR, "alice", "left", None)
         note()
-        await at.ledger.revoke_client(OPERATOR, "www", None, None)
+        await at.ledger.operators.revoke_client(OPERATOR, "www", None, None)
         note()
         for moment, state in shown:
             for page in ({}, {"after": 3, "limit": 1}):
@@ -216,7 +216,7 @@ async def test_a_page_costs_the_same_whatever_the_grants_age(tmp_path: Path, cou
             issued = await at.issue()
             for _ in range(redemptions):
                 await at.refresh(issued.refresh_token)
-            await at.ledger.revoke_subject(OPERATOR, "alice", None, None)
+            await at.ledger.operators.revoke_subject(OPERATOR, "alice", None, None)
             with at.store.reader() as reads:
                 assert isinstance(reads, Reader)
                 counting = Counting(reads)

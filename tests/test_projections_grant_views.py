@@ -75,13 +75,13 @@ async def test_an_operators_act_shows_its_reason_to_those_who_may_see_it(tmp_pat
     """Suspended and back, then revoked: the reason is a commitment that what is disclosed recomputes."""
     async with stocked(tmp_path) as at:
         issued = await at.issue()
-        await at.ledger.act_on_grant(OPERATOR, issued.grant_id, "suspend", "looks odd")
+        await at.ledger.operators.act_on_grant(OPERATOR, issued.grant_id, "suspend", "looks odd")
         suspended = told(at, issued.grant_id, discloses=True)
         assert ("suspended", False) == (suspended["status"], "end" in suspended)
-        await at.ledger.act_on_grant(OPERATOR, issued.grant_id, "reinstate", None)
+        await at.ledger.operators.act_on_grant(OPERATOR, issued.grant_id, "reinstate", None)
         assert "active" == told(at, issued.grant_id)["status"]
         at.pass_seconds(5)
-        await at.ledger.act_on_grant(OPERATOR, issued.grant_id, "revoke", "stolen phone")
+        await at.ledger.operators.act_on_grant(OPERATOR, issued.grant_id, "revoke", "stolen phone")
         shown = told(at, issued.grant_id, discloses=True)
         reason = shown["end"].pop("reason")
         assert "revoked" == shown["status"]
@@ -102,7 +102,7 @@ async def test_an_epoch_ends_every_grant_that_it_hits_and_no_other(tmp_path: Pat
     async with stocked(tmp_path) as at:
         first, other = await at.issue("alice"), await at.issue("bob")
         at.pass_seconds(10)
-        await at.ledger.revoke_subject(OPERATOR, "alice", "left", None)
+        await at.ledger.operators.revoke_subject(OPERATOR, "alice", "left", None)
         later = await at.issue("alice")
         shown = told(at, first.grant_id, discloses=True)
         assert ("revoked", "withdrawal") == (shown["status"], shown["end"]["reason_class"])
@@ -110,7 +110,7 @@ async def test_an_epoch_ends_every_grant_that_it_hits_and_no_other(tmp_path: Pat
         assert "left" == shown["disclosed"]["reason"]["value"]
         assert "active" == told(at, other.grant_id)["status"] == told(at, later.grant_id)["status"]
         at.pass_seconds(10)
-        await at.ledger.revoke_client(OPERATOR, "www", None, at.now - 5 * times.SECOND)
+        await at.ledger.operators.revoke_client(OPERATOR, "www", None, at.now - 5 * times.SECOND)
         assert shown["end"]["event_id"] == told(at, first.grant_id)["end"]["event_id"]  # the first one stays its end
         assert "client:www/2" == told(at, other.grant_id)["end"]["event_id"]
         assert "client:www/2" == told(at, later.grant_id)["end"]["event_id"]
@@ -120,7 +120,7 @@ async def test_a_disabled_client_blocks_its_grants_and_ends_none(tmp_path: Path)
     """They show `suspended`, blocked by it, and live again when the client is back; what ended stays ended."""
     async with stocked(tmp_path) as at:
         living, ended = await at.issue(), await at.issue()
-        await at.ledger.act_on_grant(OPERATOR, ended.grant_id, "revoke", None)
+        await at.ledger.operators.act_on_grant(OPERATOR, ended.grant_id, "revoke", None)
         await at.clients("other")
         shown = told(at, living.grant_id)
         assert ("suspended", "client_disabled") == (shown["status"], shown["blocked_by"])
@@ -134,8 +134,8 @@ async def test_a_clock_that_was_put_back_revives_nothing(tmp_path: Path) -> None
     async with stocked(tmp_path) as at:
         by_person, by_client, blocked = await at.issue("alice"), await at.issue("bob"), await at.issue("bob")
         at.pass_seconds(3600)
-        await at.ledger.revoke_subject(OPERATOR, "alice", None, None)
-        await at.ledger.act_on_grant(OPERATOR, by_client.grant_id, "revoke", None)
+        await at.ledger.operators.revoke_subject(OPERATOR, "alice", None, None)
+        await at.ledger.operators.act_on_grant(OPERATOR, by_client.grant_id, "revoke", None)
         await at.clients("other")
         at.pass_seconds(-1800)
         assert "revoked" == told(at, by_person.grant_id)["status"] == told(at, by_client.grant_id)["status"]
@@ -148,7 +148,7 @@ async def test_lists_filter_by_judged_state_and_go_on_by_cursor(tmp_path: Path) 
     """A page filtered by state may hold fewer than its limit; its cursor leads on all the same."""
     async with stocked(tmp_path) as at:
         ids = [(await at.issue(f"person {number % 3}")).grant_id for number in range(10)]
-        await at.ledger.revoke_subject(OPERATOR, "person 1", None, None)
+        await at.ledger.operators.revoke_subject(OPERATOR, "person 1", None, None)
         active, after, pages = [], 0, 0
         while True:
             with at.store.reader() as reads:

@@ -47,9 +47,9 @@ async def act(opened: Opened, chance: Random, grant_id: str, person: str) -> Non
     before = chance.choice((None, opened.clock.now - 15 * times.SECOND))
     try:
         if what == "subject":
-            await opened.ledger.revoke_subject(SECURITY, person, None, before)
+            await opened.ledger.operators.revoke_subject(SECURITY, person, None, before)
         elif what == "client":
-            await opened.ledger.revoke_client(SECURITY, "app", None, opened.clock.now - 30 * times.SECOND)
+            await opened.ledger.operators.revoke_client(SECURITY, "app", None, opened.clock.now - 30 * times.SECOND)
         else:
             await opened.act(what, grant_id, trust="current" if what == "reinstate" else None)  # type: ignore[arg-type]
     except Refused:

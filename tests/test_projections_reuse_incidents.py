@@ -120,7 +120,7 @@ async def test_an_epoch_and_a_disabled_client_end_what_is_alive(tmp_path: Path) 
         await at.refused(issued.refresh_token)
         await at.clients("other")
         assert {"status": "suspended", "refresh_token": False} == told(at)["incidents"][0]["alive"]
-        await at.ledger.revoke_subject(OPERATOR, "alice", None, None)
+        await at.ledger.operators.revoke_subject(OPERATOR, "alice", None, None)
         assert {"status": "revoked", "refresh_token": False} == told(at)["incidents"][0]["alive"]
 
 
@@ -244,7 +244,7 @@ async def test_an_erased_person_leaves_the_incident_and_nothing_personal(tmp_pat
         at.pass_seconds(60)
         await at.refused(issued.refresh_token, source=ELSEWHERE)
         before = told(at)["incidents"][0]
-        await at.ledger.erase(OPERATOR, "alice")
+        await at.ledger.operators.erase(OPERATOR, "alice")
         after = told(at)["incidents"][0]
         assert (False, {}) == ("subject" in after, after["disclosed"])
         assert before["first_context"] == after["first_context"] != after["context"]

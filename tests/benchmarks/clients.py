@@ -1,6 +1,6 @@
-"""The one client of the measurements: everything on, as a standard confidential client has it."""
+"""The one client of most measurements: everything on, as a standard confidential client has it."""
 
-from ledger.clients import ClientSpec, Settings
+from urllib.parse import quote_plus
 
 SECRET = "Secr3t!"
 SCOPE = ("read", "openid", "profile")
@@ -12,4 +12,5 @@ auth = "client_secret"
 scope = "{" ".join(SCOPE)}"
 policy = "standard"
 """
-SPECS = [ClientSpec(client_id="www", settings=Settings(scope=SCOPE), secrets=(SECRET,))]
+FORM = f"client_id=www&client_secret={quote_plus(SECRET)}"
+"""How it says who it is, in the body."""

@@ -1,17 +1,20 @@
 """A closed-loop client: so many connections, each sending its next request when the last was answered.
 
 A process of its own, so that it can be given another core than the server. Speaks just enough HTTP/1.1 to be faster
-than what it measures: one write a request, one scan of each answer.
+than what it measures: one write a request, one scan of each answer. All connections stand before the clock starts, and
+whatever has to be signed was signed before.
 """
 
 import asyncio
 import json
+import os
 import ssl
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import cast
-from urllib.parse import quote_plus
 
 import uvloop
 
@@ -20,10 +23,48 @@ HEAD = (
     "Content-Type: application/x-www-form-urlencoded\r\n{}Content-Length: {}\r\n\r\n"
 )
 MARK = b'"refresh_token":"'
+ONCE = "{once}"
+SETTLING_SECONDS = 0.2
+"""After the last handshake of TLS 1.3, whose end, as the client sees it, the server still has before it."""
 
 
-def request(body: str, header: str) -> bytes:
-    return (HEAD.format(header, len(body)) + body).encode()
+@dataclass
+class Job:
+    """What to send where, for how long. `form` and `header` say who refreshes: members of the body, and whole lines.
+
+    Where either holds `ONCE`, it stands for one of `once`, another one with each request; when they are used up the run
+    ends, early. `authority` and `certificate` are files in PEM: whom to trust where it is TLS, and what to show.
+    """
+
+    port: int
+    pid: int
+    tokens: list[str]
+    connections: int
+    seconds: float
+    form: str = ""
+    header: str = ""
+    once: list[str] = field(default_factory=list)
+    authority: str | None = None
+    certificate: str | None = None
+
+
+@dataclass
+class Found:
+    """What came of it. CPU is user and system time while requests ran, the server's and this client's own."""
+
+    answers: int
+    seconds: float
+    server_cpu_seconds: float
+    client_cpu_seconds: float
+    p50_ms: float
+    p99_ms: float
+    failed: list[str]
+    tokens: list[str]
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Chain(asyncio.Protocol):
@@ -34,15 +75,16 @@ class Chain(asyncio.Protocol):
         self.buffer = b""
         self.taken = 0
         self.sent_at = 0.0
+        self.is_over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
-        self.send()
 
     def send(self) -> None:
         self.taken, token = self.run.take()
+        raw = self.run.request(token)
         self.sent_at = time.perf_counter()
-        self.transport.write(request(self.run.credentials + token, self.run.header))
+        self.transport.write(raw)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -63,26 +105,46 @@ class Chain(asyncio.Protocol):
         else:
             run.failed.append(answer[:400].decode("latin-1"))
             run.stop()
-        if run.stopping:
+        if run.stopping or run.is_used_up:
+            self.is_over = True
             self.transport.close()
             run.gone()
         else:
             self.send()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.is_over:
+            self.run.failed.append(f"a connection was lost: {exc}")
+            self.run.stop()
+            self.run.gone()
+
 
 class Run:
-    """What all connections share: the pool of tokens, the figures, the end."""
+    """What all connections share: the pool of tokens, what is sent with them, the figures, the end."""
 
-    def __init__(self, tokens: list[str], credentials: str, connections: int, order: Callable[[int], int]) -> None:
-        self.tokens = tokens
-        self.credentials = credentials
-        self.header = ""
-        self.free = sorted(range(len(tokens)), key=order)
-        self.connections = connections
+    def __init__(self, job: Job, order: Callable[[int], int]) -> None:
+        self.tokens = job.tokens
+        self.form = f"grant_type=refresh_token&{job.form}{'&' if job.form else ''}refresh_token="
+        self.header = job.header
+        self.once = job.once if ONCE in job.form + job.header else None
+        self.free = sorted(range(len(self.tokens)), key=order)
+        self.connections = job.connections
         self.latencies: list[float] = []
         self.failed: list[str] = []
         self.stopping = False
         self.ended = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_used_up(self) -> bool:
+        return self.once is not None and not self.once
+
+    def request(self, token: str) -> bytes:
+        form, header = self.form, self.header
+        if self.once is not None:
+            once = self.once.pop()
+            form, header = form.replace(ONCE, once), header.replace(ONCE, once)
+        body = form + token
+        return (HEAD.format(header, len(body)) + body).encode()
 
     def take(self) -> tuple[int, str]:
         index = self.free.pop()
@@ -110,40 +172,43 @@ class Run:
             self.ended.set_result(None)
 
 
-async def drive(job: dict[str, object]) -> dict[str, object]:
-    tokens = list(job["tokens"])  # type: ignore[call-overload]
-    connections = int(str(job["connections"]))
-    credentials = (
-        f"grant_type=refresh_token&client_id=www&client_secret={quote_plus(str(job['secret']))}&refresh_token="
-    )
-    if "credentials" in job:  # of another way to say who one is
-        credentials = f"grant_type=refresh_token&{job['credentials']}&refresh_token="
-    run = Run(tokens, credentials, connections, lambda index: hash((index, 7)) if len(tokens) > connections else index)
-    run.header = str(job.get("header", ""))
-    tls = ssl.create_default_context(cafile=str(job["authority"])) if "authority" in job else None
-    if tls is not None and "certificate" in job:
-        tls.load_cert_chain(str(job["certificate"]))
+def _order(job: Job) -> Callable[[int], int]:
+    """Each connection its own chain where there is one for each, else shuffled."""
+    return (lambda index: hash((index, 7))) if len(job.tokens) > job.connections else lambda index: index
+
+
+async def run(job: Job) -> Found:
+    state = Run(job, _order(job))
+    tls = None if job.authority is None else ssl.create_default_context(cafile=job.authority)
+    if tls is not None and job.certificate is not None:
+        tls.load_cert_chain(job.certificate)
     loop = asyncio.get_running_loop()
-    started = time.perf_counter()
-    for _ in range(connections):
-        await loop.create_connection(lambda: Chain(run), "127.0.0.1", int(str(job["port"])), ssl=tls)
-    loop.call_later(float(str(job["seconds"])), run.stop)
-    await run.ended
-    elapsed = time.perf_counter() - started
-    found = sorted(run.latencies)
-    return {
-        "answers": len(found),
-        "seconds": elapsed,
-        "p50_ms": found[len(found) // 2] * 1000 if found else 0,
-        "p99_ms": found[int(len(found) * 0.99)] * 1000 if found else 0,
-        "failed": run.failed[:3],
-        "tokens": run.tokens,
-    }
+    chains = [
+        (await loop.create_connection(lambda: Chain(state), "127.0.0.1", job.port, ssl=tls))[1]
+        for _ in range(job.connections)
+    ]
+    await asyncio.sleep(0 if tls is None else SETTLING_SECONDS)
+    server, client, started = cpu_seconds(job.pid), time.process_time(), time.perf_counter()
+    loop.call_later(job.seconds, state.stop)
+    for chain in chains:
+        chain.send()
+    await state.ended
+    found = sorted(state.latencies)
+    return Found(
+        answers=len(found),
+        seconds=time.perf_counter() - started,
+        server_cpu_seconds=cpu_seconds(job.pid) - server,
+        client_cpu_seconds=time.process_time() - client,
+        p50_ms=found[len(found) // 2] * 1000 if found else 0,
+        p99_ms=found[int(len(found) * 0.99)] * 1000 if found else 0,
+        failed=state.failed[:3],
+        tokens=state.tokens,
+    )
 
 
 def main() -> None:
     """Read a job (JSON) from standard input, run it, write its figures to standard output."""
-    print(json.dumps(uvloop.run(drive(json.load(sys.stdin)))))
+    print(json.dumps(asdict(uvloop.run(run(Job(**json.load(sys.stdin)))))))
 
 
 if __name__ == "__main__":

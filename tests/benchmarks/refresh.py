@@ -15,12 +15,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.benchmarks.clients import CLIENTS, SECRET
+from tests.benchmarks.clients import CLIENTS, FORM
+from tests.benchmarks.load import Found, Job
 from tests.benchmarks.stock import stock
 from tests.servers import Server, eventually, free_port
 
@@ -29,18 +30,15 @@ CONNECTIONS = 64
 
 @dataclass
 class Figures:
-    """One side in one round. CPU is the server's own, user and system."""
+    """One side in one round. CPU a refresh: the server's own, and that of the client, which is none of its business."""
 
+    answers: int
     per_second: float
     cpu_us: float
+    client_cpu_us: float
     p50_ms: float
     p99_ms: float
     tokens: list[str]
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def pinned(core: int) -> list[str]:
@@ -48,28 +46,25 @@ def pinned(core: int) -> list[str]:
     return ["taskset", "-c", str(cores[core % len(cores)])] if shutil.which("taskset") and len(cores) > 1 else []
 
 
-def drive(port: int, pid: int, tokens: Sequence[str], *, connections: int, seconds: float, **otherwise: str) -> Figures:
-    """Load a server. `otherwise`: `credentials` and `header` of another way to say who one is, `authority` and
-    `certificate` (files) where it is TLS."""
-    job = {"port": port, "tokens": list(tokens), "secret": SECRET, "connections": connections, "seconds": seconds}
-    job |= otherwise
-    before = cpu_seconds(pid)
+def drive(job: Job) -> Figures:
+    """Load a server; raises AssertionError with the answer where a request fails."""
     done = subprocess.run(
         [*pinned(1), sys.executable, "-m", "tests.benchmarks.load"],
-        input=json.dumps(job).encode(),
+        input=json.dumps(asdict(job)).encode(),
         stdout=subprocess.PIPE,
         check=True,
-        timeout=seconds + 60,
+        timeout=job.seconds + 60,
     )
-    found = json.loads(done.stdout)
-    assert not found["failed"], found["failed"]
-    cpu = cpu_seconds(pid) - before
+    found = Found(**json.loads(done.stdout))
+    assert not found.failed, found.failed
     return Figures(
-        found["answers"] / found["seconds"],
-        cpu / found["answers"] * 1e6,
-        found["p50_ms"],
-        found["p99_ms"],
-        found["tokens"],
+        found.answers,
+        found.answers / found.seconds,
+        found.server_cpu_seconds / found.answers * 1e6,
+        found.client_cpu_seconds / found.answers * 1e6,
+        found.p50_ms,
+        found.p99_ms,
+        found.tokens,
     )
 
 
@@ -94,13 +89,15 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def ledger(folder: Path) -> Iterator[Server]:
-    """The ledger on the store in a folder, as it is served: plain HTTP, no burst limit."""
-    server = Server(folder, clients=CLIENTS, settings={"LOG_LEVEL": "info", "REFRESH_PER_SECOND": "0"})
+def ledger(
+    folder: Path, clients: str = CLIENTS, *, settings: Mapping[str, str] | None = None, tls: bool = False
+) -> Iterator[Server]:
+    """The ledger on the store in a folder, as it is served, without burst limit; plain HTTP unless told otherwise."""
+    common = {"LOG_LEVEL": "info", "REFRESH_PER_SECOND": "0"}
+    server = Server(folder, clients=clients, settings={**common, **(settings or {})}, tls=tls)
     server.start()
     if pinned(0):
-        assert server.process is not None
-        for task in os.listdir(f"/proc/{server.process.pid}/task"):
+        for task in os.listdir(f"/proc/{pid_of(server)}/task"):
             os.sched_setaffinity(int(task), {sorted(os.sched_getaffinity(0))[0]})
     try:
         yield server
@@ -108,20 +105,32 @@ def ledger(folder: Path) -> Iterator[Server]:
         assert server.terminate() == 0
 
 
+def pid_of(server: Server) -> int:
+    assert server.process is not None
+    return server.process.pid
+
+
 def events_in(folder: Path) -> int:
     with sqlite3.connect(f"file:{folder}/token-ledger.db?mode=ro", uri=True) as database:
         return int(database.execute("SELECT count(*) FROM events").fetchone()[0])
 
 
+def check_events(events: int, answers: int) -> None:
+    """Two events for each answer 200, no more and no less."""
+    assert events == 2 * answers, f"{events} events for {answers} answers"
+
+
+def by_secret(server: Server, tokens: Sequence[str], connections: int, seconds: float) -> Job:
+    """The one client with its secret in the body."""
+    return Job(server.port, pid_of(server), list(tokens), connections, seconds, form=FORM)
+
+
 def measured(folder: Path, tokens: list[str], *, connections: int, seconds: float) -> Figures:
     """One run on the ledger, which must have written exactly two events for each answer."""
     with ledger(folder) as server:
-        assert server.process is not None
         before = events_in(folder)
-        found = drive(server.port, server.process.pid, tokens, connections=connections, seconds=seconds)
-        answers = round(found.per_second * seconds)
-        written = events_in(folder) - before
-        assert abs(written - 2 * answers) <= 2 * answers * 0.2, f"{written} events for about {answers} answers"
+        found = drive(by_secret(server, tokens, connections, seconds))
+        check_events(events_in(folder) - before, found.answers)
     tokens[:] = found.tokens
     return found
 
@@ -136,7 +145,7 @@ def main_ratio(folder: Path, rounds: int, seconds: float) -> None:
     sides: list[tuple[Figures, Figures]] = []
     for number in range(rounds):
         with bare() as (port, pid):
-            reference = drive(port, pid, ["rt1_" + "r" * 72] * CONNECTIONS, connections=CONNECTIONS, seconds=seconds)
+            reference = drive(Job(port, pid, ["rt1_" + "r" * 72] * CONNECTIONS, CONNECTIONS, seconds, form=FORM))
         ours = measured(folder, tokens, connections=CONNECTIONS, seconds=seconds)
         sides.append((reference, ours))
         print(
@@ -163,11 +172,9 @@ def main_age(folder: Path, rounds: int, seconds: float, rotations: int) -> None:
     for _ in range(rounds):
         for side in (new, old):
             with ledger(side) as server:
-                assert server.process is not None
-                pid = server.process.pid
-                first = drive(server.port, pid, tokens[side], connections=1, seconds=0)
+                first = drive(by_secret(server, tokens[side], connections=1, seconds=0))
                 cold[side].append(first.p50_ms)
-                walk = drive(server.port, pid, first.tokens, connections=1, seconds=seconds)
+                walk = drive(by_secret(server, first.tokens, connections=1, seconds=seconds))
                 warm[side].append(walk.per_second)
                 tokens[side] = walk.tokens
     ratio = statistics.median(warm[new]) / statistics.median(warm[old])
@@ -186,11 +193,9 @@ def main_spread(folder: Path, rounds: int, seconds: float, grants: int) -> None:
         return measured(hot, tokens[hot], connections=CONNECTIONS, seconds=seconds).per_second
 
     with ledger(many) as server:
-        assert server.process is not None
-        pid = server.process.pid
 
         def many_ones(for_seconds: float) -> float:
-            found = drive(server.port, pid, tokens[many], connections=CONNECTIONS, seconds=for_seconds)
+            found = drive(by_secret(server, tokens[many], CONNECTIONS, for_seconds))
             tokens[many] = found.tokens
             return found.per_second
 

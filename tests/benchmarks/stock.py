@@ -2,32 +2,55 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
+from api.clients_file import parsed
 from ledger.answers import Caller, IssueRequest, Source
 from ledger.application import Ledger, Options
 from ledger.clients import LOCAL_OPERATOR
 from ledger.head_file import HeadFile
-from ledger.keyring import KeyRing
+from ledger.keyring import Alg, KeyRing
 from ledger.randomness import system_randomness
 from ledger.recorders.sqlite import SQLiteStore
 from projections import INLINE
-from tests.benchmarks.clients import CLIENTS, SCOPE, SPECS
+from tests.benchmarks.clients import CLIENTS, SCOPE
+
+
+@dataclass(frozen=True)
+class Stocked:
+    """What a new store holds: each grant's current token, in the order asked for, and the id of a key of the ring for
+    each algorithm, which would sign by it."""
+
+    tokens: list[str]
+    keys: dict[Alg, int]
 
 
 def stock(folder: Path, *, grants: int, rotations: int = 0) -> list[str]:
-    """A new store in a folder with so many grants, the first of them rotated so often; their current tokens.
+    """A new store in a folder with so many grants of the one client, the first of them rotated so often; their current
+    tokens."""
+    asked = [IssueRequest(client_id="www", subject=f"person-{number}", scope=SCOPE) for number in range(grants)]
+    return stocked(folder, CLIENTS, asked, rotations=rotations).tokens
+
+
+def stocked(
+    folder: Path, clients: str, asked: Sequence[IssueRequest], *, rotations: int = 0, algorithms: Sequence[Alg] = ()
+) -> Stocked:
+    """A new store in a folder: a clients file, the grants that were asked for, a key for each of these algorithms.
 
     Written without waiting for the disk, since nothing is measured here; the server that opens it afterwards syncs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clients.toml").write_text(CLIENTS, "utf-8")
-    return uvloop.run(_stock(folder, grants, rotations))
+    (folder / "clients.toml").write_text(clients, "utf-8")
+    return uvloop.run(_stocked(folder, clients, asked, rotations, algorithms))
 
 
-async def _stock(folder: Path, grants: int, rotations: int) -> list[str]:
+async def _stocked(
+    folder: Path, clients: str, asked: Sequence[IssueRequest], rotations: int, algorithms: Sequence[Alg]
+) -> Stocked:
     keys = folder / "token-ledger.keys"
     ring = KeyRing.create(keys)
     store = SQLiteStore(folder / "token-ledger.db", INLINE, synchronous="OFF")
@@ -41,18 +64,16 @@ async def _stock(folder: Path, grants: int, rotations: int) -> list[str]:
         clock=lambda: time.time_ns() // 1000,
         randomness=system_randomness(),
     )
-    await ledger.apply(SPECS, [])
+    await ledger.operators.apply(parsed(clients).clients, [])
     tokens = []
-    for start in range(0, grants, 5000):
-        requests = (
-            IssueRequest(client_id="www", subject=f"person-{number}", scope=SCOPE)
-            for number in range(start, min(grants, start + 5000))
-        )
-        answers = await asyncio.gather(*(ledger.issue(LOCAL_OPERATOR, each, None, b"{}") for each in requests))
+    for start in range(0, len(asked), 5000):
+        some = asked[start : start + 5000]
+        answers = await asyncio.gather(*(ledger.operators.issue(LOCAL_OPERATOR, each, None, b"{}") for each in some))
         tokens += [answer.refresh_token or "" for answer in answers]
     caller = Caller(client_id="www", authenticated=True, auth_method="client_secret_post")
     for _ in range(rotations):
         answer = await ledger.refresh(caller, Source("127.0.0.1", "bench"), tokens[0], None, None)
         tokens[0] = answer.refresh_token or ""
+    key_of = {algorithm: await ledger.operators.keys_rotate(algorithm) for algorithm in algorithms}
     await ledger.close()
-    return tokens
+    return Stocked(tokens, dict(key_of))

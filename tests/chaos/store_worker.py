@@ -51,7 +51,7 @@ class Worker:
 
     async def issue(self, subject: str) -> tuple[str, str]:
         request = IssueRequest(client_id="www", subject=subject, scope=("read", "openid"), device="phone")
-        answer = await self.ledger.issue(LOCAL_OPERATOR, request, None, b"{}")
+        answer = await self.ledger.operators.issue(LOCAL_OPERATOR, request, None, b"{}")
         assert answer.refresh_token is not None
         return answer.grant_id, answer.refresh_token
 
@@ -72,7 +72,7 @@ class Worker:
     async def end(self, subject: str) -> None:
         """Issue a grant and revoke it; nothing is told before that."""
         grant_id, token = await self.issue(subject)
-        await self.ledger.act_on_grant(LOCAL_OPERATOR, grant_id, "revoke", "over")
+        await self.ledger.operators.act_on_grant(LOCAL_OPERATOR, grant_id, "revoke", "over")
         self.acknowledgements.tell(ended=grant_id, token=token)
 
 
@@ -88,7 +88,7 @@ async def work(folder: Path, synchronous: str, grants: int, refreshes: int) -> N
             settings=Settings(auth="client_secret", scope=("read", "openid"), policy=PRESETS["standard"]),
             secrets=("Secr3t!",),
         )
-        await ledger.apply([client], [])
+        await ledger.operators.apply([client], [])
         worker = Worker(ledger, refreshes)
         await asyncio.gather(*map(worker.refresh, range(grants)))
 

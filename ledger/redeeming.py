@@ -1,0 +1,131 @@
+"""A refresh token is exchanged for its successor: load → decide → append → answer, inside a batch (RFC 6749 6)."""
+
+from functools import partial
+
+from msgspec.structs import replace
+
+from ledger import tokens
+from ledger.answers import Caller, Source, TokenAnswer
+from ledger.batch import Batch, Loaded
+from ledger.commands import FirstRedemption, Presenter, RedeemToken, Rules, Served
+from ledger.events import GrantEvent, ReuseDetected, TokenRedeemed, Words
+from ledger.grant import Grant, StateMayBeStale
+from ledger.history import first_redemption
+from ledger.presenting import (
+    Desk,
+    answer,
+    check_keys,
+    context_of,
+    forget_nonce_if_over,
+    genuine,
+    keep_context,
+    record,
+    standing_of,
+    unsigned_jwt,
+)
+from ledger.refusals import Refusal, Refused
+from ledger.subjects import subject_of
+
+
+def redeem(
+    batch: Batch,
+    desk: Desk,
+    caller: Caller,
+    source: Source,
+    presented: tokens.Presented,
+    scope: Words | None,
+    resource: Words | None,
+) -> TokenAnswer:
+    """Exchange a refresh token for its successor (RFC 6749 6, RFC 9700 4.14)."""
+    loaded, grant = genuine(batch, desk, caller, source, presented)
+    now, generation = batch.now, presented.generation
+    rules = desk.authority.rules(grant)
+    context = loaded.contexts.get(source)
+    presenter = Presenter(
+        client_id=caller.client_id,
+        authenticated=caller.authenticated,
+        auth_method=caller.auth_method,
+        context=context_of(batch, loaded, source) if context is None else context,
+        proof_jkt=caller.proof_jkt,
+        proof_x5t_s256=caller.proof_x5t_s256,
+    )
+    command = RedeemToken(
+        at=now,
+        command_id=batch.command_id,
+        presenter=presenter,
+        generation=generation,
+        key_id=presented.key_id,
+        scope=scope,
+        resource=resource,
+        first_redemption=None
+        if generation == grant.generation
+        else _first_redemption(batch, loaded, grant, generation, rules),
+        retry_after_seconds=None if caller.authenticated else _retry_after(desk, caller, presented.grant_id, now),
+    )
+    try:
+        try:
+            decision = grant.decide(command, rules)
+        except StateMayBeStale:
+            desk.alarm("ahead_of_log", presented.grant_id)
+            batch.reload(loaded.name)
+            loaded, grant = _found(batch, presented.grant_id)
+            decision = grant.decide(replace(command, fresh=True), rules)
+    except Refused as refusal:
+        if refusal.counts:
+            ended = standing_of(batch, desk, grant).ended
+            counted = partial(desk.presentations.count, presented.grant_id, generation, source, now, ended=ended)
+            batch.when_done.append(counted)
+        forget_nonce_if_over(batch, desk, loaded)
+        raise
+    served = decision.outcome
+    if not isinstance(served, Served):
+        assert served is not None
+        record(batch, desk, loaded, decision, source, presenter.context)
+        reuse = next((event for event in decision.events if isinstance(event, ReuseDetected)), None)
+        raise Refused(served.refusal, event_id=served.event_id, reuse=reuse)
+    check_keys(desk.ring, served)
+    jwt = None
+    if served.access_token.format == "jwt":
+        jwt = unsigned_jwt(desk, served, presented.grant_id, grant, subject_of(batch, grant.subject_id))
+    previous = grant.previous  # as it is before this is appended: what it names has its row
+    positions = batch.append(loaded, decision.events) if decision.events else []
+    if context is None and positions:
+        if previous is not None and presenter.context == previous.context:
+            loaded.contexts[source] = presenter.context
+        else:
+            keep_context(batch, loaded, source, presenter.context)
+    if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
+        desk.bursts.spend(presented.grant_id, now)
+    told = answer(batch, desk.ring, loaded, grant, served, positions, jwt)
+    if told.refresh_token is not None and served.generation is not None:
+        made = tokens.Presented(told.grant_id, served.generation, served.key_id, None)
+        desk.hand_out(told.refresh_token, made)
+    return told
+
+
+def _found(batch: Batch, grant_id: str) -> tuple[Loaded, Grant]:
+    found = batch.grant(grant_id)
+    if found is None:
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    return found
+
+
+def _first_redemption(
+    batch: Batch, loaded: Loaded, grant: Grant, generation: int, rules: Rules
+) -> FirstRedemption | None:
+    """Only a generation two or more behind of a grant that lives needs its history; halving finds it."""
+    if grant.generation is None or generation > grant.generation - 2:
+        return None
+    if grant.judge(max(batch.now, grant.at), rules.epoch_end).status != "active":
+        return None
+    return first_redemption(batch, loaded.name, grant.v, generation)
+
+
+def _retry_after(desk: Desk, caller: Caller, grant_id: str, now: int) -> int | None:
+    if caller.authenticated or not desk.bursts.limited:
+        return None
+    return desk.bursts.retry_after_seconds(grant_id, now)
+
+
+def _redeems(events: list[GrantEvent]) -> bool:
+    return any(isinstance(event, TokenRedeemed) for event in events)

@@ -32,7 +32,7 @@ from ledger.log_end import LogEnd
 from ledger.presenting import Desk, parse_access, signed
 from ledger.private import is_subject
 from ledger.recorders.errors import StoreError
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.ring_file import RingFile
 
@@ -42,7 +42,7 @@ class Operators:
 
     def __init__(
         self,
-        store: SQLiteStore,
+        store: Store,
         commits: Commits,
         decisions: Decisions,
         desk: Desk,

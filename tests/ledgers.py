@@ -21,10 +21,12 @@ from ledger.events import AnyEvent, GrantIssued, Words, decode
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.policy import PRESETS, Policy
+from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import Refused
 from projections import INLINE
-from tests.ledger_check import Checked, check_ledger, replayed
+from tests.engines import postgres_store, url_of
+from tests.ledger_check import Checked, check_ledger, copied, replayed
 
 __all__ = [
     "ELSEWHERE", "HOME", "ISSUER", "LOCAL_OPERATOR", "OPTIONS", "SCOPE", "SECURITY", "START", "Checked", "Clock",
@@ -92,7 +94,7 @@ class Opened:
     @property
     def path(self) -> Path:
         """The database."""
-        return self.store.path
+        return self.folder / "ledger.db"
 
     # ------------------------------------------------------------ acting
 
@@ -179,6 +181,9 @@ class Opened:
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
         """Read from the file on a connection of the test's own: what is durable, whatever the ledger thinks."""
+        if url_of(self.path) is not None:
+            with copied(self.path) as copy:
+                return copy.execute(sql, parameters).fetchall()
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
             return connection.execute(sql, parameters).fetchall()
 
@@ -215,12 +220,12 @@ def _private(row: object) -> list[object]:
     return [] if row is None else [getattr(row, name) for name in row.__slots__]  # type: ignore[attr-defined]
 
 
-StoreMaker = Callable[[Path], SQLiteStore]
+StoreMaker = Callable[[Path], SQLiteStore | PostgresStore]
 
 
-def default_store(path: Path) -> SQLiteStore:
-    """The store as it is served."""
-    return SQLiteStore(path, INLINE)
+def default_store(path: Path) -> SQLiteStore | PostgresStore:
+    """The store as it is served: on SQLite, or on what the fixture `each_store` says."""
+    return postgres_store(path) or SQLiteStore(path, INLINE)
 
 
 @asynccontextmanager

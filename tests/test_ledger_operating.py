@@ -22,7 +22,7 @@ from tests.ledgers import (
     operator,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 async def refused(waiting: object) -> Refusal:

@@ -30,7 +30,7 @@ from tests.ledgers import (
     with_policy,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 SECOND = times.SECOND
 

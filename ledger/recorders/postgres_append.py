@@ -190,12 +190,10 @@ def _delete(key: str, table: str, columns: Sequence[tuple[str, str]], where: str
 
 
 def _private() -> Iterator[tuple[str, str]]:
-    """Private rows. What is erased goes last, so that what the same batch added before goes too; but for the person's
-    own row, which goes before and after: the same person may be new again in the same batch."""
+    """Private rows. What is erased goes before what is kept, because the same person may be new again in the same
+    batch, and once more behind it, so that what the batch had added before goes too."""
     stream, lookup, subject_id = ("stream", "bigint"), ("lookup", "bytea"), ("subject_id", "text")
-    erased = _delete("erase_subject", "private_subjects", (lookup, subject_id),
-                     "t.lookup = m.lookup AND t.subject_id = m.subject_id")  # fmt: skip
-    yield erased
+    yield from _erased(lookup, subject_id)
     yield _insert("keep_subject", "private_subjects", (lookup, subject_id, ("subject", "text")))
     yield _insert("keep_grant", "private_grants", (
         stream, ("client_id", "text"), subject_id, ("nonce", "bytea"), ("salt", "bytea"), ("device", "text"),
@@ -208,21 +206,22 @@ def _private() -> Iterator[tuple[str, str]]:
         f" AND EXISTS (SELECT FROM private_grants g WHERE g.stream = {_value(1, 'bigint')}) ON CONFLICT DO NOTHING",
     )  # fmt: skip
     yield _insert("keep_reason", "private_reasons", (("event_id", "text"), ("salt", "bytea"), ("text", "text")))
-    yield (
-        "forget_nonce",
-        (
-            f"UPDATE private_grants AS t SET nonce = NULL FROM (SELECT {_value(1, 'bigint')} AS stream"  # noqa: S608
-            f" {_FROM.format(key='forget_nonce')}) AS m WHERE t.stream = m.stream"
-        ),
+    streams = f"SELECT {_value(1, 'bigint')} AS stream {_FROM.format(key='forget_nonce')}"
+    forgotten = f"UPDATE private_grants AS t SET nonce = NULL FROM ({streams}) AS m WHERE t.stream = m.stream"  # noqa: S608
+    yield "forget_nonce", forgotten
+    asked = "jsonb_array_elements(p_rows->'prune_single_use') AS r"
+    old = (
+        f"SELECT mac FROM single_use WHERE expires_at < (SELECT min((r->>1)::bigint) FROM {asked})"  # noqa: S608
+        f" ORDER BY expires_at LIMIT (SELECT 2 * count(*) FROM {asked}) FOR UPDATE SKIP LOCKED"
     )
-    yield (
-        "prune_single_use",
-        (
-            "DELETE FROM single_use WHERE mac IN (SELECT mac FROM single_use WHERE expires_at <"
-            " (SELECT min((r->>1)::bigint) FROM jsonb_array_elements(p_rows->'prune_single_use') AS r)"
-            " ORDER BY expires_at LIMIT 2 * jsonb_array_length(p_rows->'prune_single_use') FOR UPDATE SKIP LOCKED)"
-        ),
-    )
+    yield "prune_single_use", f"DELETE FROM single_use WHERE mac IN ({old})"  # noqa: S608
+    yield from _erased(lookup, subject_id)
+    probed = "SELECT 'probe', max(r->>1) FROM jsonb_array_elements(p_rows->'probe') AS r"
+    then = "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+    yield "probe", f"INSERT INTO meta (key, value) {probed} {then}"
+
+
+def _erased(lookup: tuple[str, str], subject_id: tuple[str, str]) -> Iterator[tuple[str, str]]:
     own = "t.stream IN (SELECT stream FROM private_grants g WHERE g.subject_id = m.subject_id)"
     yield _delete("erase_contexts", "private_contexts", (subject_id,), own)
     reasons = (
@@ -230,13 +229,11 @@ def _private() -> Iterator[tuple[str, str]]:
         " AND x.event_id < s.name || '0' JOIN private_grants g ON g.stream = s.id WHERE g.subject_id = m.subject_id"
     )
     yield _delete("erase_reasons", "private_reasons", (subject_id,), f"t.event_id IN ({reasons})")
-    yield _delete("erase_own_reasons", "private_reasons", (("low", "text"), ("high", "text")),
-                  "t.event_id >= m.low AND t.event_id < m.high")  # fmt: skip
+    between = "t.event_id >= m.low AND t.event_id < m.high"
+    yield _delete("erase_own_reasons", "private_reasons", (("low", "text"), ("high", "text")), between)
     yield _delete("erase_grants", "private_grants", (subject_id,), "t.subject_id = m.subject_id")
-    yield erased
-    probed = "SELECT 'probe', max(r->>1) FROM jsonb_array_elements(p_rows->'probe') AS r"
-    then = "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-    yield "probe", f"INSERT INTO meta (key, value) {probed} {then}"
+    same = "t.lookup = m.lookup AND t.subject_id = m.subject_id"
+    yield _delete("erase_subject", "private_subjects", (lookup, subject_id), same)
 
 
 def _inline(inline: Sequence[Inline], types: Mapping[tuple[str, str], str]) -> Iterator[tuple[str, str]]:

@@ -345,6 +345,8 @@ class Ledger:
                 if self.behind is None and self._commits.broken is None:
                     self.log_end.write()
                     await self.afterwards.flush_presentations(self.memory.clock())
+                if self.store.optimistic:
+                    self._commits.look()
             except (LedgerError, Unavailable) as error:
                 log.error("upkeep_failed", extra={"fields": {"problem": str(error)}})
             except Exception as error:  # a defect in one round must not end all later ones: nobody would notice

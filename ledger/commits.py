@@ -364,6 +364,11 @@ class Commits:
             self._tell_idle()
             self._on_broken(error)
 
+    def look(self) -> None:
+        """Ask the store what others have changed, where nobody asks it anyway; and whether it is there."""
+        if not (self._waiting or self._alone or self._committing or self._closed):
+            _forgotten(self.submit(_nothing))
+
     # ------------------------------------------------------------ deadlines
 
     def _sweep(self) -> None:
@@ -436,6 +441,10 @@ def _decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
         return each.decide(batch), False
     except (Refused, Unavailable, LedgerError) as refusal:
         return refusal, True
+
+
+def _nothing(batch: Batch) -> None:
+    """A decision that stands on nothing but the control counter."""
 
 
 def _forgotten(future: asyncio.Future[Any]) -> None:

@@ -108,7 +108,7 @@ class OptimisticBatch(Batch):
     @property
     def must_commit(self) -> bool:
         """Also where nothing is to be written: what an answer stands on is checked all the same."""
-        return bool(self._commands) and (self.work.writes or any(command.used for command in self._commands))
+        return bool(self._commands)
 
     def write(self) -> None:
         """Hand the work to the store, with its premises."""

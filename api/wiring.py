@@ -31,6 +31,7 @@ class Database:
         self._text = str(self._path)
         if self._path is None:
             try:
+                import ledger.recorders.postgres  # noqa: F401  # and with it all of the extra
                 from ledger.recorders.postgres_connections import Address
             except ImportError:
                 raise SettingsError(NO_DRIVER) from None

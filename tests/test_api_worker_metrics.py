@@ -1,5 +1,6 @@
 """Figures of several processes as one: what adds up, what does not, and what outlives a process."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.core import HistogramMetricFamily, InfoMetricFamily, Metric
 
-from api import worker_metrics
 from api.metrics import counter, gauge
 from api.worker_metrics import ENDED, Shared, keep_ended
 
@@ -34,16 +34,16 @@ class Figures:
 
 
 def shared(folder: Path, pid: int, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> Shared:
-    monkeypatch.setattr(worker_metrics.os, "getpid", lambda: pid)
+    monkeypatch.setattr(os, "getpid", lambda: pid)
     return Shared(folder, figures)
 
 
 def lines(of: Shared) -> set[str]:
-    return {line for line in generate_latest(of).decode().splitlines() if not line.startswith("#")}  # type: ignore[arg-type]
+    return {line for line in generate_latest(of).decode().splitlines() if not line.startswith("#")}
 
 
 def test_counters_add_up_and_gauges_as_they_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums, but ready where all are, the position of who is furthest, and one release; own figures are of this moment."""
+    """Sums; but ready where all are, the position of who is furthest, one release. Own figures are of this moment."""
     mine = Figures(0, position=7)
     one = shared(tmp_path, 1, mine, monkeypatch)
     shared(tmp_path, 2, Figures(4, ready=0, position=9), monkeypatch).save()
@@ -71,12 +71,8 @@ def test_who_ended_leaves_counters_and_nothing_else(tmp_path: Path, monkeypatch:
         keep_ended(tmp_path, pid)
         keep_ended(tmp_path, pid)
     assert [ENDED] == [path.name for path in tmp_path.iterdir()]
-    found = lines(one)
-    assert {
-        'token_ledger_refreshes_total{kind="a"} 31.0',
-        "token_ledger_ready 1.0",
-        "token_ledger_position 0.0",
-    } < found
+    told = {'token_ledger_refreshes_total{kind="a"} 31.0', "token_ledger_ready 1.0", "token_ledger_position 0.0"}
+    assert told < lines(one)
 
 
 def test_a_file_that_is_not_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,15 +120,17 @@ def create_app(
     monotonic: Callable[[], float] = time.monotonic,
     remote_keys: RemoteKeys | None = None,
     share: Callable[[Collects], Collects] = lambda own: own,
+    throttle: Throttle | None = None,
 ) -> App:
     """Put every endpoint over an open ledger. `server` is the one that serves it, for its figures; `monotonic` gives
     the seconds that throttling counts in; `remote_keys` is for tests, whose clients publish their keys close by;
-    `share` gives, for the process's own figures, those that are to be told."""
+    `share` gives, for the process's own figures, those that are to be told; `throttle` counts failures, its own unless
+    others count with it."""
     meters = Meters()
     contexts = Contexts(settings.trusted_proxies)
     desk = FrontDesk(contexts, meters, settings.request_body_bytes_max)
     local_desk = FrontDesk(contexts, meters, LOCAL_BODY_BYTES_MAX)
-    throttle = Throttle(monotonic)
+    throttle = throttle or Throttle(monotonic)
     assertions = Assertions(
         ledger,
         remote_keys or RemoteKeys(),

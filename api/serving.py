@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
@@ -23,6 +24,7 @@ from api.logs import Log
 from api.metadata import auth_methods
 from api.server import Server
 from api.settings import Settings, SettingsError
+from api.throttle import Throttle
 from api.tls import Anchors
 from api.wiring import is_new, open_ledger
 from api.worker_metrics import Collects, Shared
@@ -83,7 +85,11 @@ class Serving:
             log.info("created", database=str(settings.sqlite_path), keys_file=str(settings.keys_file))
         if settings.head_file is None:
             log.warning("head_file_off", means="a restored backup will not be recognised by the log's length")
-        server.app = self._app = create_app(ledger, settings, server=server, share=self._share)
+        throttle = None
+        if self._seat is not None:
+            throttle = Throttle(time.monotonic, tell=self._seat.failures.tell)
+            self._seat.failures.follow(throttle.heard)
+        server.app = self._app = create_app(ledger, settings, server=server, share=self._share, throttle=throttle)
         if self._in_front is not None:
             server.app = self._in_front(self._app, settings)
         if server.tls_context is not None:

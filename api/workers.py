@@ -27,6 +27,7 @@ from typing import Final, NamedTuple, NoReturn
 from api.logs import Log, one_line
 from api.settings import Settings
 from api.sockets import StartError, bind_for_each, hear_again
+from api.worker_failures import Failures, pairs
 from api.worker_metrics import keep_ended
 
 RESTART_SECONDS: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -42,12 +43,13 @@ log = Log("api.workers")
 
 
 class Seat(NamedTuple):
-    """What a worker is given: its sockets, where figures are shared, a pipe to say that it serves, and one that ends
-    with the parent."""
+    """What a worker is given: its sockets, where figures are shared, how failures are told, a pipe to say that it
+    serves, and one that ends with the parent."""
 
     number: int
     sockets: list[socket.socket]
     folder: Path
+    failures: Failures
     ready: int
     parent: int
 
@@ -78,6 +80,7 @@ class Workers:
         self._folder = Path()
         self._parent: tuple[int, int] = (-1, -1)
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
+        self._failures: list[tuple[socket.socket, socket.socket]] = []
         self._exit_code = 0
         self._serving = False
         self._stopping = False
@@ -94,6 +97,7 @@ class Workers:
         self._settings = settings.on_port(sockets[0][0].getsockname()[1])
         self._workers = [_Worker(number, each) for number, each in enumerate(sockets)]
         self._folder = Path(tempfile.mkdtemp(prefix="token-ledger-"))
+        self._failures = pairs(settings.workers)
         self._parent = os.pipe()
         self._wakeup = socket.socketpair()
         for end in self._wakeup:
@@ -108,7 +112,8 @@ class Workers:
                 signal.signal(number, handler)
             os.close(self._parent[1])  # whoever still runs sees it
             os.close(self._parent[0])
-            for sock in (*self._wakeup, *(sock for worker in self._workers for sock in worker.sockets)):
+            listening = (sock for worker in self._workers for sock in worker.sockets)
+            for sock in (*self._wakeup, *listening, *(end for pair in self._failures for end in pair)):
                 sock.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -156,7 +161,9 @@ class Workers:
             for sock in (*self._wakeup, *(each for other in self._workers for each in other.sockets)):
                 if sock not in worker.sockets:
                     sock.close()
-            seat = Seat(worker.number, worker.sockets, self._folder, writing, self._parent[0])
+            told = [telling for number, (_, telling) in enumerate(self._failures) if number != worker.number]
+            failures = Failures(self._failures[worker.number][0], told)
+            seat = Seat(worker.number, worker.sockets, self._folder, failures, writing, self._parent[0])
             exit_code = self._serve(self._settings, seat)
         except BaseException:
             traceback.print_exc()

@@ -100,16 +100,17 @@ def _genuine(
     found = batch.grant(presented.grant_id)
     authorized = None if found is None else batch.event_at(found[0].name, 1)
     if found is None or not isinstance(authorized, GrantAuthorized):
-        desk.alarm("unknown_grant", presented.grant_id)
+        batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     loaded, grant = found
     right = genuine_code(desk, loaded, presented)
     if grant.client_id != caller.client_id:
         if right and not grant.foreign_recorded:
             presenter = presenter_of(batch, loaded, caller, source)
-            desk.foreign.append(Foreign(presented.grant_id, 0, presenter, source))
+            foreign = Foreign(presented.grant_id, 0, presenter, source)
+            batch.when_done.append(partial(desk.see_foreign, foreign))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
-        desk.alarm("wrong_secret", presented.grant_id)
+        batch.when_done.append(partial(desk.alarm, "wrong_secret", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     return loaded, grant, authorized

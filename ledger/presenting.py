@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 from msgspec.structs import replace
@@ -67,6 +68,10 @@ class Desk:
         if len(self.handed_out) >= HANDED_OUT_MAX:
             self.handed_out.popitem(last=False)
         self.handed_out[text] = made
+
+    def see_foreign(self, foreign: Foreign) -> None:
+        """Remember that another client has presented a token: written when the answers are out."""
+        self.foreign.append(foreign)
 
     def alarm(self, kind: str, grant_id: str) -> None:
         """Count it, and say it in one log line: a token with our tag that the log does not account for."""
@@ -196,17 +201,18 @@ def genuine(
             return known, aggregate
     found = batch.grant(presented.grant_id)
     if found is None:
-        desk.alarm("unknown_grant", presented.grant_id)
+        batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     loaded, grant = found
     right = secret_right(desk, loaded, presented)
     if grant.client_id != caller.client_id:
         if right and not grant.foreign_recorded:
             presenter = presenter_of(batch, loaded, caller, source)
-            desk.foreign.append(Foreign(presented.grant_id, presented.generation, presenter, source))
+            foreign = Foreign(presented.grant_id, presented.generation, presenter, source)
+            batch.when_done.append(partial(desk.see_foreign, foreign))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
-        desk.alarm("wrong_secret", presented.grant_id)
+        batch.when_done.append(partial(desk.alarm, "wrong_secret", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not grant.owned_by(caller):
         raise Refused(Refusal.UNKNOWN_TOKEN)

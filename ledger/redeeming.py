@@ -8,7 +8,7 @@ from ledger import tokens
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.batch import Batch, Loaded
 from ledger.commands import FirstRedemption, Presenter, RedeemToken, Rules, Served
-from ledger.events import GrantEvent, ReuseDetected, TokenRedeemed, Words
+from ledger.events import GrantEvent, ReuseDetected, RollbackDetected, TokenRedeemed, Words
 from ledger.grant import Grant, StateMayBeStale
 from ledger.history import first_redemption
 from ledger.presenting import (
@@ -66,10 +66,12 @@ def redeem(
         try:
             decision = grant.decide(command, rules)
         except StateMayBeStale:
-            desk.alarm("ahead_of_log", presented.grant_id)
             batch.reload(loaded.name)
             loaded, grant = _found(batch, presented.grant_id)
-            decision = grant.decide(replace(command, fresh=True), rules)
+            first = _first_redemption(batch, loaded, grant, generation, rules)
+            decision = grant.decide(replace(command, fresh=True, first_redemption=first), rules)
+            if any(isinstance(event, RollbackDetected) for event in decision.events):
+                batch.when_done.append(partial(desk.alarm, "ahead_of_log", presented.grant_id))
     except Refused as refusal:
         if refusal.counts:
             ended = standing_of(batch, desk, grant).ended

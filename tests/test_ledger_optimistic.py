@@ -276,3 +276,20 @@ async def test_a_command_that_touches_two_streams_is_whole_or_not_at_all(tmp_pat
         ends = [one.rows("SELECT max(e.position) FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ?",
                          f"grant:{answer.grant_id}")[0][0] for answer in answers]  # fmt: skip
         assert 1 == ends[1] - ends[0], "next to each other, in one transaction"  # type: ignore[operator]
+
+
+async def test_a_token_that_memory_has_not_heard_of_is_no_alarm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I-15: only a token that the store does not account for is ahead of the log; a retired one of the other node's
+    making is judged by what the store says."""
+    async with two_nodes(tmp_path) as (one, other):
+        first = await other.issue()
+        answer = await one.refresh(first)
+        await other.refresh(answer)
+        far = await one.chain(answer, 3)
+        farther = await one.chain(far, 3)
+        assert Refusal.REUSE_DETECTED is (await other.refused(far)).refusal
+        assert Refusal.REUSE_DETECTED is (await one.refused(farther)).refusal
+        assert {0} == {*one.ledger.desk.alarms.values(), *other.ledger.desk.alarms.values()}
+    assert "ahead_of_log" not in [record.getMessage() for record in caplog.records]

@@ -107,8 +107,7 @@ def _genuine(
     if grant.client_id != caller.client_id:
         if right and not grant.foreign_recorded:
             presenter = presenter_of(batch, loaded, caller, source)
-            foreign = Foreign(presented.grant_id, 0, presenter, source)
-            batch.when_done.append(partial(desk.see_foreign, foreign))
+            desk.foreign.append(Foreign(presented.grant_id, 0, presenter, source))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
         batch.when_done.append(partial(desk.alarm, "wrong_secret", presented.grant_id))

@@ -69,10 +69,6 @@ class Desk:
             self.handed_out.popitem(last=False)
         self.handed_out[text] = made
 
-    def see_foreign(self, foreign: Foreign) -> None:
-        """Remember that another client has presented a token: written when the answers are out."""
-        self.foreign.append(foreign)
-
     def alarm(self, kind: str, grant_id: str) -> None:
         """Count it, and say it in one log line: a token with our tag that the log does not account for."""
         self.alarms[kind] += 1
@@ -208,8 +204,7 @@ def genuine(
     if grant.client_id != caller.client_id:
         if right and not grant.foreign_recorded:
             presenter = presenter_of(batch, loaded, caller, source)
-            foreign = Foreign(presented.grant_id, presented.generation, presenter, source)
-            batch.when_done.append(partial(desk.see_foreign, foreign))
+            desk.foreign.append(Foreign(presented.grant_id, presented.generation, presenter, source))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
         batch.when_done.append(partial(desk.alarm, "wrong_secret", presented.grant_id))

@@ -38,7 +38,6 @@ from eventsourcing.popo import POPOTrackingRecorder
 from eventsourcing.projection import Projection, ProjectionRunner
 from eventsourcing.sqlite import SQLiteCursor, SQLiteTrackingRecorder
 
-from ledger.answers import TokenAnswer
 from ledger.events import GrantIssued, TokenRotated
 from ledger.recorders.library import FoldedGrant, LedgerLog, LedgerMapper, LedgerRecorder, Recorded, fold_grant
 from ledger.recorders.readers import Readers
@@ -339,8 +338,9 @@ import sys
 import threading
 from ledger.recorders.library import LedgerLog
 with LedgerLog({"LEDGER_DATABASE": sys.argv[1]}) as log:
-    print(log.grant(sys.argv[2]).generation, log.recorder.max_notification_id(), flush=True)
-    with log.recorder.subscribe(gt=log.recorder.max_notification_id()) as subscription:
+    last = log.recorder.max_notification_id()
+    print(log.grant(sys.argv[2]).generation, last, flush=True)
+    with log.recorder.subscribe(gt=last) as subscription:
         print(next(subscription).id, flush=True)
 """
 
@@ -371,29 +371,19 @@ async def test_a_follower_misses_nothing_of_two_nodes(tmp_path: Path, on_postgre
         open_ledger(tmp_path, clock=clock) as one,
         open_ledger(tmp_path, clock=clock, seed=2, clients=None) as other,
     ):
-        with LedgerLog({"LEDGER_DATABASE": database_of(one)}) as log:
-            found: list[int] = []
+        found: list[int] = []
+        with log_of(one) as log:
             following = threading.Thread(target=_follow, args=(log, found))
             following.start()
-            last = await asyncio.gather(
-                *(_chains(node, name) for node in (one, other) for name in ("ann", "bob", "eve"))
-            )
-            end = max(answer.position for answer in last)
-            for _ in range(100):
-                if found and found[-1] >= end:
-                    break
-                await asyncio.sleep(0.05)
+            await asyncio.gather(*(_chains(node, name) for node in (one, other) for name in ("ann", "bob", "eve")))
             await one.issue("the last word")
             await asyncio.to_thread(following.join, 10)
         assert found == [row[0] for row in one.rows("SELECT position FROM events ORDER BY position")]
         assert len(found) > 100
 
 
-async def _chains(node: Opened, subject: str) -> TokenAnswer:
-    answer = await node.issue(subject)
-    for _ in range(15):
-        answer = await node.refresh(answer)
-    return answer
+async def _chains(node: Opened, subject: str) -> None:
+    await node.chain(await node.issue(subject), 15)
 
 
 def _follow(log: LedgerLog, found: list[int]) -> None:

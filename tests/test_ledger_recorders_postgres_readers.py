@@ -97,7 +97,7 @@ def everybody(row: object) -> bool:
 def test_streams_and_their_events(twice: Twice) -> None:
     """Heads, pages from either end, single events, what does not exist."""
     names = [str(name) for (name,) in twice.ask(select, "SELECT name FROM streams ORDER BY id")]
-    for name in [*names, "grant:none", "", "grant:'; DROP TABLE events; --", "grant:100%s?"]:
+    for name in [*names, "grant:none", "", "grant:'; DROP TABLE events; --", "grant:100%s?", "grant:\0"]:
         head = twice.ask(lambda reads, name: reads.stream(name), name)
         last = 0 if head is None else head[1]
         for span in ((1, last), (1, 1), (2, 3), (last, last + 9), (3, 2), (last + 1, last + 2)):
@@ -127,7 +127,7 @@ def test_grants_as_operators_see_them(twice: Twice) -> None:
     filters: list[dict[str, Any]] = [
         {}, {"client_id": "www"}, {"issued_by": "operator:login-app"}, {"clients": ["app", "www"]}, {"clients": []},
         {"client_id": "nobody"}, {"state": "revoked"}, {"state": "active", "client_id": "app"}, {"after": 40},
-        {"client_id": "w?w%s$1"},
+        {"client_id": "w?w%s$1"}, {"client_id": "\0"},
     ]  # fmt: skip
     for chosen in filters:
         for limit in (1, 7, 500):

@@ -44,7 +44,13 @@ class PostgresReader:
 
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """Run one SELECT written with `?`, all rows at once: bound it."""
-        return self._rows(numbered(sql), parameters)
+        return self._found(numbered(sql), parameters)
+
+    def _found(self, sql: str, parameters: Sequence[object]) -> list[Any]:
+        """As `_rows`; a text with NUL, which PostgreSQL cannot store, is not there, and is not asked for."""
+        if any(isinstance(each, str) and "\0" in each for each in parameters):
+            return []
+        return self._rows(sql, parameters)
 
     def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:
         try:
@@ -54,13 +60,13 @@ class PostgresReader:
 
     def stream(self, name: str) -> Head | None:
         """The head of a stream, None where nothing ever happened to it."""
-        for id, v, position, head, state in self._rows(_HEAD, (name,)):
+        for id, v, position, head, state in self._found(_HEAD, (name,)):
             return Head(id, v, position, head.hex(), state)
         return None
 
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
         """A stream's events from `from_v` to `to_v`, both included, oldest first."""
-        heads = self._rows("SELECT id, v, position FROM streams WHERE name = $1", (name,))
+        heads = self._found("SELECT id, v, position FROM streams WHERE name = $1", (name,))
         if not heads or from_v > heads[0][1] or to_v < from_v:
             return []
         stream, last_v, start = heads[0]

@@ -319,35 +319,22 @@ class PostgresStore:
         if self._connection is not None:  # the server itself said that it did not happen
             return None
         deadline = time.monotonic() + OUTCOME_SECONDS_MAX
-        while time.monotonic() < deadline and not self._closed:
+        found: Written | None = None
+        while True:
             try:
                 connection = self._connected()
                 if not connection.execute(_END_OLD, (self._lost_name,)).fetchall():
-                    return self._found(connection, work)
-            except StoreBusy:
-                pass
-            except psycopg.Error:
-                self._drop()
+                    found = _found(connection, work)
+                    break
+            except (StoreBusy, psycopg.Error, StoreUnreachable) as error:
+                if not isinstance(error, StoreBusy):
+                    self._drop()
+            if time.monotonic() > deadline or self._closed:
+                return None
             time.sleep(OUTCOME_PAUSE_SECONDS)
-        return None
-
-    def _found(self, connection: Connection, work: CheckedWork) -> Written | None:
-        reader = PostgresReader(connection, _NOWHERE)
-        lasts: dict[int, tuple[int, str, int, str]] = {}
-        for place, (_, id, v, _, body) in enumerate(work.events, 1):
-            name = work.names[id]
-            lasts[work.unit_of[name]] = (place, name, v, body)
-        base, there = None, set()
-        for unit, (place, name, v, body) in lasts.items():
-            found = reader.event_at(name, v)
-            if found is not None and found.body == body:
-                base = found.position - place
-                there.add(unit)
-        if base is not None:
-            return Written(base, frozenset(range(work.units)) - there)
-        if work.events or not work.writes:
+        if found is None and (work.events or not work.writes):
             raise StoreBusy("the connection was lost, and nothing was written")
-        return None
+        return found
 
     def rollback(self) -> None:
         """Forget what was taken."""
@@ -382,6 +369,22 @@ class _Asking(PostgresReader):
 
     def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:
         return self._store._asked(lambda connection: connection.execute(sql.encode(), parameters).fetchall())
+
+
+def _found(connection: Connection, work: CheckedWork) -> Written | None:
+    """What of a batch is there, told by the last event of each unit; None where nothing of it is."""
+    reader = PostgresReader(connection, _NOWHERE)
+    lasts: dict[int, tuple[int, str, int, str]] = {}
+    for place, (_, id, v, _, body) in enumerate(work.events, 1):
+        name = work.names[id]
+        lasts[work.unit_of[name]] = (place, name, v, body)
+    base, there = None, set()
+    for unit, (place, name, v, body) in lasts.items():
+        found = reader.event_at(name, v)
+        if found is not None and found.body == body:
+            base = found.position - place
+            there.add(unit)
+    return None if base is None else Written(base, frozenset(range(work.units)) - there)
 
 
 def _head(row: Sequence[Any]) -> Head | None:

@@ -11,7 +11,7 @@ import re
 from typing import Any, Final, NamedTuple
 
 import psycopg
-from psycopg import RawCursor
+from psycopg import RawCursor, errors
 from psycopg.conninfo import conninfo_to_dict
 
 from ledger.recorders.errors import StoreUnreachable
@@ -36,7 +36,20 @@ _GUARDED: Final = (
     " current_setting('server_version_num')::int, current_setting('server_encoding')"
 )
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+ANSWER_SECONDS_MAX: Final = SECONDS_MAX + 1
+"""So long an answer is waited for: the server has given up before, unless it is frozen itself, or its machine is."""
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that nobody waits for without end: closed, and so lost, where the server does not answer at all."""
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """See psycopg's: it waits here for everything that is asked."""
+        try:
+            return super().wait(gen, interval, timeout or ANSWER_SECONDS_MAX)
+        except errors._WaitTimeout:
+            self.close()
+            raise psycopg.OperationalError("no answer in time") from None
 
 
 class Place(NamedTuple):
@@ -84,7 +97,7 @@ class Address:
         Raises StoreUnreachable (also for a wrong password), LedgerError where the server is none that we can use.
         """
         try:
-            connection: Connection = psycopg.connect(
+            connection = Connection.connect(
                 self._url,
                 autocommit=True,
                 cursor_factory=RawCursor,

@@ -130,8 +130,9 @@ class OptimisticBatch(Batch):
             assert loaded.head is not None
             head = bytes.fromhex(loaded.head)
             state = snapshots.encode(loaded.v, head, loaded.aggregate)
+            asked = snapshots.asked(loaded.aggregate)
             work.names[loaded.id] = name
-            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, v_before)
+            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, asked, v_before)
         self.store.write(work)
 
     def _units(self) -> list[int]:

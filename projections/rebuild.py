@@ -24,7 +24,10 @@ CAUGHT_UP_EVENTS: Final = 500
 CATCHING_UP_MAX: Final = 20
 
 _REMOVE_HEAD: Final = "DELETE FROM streams WHERE id = ? OR name = ?"
-_WRITE_HEAD: Final = "INSERT INTO streams (id, name, v, position, head, state) VALUES (?, ?, ?, ?, ?, ?)"
+_WRITE_HEAD: Final = (
+    "INSERT INTO streams (id, name, v, position, head, state, generation, last_redeemed_at, idle_expires_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 Progress = Callable[[int, int], None]
 """Told how far a rebuild is: positions done, positions in all."""
@@ -134,5 +137,5 @@ def _last_position(reads: Reads) -> int:
 
 
 def _count(replay: Replay, table: str) -> int:
-    found: int = replay.scratch.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+    found: int = replay.scratch.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608  # names of ours alone
     return found

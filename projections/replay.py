@@ -42,6 +42,9 @@ class ReplayedStream(NamedTuple):
     position: int
     head: bytes
     state: bytes
+    generation: int | None
+    last_redeemed_at: int | None
+    idle_expires_at: int | None
 
 
 class _Open:
@@ -55,6 +58,11 @@ class _Open:
         self.position = position
         self.head = head
         self.aggregate = aggregate
+
+    def row(self) -> tuple[object, ...]:
+        """As it stands in `replayed`, but for its number."""
+        state = snapshots.encode(self.v, self.head, self.aggregate)
+        return self.name, self.v, self.position, self.head, state, *snapshots.asked(self.aggregate)
 
 
 class Replay:
@@ -77,7 +85,8 @@ class Replay:
         self.scratch.execute("PRAGMA synchronous=OFF")
         self.scratch.execute(
             "CREATE TABLE replayed (id INTEGER PRIMARY KEY, name TEXT NOT NULL, v INTEGER NOT NULL,"
-            " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL) STRICT"
+            " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL, generation INTEGER,"
+            " last_redeemed_at INTEGER, idle_expires_at INTEGER) STRICT"
         )
         for each in self.inline:
             for statement in each.ddl:
@@ -198,11 +207,8 @@ class Replay:
                 del self._open[id]
 
     def _keep(self, ids: Sequence[int]) -> None:
-        rows = (
-            (id, each.name, each.v, each.position, each.head, snapshots.encode(each.v, each.head, each.aggregate))
-            for id, each in ((id, self._open[id]) for id in ids)
-        )
-        self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?)", rows)
+        rows = ((id, *self._open[id].row()) for id in ids)
+        self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _link_problem(known: _Open, stored: RawEvent, event: AnyEvent) -> tuple[str, str] | None:

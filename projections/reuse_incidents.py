@@ -173,7 +173,7 @@ def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[i
     earliest = "" if since is None else times.text(since)
     while True:
         rows = reads.select(
-            f"SELECT i.position, e.body FROM {TABLE} i JOIN events e ON e.position = i.position"  # noqa: S608
+            f"SELECT i.position, e.body FROM {TABLE} i JOIN events e ON e.position = i.position"  # noqa: S608  # names of ours alone
             " WHERE i.position > ? AND i.position < ? AND i.at >= ? ORDER BY i.position LIMIT ?",
             (after, reads.horizon, earliest, PAGE_ROWS),
         )
@@ -295,7 +295,7 @@ class _Telling:
             last = max((times.micros(each.expires_at) for each in obtained if each.format == "jwt"), default=0)
         else:  # the idle end of a refresh token leaves access tokens alone
             last = grant.access_tokens_until
-        refresh_token = status == "active" and row.current_generation is not None
+        refresh_token = status == "active" and row.generation is not None
         return Alive(
             status=status,
             refresh_token=refresh_token,

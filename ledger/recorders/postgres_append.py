@@ -25,9 +25,11 @@ PARAMETERS: Final = (
     ("new_control", "bigint"), ("new_serial", "bigint"), ("floor", "bigint"),
     ("read_id", "bigint[]"), ("read_v", "int[]"), ("read_unit", "int[]"),
     ("moved_id", "bigint[]"), ("moved_before", "int[]"), ("moved_v", "int[]"), ("moved_position", "bigint[]"),
-    ("moved_head", "bytea[]"), ("moved_state", "bytea[]"), ("moved_unit", "int[]"),
-    ("made_id", "bigint[]"), ("made_v", "int[]"), ("made_position", "bigint[]"), ("made_head", "bytea[]"),
-    ("made_state", "bytea[]"), ("made_unit", "int[]"), ("made_name", "text[]"),
+    ("moved_head", "bytea[]"), ("moved_state", "bytea[]"), ("moved_generation", "int[]"),
+    ("moved_redeemed", "bigint[]"), ("moved_expires", "bigint[]"), ("moved_unit", "int[]"),
+    ("made_id", "bigint[]"), ("made_name", "text[]"), ("made_v", "int[]"), ("made_position", "bigint[]"),
+    ("made_head", "bytea[]"), ("made_state", "bytea[]"), ("made_generation", "int[]"),
+    ("made_redeemed", "bigint[]"), ("made_expires", "bigint[]"), ("made_unit", "int[]"),
     ("event_stream", "bigint[]"), ("event_v", "int[]"), ("event_back", "bigint[]"), ("event_unit", "int[]"),
     ("event_body", "text[]"), ("rows", "jsonb"),
 )  # fmt: skip
@@ -86,11 +88,12 @@ BEGIN
 
   IF cardinality(p_made_id) > 0 THEN
     WITH asked AS (
-      SELECT * FROM unnest(p_made_id, p_made_v, p_made_position, p_made_head, p_made_state, p_made_unit, p_made_name)
-        AS m (id, v, position, head, state, unit, name) WHERE NOT unit = ANY (lost)
+      SELECT * FROM unnest(p_made_id, p_made_name, p_made_v, p_made_position, p_made_head, p_made_state,
+          p_made_generation, p_made_redeemed, p_made_expires, p_made_unit)
+        AS m (id, name, v, position, head, state, generation, redeemed, expires, unit) WHERE NOT unit = ANY (lost)
     ), made AS (
-      INSERT INTO streams (id, v, position, head, state, name)
-        SELECT {id}, v, {made_position}, head, state, name FROM asked ORDER BY name
+      INSERT INTO streams (id, name, v, position, head, state, generation, last_redeemed_at, idle_expires_at)
+        SELECT {id}, name, v, {made_position}, head, state, generation, redeemed, expires FROM asked ORDER BY name
         ON CONFLICT (name) DO NOTHING RETURNING name
     )
     SELECT coalesce(array_agg(DISTINCT asked.unit), '{{}}') INTO _late
@@ -119,9 +122,11 @@ BEGIN
   END IF;
 
   IF cardinality(p_moved_id) > 0 THEN
-    UPDATE streams AS s SET v = m.v, position = {position}, head = m.head, state = m.state
-      FROM unnest(p_moved_id, p_moved_v, p_moved_position, p_moved_head, p_moved_state, p_moved_unit)
-        AS m (id, v, position, head, state, unit)
+    UPDATE streams AS s SET v = m.v, position = {position}, head = m.head, state = m.state,
+        generation = m.generation, last_redeemed_at = m.redeemed, idle_expires_at = m.expires
+      FROM unnest(p_moved_id, p_moved_v, p_moved_position, p_moved_head, p_moved_state, p_moved_generation,
+          p_moved_redeemed, p_moved_expires, p_moved_unit)
+        AS m (id, v, position, head, state, generation, redeemed, expires, unit)
       WHERE s.id = m.id AND NOT m.unit = ANY (lost);
   END IF;
   IF cardinality(p_event_v) > 0 THEN

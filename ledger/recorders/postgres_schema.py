@@ -12,7 +12,7 @@ from typing import Final
 from ledger.inline import Inline
 from ledger.recorders.schema import MARK_EVERY_V
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 LOCK: Final = 0x544C4447
 """The advisory lock on authority (the letters TLDG): every batch shares it, one that changes authority has it alone."""
@@ -28,7 +28,8 @@ _SCHEMA: Final = (
     # The head of each stream, with its snapshot. A stream's number is the position at which it began, or near it: so
     # numbers grow with the log, whoever gave them.
     "CREATE TABLE streams (id INTEGER PRIMARY KEY, position INTEGER NOT NULL, v int NOT NULL,"
-    " name TEXT NOT NULL UNIQUE, head BLOB NOT NULL, state BLOB NOT NULL) WITH (fillfactor = 45)",
+    " generation int, last_redeemed_at INTEGER, idle_expires_at INTEGER, name TEXT NOT NULL UNIQUE, head BLOB NOT NULL,"
+    " state BLOB NOT NULL) WITH (fillfactor = 45)",
     # `back` is the position of the stream's previous event: one index entry in 64 suffices to find the way.
     "CREATE TABLE events (position INTEGER NOT NULL, stream INTEGER NOT NULL, back INTEGER NOT NULL, v int NOT NULL,"
     " body TEXT NOT NULL)",

@@ -4,7 +4,7 @@ Arrays are packed here because that costs a tenth of what the driver takes for l
 """
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -34,6 +34,7 @@ _KEYS: Final[Mapping[str, str]] = {
 _HEADER: Final = struct.Struct(">iiIii")  # dimensions, whether there are nulls, type of an element, length, lower bound
 _EMPTY: Final = struct.Struct(">iiI")
 _LENGTH: Final = struct.Struct(">i")
+_NULL: Final = _LENGTH.pack(-1)
 _BIGINT: Final = struct.Struct(">iq")
 _INT: Final = struct.Struct(">ii")
 _BYTEA_OID, _BIGINT_OID, _INT_OID, _TEXT_OID = 17, 20, 23, 25
@@ -81,30 +82,33 @@ def register(connection: Connection[Any]) -> None:
     connection.adapters.register_dumper(Json, _dumper(_Text, 3802))
 
 
-def bigints(values: list[int]) -> Bigints:
+def bigints(values: Sequence[int | None]) -> Bigints:
     """Pack a bigint[]."""
     pack = _BIGINT.pack
-    return Bigints(_header(_BIGINT_OID, len(values)) + b"".join([pack(8, value) for value in values]))
+    return Bigints(
+        _header(_BIGINT_OID, values) + b"".join([_NULL if value is None else pack(8, value) for value in values])
+    )
 
 
-def ints(values: list[int]) -> Ints:
+def ints(values: Sequence[int | None]) -> Ints:
     """Pack an int[]."""
     pack = _INT.pack
-    return Ints(_header(_INT_OID, len(values)) + b"".join([pack(4, value) for value in values]))
+    return Ints(_header(_INT_OID, values) + b"".join([_NULL if value is None else pack(4, value) for value in values]))
 
 
 def texts(values: list[str]) -> Texts:
     """Pack a text[]. Raises UnicodeEncodeError for a lone surrogate, which UTF-8 cannot hold."""
-    return Texts(_header(_TEXT_OID, len(values)) + _joined([value.encode() for value in values]))
+    return Texts(_header(_TEXT_OID, values) + _joined([value.encode() for value in values]))
 
 
 def byteas(values: list[bytes]) -> Byteas:
     """Pack a bytea[]."""
-    return Byteas(_header(_BYTEA_OID, len(values)) + _joined(values))
+    return Byteas(_header(_BYTEA_OID, values) + _joined(values))
 
 
-def _header(oid: int, length: int) -> bytes:
-    return _HEADER.pack(1, 0, oid, length, 1) if length else _EMPTY.pack(0, 0, oid)
+def _header(oid: int, values: Sequence[object]) -> bytes:
+    # That there may be a null is no statement that there is one.
+    return _HEADER.pack(1, 1, oid, len(values), 1) if values else _EMPTY.pack(0, 0, oid)
 
 
 def _joined(values: Iterable[bytes]) -> bytes:
@@ -115,25 +119,13 @@ def _joined(values: Iterable[bytes]) -> bytes:
 def parameters(work: CheckedWork, control: int, serial: int) -> tuple[object, ...]:
     """The parameters of the appending function, in its order. `control` and `serial` are those it was decided on."""
     unit_of, names = work.unit_of, work.names
-    read, moved, made, events = work.read, work.moved, work.made, work.events
+    read, events = work.read, work.events
     floor, rows = _rows(work)
     return (
         control, serial, work.units, work.now, work.control, work.serial, floor,
         bigints([each[0] for each in read]), ints([each[1] for each in read]), ints([each[2] for each in read]),
-        bigints([each[4] for each in moved]),
-        ints([each[5] for each in moved]),
-        ints([each[0] for each in moved]),
-        bigints([each[1] for each in moved]),
-        byteas([each[2] for each in moved]),
-        byteas([each[3].rstrip(b"\0") for each in moved]),  # room is made by the table here
-        ints([unit_of[names[each[4]]] for each in moved]),
-        bigints([each[0] for each in made]),
-        ints([each[2] for each in made]),
-        bigints([each[3] for each in made]),
-        byteas([each[4] for each in made]),
-        byteas([each[5].rstrip(b"\0") for each in made]),
-        ints([unit_of[each[1]] for each in made]),
-        texts([each[1] for each in made]),
+        *_moved(work),
+        *_made(work),
         bigints([each[1] for each in events]),
         ints([each[2] for each in events]),
         bigints([each[3] for each in events]),
@@ -141,6 +133,38 @@ def parameters(work: CheckedWork, control: int, serial: int) -> tuple[object, ..
         texts([each[4] for each in events]),
         rows,
     )  # fmt: skip
+
+
+def _moved(work: CheckedWork) -> tuple[bytes, ...]:
+    moved: list[tuple[Any, ...]] = work.moved
+    return (
+        bigints([each[7] for each in moved]),
+        ints([each[8] for each in moved]),
+        ints([each[0] for each in moved]),
+        bigints([each[1] for each in moved]),
+        byteas([each[2] for each in moved]),
+        byteas([each[3].rstrip(b"\0") for each in moved]),  # room is made by the table here
+        ints([each[4] for each in moved]),
+        bigints([each[5] for each in moved]),
+        bigints([each[6] for each in moved]),
+        ints([work.unit_of[work.names[each[7]]] for each in moved]),
+    )
+
+
+def _made(work: CheckedWork) -> tuple[bytes, ...]:
+    made: list[tuple[Any, ...]] = work.made
+    return (
+        bigints([each[0] for each in made]),
+        texts([each[1] for each in made]),
+        ints([each[2] for each in made]),
+        bigints([each[3] for each in made]),
+        byteas([each[4] for each in made]),
+        byteas([each[5].rstrip(b"\0") for each in made]),
+        ints([each[6] for each in made]),
+        bigints([each[7] for each in made]),
+        bigints([each[8] for each in made]),
+        ints([work.unit_of[each[1]] for each in made]),
+    )
 
 
 def _rows(work: CheckedWork) -> tuple[int | None, Json | None]:

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+from api.logs import Log
 from ledger.recorders.errors import StoreError
 from ledger.recorders.rows import Reads
 from ledger.recorders.store import Store
 from ledger.refusals import Unavailable
 
 T = TypeVar("T")
+
+log = Log("api")
 
 AT_ONCE_MAX = 4
 """More threads would only wait for each other, and for the interpreter that the commits need."""
@@ -28,7 +31,8 @@ class Reading:
         try:
             async with asyncio.timeout(self._seconds_max), self._places:
                 return await asyncio.to_thread(self._asked, question)
-        except (StoreError, TimeoutError):
+        except (StoreError, TimeoutError) as error:
+            log.warning("question_not_answered", why=str(error) or "it takes too long")
             raise Unavailable from None
 
     def _asked(self, question: Callable[[Reads], T]) -> T:

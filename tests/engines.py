@@ -7,7 +7,7 @@ checks it is given a copy of its tables in SQLite, so that what is checked, and 
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -113,3 +113,13 @@ def _on(server: Server) -> Iterator[str]:
         _servers.pop()
         while _urls:
             server.drop_database(_urls.popitem()[1])
+
+
+@contextmanager
+def standing_for(path: Path, url: str) -> Iterator[None]:
+    """Let a path stand for a database that somebody else has made and keeps."""
+    _urls[path] = url
+    try:
+        yield
+    finally:
+        del _urls[path]

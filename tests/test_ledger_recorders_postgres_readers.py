@@ -227,8 +227,10 @@ def append(connection: Connection, *, name: str) -> int:
     ((position,),) = connection.execute(
         f"SELECT (pg_current_xact_id()::text::bigint << {POSITION_BITS}) + 1"
     ).fetchall()
-    connection.execute("INSERT INTO streams VALUES ($1, $1, 1, $2, '', '')", (position, name))
-    connection.execute("INSERT INTO events VALUES ($1, $1, 0, 1, '{}')", (position,))
+    connection.execute(
+        "INSERT INTO streams (id, position, v, name, head, state) VALUES ($1, $1, 1, $2, '', '')", (position, name)
+    )
+    connection.execute("INSERT INTO events (position, stream, back, v, body) VALUES ($1, $1, 0, 1, '{}')", (position,))
     return int(position)
 
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from ledger.answers import TokenAnswer
+from ledger.recorders import postgres_reading
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_schema import LOCK
 from ledger.refusals import LedgerError, Unavailable
@@ -274,3 +275,17 @@ async def test_a_log_that_was_moved_into_a_younger_cluster_goes_on_above_its_end
         with opened.store.reader() as reader:
             assert answer.position == reader.after(answer.position - 1, 9)[-1].position
     check_ledger(opened.path)
+
+
+async def test_what_is_asked_for_goes_by_index_before_anything_was_counted(tmp_path: Path) -> None:
+    """The planner knows nothing of a new store's tables: a way back along a stream must not read all events at each of
+    its steps all the same."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.chain(await opened.issue(), 40)
+        assert 1 == len(opened.store.within().events(f"grant:{answer.grant_id}", 5, 5))
+        url = url_of(opened.path)
+        assert url is not None
+        with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
+            explained = connection.execute(f"EXPLAIN (COSTS off) {postgres_reading._WALK}".encode(), (1, 2, 3))
+            plan = "\n".join(line for (line,) in explained.fetchall())
+        assert ("Nested Loop" in plan, "Join" in plan, "Seq Scan" in plan) == (True, False, False)

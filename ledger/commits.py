@@ -14,22 +14,19 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
-
-import msgspec
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ledger.batch import Batch, Memory
 from ledger.optimistic import OptimisticBatch
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.store import Store
-from ledger.refusals import LedgerError, Refused, Unavailable
+from ledger.refusals import Unavailable
+from ledger.waiting import AnswerTo, Decide, Waiting, decided, forgotten, nothing, refuse, tell
 
 log = logging.getLogger("ledger")
 
 T = TypeVar("T")
-Decide = Callable[[Batch], T]
-"""One request's work: plain code on a batch. It may run more than once, so time and command id are the batch's."""
 
 BATCH_MAX = 256
 PASSES_BEFORE = 3
@@ -38,29 +35,10 @@ in it too. A few microseconds' wait, a tenth more throughput."""
 
 WAITING_MAX = 20_000
 BUSY_RETRY_SECONDS = 0.02
+LOST_RETRY_SECONDS = 0.002
 SWEEP_SECONDS = 0.25
 UNREADY_AFTER_SECONDS = 5.0
 HANGING_COMMIT_SECONDS = 5.0
-
-
-T_contra = TypeVar("T_contra", contravariant=True)
-
-
-class AnswerTo(Protocol[T_contra]):
-    """Whom to answer: a future, or what does the same at once. Neither `set_result` nor `set_exception` raises."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: T_contra, /) -> None: ...
-    def set_exception(self, error: BaseException, /) -> None: ...
-
-
-class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
-    """A request in line: what to decide, whom to answer, and until when."""
-
-    decide: Decide[T]
-    command_id: str
-    future: AnswerTo[T]
-    deadline: float
 
 
 class Commits:
@@ -136,9 +114,9 @@ class Commits:
         else:
             self._run()
 
-    def _plan_later(self) -> None:
+    def _plan_later(self, after_seconds: float = BUSY_RETRY_SECONDS) -> None:
         self._planned = True
-        self._loop.call_later(BUSY_RETRY_SECONDS, self._run)
+        self._loop.call_later(after_seconds, self._run)
 
     @property
     def stalled_seconds(self) -> float:
@@ -192,7 +170,7 @@ class Commits:
             self._failed(taken, StoreBroken(f"the authority cannot be read: {type(error).__name__}"))
             return False
         try:
-            done = batch.decide_all(taken, _decided)
+            done = batch.decide_all(taken, decided)
             batch.write()
         except LostRace as error:
             self._again_alone(batch, taken, error)
@@ -209,7 +187,7 @@ class Commits:
             # A fault in one decision may have left half of its events in memory: nothing of this batch is kept.
             if len(taken) == 1:
                 self._abandon(batch)
-                _set_exception(taken[0].future, error)
+                tell(taken[0].future, error)
                 self._after()
             else:
                 self._again_alone(batch, taken, error)
@@ -277,6 +255,8 @@ class Commits:
         done, again = batch.settle(done)
         if again:
             self._waiting.extendleft(reversed(again))
+            if not done:
+                self._plan_later(LOST_RETRY_SECONDS)
         self.batches += 1
         self._memory.trim()
         self.last_error = None
@@ -338,7 +318,7 @@ class Commits:
         if not isinstance(error, LostRace):
             log.error("decision_failed", exc_info=error)
         if self.broken is not None:
-            _refuse(taken)
+            refuse(taken)
         elif len(taken) == 1:  # alone and lost again: let the others' commit pass
             self._alone.appendleft(taken[0])
             self._plan_later()
@@ -362,7 +342,7 @@ class Commits:
             log.error("store_failed", extra={"fields": {"problem": str(error)}})
         if isinstance(error, StoreBroken):
             self._break(error)
-        _refuse(taken)
+        refuse(taken)
         if self.broken is None and (self._waiting or self._alone):
             self._plan_later()
 
@@ -370,9 +350,9 @@ class Commits:
         if self.broken is None:
             self.broken = error
             self._memory.forget_everything()
-            _refuse((*self._alone, *self._waiting))
+            refuse((*self._alone, *self._waiting))
             for _, future in self._exclusive:
-                _set_exception(future, Unavailable())
+                tell(future, Unavailable())
             self._alone.clear()
             self._waiting.clear()
             self._exclusive.clear()
@@ -382,7 +362,7 @@ class Commits:
     def look(self) -> None:
         """Ask the store what others have changed, where nobody asks it anyway; and whether it is there."""
         if not (self._waiting or self._alone or self._committing or self._closed):
-            _forgotten(self.submit(_nothing))
+            forgotten(self.submit(nothing))
 
     # ------------------------------------------------------------ deadlines
 
@@ -394,13 +374,13 @@ class Commits:
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         if not (self._waiting or self._alone or self._committing or self._closed):
             # Everybody was refused, and an unready node is sent nobody: ask the store itself whether it has healed.
-            _forgotten(self.submit(Batch.probe))
+            forgotten(self.submit(Batch.probe))
 
     def _expire(self, now: float) -> None:
         # What is being committed is only given up on, not undone: its outcome is unknown to whoever waited.
         for each in [*(flying for flying, _, _ in self._in_flight), *self._waiting, *self._alone]:
             if each.deadline < now:
-                _set_exception(each.future, Unavailable())
+                tell(each.future, Unavailable())
         if any(each.future.done() for each in self._waiting):
             self._waiting = deque(each for each in self._waiting if not each.future.done())
         if any(each.future.done() for each in self._alone):
@@ -426,7 +406,7 @@ class Commits:
             try:
                 answer = act()
             except Exception as error:
-                _set_exception(future, error)
+                tell(future, error)
                 if isinstance(error, StoreBroken):
                     self._break(error)
             else:
@@ -448,32 +428,3 @@ class Commits:
         self._handover.put(None)
         await asyncio.to_thread(self._thread.join, HANGING_COMMIT_SECONDS)
         return not self._thread.is_alive()
-
-
-def _decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
-    batch.command_id = each.command_id
-    try:
-        return each.decide(batch), False
-    except (Refused, Unavailable, LedgerError) as refusal:
-        return refusal, True
-
-
-def _nothing(batch: Batch) -> None:
-    """A decision that stands on nothing but the control counter."""
-
-
-def _forgotten(future: asyncio.Future[Any]) -> None:
-    """Nobody waits for this one: its failure is told elsewhere."""
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-
-def _refuse(those: Iterable[Waiting[Any]]) -> None:
-    for each in those:
-        _set_exception(each.future, Unavailable())
-
-
-def _set_exception(future: AnswerTo[Any], error: BaseException) -> None:
-    if isinstance(error, StopIteration):  # no future takes one, and whoever waits must be told
-        error = RuntimeError(f"a decision raised {error!r}")
-    if not future.done():
-        future.set_exception(error)

@@ -51,6 +51,7 @@ class OptimisticBatch(Batch):
         assert isinstance(memory.streams, Uses)
         self.work = CheckedWork(store.inline)
         self.work.now = self.now
+        self.work.stands_on = self.control, self.serial
         self._uses = memory.streams
         self._commands: list[Command] = []
         self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}

@@ -293,3 +293,22 @@ async def test_a_token_that_memory_has_not_heard_of_is_no_alarm(
         assert Refusal.REUSE_DETECTED is (await one.refused(farther)).refusal
         assert {0} == {*one.ledger.desk.alarms.values(), *other.ledger.desk.alarms.values()}
     assert "ahead_of_log" not in [record.getMessage() for record in caplog.records]
+
+
+async def test_a_connection_made_anew_while_deciding_makes_nothing_true(tmp_path: Path) -> None:
+    """What a new connection hears of the control counter is not what the batch was decided on: it is decided again."""
+    async with two_nodes(tmp_path) as (one, other):
+        stood_on: list[int] = []
+
+        def decide(batch: Batch) -> None:
+            stood_on.append(batch.control)
+            store = batch.store
+            assert isinstance(store, PostgresStore)
+            store._drop()
+            assert [(1,)] == store.within().select("SELECT 1 FROM control")
+
+        await other.ledger.commits.submit(decide)
+        await one.apply(client(), client("another"))
+        await other.ledger.commits.submit(decide)
+        assert stood_on[0] == stood_on[1] < stood_on[2]
+        assert 3 == len(stood_on)

@@ -64,6 +64,9 @@ _PLANS: Final = (
     "SELECT set_config('enable_seqscan', 'off', false), set_config('enable_mergejoin', 'off', false),"
     " set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false)"
 )
+_CONFIRM: Final = (
+    "INSERT INTO meta (key, value) VALUES ('confirmed', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
 _NOWHERE: Final = 2**63 - 1
 
 
@@ -85,7 +88,7 @@ class PostgresStore:
         self._failures = 0
         self._retry_at = 0.0
         self._unreachable = ""
-        self._work: CheckedWork | None = None
+        self._parameters: tuple[object, ...] | None = None
         self._closed = False
 
     # ------------------------------------------------------------ opening and closing
@@ -201,8 +204,8 @@ class PostgresStore:
                 except BaseException:
                     connection.close()
                     raise
-            except (StoreError, psycopg.Error) as error:
-                self._pause(str(error if isinstance(error, StoreError) else translated(error)))
+            except (StoreError, LedgerError, psycopg.Error) as error:
+                self._pause(str(translated(error) if isinstance(error, psycopg.Error) else error))
                 raise StoreBusy(self._unreachable) from None
             self._connection, self._failures = connection, 0
         return self._connection
@@ -299,15 +302,15 @@ class PostgresStore:
         assert isinstance(work, CheckedWork)
         if len(work.events) > postgres_append.PLACES_MAX:
             raise LedgerError(f"more than {postgres_append.PLACES_MAX} events at once")
-        self._work = work
+        self._parameters = postgres_work.parameters(work)
 
     def commit(self) -> Written:
         """Write it: durable on return, but for what was lost. StoreUnreachable: the outcome is unknown."""
-        work, self._work = self._work, None
-        assert work is not None
+        parameters, self._parameters = self._parameters, None
+        assert parameters is not None
         connection = self._connected()
         try:
-            row = connection.execute(APPEND, postgres_work.parameters(work, *self._told), prepare=True).fetchone()
+            row = connection.execute(APPEND, parameters, prepare=True).fetchone()
         except psycopg.Error as error:
             problem = translated(error)
             if isinstance(problem, StoreUnreachable):
@@ -332,6 +335,10 @@ class PostgresStore:
                 connection = self._connected()
                 if not connection.execute(_END_OLD, (self._lost_name,)).fetchall():
                     found = _found(connection, work)
+                    if found is not None:
+                        # Ending a commit that waits for a standby lets it be seen before it is there too. This one
+                        # waits behind it.
+                        connection.execute(_CONFIRM, (secrets.token_hex(8),))
                     break
             except (StoreBusy, psycopg.Error, StoreUnreachable) as error:
                 if not isinstance(error, StoreBusy):
@@ -345,7 +352,7 @@ class PostgresStore:
 
     def rollback(self) -> None:
         """Forget what was taken."""
-        self._work = None
+        self._parameters = None
 
     def truncate_log(self) -> bool:
         """Clear what was erased out of its pages. The server's own log keeps it as long as its backups are made to."""

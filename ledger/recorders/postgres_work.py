@@ -116,13 +116,13 @@ def _joined(values: Iterable[bytes]) -> bytes:
     return b"".join([part for value in values for part in (pack(len(value)), value)])
 
 
-def parameters(work: CheckedWork, control: int, serial: int) -> tuple[object, ...]:
-    """The parameters of the appending function, in its order. `control` and `serial` are those it was decided on."""
+def parameters(work: CheckedWork) -> tuple[object, ...]:
+    """The parameters of the appending function, in its order."""
     unit_of, names = work.unit_of, work.names
     read, events = work.read, work.events
     floor, rows = _rows(work)
     return (
-        control, serial, work.units, work.now, work.control, work.serial, floor,
+        *work.stands_on, work.units, work.now, work.control, work.serial, floor,
         bigints([each[0] for each in read]), ints([each[1] for each in read]), ints([each[2] for each in read]),
         *_moved(work),
         *_made(work),

@@ -28,11 +28,12 @@ class CheckedWork(Work):
     """Work that says what it stands on. `units` is how many there are; `unit_of` gives a stream's by its name, and
     `private_units` stand beside `private`."""
 
-    __slots__ = ("names", "now", "private_units", "projected", "read", "unit_of", "units")
+    __slots__ = ("names", "now", "private_units", "projected", "read", "stands_on", "unit_of", "units")
 
     def __init__(self, inline: Sequence[Inline]) -> None:
         super().__init__(inline)
         self.now = 0
+        self.stands_on = (0, 0)  # control counter and serial
         self.units = 0
         self.unit_of: dict[str, int] = {}
         self.private_units: list[int] = []

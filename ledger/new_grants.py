@@ -59,8 +59,11 @@ def drawn(batch: Batch, desk: Desk, request: GrantRequest) -> NewGrant:
     """An id for the grant, and for its person where they were never seen; the nonce that its tokens follow from."""
     randomness = batch.memory.randomness
     known_id = subject_id_of(batch, desk.ring, request.subject)
+    subject_id = known_id or new_subject_id(randomness)
+    if known_id is None:  # nothing can have happened to whom nobody ever saw: the store need not be asked
+        desk.authority.hold_subject(subject_id, None)
     return NewGrant(
-        subject_id=known_id or new_subject_id(randomness),
+        subject_id=subject_id,
         is_subject_new=known_id is None,
         grant_id=new_grant_id(batch.now, randomness),
         nonce=new_nonce(randomness),

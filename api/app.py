@@ -140,7 +140,7 @@ def create_app(
     contexts = Contexts(settings.trusted_proxies)
     desk = FrontDesk(contexts, meters, settings.request_body_bytes_max)
     local_desk = FrontDesk(contexts, meters, LOCAL_BODY_BYTES_MAX)
-    throttle = throttle or Throttle(monotonic)
+    throttle = Throttle(monotonic) if throttle is None else throttle  # one that has counted nothing is false
     assertions = Assertions(
         ledger,
         remote_keys or RemoteKeys(),

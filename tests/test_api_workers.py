@@ -92,6 +92,14 @@ def test_an_end_that_one_acknowledged_stops_the_other(together: Together) -> Non
     assert {(400, "invalid_grant")} == together.over_each(lambda server: server.refresh("www", grant.refresh_token))
 
 
+def test_a_guess_counts_whichever_worker_it_reached(together: Together) -> None:
+    """TE-8: nine failures over both, then the tenth and whatever comes waits, on both."""
+    source, fields = together.new_address(), {"grant_type": "refresh_token", "refresh_token": "x", "client_id": "www"}
+    guess = {**fields, "client_secret": "Gu3ss!"}
+    errors = [together.form("/token", guess, source=source).json()["error"] for _ in range(14)]
+    assert ["invalid_client"] * 9 + ["temporarily_unavailable"] * 5 == errors
+
+
 def test_a_hangup_reaches_every_worker(together: Together) -> None:
     """The clients file is read again by all; who is new in it is known over every connection."""
     together.hangup(clients_toml(more=MORE))

@@ -167,6 +167,25 @@ async def test_a_batch_is_written_in_the_order_of_its_log(tmp_path: Path) -> Non
             assert all(before[1] < after[1] for before, after in pairwise(rows))  # type: ignore[operator]
 
 
+async def test_with_positions_taken_ahead_a_log_would_run_backwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: a node that has its positions before it reads what it decides on."""
+    taken = "base := (pg_current_xact_id()::text::bigint << {bits}) + _offset;"
+    broken(monkeypatch, taken, "base := nextval('ahead') << {bits};")
+    made = "CREATE OR REPLACE FUNCTION ledger_append("
+    broken(monkeypatch, made, f"CREATE SEQUENCE IF NOT EXISTS ahead CACHE 1000; {made}")
+
+    async def backwards() -> None:
+        async with two_nodes(tmp_path) as (one, other):
+            answer = await one.issue()
+            for node in (other, one, other):
+                answer = await node.refresh(answer)
+
+    with pytest.raises(AssertionError, match="names itself"):
+        await backwards()
+
+
 async def test_cold_grants_are_fetched_in_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of grants that are not in memory costs one question, whatever their number, and one append."""
     asked: list[object] = []

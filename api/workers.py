@@ -241,7 +241,8 @@ class Workers:
         worker.failures = 0 if lived >= LIVED_SECONDS else worker.failures + 1
         pause = RESTART_SECONDS[min(worker.failures, len(RESTART_SECONDS) - 1)]
         worker.pid, worker.start_at = 0, time.monotonic() + pause
-        self._exit_code = self._exit_code or _exit_code(code)
+        unborn = self._stopping and code == -signal.SIGTERM  # it was still starting, and serving nobody
+        self._exit_code = self._exit_code or (0 if unborn else _exit_code(code))
         if self._serving and not self._stopping:
             log.warning("worker_ended", worker=worker.number, code=code, again_in_seconds=pause)
 

@@ -159,6 +159,13 @@ def test_sigterm_under_load_leaves_no_begun_request_unanswered(
         together.start()
 
 
+def test_an_end_while_a_worker_is_still_starting_is_in_order(together: Together) -> None:
+    """Told to end as soon as the first one is ready: the exit code is 0, whatever became of the other."""
+    for _ in range(3):
+        assert 0 == together.terminate(), together.tail()
+        together.start()
+
+
 def test_workers_do_not_outlive_their_parent(together: Together) -> None:
     """Killed without a word: the workers see it and end in order."""
     pids = together.workers()

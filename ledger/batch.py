@@ -39,7 +39,9 @@ class Loaded:
     the grant's private row, None for other streams.
     """
 
-    __slots__ = ("aggregate", "contexts", "head", "id", "is_authority", "name", "position", "private", "v")
+    __slots__ = (
+        "aggregate", "contexts", "head", "id", "is_authority", "known_position", "name", "position", "private", "v",
+    )  # fmt: skip
 
     def __init__(
         self, name: str, id: int, v: int, position: int, head: str | None, aggregate: snapshots.Aggregate
@@ -52,6 +54,7 @@ class Loaded:
         self.aggregate = aggregate
         self.private: PrivateGrant | None = None
         self.contexts: dict[Source, str] = {}
+        self.known_position: tuple[int, int] | None = None
         self.is_authority = name.partition(":")[0] in AUTHORITY_KINDS
 
 
@@ -197,10 +200,17 @@ class Batch:
         stored = self.store.event_at(name, v)
         return decode(stored.body if stored is not None else self._appended(name, v)[1])
 
-    def position_at(self, name: str, v: int) -> int:
-        """The position of one event of a stream, of the store or of this batch. It must exist."""
-        stored = self.store.event_at(name, v)
-        return stored.position if stored is not None else self._appended(name, v)[0]
+    def position_at(self, loaded: Loaded, v: int) -> int:
+        """The position of one event of a stream, of the store or of this batch. It must exist.
+
+        Remembered for the event that was asked for last: a token that is presented again and again asks for one."""
+        if loaded.known_position is not None and loaded.known_position[0] == v:
+            return loaded.known_position[1]
+        stored = self.store.event_at(loaded.name, v)
+        if stored is None:
+            return self._appended(loaded.name, v)[0]
+        loaded.known_position = v, stored.position
+        return stored.position
 
     def _appended(self, name: str, v: int) -> tuple[int, str]:
         stream = self.memory.streams[name].id

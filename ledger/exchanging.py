@@ -70,13 +70,13 @@ def exchange(
         check_keys(desk.ring, outcome)
         jwt = unsigned_jwt(desk, outcome, presented.grant_id, authorized, subject_of(batch, grant.subject_id))
     named = isinstance(decision.events[0], GrantExpired)  # only this one says who presented
-    positions = record(batch, desk, loaded, decision, source if named else None, presenter.context)
+    record(batch, desk, loaded, decision, source if named else None, presenter.context)
     if isinstance(outcome, RefusedOutcome):
         if outcome.refusal is Refusal.REUSE_DETECTED:
             keep_reason(batch)
         raise Refused(outcome.refusal, event_id=outcome.event_id)
     assert isinstance(outcome, Served)
-    return answer(batch, desk.ring, loaded, grant, outcome, positions, jwt)
+    return answer(batch, desk.ring, loaded, grant, outcome, jwt)
 
 
 def challenge_of(verifier: str | None) -> str | None:

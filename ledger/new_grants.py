@@ -102,7 +102,7 @@ def begin(
     device: str | None = None,
     idempotency_mac: bytes | None = None,
     body_mac: bytes | None = None,
-) -> tuple[Loaded, list[int]]:
+) -> Loaded:
     """Append a grant's first events with its private row, and its person's where they were never seen."""
     private = PrivateGrant(
         subject_id=new.subject_id,
@@ -115,7 +115,7 @@ def begin(
     )
     loaded = batch.create("grant:" + new.grant_id, grant)
     loaded.private = private
-    positions = batch.append(loaded, events)
+    batch.append(loaded, events)
     batch.private(
         loaded,
         KEEP_GRANT,
@@ -131,4 +131,4 @@ def begin(
     )
     if new.is_subject_new:
         keep_subject(batch, desk.ring, request.subject, new.subject_id)
-    return loaded, positions
+    return loaded

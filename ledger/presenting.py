@@ -122,7 +122,6 @@ def answer(
     loaded: Loaded,
     grant: Grant,
     served: Served,
-    positions: list[int],
     jwt: jwt_access_tokens.Unsigned | None = None,
 ) -> TokenAnswer:
     """The token response: both tokens derived anew from the grant's nonce, lifetimes as of now. `jwt` is what
@@ -135,10 +134,7 @@ def answer(
     wall_clock, at = batch.now, grant.at
     now = wall_clock if wall_clock > at else at
     refresh = None if generation is None else tokens.derive(ring, served.key_id, grant_id, generation, nonce)
-    if positions and loaded.v == served.last_v:
-        position = positions[-1]
-    else:
-        position = batch.position_at(loaded.name, served.last_v)
+    position = loaded.position if loaded.v == served.last_v else batch.position_at(loaded, served.last_v)
     idle, absolute = served.idle_expires_at, served.absolute_expires_at
     ends_in = None if absolute is None else 0 if absolute < now else (absolute - now) // SECOND
     expires_in = access.expires_at // SECOND - wall_clock // SECOND
@@ -168,12 +164,12 @@ def signed(ring: KeyRing, told: TokenAnswer) -> TokenAnswer:
 
 def record(
     batch: Batch, desk: Desk, loaded: Loaded, decision: Decision, source: Source | None, context: str | None
-) -> list[int]:
+) -> None:
     """Append what was decided, with the private rows that go with it."""
     events = decision.events
     if not events:
-        return []
-    positions = batch.append(loaded, events)
+        return
+    batch.append(loaded, events)
     if source is not None and context is not None and source not in loaded.contexts:
         keep_context(batch, loaded, source, context)
     if decision.ends_subject:
@@ -181,7 +177,6 @@ def record(
         end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")
     if type(events[-1]) in _ENDS:
         forget_nonce_if_over(batch, desk, loaded)
-    return positions
 
 
 # ---------------------------------------------------------------- parts

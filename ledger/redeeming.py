@@ -90,15 +90,16 @@ def redeem(
     if served.access_token.format == "jwt":
         jwt = unsigned_jwt(desk, served, presented.grant_id, grant, subject_of(batch, grant.subject_id))
     previous = grant.previous  # as it is before this is appended: what it names has its row
-    positions = batch.append(loaded, decision.events) if decision.events else []
-    if context is None and positions:
+    if decision.events:
+        batch.append(loaded, decision.events)
+    if context is None and decision.events:
         if previous is not None and presenter.context == previous.context:
             loaded.contexts[source] = presenter.context
         else:
             keep_context(batch, loaded, source, presenter.context)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
-    told = answer(batch, desk.ring, loaded, grant, served, positions, jwt)
+    told = answer(batch, desk.ring, loaded, grant, served, jwt)
     if told.refresh_token is not None and served.generation is not None:
         made = tokens.Presented(told.grant_id, served.generation, served.key_id, None)
         desk.hand_out(told.refresh_token, made)

@@ -183,6 +183,8 @@ def _run(side: Side, point: Point, number: int, found: Found, memory_bytes: int)
         written_kb=None if written is None else written / 1000 / thousands,
         client_cpu_s=found.client_cpu_seconds / thousands,
         server_memory_mb=memory_bytes / 1_000_000,
+        foreign_cores=max(0.0, found.busy_seconds - (server + store).cpu_seconds - found.client_cpu_seconds)
+        / found.seconds,
     )
 
 
@@ -201,6 +203,7 @@ def _line(run: Run) -> str:
     return (
         f"round {run.round}: {run.axis} {run.x:<8} {run.side:24} {run.per_second:7.0f}/s p50 {run.p50_ms:6.2f}"
         f" p99 {run.p99_ms:6.1f} ms CPU {run.server_cpu_s:.3f} + {run.store_cpu_s:.3f} client {run.client_cpu_s:.3f}"
+        f" others {run.foreign_cores:.2f} cores"
     )
 
 

@@ -1,11 +1,12 @@
 """Every question has one answer on both engines, asked of the same history; and what PostgreSQL alone must show."""
 
 import asyncio
+import re
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -150,6 +151,30 @@ def test_incidents(twice: Twice) -> None:
         for limit in (1, 50):
             twice.ask(reuse_incidents.incidents, twice.now, since=since, limit=limit)
     assert len(twice.ask(reuse_incidents.incidents, twice.now, limit=50)["incidents"]) >= 2
+
+
+def test_no_question_reads_a_whole_table(twice: Twice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-22: of tables that were never counted, too: every plan goes by an index, row by row."""
+    plans: dict[str, str] = {}
+    asked = PostgresReader._rows
+
+    def explained(self: PostgresReader, sql: str, parameters: Sequence[object]) -> list[Any]:
+        if sql not in plans:
+            plans[sql] = "\n".join(line for (line,) in asked(self, f"EXPLAIN {sql}", parameters))
+        return asked(self, sql, parameters)
+
+    monkeypatch.setattr(PostgresReader, "_rows", explained)
+    test_streams_and_their_events(twice)
+    test_the_log_in_its_order(twice)
+    test_histories(twice)
+    test_incidents(twice)
+    for chosen in ({}, {"client_id": "www"}, {"issued_by": "operator:login-app"}, {"clients": ["app", "www"]}):
+        twice.ask(grant_views.grants, twice.now, limit=9, discloses=everybody, **chosen)
+    twice.ask(grant_views.live_count, "www", twice.now)
+    assert len(plans) > 15
+    for sql, plan in plans.items():
+        if "ORDER BY id" not in sql and "ORDER BY position" not in sql:  # the test's own, of everything
+            assert not re.search(r"Seq Scan|Hash|Merge", plan), f"{sql}\n{plan}"
 
 
 def test_another_answer_is_caught(twice: Twice) -> None:

@@ -192,11 +192,16 @@ class Operators:
             self._log_end.write()
             return report
 
+    async def _truncated(self) -> bool:
+        if self._store.optimistic:
+            return await asyncio.to_thread(self._store.truncate_log)
+        return await self._commits.exclusively(self._store.truncate_log)
+
     async def _truncate_log(self) -> None:
         """Readers that look at an older moment keep the log; they are short, so try again for a while."""
         for _ in range(100):
             with contextlib.suppress(StoreError):
-                if await self._commits.exclusively(self._store.truncate_log):
+                if await self._truncated():
                     return
             await asyncio.sleep(0.05)
         raise Unavailable("erased, but the write-ahead log is still being read; repeat the command")

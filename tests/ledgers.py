@@ -93,6 +93,12 @@ class Opened:
         self.fatal = fatal
 
     @property
+    def connection(self) -> sqlite3.Connection:
+        """The writing connection of a store on SQLite."""
+        assert isinstance(self.store, SQLiteStore)
+        return self.store._connection
+
+    @property
     def path(self) -> Path:
         """The database."""
         return self.folder / "ledger.db"

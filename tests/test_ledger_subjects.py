@@ -96,8 +96,8 @@ async def test_what_is_only_deleted_is_still_in_the_files(tmp_path: Path) -> Non
     """The broken twin of the test above: without `secure_delete` and an emptied log the rows' text stays."""
     async with open_ledger(tmp_path) as opened:
         await issued(opened)
-        opened.store._connection.execute("PRAGMA secure_delete=OFF")
-        opened.store._connection.execute("DELETE FROM private_subjects")
+        opened.connection.execute("PRAGMA secure_delete=OFF")
+        opened.connection.execute("DELETE FROM private_subjects")
         assert files_that_hold(tmp_path, PERSON[0])
 
 

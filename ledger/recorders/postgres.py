@@ -54,18 +54,18 @@ _HORIZON: Final = (
     f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608
     " + (SELECT position_offset FROM control)"
 )
-_END_OLD: Final = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid()"
-)
+_OTHERS: Final = "FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid()"
+# Not where its commit waits for a standby: whoever ends such a wait lets everybody see what no standby has.
+_END_OLD: Final = f"SELECT CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) END {_OTHERS}"  # noqa: S608
+_END_WAITS: Final = f"SELECT pg_terminate_backend(pid) {_OTHERS}"
 # By index, always, and planned once: a plan that was made while a table was small, or not counted yet, would read all
 # of it at every batch by the time that it is large.
 _PLANS: Final = (
     "SELECT set_config('enable_seqscan', 'off', false), set_config('enable_mergejoin', 'off', false),"
     " set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false)"
 )
-_CONFIRM: Final = (
-    "INSERT INTO meta (key, value) VALUES ('confirmed', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-)
+# A commit of nothing: it returns when the standbys have whatever can be seen already.
+_CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'token-ledger', '')"
 _CLEAR: Final = "VACUUM private_grants, private_contexts, private_reasons, private_subjects"
 _NOWHERE: Final = 2**63 - 1
 
@@ -81,6 +81,7 @@ class PostgresStore:
         self.address = Address(url)
         self.lost_batches = 0
         self._name = self._lost_name = ""  # of the connection, so that it can be told from all others
+        self._waiting_name = f"token-ledger {secrets.token_hex(6)}"
         self._connection: Connection | None = None
         self._readers = PostgresReaders(self.address)
         self._hops = Hops()
@@ -195,9 +196,10 @@ class PostgresStore:
                 raise StoreBusy(self._unreachable)
             try:
                 self._name = f"token-ledger {secrets.token_hex(6)}"
-                connection = self.address.connect(application_name=self._name)
+                connection = self.address.connect(application_name=self._waiting_name)
                 try:
                     postgres_work.register(connection)
+                    self._get_behind(connection)
                     connection.execute(_PLANS)
                     if _exists(connection, "control"):
                         self._told = _control(connection)
@@ -209,6 +211,13 @@ class PostgresStore:
                 raise StoreBusy(self._unreachable) from None
             self._connection, self._failures = connection, 0
         return self._connection
+
+    def _get_behind(self, connection: Connection) -> None:
+        """Wait until the standbys have all that can be seen here: a primary that crashed and came back shows what it
+        had committed for itself alone (I-09). Of those that waited before and gave up none is left behind."""
+        connection.execute(_END_WAITS.encode(), (self._waiting_name,))
+        connection.execute(_CONFIRM)
+        connection.execute("SELECT set_config('application_name', $1, false)", (self._name,))
 
     def _pause(self, problem: str) -> None:
         self._retry_at = time.monotonic() + RECONNECT_SECONDS[min(self._failures, len(RECONNECT_SECONDS) - 1)]
@@ -338,7 +347,7 @@ class PostgresStore:
                     if found is not None:
                         # Ending a commit that waits for a standby lets it be seen before it is there too. This one
                         # waits behind it.
-                        connection.execute(_CONFIRM, (secrets.token_hex(8),))
+                        connection.execute(_CONFIRM)
                     break
             except (StoreBusy, psycopg.Error, StoreUnreachable) as error:
                 if not isinstance(error, StoreBusy):

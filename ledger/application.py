@@ -115,7 +115,7 @@ class Ledger:
         try:
             ledger.log_end.compare()
             if ledger.behind is None and not ledger.authority.keys.created_at:
-                await ledger._commits.submit(lambda batch: operating.first_keys(batch, sorted(ring.keys)))
+                await ledger._commits.submit(lambda batch: operating.first_keys(batch, sorted(ring.keys)), ours=True)
         except BaseException:
             await ledger._commits.close()
             raise
@@ -341,14 +341,14 @@ class Ledger:
             with contextlib.suppress(KeyNotHeld):
                 self.desk.ring.signing_key(self.authority.keys.active_id)
         if self.behind is None:  # else its position would be one that the lost log has used
-            await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted))
+            await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted), ours=True)
 
     async def stopped(self) -> None:
         """Record that a server ceases to: its last word, so what was counted comes before it."""
         if self.behind is None:
             await self._write_what_is_left()
             with contextlib.suppress(Unavailable):
-                await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped))
+                await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped), ours=True)
 
     # ------------------------------------------------------------ parts
 

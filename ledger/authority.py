@@ -44,6 +44,12 @@ ENDS_IN_MEMORY_MAX = 10_000
 RAISES_IN_MEMORY_MAX = 4_096
 RULES_IN_MEMORY_MAX = 10_000
 PAGE_EVENTS = 1_000
+CREDENTIALS: Final = (
+    "auth", "secret_hashes", "jwks", "jwks_uri", "token_endpoint_auth_signing_alg", "assertion_audience",
+    "tls_client_auth_subject_dn", "tls_client_auth_san_dns", "tls_client_auth_san_uri", "tls_client_auth_san_ip",
+    "tls_client_auth_san_email",
+)  # fmt: skip
+"""The settings of a client that say who it is, and how it has to show it."""
 
 _NO_RAISE: Final = Epoch()  # shared by all subjects that nothing ever ended; never folded into
 _Aggregate = TypeVar("_Aggregate", bound=snapshots.Aggregate)
@@ -142,6 +148,19 @@ class Authority:
     def operator_by_token(self, ring: KeyRing, token: str) -> Operator | None:
         """Whose bearer token this is; None: nobody's. Found by its keyed hash, so a guess can aim at none."""
         return self._operators_by_hash.get(secret_hash(ring, token))
+
+    def credentials(self) -> dict[tuple[str, str], tuple[object, ...]]:
+        """What authentication goes by, of each client and operator, to be compared with what it was. Whether a client
+        is enabled is left out: whoever decides sees that."""
+        clients: dict[tuple[str, str], tuple[object, ...]] = {
+            ("client", client_id): tuple(getattr(client.settings, name) for name in CREDENTIALS)
+            for client_id, client in self._clients.items()
+        }
+        operators = {
+            ("operator", name): (each.enabled, each.token_hashes, each.roles, each.clients)
+            for name, each in self._operators.items()
+        }
+        return {**clients, **operators}
 
     # ------------------------------------------------------------ rules
 

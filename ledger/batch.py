@@ -59,7 +59,10 @@ class Loaded:
 
 
 class Memory:
-    """What one process knows of its store. Owned by the event loop."""
+    """What one process knows of its store. Owned by the event loop.
+
+    `credentials_moved`: somebody else has changed what authentication goes by, and nobody has heeded it yet.
+    """
 
     def __init__(self, store: Store, authority: Authority, *, clock: Callable[[], int], randomness: Randomness) -> None:
         """`clock` gives the wall clock in microseconds, `randomness` unguessable bytes."""
@@ -68,6 +71,7 @@ class Memory:
         self.clock = clock
         self.randomness = randomness
         self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
+        self.credentials_moved = False
         self._command_ids: list[str] = []
         self.position, self.stream_id = store.last()
 
@@ -84,12 +88,16 @@ class Memory:
 
     def read_anew(self, control: int) -> None:
         """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing."""
-        if isinstance(self.streams, Uses):
-            self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
-        else:
-            self.forget_everything()
         self.position, self.stream_id = self.store.last()
+        if not isinstance(self.streams, Uses):
+            self.forget_everything()
+            self.authority.reload(self.store.within(), control)
+            return
+        self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
+        before = self.authority.credentials()
         self.authority.reload(self.store.within(), control)
+        after = self.authority.credentials()
+        self.credentials_moved |= any(after.get(who) != said for who, said in before.items())
 
     def trim(self) -> None:
         """Keep memory bounded: the streams that were loaded first leave first."""

@@ -82,20 +82,21 @@ class Commits:
 
     # ------------------------------------------------------------ coming in
 
-    def submit(self, decide: Decide[T]) -> asyncio.Future[T]:
+    def submit(self, decide: Decide[T], *, ours: bool = False) -> asyncio.Future[T]:
         """Put a request in line. The future gives what `decide` returned once its events are durable, raises the
-        Refused or LedgerError it raised (what stood in the same batch is durable then too), or Unavailable."""
+        Refused or LedgerError it raised (what stood in the same batch is durable then too), or Unavailable. `ours`:
+        it is the ledger's own, so it stands on nobody's authentication."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self.put(decide, future)
+        self.put(decide, future, ours)
         return future
 
-    def put(self, decide: Decide[T], future: AnswerTo[T]) -> None:
+    def put(self, decide: Decide[T], future: AnswerTo[T], ours: bool = False) -> None:
         """As `submit`, for one who is answered in another way than by a future. May answer before it returns."""
         if self.broken is not None or self._closed or len(self._waiting) >= WAITING_MAX:
             future.set_exception(Unavailable())
             return
         now = self._loop.time()
-        self._waiting.append(Waiting(decide, self._memory.new_command_id(), future, now + self._deadline_seconds))
+        self._waiting.append(Waiting(decide, self._memory.new_command_id(), future, now + self._deadline_seconds, ours))
         if self._unserved_since is None:
             self._unserved_since = now
             if self._sweeper is None:
@@ -168,6 +169,9 @@ class Commits:
             # What the log says of authority cannot be made out: nothing can be decided, by nobody.
             log.error("batch_not_begun", exc_info=error)
             self._failed(taken, StoreBroken(f"the authority cannot be read: {type(error).__name__}"))
+            return False
+        if self._memory.credentials_moved:
+            self._refuse_authenticated(batch, taken)
             return False
         try:
             done = batch.decide_all(taken, decided)
@@ -307,6 +311,16 @@ class Commits:
         else:
             self._failed(those, error)
 
+    def _refuse_authenticated(self, batch: Batch, taken: list[Waiting[Any]]) -> None:
+        """Somebody else has changed what authentication goes by. Who is in line showed what counted before: a secret
+        that was taken back must not buy anything any more, so all of them have to say again who they are."""
+        self._memory.credentials_moved = False
+        self._abandon(batch)
+        line = [*taken, *self._alone, *self._waiting]
+        self._alone.clear()
+        self._waiting = deque(each for each in line if each.ours)
+        refuse(each for each in line if not each.ours)
+
     def _abandon(self, batch: Batch) -> None:
         try:
             batch.forget()
@@ -362,7 +376,7 @@ class Commits:
     def look(self) -> None:
         """Ask the store what others have changed, where nobody asks it anyway; and whether it is there."""
         if not (self._waiting or self._alone or self._committing or self._closed):
-            forgotten(self.submit(nothing))
+            forgotten(self.submit(nothing, ours=True))
 
     # ------------------------------------------------------------ deadlines
 
@@ -374,7 +388,7 @@ class Commits:
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         if not (self._waiting or self._alone or self._committing or self._closed):
             # Everybody was refused, and an unready node is sent nobody: ask the store itself whether it has healed.
-            forgotten(self.submit(Batch.probe))
+            forgotten(self.submit(Batch.probe, ours=True))
 
     def _expire(self, now: float) -> None:
         # What is being committed is only given up on, not undone: its outcome is unknown to whoever waited.

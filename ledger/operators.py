@@ -142,7 +142,8 @@ class Operators:
         Raises LedgerError where the file breaks a rule; nothing is recorded then.
         """
         return await self._decisions.decided(
-            lambda batch: operating.apply(batch, self._desk, clients, operators, serial=serial, dry_run=dry_run)
+            lambda batch: operating.apply(batch, self._desk, clients, operators, serial=serial, dry_run=dry_run),
+            ours=True,
         )
 
     # ------------------------------------------------------------ keys and restores
@@ -176,7 +177,7 @@ class Operators:
         await self._decide_keys(lambda keys, act: keys.decide_distrust(key_id, act))
 
     async def _decide_keys(self, decide: Callable[[Keys, Act], KeyEvent | None]) -> None:
-        await self._decisions.decided(lambda batch: operating.decide_keys(batch, "operator:local", decide))
+        await self._decisions.decided(lambda batch: operating.decide_keys(batch, "operator:local", decide), ours=True)
 
     async def restore_acknowledge(self) -> RestoreReport | None:
         """Go on after an older backup was put back knowingly; None where the log is not behind the head file."""
@@ -186,7 +187,8 @@ class Operators:
                 return None
             key_id = await self._ring_file.grow()
             report = await self._commits.submit(
-                lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id)
+                lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id),
+                ours=True,
             )
             self._log_end.behind = None
             self._log_end.write()

@@ -24,12 +24,13 @@ class AnswerTo(Protocol[T_contra]):
 
 
 class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
-    """A request in line: what to decide, whom to answer, and until when."""
+    """A request in line: what to decide, whom to answer, and until when. `ours`: nobody had to say who they are."""
 
     decide: Decide[T]
     command_id: str
     future: AnswerTo[T]
     deadline: float
+    ours: bool = False
 
 
 def decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:

@@ -14,11 +14,27 @@ from ledger.batch import Batch
 from ledger.commits import Commits
 from ledger.recorders import postgres_append
 from ledger.recorders.postgres import PostgresStore
-from ledger.refusals import Refusal, Refused
+from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.single_use import SingleUse
-from tests.ledgers import ELSEWHERE, HOME, SECURITY, START, Clock, Opened, caller, check_ledger, client, open_ledger
+from tests.ledgers import (
+    ELSEWHERE,
+    HOME,
+    SECURITY,
+    START,
+    Clock,
+    Opened,
+    caller,
+    check_ledger,
+    client,
+    open_ledger,
+    operator,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
+
+
+OPERATORS = (operator(), operator("soc", ("security",)))
+"""As there are from the beginning."""
 
 
 @asynccontextmanager
@@ -90,7 +106,7 @@ async def _end(node: Opened, answer: TokenAnswer, how: str) -> None:
         case "client":
             await node.ledger.operators.revoke_client(SECURITY, "www", None, None)
         case _:
-            await node.apply(client("another"))
+            await node.apply(client("another"), operators=OPERATORS)
 
 
 @pytest.mark.parametrize("how", ["subject", "client", "disabled"])
@@ -256,22 +272,22 @@ async def test_clients_that_one_node_changes_rule_on_the_other(tmp_path: Path) -
     """A cut of scope binds on the other node's next decision (I-06, I-08)."""
     async with two_nodes(tmp_path) as (one, other):
         answer = await other.refresh(await other.issue())
-        await one.apply(client(scope=("read",)))
+        await one.apply(client(scope=("read",)), operators=OPERATORS)
         assert ("read",) == (await other.refresh(answer)).scope
 
 
 async def test_a_clients_file_of_yesterday_is_refused_by_whichever_node(tmp_path: Path) -> None:
     """The last serial stands in the store: a node that has not heard of it decides again."""
     async with two_nodes(tmp_path) as (one, other):
-        await one.apply(client(), serial=7)
+        await one.apply(client(), operators=OPERATORS, serial=7)
         with pytest.raises(Exception, match="serial"):
-            await other.apply(client(), serial=6)
+            await other.apply(client(), operators=OPERATORS, serial=6)
 
 
 async def test_an_idle_node_hears_of_a_change_by_itself(tmp_path: Path) -> None:
     """Who authenticates is decided before a batch: within about a second the clients are those of now."""
     async with two_nodes(tmp_path) as (one, other):
-        await one.apply(client(), client("another"))
+        await one.apply(client(), client("another"), operators=OPERATORS)
         for _ in range(400):
             if other.ledger.authority.client("another") is not None:
                 return
@@ -327,7 +343,26 @@ async def test_a_connection_made_anew_while_deciding_makes_nothing_true(tmp_path
             assert [(1,)] == store.within().select("SELECT 1 FROM control")
 
         await other.ledger.commits.submit(decide)
-        await one.apply(client(), client("another"))
+        await one.apply(client(), client("another"), operators=OPERATORS)
         await other.ledger.commits.submit(decide)
         assert stood_on[0] == stood_on[1] < stood_on[2]
         assert 3 == len(stood_on)
+
+
+async def test_who_showed_a_secret_that_was_taken_back_has_to_say_again_who_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client authenticates before its request is in line: what counted then, and no more, buys nothing. A change that
+    has nothing to do with it stands in nobody's way, and the ledger's own work goes on."""
+    monkeypatch.setattr(Commits, "look", lambda self: None)
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await one.apply(client(scope=("read", "openid")), client("another"), operators=OPERATORS)
+        answer = await other.refresh(answer)
+        await one.apply(client(scope=("read", "openid"), secret="Changed!"), client("another"), operators=OPERATORS)
+        own = other.ledger.commits.submit(lambda batch: batch.control, ours=True)
+        with pytest.raises(Unavailable):
+            await other.refresh(answer)
+        assert await own == one.ledger.authority.control
+        assert 2 == other.topics(answer).count("token_rotated")
+        await other.refresh(answer)

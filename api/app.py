@@ -42,6 +42,7 @@ from api.revoke import RevocationEndpoint
 from api.settings import Settings
 from api.throttle import Throttle
 from api.token import TokenEndpoint
+from api.worker_metrics import Collects
 from ledger.application import Ledger
 from ledger.clients import ROLES
 from ledger.refusals import Unavailable
@@ -128,14 +129,18 @@ def create_app(
     server: ServerView | None = None,
     monotonic: Callable[[], float] = time.monotonic,
     remote_keys: RemoteKeys | None = None,
+    share: Callable[[Collects], Collects] = lambda own: own,
+    throttle: Throttle | None = None,
 ) -> App:
     """Put every endpoint over an open ledger. `server` is the one that serves it, for its figures; `monotonic` gives
-    the seconds that throttling counts in; `remote_keys` is for tests, whose clients publish their keys close by."""
+    the seconds that throttling counts in; `remote_keys` is for tests, whose clients publish their keys close by;
+    `share` gives, for the process's own figures, those that are to be told; `throttle` counts failures, its own unless
+    others count with it."""
     meters = Meters()
     contexts = Contexts(settings.trusted_proxies)
     desk = FrontDesk(contexts, meters, settings.request_body_bytes_max)
     local_desk = FrontDesk(contexts, meters, LOCAL_BODY_BYTES_MAX)
-    throttle = Throttle(monotonic)
+    throttle = Throttle(monotonic) if throttle is None else throttle  # one that has counted nothing is false
     assertions = Assertions(
         ledger,
         remote_keys or RemoteKeys(),
@@ -146,7 +151,7 @@ def create_app(
     clients = ClientAuth(ledger, throttle, meters, assertions, certificates)
     by_token = ByToken(ledger, throttle, meters)
     families = registry(LedgerCollector(meters, lambda: ledger_families(ledger, server)), version("token-ledger"))
-    health = Health(ledger, families)
+    health = Health(ledger, share(families))
     reading = Reading(ledger.store, settings.request_timeout_seconds)
 
     clock = ledger.memory.clock

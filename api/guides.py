@@ -25,6 +25,7 @@ GUIDES: Final[dict[str, str]] = {
     "sign-in": "Sign people in: the authorization code flow with your own login page (RFC 6749 4.1, RFC 7636)",
     "operating": "Issue, look at and end grants; roles, audit, erasure",
     "resource-servers": "Check access tokens: ask, or check a JWT yourself; audiences; keys",
+    "postgresql": "Keep the store on PostgreSQL: workers, nodes, fail-over, backups",
     "running": "Run the server: files, backups, keys, health, metrics",
 }
 """Every guide by its place under `/docs/`, with its line in the list."""

@@ -6,12 +6,12 @@ Neither health endpoint asks the store anything: they tell what the process know
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
 from api.answers import NOT_STORED, Answer, json_answer, with_body
 from api.metrics import counter, gauge
+from api.worker_metrics import Collects
 from ledger.application import Ledger
 
 
@@ -32,7 +32,7 @@ class ServerView(Protocol):
 class Health:
     """The endpoints."""
 
-    def __init__(self, ledger: Ledger, registry: CollectorRegistry) -> None:
+    def __init__(self, ledger: Ledger, registry: Collects) -> None:
         self._ledger = ledger
         self._registry = registry
 

@@ -1,4 +1,5 @@
 """How a command reaches the ledger: through the socket beside the database where a server runs, else in process.
+On PostgreSQL, which many may write to, always in process.
 
 Both ways carry the same HTTP requests to the same application, so a command can do what a client or an operator can
 do, and in the same words. What comes over the socket is the operator `local` with every role: the socket's mode (0600)
@@ -240,17 +241,19 @@ async def exchange(
 
 
 @contextmanager
-def reach(database: Path, open_app: Callable[[], AbstractAsyncContextManager[Asgi]]) -> Iterator[Local]:
-    """Reach the ledger on this file: its server where one runs, else the application that `open_app` opens.
+def reach(database: Path | None, open_app: Callable[[], AbstractAsyncContextManager[Asgi]]) -> Iterator[Local]:
+    """Reach the ledger on this file: its server where one runs, else the application that `open_app` opens. A store
+    that is no file (None) has no owner, so it is opened beside whoever serves it.
 
     Waits a while for an owner that is only passing: a server that starts or stops, another command at work.
     Raises LedgerError where neither way opens.
     """
-    path, deadline = socket_path(database), time.monotonic() + OWNER_SECONDS_MAX
+    path = None if database is None else socket_path(database)
+    deadline = time.monotonic() + OWNER_SECONDS_MAX
     with contextlib.ExitStack() as stack:
         runner: asyncio.Runner | None = None
         while True:
-            connected = connect(path)
+            connected = None if path is None else connect(path)
             if connected is not None:
                 yield stack.enter_context(contextlib.closing(OverSocket(connected)))
                 return

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+from api.logs import Log
 from ledger.recorders.errors import StoreError
-from ledger.recorders.reading import Reader
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.rows import Reads
+from ledger.recorders.store import Store
 from ledger.refusals import Unavailable
 
 T = TypeVar("T")
+
+log = Log("api")
 
 AT_ONCE_MAX = 4
 """More threads would only wait for each other, and for the interpreter that the commits need."""
@@ -18,19 +21,20 @@ AT_ONCE_MAX = 4
 class Reading:
     """Asks the store. Raises Unavailable where it cannot answer, or not within the time a request may take."""
 
-    def __init__(self, store: SQLiteStore, seconds_max: float) -> None:
+    def __init__(self, store: Store, seconds_max: float) -> None:
         self._store = store
         self._seconds_max = seconds_max
         self._places = asyncio.Semaphore(AT_ONCE_MAX)
 
-    async def ask(self, question: Callable[[Reader], T]) -> T:
+    async def ask(self, question: Callable[[Reads], T]) -> T:
         """Answer from one committed moment, which holds every write that was acknowledged before."""
         try:
             async with asyncio.timeout(self._seconds_max), self._places:
                 return await asyncio.to_thread(self._asked, question)
-        except (StoreError, TimeoutError):
+        except (StoreError, TimeoutError) as error:
+            log.warning("question_not_answered", why=str(error) or "it takes too long")
             raise Unavailable from None
 
-    def _asked(self, question: Callable[[Reader], T]) -> T:
+    def _asked(self, question: Callable[[Reads], T]) -> T:
         with self._store.reader() as reader:
             return question(reader)

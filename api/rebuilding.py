@@ -14,7 +14,7 @@ from api.answers import NOT_STORED
 from api.logs import Log
 from ledger.application import Ledger
 from ledger.recorders.errors import StoreError
-from ledger.recorders.rows import Reads, Work
+from ledger.recorders.rows import Reads
 from ledger.refusals import Refusal, Refused
 from projections.rebuild import Heal, rebuild
 
@@ -94,7 +94,7 @@ class _Work:
     def run(self) -> Any:
         store = self._ledger.store
         try:
-            found = rebuild(store.reader, store.inline, self._heal, self._progress)
+            found = rebuild(store.settled, store.inline, self._heal, self._progress)
         except BrokenOff:
             return {"error": "temporarily_unavailable", "error_description": "the rebuild was broken off"}
         except StoreError as error:
@@ -115,27 +115,31 @@ class _Work:
             self._loop.call_soon_threadsafe(self._tell, {"done": done, "total": total})
 
     def _heal(self, derive: Callable[[Reads], Heal]) -> None:
-        """Let the loop, to which the writing connection belongs, run one step of healing between two batches."""
+        """Run one step of healing: where others may write to the store here, in a transaction of its own; else let the
+        loop, to which the writing connection belongs, run it between two batches."""
         if self.broken_off:
             raise BrokenOff
-        commits = self._ledger.commits
-        step = asyncio.run_coroutine_threadsafe(commits.exclusively(lambda: self._healed(derive)), self._loop)
-        step.result()
+        if self._ledger.store.optimistic:
+            try:
+                self._rewritten(derive)
+            finally:
+                self._on_the_loop(self._forget)
+        else:
+            self._on_the_loop(lambda: self._healed(derive))
+
+    def _on_the_loop(self, act: Callable[[], None]) -> None:
+        asyncio.run_coroutine_threadsafe(self._ledger.commits.exclusively(act), self._loop).result()
 
     def _healed(self, derive: Callable[[Reads], Heal]) -> None:
-        store = self._ledger.store
-        store.begin()
         try:
-            heal = derive(store.within())
-            work = Work(store.inline)
-            work.private = [(statement, row) for statement, rows in heal.statements for row in rows]
-            store.write(work)
-            store.commit()  # A crash before this line: nothing of this step is healed; after it: all of it.
-        except BaseException:
-            store.rollback()
-            raise
+            self._rewritten(derive)
         finally:
-            # What memory holds may come from a wrong snapshot; everything is read again when it is next asked for.
-            self._ledger.memory.forget_everything()
-            self._ledger.authority.reload(store.within(), store.control()[0])
-        log.info("healed", rows=len(work.private))
+            self._forget()
+
+    def _rewritten(self, derive: Callable[[Reads], Heal]) -> None:
+        log.info("healed", rows=self._ledger.store.rewrite(lambda reads: derive(reads).statements))
+
+    def _forget(self) -> None:
+        """What memory holds may come from a wrong snapshot; everything is read again when it is next asked for."""
+        self._ledger.memory.forget_everything()
+        self._ledger.authority.reload(self._ledger.store.within(), self._ledger.store.control()[0])

@@ -47,7 +47,8 @@ class Server:
     `app` and `before_handshake` (called as each connection is accepted for TLS) may be set by `on_startup`, which runs
     when the port is bound and nothing listens yet. `on_ready` runs when connections are accepted, `on_shutdown` after
     the last answer, `on_reload` on SIGHUP after the certificate. A local path adds a socket there (mode 0600) whose
-    requests carry `state["local"]`: whoever may open the file is `local`.
+    requests carry `state["local"]`: whoever may open the file is `local`. `sockets` are bound already, to the port of
+    `settings`: for one of several workers.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Server:
         app: Any,
         settings: Settings,
         *,
+        sockets: Sequence[socket.socket] = (),
         local_path: Path | None = None,
         on_startup: Hook | None = None,
         on_ready: Hook | None = None,
@@ -65,6 +67,7 @@ class Server:
         self.app = app
         self.settings = settings
         self.local_path = local_path
+        self._given = list(sockets)
         self.draining = False
         self.exit_code = 0
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
@@ -112,13 +115,13 @@ class Server:
         With port 0 `settings` has the port that was given from here on. What `on_startup` opened is closed by
         `on_shutdown` where the start fails after it.
         """
-        if self.settings.workers != 1:
-            raise SettingsError("WORKERS: this version serves with one process")
+        if self.settings.workers != 1 and not self._given:
+            raise SettingsError("WORKERS: this is one process; several are started by `token-ledger serve`")
         self._tls = tls.context_of(self.settings)
         self._config.load()
         opened = False
         try:
-            bound = bind_tcp(self.settings.host, self.settings.port)
+            bound = self._given or bind_tcp(self.settings.host, self.settings.port)
             self._sockets.extend(bound)
             self.settings = self.settings.on_port(bound[0].getsockname()[1])
             await self._run_hook("startup")

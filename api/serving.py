@@ -6,21 +6,29 @@ answered, what was counted is flushed, the end is recorded, the store given back
 """
 
 import asyncio
+import contextlib
 import gc
-from collections.abc import Callable
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
 from api import clients_file, server
 from api.app import App, Asgi, create_app
+from api.cli.output import say_error
 from api.clients_file import ClientsFile
 from api.local import socket_path
 from api.logs import Log
 from api.metadata import auth_methods
 from api.server import Server
 from api.settings import Settings, SettingsError
+from api.throttle import Throttle
 from api.tls import Anchors
-from api.wiring import is_new, open_ledger, sqlite_path
+from api.wiring import is_new, open_ledger
+from api.worker_metrics import Collects, Shared
+from api.workers import Seat, Workers
 from ledger.application import Ledger
 from ledger.refusals import LedgerError, Unavailable
 from ledger.registration import TLS_AUTHS
@@ -41,8 +49,11 @@ class Serving:
         settings: Settings,
         on_ready: Callable[[Server], None] | None = None,
         in_front: InFront | None = None,
+        seat: Seat | None = None,
     ) -> None:
         self._settings = settings
+        self._seat = seat
+        self._shared: Shared | None = None
         self._on_ready = on_ready
         self._in_front = in_front
         self._clients: ClientsFile | None = None
@@ -64,17 +75,21 @@ class Serving:
         settings = server.settings
         if settings.clients_file is not None:
             self._clients = clients_file.load(settings.clients_file)
-        database = sqlite_path(settings)
-        new = is_new(database)
+        # On SQLite this does what `init` does; tables of PostgreSQL are made by `init` alone.
+        new = settings.sqlite_path is not None and is_new(settings.sqlite_path)
         ledger = await self._opened.enter_async_context(
-            open_ledger(settings, create=True, on_fatal=lambda why: self._fail(server, why))
+            open_ledger(settings, create=new, on_fatal=lambda why: self._fail(server, why))
         )
         self._ledger = ledger
         if new:
-            log.info("created", database=str(database), keys_file=str(settings.keys_file))
+            log.info("created", database=str(settings.sqlite_path), keys_file=str(settings.keys_file))
         if settings.head_file is None:
             log.warning("head_file_off", means="a restored backup will not be recognised by the log's length")
-        server.app = self._app = create_app(ledger, settings, server=server)
+        throttle = None
+        if self._seat is not None:
+            throttle = Throttle(time.monotonic, tell=self._seat.failures.tell)
+            self._seat.failures.follow(throttle.heard)
+        server.app = self._app = create_app(ledger, settings, server=server, share=self._share, throttle=throttle)
         if self._in_front is not None:
             server.app = self._in_front(self._app, settings)
         if server.tls_context is not None:
@@ -83,6 +98,13 @@ class Serving:
             await self._begin(ledger)
         else:
             self._waiting = asyncio.create_task(self._begin_after_restore(ledger))
+
+    def _share(self, own: Collects) -> Collects:
+        """What is told of the figures: where several workers serve, those of all."""
+        if self._seat is None:
+            return own
+        self._shared = Shared(self._seat.folder, own)
+        return self._shared
 
     def _fail(self, server: Server, why: str) -> None:
         """End the process: what it remembers of a store that failed can no longer be believed (I-12)."""
@@ -113,13 +135,32 @@ class Serving:
         if (reason := self._ledger.readiness()) is not None:
             log.warning("unready", reason=reason)
         _spare_the_collector()
+        if self._seat is not None:
+            self._follow_parent(server, self._seat)
         if self._on_ready is not None:
             self._on_ready(server)
+
+    def _follow_parent(self, server: Server, seat: Seat) -> None:
+        """Tell the parent that this worker serves, share figures with the others, and end when the parent is gone."""
+        loop = asyncio.get_running_loop()
+
+        def gone() -> None:
+            loop.remove_reader(seat.parent)
+            server.request_stop()
+
+        loop.add_reader(seat.parent, gone)
+        if self._shared is not None:
+            self._shared.begin()
+        with contextlib.suppress(OSError):
+            os.write(seat.ready, b"1")  # the parent listens to its first worker alone
+        os.close(seat.ready)
 
     async def close(self, server: Server | None = None) -> None:
         """Flush, record the end, give the store back. Safe to repeat."""
         if self._waiting is not None:
             self._waiting.cancel()
+        if self._shared is not None:
+            self._shared.end()
         await self._opened.aclose()
 
     async def reload(self, server: Server) -> None:
@@ -174,11 +215,26 @@ def run(settings: Settings, on_ready: Callable[[Server], None] | None = None, in
     What keeps the server from starting is one line on standard error and exit code 2, or raised: SettingsError,
     LedgerError; the latter also where the store failed and the process must not go on.
     """
-    serving = Serving(settings, on_ready, in_front)
+    if settings.workers == 1:
+        return _run(settings, Serving(settings, on_ready, in_front), ())
+    assert on_ready is None
+    assert in_front is None
+    return Workers(settings, _run_worker).run()
+
+
+def _run_worker(settings: Settings, seat: Seat) -> int:
+    try:
+        return _run(settings, Serving(settings, seat=seat), seat.sockets)
+    except (SettingsError, LedgerError) as error:
+        return say_error(str(error), 2)
+
+
+def _run(settings: Settings, serving: Serving, sockets: Sequence[socket.socket]) -> int:
     exit_code = server.run(
         None,
         settings,
-        local_path=socket_path(sqlite_path(settings)),
+        sockets=sockets,
+        local_path=None if settings.sqlite_path is None else socket_path(settings.sqlite_path),
         on_startup=serving.start,
         on_ready=serving.ready,
         on_shutdown=serving.close,

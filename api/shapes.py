@@ -15,14 +15,18 @@ from ledger.policy import REASON_CHARACTERS_MAX, SECONDS_MAX, SUBJECT_CHARACTERS
 
 T = TypeVar("T")
 
+_NO_NUL = r"^[^\x00]*$"  # what PostgreSQL cannot store in a text is refused everywhere
 GrantId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="32 lower-case hex digits.")]
 Time = Annotated[str, Meta(description="RFC 3339, UTC, six digits, Z.", examples=["2026-11-25T17:18:50.000000Z"])]
 GivenTime = Annotated[str, Meta(description="RFC 3339 with any offset; one without an offset is refused.")]
 Scope = Annotated[str, Meta(description="Words with one space between (RFC 6749 3.3); may be empty.")]
 Subject = Annotated[str, Meta(min_length=1, max_length=SUBJECT_CHARACTERS_MAX, description="Compared byte for byte.")]
-Reason = Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX, description="Kept beside the events, erasable.")]
+Reason = Annotated[
+    str,
+    Meta(max_length=REASON_CHARACTERS_MAX, pattern=_NO_NUL, description="Kept beside the events, erasable."),
+]
 Seconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
-Private = Annotated[str, Meta(min_length=1, max_length=255)]
+Private = Annotated[str, Meta(min_length=1, max_length=255, pattern=_NO_NUL)]
 Claim = Annotated[str, Meta(min_length=1, max_length=255)]
 Thumbprint = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="SHA-256, base64url without padding.")]
 Names = Annotated[list[str], Meta(min_length=1)]

@@ -9,7 +9,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ ADDRESS_BYTES_MAX: Final = 100
 """A unix socket's address holds 104 bytes at least on every system, with its closing zero."""
 
 _SO_ATTACH_FILTER: Final = 26
+_SO_DETACH_FILTER: Final = 27
 _DROP_SYN: Final = b"".join(
     struct.pack("HBBI", *instruction)
     for instruction in (
@@ -33,8 +34,11 @@ class StartError(Exception):
     """The server cannot start where it was told to: one line that says why."""
 
 
-def bind_tcp(host: str, port: int) -> list[socket.socket]:
-    """Bind every address of a host to one port (0: any that is free). Raises StartError."""
+def bind_tcp(host: str, port: int, *, with_others: bool = False) -> list[socket.socket]:
+    """Bind every address of a host to one port (0: any that is free). Raises StartError.
+
+    `with_others`: more sockets may be bound to it in the same way; the kernel spreads connections over them.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
@@ -44,6 +48,8 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if with_others:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((address[0], port or (bound[0].getsockname()[1] if bound else 0), *address[2:]))
@@ -58,6 +64,28 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
         bound.append(sock)
     if not bound:
         raise StartError(f"HOST: {host} is no address of this machine")
+    return bound
+
+
+def bind_for_each(host: str, port: int, workers: int) -> list[list[socket.socket]]:
+    """Sockets of one port for each of some workers. Raises StartError, also where anybody else listens there.
+
+    On Linux each has its own, or the first to wake up would take most connections; elsewhere they share one.
+    """
+    shared = bind_tcp(host, port)  # alone, which another server's sockets would not let us
+    if sys.platform != "linux":
+        return [shared] * workers
+    found = shared[0].getsockname()[1]
+    for sock in shared:
+        sock.close()
+    bound: list[list[socket.socket]] = []
+    try:
+        for _ in range(workers):
+            bound.append(bind_tcp(host, found, with_others=True))
+    except BaseException:
+        for sock in (sock for each in bound for sock in each):
+            sock.close()
+        raise
     return bound
 
 
@@ -128,6 +156,14 @@ def hear_no_more(sock: socket.socket) -> None:
         )
     except OSError:
         return
+
+
+def hear_again(sock: socket.socket) -> None:
+    """Undo `hear_no_more`. Does nothing where it did nothing."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 def why_not(where: str, error: OSError) -> str:

@@ -21,10 +21,18 @@ OPERATORS = ":operators"
 
 
 class Throttle:
-    """Counts failed authentications. `clock` gives seconds that only run forward."""
+    """Counts failed authentications. `clock` gives seconds that only run forward; `tell` is called with each failure
+    that happened here, for those who count the same elsewhere."""
 
-    def __init__(self, clock: Callable[[], float], *, entries_max: int = ENTRIES_MAX) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        entries_max: int = ENTRIES_MAX,
+        tell: Callable[[str, str], None] = lambda who, address: None,
+    ) -> None:
         self._clock = clock
+        self._tell = tell
         self._entries_max = entries_max
         # (who, address) -> failures, wait until, last failure; the last failure's order is the map's order
         self._failed: OrderedDict[tuple[str, str], tuple[int, float, float]] = OrderedDict()
@@ -45,6 +53,11 @@ class Throttle:
 
     def failed(self, who: str, address: str) -> int:
         """Count one failure; return the whole seconds to wait from now on, 0 for each of the first nine."""
+        self._tell(who, address)
+        return self.heard(who, address)
+
+    def heard(self, who: str, address: str) -> int:
+        """As `failed`, of a failure that somebody else tells of."""
         now = self._clock()
         failures, _, last = self._failed.pop((who, address), (0, 0.0, now))
         failures = 1 if now - last >= FORGET_SECONDS else failures + 1

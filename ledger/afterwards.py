@@ -31,7 +31,7 @@ class Afterwards:
         """Put what is noted of foreign clients in line."""
         presented, self._desk.foreign = self._desk.foreign, []
         for foreign in presented:
-            recorded = self._commits.submit(partial(_record_one, desk=self._desk, foreign=foreign))
+            recorded = self._commits.submit(partial(_record_one, desk=self._desk, foreign=foreign), ours=True)
             recorded.add_done_callback(_forgotten)
 
     async def flush_presentations(self, now: int, *, at_stop: bool = False) -> None:
@@ -40,7 +40,8 @@ class Afterwards:
         due = list(counts.due(now, all_of_them=at_stop))
         flush = partial(_flush_one, desk=self._desk, at_stop=at_stop)
         flushes = (
-            self._commits.submit(partial(flush, grant_id=grant_id, counted=counted)) for grant_id, counted in due
+            self._commits.submit(partial(flush, grant_id=grant_id, counted=counted), ours=True)
+            for grant_id, counted in due
         )
         flushed = await asyncio.gather(*flushes, return_exceptions=True)
         for (grant_id, _), count in zip(due, flushed, strict=True):

@@ -30,7 +30,7 @@ from ledger.presentations import Bursts
 from ledger.presenting import Desk, parse_access, signed
 from ledger.randomness import Randomness
 from ledger.recorders.errors import StoreError
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from ledger.ring_file import RingFile
 
@@ -57,7 +57,7 @@ class Ledger:
 
     def __init__(
         self,
-        store: SQLiteStore,
+        store: Store,
         ring: KeyRing,
         keys_path: Path,
         head_file: HeadFile,
@@ -76,7 +76,7 @@ class Ledger:
         self.refreshed = 0
         self.reuse_detected = {"late_retry": 0, "fork": 0}
         self.codes = {"exchanged": 0, "reused": 0}
-        self.log_end = LogEnd(head_file, store.within(), self.memory.position)
+        self.log_end = LogEnd(head_file, store.within(), store.end)
         self._ring_file = RingFile(keys_path, self.desk, self.authority, clock)
         self._on_fatal = on_fatal
         self._ticker: asyncio.Task[None] | None = None
@@ -94,7 +94,7 @@ class Ledger:
     @classmethod
     async def open(
         cls,
-        store: SQLiteStore,
+        store: Store,
         ring: KeyRing,
         keys_path: Path,
         head_file: HeadFile,
@@ -115,7 +115,7 @@ class Ledger:
         try:
             ledger.log_end.compare()
             if ledger.behind is None and not ledger.authority.keys.created_at:
-                await ledger._commits.submit(lambda batch: operating.first_keys(batch, sorted(ring.keys)))
+                await ledger._commits.submit(lambda batch: operating.first_keys(batch, sorted(ring.keys)), ours=True)
         except BaseException:
             await ledger._commits.close()
             raise
@@ -341,14 +341,14 @@ class Ledger:
             with contextlib.suppress(KeyNotHeld):
                 self.desk.ring.signing_key(self.authority.keys.active_id)
         if self.behind is None:  # else its position would be one that the lost log has used
-            await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted))
+            await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStarted), ours=True)
 
     async def stopped(self) -> None:
         """Record that a server ceases to: its last word, so what was counted comes before it."""
         if self.behind is None:
             await self._write_what_is_left()
             with contextlib.suppress(Unavailable):
-                await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped))
+                await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped), ours=True)
 
     # ------------------------------------------------------------ parts
 
@@ -365,6 +365,8 @@ class Ledger:
                 if self.behind is None and self._commits.broken is None:
                     self.log_end.write()
                     await self.afterwards.flush_presentations(self.memory.clock())
+                if self.store.optimistic:
+                    self._commits.look()
             except (LedgerError, Unavailable) as error:
                 log.error("upkeep_failed", extra={"fields": {"problem": str(error)}})
             except Exception as error:  # a defect in one round must not end all later ones: nobody would notice

@@ -8,7 +8,7 @@ counter in the transaction it answers from: while that equals `control`, this vi
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from ledger import snapshots
 from ledger.bounded import make_room
@@ -44,6 +44,12 @@ ENDS_IN_MEMORY_MAX = 10_000
 RAISES_IN_MEMORY_MAX = 4_096
 RULES_IN_MEMORY_MAX = 10_000
 PAGE_EVENTS = 1_000
+CREDENTIALS: Final = (
+    "auth", "secret_hashes", "jwks", "jwks_uri", "token_endpoint_auth_signing_alg", "assertion_audience",
+    "tls_client_auth_subject_dn", "tls_client_auth_san_dns", "tls_client_auth_san_uri", "tls_client_auth_san_ip",
+    "tls_client_auth_san_email",
+)  # fmt: skip
+"""The settings of a client that say who it is, and how it has to show it."""
 
 _NO_RAISE: Final = Epoch()  # shared by all subjects that nothing ever ended; never folded into
 _Aggregate = TypeVar("_Aggregate", bound=snapshots.Aggregate)
@@ -144,6 +150,19 @@ class Authority:
         """Whose bearer token this is; None: nobody's. Found by its keyed hash, so a guess can aim at none."""
         return self._operators_by_hash.get(secret_hash(ring, token))
 
+    def credentials(self) -> dict[tuple[str, str], tuple[object, ...]]:
+        """What authentication goes by, of each client and operator, to be compared with what it was. Whether a client
+        is enabled is left out: whoever decides sees that."""
+        clients: dict[tuple[str, str], tuple[object, ...]] = {
+            ("client", client_id): tuple(getattr(client.settings, name) for name in CREDENTIALS)
+            for client_id, client in self._clients.items()
+        }
+        operators = {
+            ("operator", name): (each.enabled, each.token_hashes, each.roles, each.clients)
+            for name, each in self._operators.items()
+        }
+        return {**clients, **operators}
+
     # ------------------------------------------------------------ rules
 
     def rules(self, grant: Held) -> Rules:
@@ -196,9 +215,12 @@ class Authority:
             reads = self._reads()
             head = reads.stream(name)
             epoch = _aggregate(reads, name, head, Subject).epoch if head is not None else _NO_RAISE
-            make_room(self._subjects, SUBJECTS_IN_MEMORY_MAX)
-            self._subjects[subject_id] = epoch
+            self._keep_subject(subject_id, epoch)
         return epoch
+
+    def _keep_subject(self, subject_id: str, epoch: Epoch) -> None:
+        make_room(self._subjects, SUBJECTS_IN_MEMORY_MAX)
+        self._subjects[subject_id] = epoch
 
     def _end(self, grant: Held) -> EpochEnd:
         key = (grant.client_id, grant.client_epoch, grant.subject_id, grant.subject_epoch, grant.issued_at)
@@ -237,6 +259,19 @@ class Authority:
                 yield 1, number, event
 
     # ------------------------------------------------------------ following the log
+
+    def hold_subject(self, subject_id: str, head: Head | None) -> None:
+        """Know the epoch of a person from the head of their stream (None: nothing ever happened), where it is not
+        known yet."""
+        if subject_id not in self._subjects:
+            if head is None:
+                self._keep_subject(subject_id, _NO_RAISE)
+            elif (subject := snapshots.decode(head.state, head.v, bytes.fromhex(head.head), Subject)) is not None:
+                self._keep_subject(subject_id, subject.epoch)
+
+    def distrust(self) -> None:
+        """Stand for no store: what was folded here did not happen, or nobody knows. `reload` comes next."""
+        self._control = -1
 
     def reload(self, reads: Reads, control: int) -> None:
         """Read everything anew: somebody else moved the counter, or what was folded here did not happen after all."""
@@ -314,11 +349,11 @@ class Authority:
 def _all(reads: Reads, kind: str, aggregate: type[_Aggregate]) -> Iterator[tuple[str, _Aggregate]]:
     """Every aggregate of a kind, with what its stream's name says after the colon."""
     # ";" follows ":" in the order of bytes.
-    rows = reads.select("SELECT name FROM streams WHERE name >= ? AND name < ?", (f"{kind}:", f"{kind};"))
-    for (name,) in rows:
-        assert isinstance(name, str)
-        head = reads.stream(name)
-        assert head is not None
+    rows: list[tuple[Any, ...]] = reads.select(
+        "SELECT name, id, v, position, head, state FROM streams WHERE name >= ? AND name < ?", (f"{kind}:", f"{kind};")
+    )
+    for name, id, v, position, digest, state in rows:
+        head = Head(id, v, position, digest.hex(), state)
         yield name.partition(":")[2], _aggregate(reads, name, head, aggregate)
 
 

@@ -17,10 +17,15 @@ from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.private import PrivateGrant
 from ledger.randomness import Randomness
+from ledger.recorders.premises import Written
+from ledger.recorders.private_rows import PROBE
 from ledger.recorders.rows import Head, Work
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
+from ledger.uses import Uses
 
 A = TypeVar("A", bound=snapshots.Aggregate)
+D = TypeVar("D")
+W = TypeVar("W")
 
 STREAMS_IN_MEMORY_MAX = 200_000
 AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
@@ -36,18 +41,9 @@ class Loaded:
     """
 
     __slots__ = (
-        "aggregate",
-        "contexts",
-        "head",
-        "id",
-        "is_authority",
-        "name",
-        "position",
-        "private",
-        "rules",
-        "rules_of",
-        "v",
-    )
+        "aggregate", "contexts", "head", "id", "is_authority", "known_position", "name", "position", "private", "rules",
+        "rules_of", "v",
+    )  # fmt: skip
 
     def __init__(
         self, name: str, id: int, v: int, position: int, head: str | None, aggregate: snapshots.Aggregate
@@ -62,21 +58,24 @@ class Loaded:
         self.contexts: dict[Source, str] = {}
         self.rules: Rules | None = None
         self.rules_of: object = None
+        self.known_position: tuple[int, int] | None = None
         self.is_authority = name.partition(":")[0] in AUTHORITY_KINDS
 
 
 class Memory:
-    """What one process knows of its store. Owned by the event loop."""
+    """What one process knows of its store. Owned by the event loop.
 
-    def __init__(
-        self, store: SQLiteStore, authority: Authority, *, clock: Callable[[], int], randomness: Randomness
-    ) -> None:
+    `credentials_moved`: somebody else has changed what authentication goes by, and nobody has heeded it yet.
+    """
+
+    def __init__(self, store: Store, authority: Authority, *, clock: Callable[[], int], randomness: Randomness) -> None:
         """`clock` gives the wall clock in microseconds, `randomness` unguessable bytes."""
         self.store = store
         self.authority = authority
         self.clock = clock
         self.randomness = randomness
-        self.streams: dict[str, Loaded] = {}
+        self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
+        self.credentials_moved = False
         self._command_ids: list[str] = []
         self.position, self.stream_id = store.last()
 
@@ -93,9 +92,16 @@ class Memory:
 
     def read_anew(self, control: int) -> None:
         """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing."""
-        self.forget_everything()
         self.position, self.stream_id = self.store.last()
+        if not isinstance(self.streams, Uses):
+            self.forget_everything()
+            self.authority.reload(self.store.within(), control)
+            return
+        self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
+        before = self.authority.credentials()
         self.authority.reload(self.store.within(), control)
+        after = self.authority.credentials()
+        self.credentials_moved |= any(after.get(who) != said for who, said in before.items())
 
     def trim(self) -> None:
         """Keep memory bounded: the streams that were loaded first leave first."""
@@ -128,9 +134,10 @@ class Batch:
         "subjects",
         "when_done",
         "work",
+        "written",
     )  # fmt: skip
 
-    def __init__(self, store: SQLiteStore, memory: Memory) -> None:
+    def __init__(self, store: Store, memory: Memory) -> None:
         self.store = store
         self.memory = memory
         self.control, self.serial = store.begin()
@@ -154,8 +161,13 @@ class Batch:
         self.subjects: dict[bytes, str | None] = {}
         self.reason: tuple[str, bytes, str] | None = None
         self.erased: set[str] = set()
+        self.written: Written | None = None
         # What is to be noted outside the store once this batch is durable: one that is decided again notes it once.
         self.when_done: list[Callable[[], None]] = []
+
+    def decide_all(self, taken: Sequence[W], decide: Callable[["Batch", W], tuple[D, bool]]) -> list[tuple[W, D, bool]]:
+        """Decide each in turn."""
+        return [(each, *decide(self, each)) for each in taken]
 
     # ------------------------------------------------------------ reading
 
@@ -200,10 +212,17 @@ class Batch:
         stored = self.store.event_at(name, v)
         return decode(stored.body if stored is not None else self._appended(name, v)[1])
 
-    def position_at(self, name: str, v: int) -> int:
-        """The position of one event of a stream, of the store or of this batch. It must exist."""
-        stored = self.store.event_at(name, v)
-        return stored.position if stored is not None else self._appended(name, v)[0]
+    def position_at(self, loaded: Loaded, v: int) -> int:
+        """The position of one event of a stream, of the store or of this batch. It must exist.
+
+        Remembered for the event that was asked for last: a token that is presented again and again asks for one."""
+        if loaded.known_position is not None and loaded.known_position[0] == v:
+            return loaded.known_position[1]
+        stored = self.store.event_at(loaded.name, v)
+        if stored is None:
+            return self._appended(loaded.name, v)[0]
+        loaded.known_position = v, stored.position
+        return stored.position
 
     def _appended(self, name: str, v: int) -> tuple[int, str]:
         stream = self.memory.streams[name].id
@@ -236,7 +255,7 @@ class Batch:
         return Loaded(name, head.id, head.v, head.position, head.head, aggregate)
 
     def _loaded_grant(self, name: str) -> Loaded | None:
-        found = self.store.grant(name)
+        found = self._found_grant(name)
         if found is None:
             return None
         head, private = found
@@ -246,6 +265,9 @@ class Batch:
         if loaded.aggregate.subject_id not in self.erased:
             loaded.private = private
         return loaded
+
+    def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
+        return self.store.grant(name)
 
     def _replayed(self, name: str, kind: type[A]) -> A:
         aggregate = kind()
@@ -326,7 +348,7 @@ class Batch:
 
         It is another text each time: what would stay the same SQLite does not write, so a full disk would pass.
         """
-        self.private(None, "INSERT OR REPLACE INTO meta VALUES ('probe', ?)", self.command_id)
+        self.private(None, PROBE, self.command_id)
 
     # ------------------------------------------------------------ ending
 
@@ -335,6 +357,11 @@ class Batch:
         """Whether there is anything to make durable."""
         work = self.work
         return bool(work.events or work.private or work.control is not None or work.serial is not None)
+
+    @property
+    def must_commit(self) -> bool:
+        """Whether the store has something to do before anybody is answered."""
+        return self.writes
 
     def write(self) -> None:
         """Put everything into the open transaction. Raises StoreError; nothing is durable yet."""
@@ -347,6 +374,10 @@ class Batch:
             work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, asked, v_before)
         if self.writes:
             self.store.write(work)
+
+    def settle(self, done: list[tuple[W, D, bool]]) -> tuple[list[tuple[W, D, bool]], list[W]]:
+        """After the commit: who is answered, and who is to be decided again. Here the commit was all or nothing."""
+        return done, []
 
     def forget(self) -> None:
         """The batch did not happen, or nobody knows: forget whatever it touched. The transaction may still be open."""

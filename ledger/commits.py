@@ -14,21 +14,19 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
-
-import msgspec
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ledger.batch import Batch, Memory
+from ledger.optimistic import OptimisticBatch
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
-from ledger.recorders.sqlite import SQLiteStore
-from ledger.refusals import LedgerError, Refused, Unavailable
+from ledger.recorders.store import Store
+from ledger.refusals import Unavailable
+from ledger.waiting import AnswerTo, Decide, Waiting, decided, forgotten, nothing, refuse, tell
 
 log = logging.getLogger("ledger")
 
 T = TypeVar("T")
-Decide = Callable[[Batch], T]
-"""One request's work: plain code on a batch. It may run more than once, so time and command id are the batch's."""
 
 BATCH_MAX = 256
 PASSES_BEFORE = 3
@@ -37,29 +35,10 @@ in it too. A few microseconds' wait, a tenth more throughput."""
 
 WAITING_MAX = 20_000
 BUSY_RETRY_SECONDS = 0.02
+LOST_RETRY_SECONDS = 0.002
 SWEEP_SECONDS = 0.25
 UNREADY_AFTER_SECONDS = 5.0
 HANGING_COMMIT_SECONDS = 5.0
-
-
-T_contra = TypeVar("T_contra", contravariant=True)
-
-
-class AnswerTo(Protocol[T_contra]):
-    """Whom to answer: a future, or what does the same at once. Neither `set_result` nor `set_exception` raises."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: T_contra, /) -> None: ...
-    def set_exception(self, error: BaseException, /) -> None: ...
-
-
-class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
-    """A request in line: what to decide, whom to answer, and until when."""
-
-    decide: Decide[T]
-    command_id: str
-    future: AnswerTo[T]
-    deadline: float
 
 
 class Commits:
@@ -67,7 +46,7 @@ class Commits:
 
     def __init__(
         self,
-        store: SQLiteStore,
+        store: Store,
         memory: Memory,
         *,
         deadline_seconds: float,
@@ -78,6 +57,7 @@ class Commits:
         store must not be used any more: the process has to end."""
         self._store = store
         self._memory = memory
+        self._batch: type[Batch] = OptimisticBatch if store.optimistic else Batch
         self._deadline_seconds = deadline_seconds
         self._on_acknowledged = on_acknowledged
         self._on_broken = on_broken
@@ -102,20 +82,21 @@ class Commits:
 
     # ------------------------------------------------------------ coming in
 
-    def submit(self, decide: Decide[T]) -> asyncio.Future[T]:
+    def submit(self, decide: Decide[T], *, ours: bool = False) -> asyncio.Future[T]:
         """Put a request in line. The future gives what `decide` returned once its events are durable, raises the
-        Refused or LedgerError it raised (what stood in the same batch is durable then too), or Unavailable."""
+        Refused or LedgerError it raised (what stood in the same batch is durable then too), or Unavailable. `ours`:
+        it is the ledger's own, so it stands on nobody's authentication."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self.put(decide, future)
+        self.put(decide, future, ours)
         return future
 
-    def put(self, decide: Decide[T], future: AnswerTo[T]) -> None:
+    def put(self, decide: Decide[T], future: AnswerTo[T], ours: bool = False) -> None:
         """As `submit`, for one who is answered in another way than by a future. May answer before it returns."""
         if self.broken is not None or self._closed or len(self._waiting) >= WAITING_MAX:
             future.set_exception(Unavailable())
             return
         now = self._loop.time()
-        self._waiting.append(Waiting(decide, self._memory.new_command_id(), future, now + self._deadline_seconds))
+        self._waiting.append(Waiting(decide, self._memory.new_command_id(), future, now + self._deadline_seconds, ours))
         if self._unserved_since is None:
             self._unserved_since = now
             if self._sweeper is None:
@@ -134,9 +115,9 @@ class Commits:
         else:
             self._run()
 
-    def _plan_later(self) -> None:
+    def _plan_later(self, after_seconds: float = BUSY_RETRY_SECONDS) -> None:
         self._planned = True
-        self._loop.call_later(BUSY_RETRY_SECONDS, self._run)
+        self._loop.call_later(after_seconds, self._run)
 
     @property
     def stalled_seconds(self) -> float:
@@ -152,51 +133,75 @@ class Commits:
 
     def _run(self) -> None:
         self._planned = False
-        if self._committing or self.broken is not None:
-            return
+        if not self._committing and self.broken is None:
+            self._committing = True  # also while a decision waits for what it has asked the store
+            self._store.run(self._run_one)
+
+    def _run_one(self) -> None:
+        under_way = False
+        try:
+            under_way = self._begun()
+        finally:
+            if not under_way:
+                self._committing = False
+                self._in_flight = []
+                if not self._planned and (self._waiting or self._alone or self._exclusive):
+                    self._plan()
+
+    def _begun(self) -> bool:
+        """Decide a batch and hand it over: True where its commit is under way."""
         self._run_exclusive()
         taken = self._take()  # nobody where the store broke just now
         if not taken:
             self._tell_idle()
-            return
+            return False
+        if self._store.optimistic:  # it may take a while, and nobody waits for longer than their deadline
+            self._in_flight = [(each, None, False) for each in taken]
         try:
-            batch = Batch(self._store, self._memory)
+            batch = self._batch(self._store, self._memory)
         except StoreBusy as error:
             self._put_back(taken, error)
-            return
+            return False
         except StoreError as error:
             self._failed(taken, error)
-            return
+            return False
         except Exception as error:
             # What the log says of authority cannot be made out: nothing can be decided, by nobody.
             log.error("batch_not_begun", exc_info=error)
             self._failed(taken, StoreBroken(f"the authority cannot be read: {type(error).__name__}"))
-            return
+            return False
+        if self._memory.credentials_moved:
+            self._refuse_authenticated(batch, taken)
+            return False
         try:
-            done = [(each, *_decided(batch, each)) for each in taken]
+            done = batch.decide_all(taken, decided)
             batch.write()
         except LostRace as error:
             self._again_alone(batch, taken, error)
-            return
+            return False
+        except StoreBusy as error:
+            self._abandon(batch)
+            self._put_back(taken, error)
+            return False
         except StoreError as error:
             self._abandon(batch)
             self._failed(taken, error)
-            return
+            return False
         except Exception as error:
             # A fault in one decision may have left half of its events in memory: nothing of this batch is kept.
             if len(taken) == 1:
                 self._abandon(batch)
-                _set_exception(taken[0].future, error)
+                tell(taken[0].future, error)
                 self._after()
             else:
                 self._again_alone(batch, taken, error)
-            return
+            return False
         self._in_flight = done
-        self._committing = True
-        if batch.writes:
+        if batch.must_commit:
             self._handover.put(batch)  # The connection is the commit thread's from here on.
-        else:
-            self._ended(batch, self._finish_reading())
+            return True
+        self._ended(batch, self._finish_reading())
+        return False
 
     def _take(self) -> list[Waiting[Any]]:
         if self._alone:
@@ -223,20 +228,39 @@ class Commits:
                 return
             error: StoreError | None = None
             try:
-                self._store.commit()  # A crash before it returns: nothing of the batch happened, or all of it.
+                batch.written = self._store.commit()  # A crash before it returns: all of the batch, or nothing.
             except StoreError as failure:
-                error = failure
+                error = self._found_out(batch, failure)
             except BaseException as failure:
                 error = StoreBroken(f"the commit failed: {type(failure).__name__}")
             self._loop.call_soon_threadsafe(self._ended, batch, error)
 
+    def _found_out(self, batch: Batch, error: StoreError) -> StoreError | None:
+        """After a COMMIT that reported an error: is what we wrote there all the same (I-11)?
+
+        After an input/output error nothing that is read may be believed, so the answer is no and the process ends.
+        """
+        if isinstance(error, StoreBroken):
+            return error
+        try:
+            batch.written = self._store.is_there(batch.work)
+        except StoreBusy as certain:
+            return certain
+        except StoreError:
+            return error
+        return error if batch.written is None else None
+
     def _ended(self, batch: Batch, error: StoreError | None) -> None:
         self._committing = False
         done, self._in_flight = self._in_flight, []
-        if error is not None and not self._own_write_found(batch, error):
-            self._abandon(batch)
-            self._failed([each for each, _, _ in done], error)
+        if error is not None:
+            self._ended_badly(batch, [each for each, _, _ in done], error)
             return
+        done, again = batch.settle(done)
+        if again:
+            self._waiting.extendleft(reversed(again))
+            if not done:
+                self._plan_later(LOST_RETRY_SECONDS)
         self.batches += 1
         self._memory.trim()
         self.last_error = None
@@ -276,21 +300,26 @@ class Commits:
 
     # ------------------------------------------------------------ going wrong
 
-    def _own_write_found(self, batch: Batch, error: StoreError) -> bool:
-        """After a COMMIT that reported an error: is what we wrote there all the same (I-11)?
+    def _ended_badly(self, batch: Batch, those: list[Waiting[Any]], error: StoreError) -> None:
+        # What the server of an optimistic store says of its own transaction is so: nothing happened.
+        if isinstance(error, LostRace) and self._store.optimistic:
+            self._again_alone(batch, those, error)
+            return
+        self._abandon(batch)
+        if isinstance(error, StoreBusy) and self._store.optimistic:
+            self._put_back(those, error)
+        else:
+            self._failed(those, error)
 
-        Asked on a connection that did not write, by the command ids of the last event. After an input/output error
-        nothing that is read may be believed, so the answer is no and the process ends.
-        """
-        if isinstance(error, StoreBroken) or not batch.work.events:
-            return False
-        try:
-            self._store.rollback()
-            with self._store.reader() as reader:
-                last = reader.after(batch.work.events[-1][0] - 1, 1)
-        except StoreError:
-            return False
-        return bool(last) and last[0].body == batch.work.events[-1][4]
+    def _refuse_authenticated(self, batch: Batch, taken: list[Waiting[Any]]) -> None:
+        """Somebody else has changed what authentication goes by. Who is in line showed what counted before: a secret
+        that was taken back must not buy anything any more, so all of them have to say again who they are."""
+        self._memory.credentials_moved = False
+        self._abandon(batch)
+        line = [*taken, *self._alone, *self._waiting]
+        self._alone.clear()
+        self._waiting = deque(each for each in line if each.ours)
+        refuse(each for each in line if not each.ours)
 
     def _abandon(self, batch: Batch) -> None:
         try:
@@ -303,7 +332,7 @@ class Commits:
         if not isinstance(error, LostRace):
             log.error("decision_failed", exc_info=error)
         if self.broken is not None:
-            _refuse(taken)
+            refuse(taken)
         elif len(taken) == 1:  # alone and lost again: let the others' commit pass
             self._alone.appendleft(taken[0])
             self._plan_later()
@@ -327,7 +356,7 @@ class Commits:
             log.error("store_failed", extra={"fields": {"problem": str(error)}})
         if isinstance(error, StoreBroken):
             self._break(error)
-        _refuse(taken)
+        refuse(taken)
         if self.broken is None and (self._waiting or self._alone):
             self._plan_later()
 
@@ -335,14 +364,19 @@ class Commits:
         if self.broken is None:
             self.broken = error
             self._memory.forget_everything()
-            _refuse((*self._alone, *self._waiting))
+            refuse((*self._alone, *self._waiting))
             for _, future in self._exclusive:
-                _set_exception(future, Unavailable())
+                tell(future, Unavailable())
             self._alone.clear()
             self._waiting.clear()
             self._exclusive.clear()
             self._tell_idle()
             self._on_broken(error)
+
+    def look(self) -> None:
+        """Ask the store what others have changed, where nobody asks it anyway; and whether it is there."""
+        if not (self._waiting or self._alone or self._committing or self._closed):
+            forgotten(self.submit(nothing, ours=True))
 
     # ------------------------------------------------------------ deadlines
 
@@ -354,13 +388,13 @@ class Commits:
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         if not (self._waiting or self._alone or self._committing or self._closed):
             # Everybody was refused, and an unready node is sent nobody: ask the store itself whether it has healed.
-            _forgotten(self.submit(Batch.probe))
+            forgotten(self.submit(Batch.probe, ours=True))
 
     def _expire(self, now: float) -> None:
         # What is being committed is only given up on, not undone: its outcome is unknown to whoever waited.
         for each in [*(flying for flying, _, _ in self._in_flight), *self._waiting, *self._alone]:
             if each.deadline < now:
-                _set_exception(each.future, Unavailable())
+                tell(each.future, Unavailable())
         if any(each.future.done() for each in self._waiting):
             self._waiting = deque(each for each in self._waiting if not each.future.done())
         if any(each.future.done() for each in self._alone):
@@ -386,7 +420,7 @@ class Commits:
             try:
                 answer = act()
             except Exception as error:
-                _set_exception(future, error)
+                tell(future, error)
                 if isinstance(error, StoreBroken):
                     self._break(error)
             else:
@@ -408,28 +442,3 @@ class Commits:
         self._handover.put(None)
         await asyncio.to_thread(self._thread.join, HANGING_COMMIT_SECONDS)
         return not self._thread.is_alive()
-
-
-def _decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
-    batch.command_id = each.command_id
-    try:
-        return each.decide(batch), False
-    except (Refused, Unavailable, LedgerError) as refusal:
-        return refusal, True
-
-
-def _forgotten(future: asyncio.Future[Any]) -> None:
-    """Nobody waits for this one: its failure is told elsewhere."""
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-
-def _refuse(those: Iterable[Waiting[Any]]) -> None:
-    for each in those:
-        _set_exception(each.future, Unavailable())
-
-
-def _set_exception(future: AnswerTo[Any], error: BaseException) -> None:
-    if isinstance(error, StopIteration):  # no future takes one, and whoever waits must be told
-        error = RuntimeError(f"a decision raised {error!r}")
-    if not future.done():
-        future.set_exception(error)

@@ -23,13 +23,15 @@ class Decisions:
         self._log_end = log_end
         self._afterwards = afterwards
 
-    async def decided(self, decide: Callable[[Batch], T], spends: tuple[SingleUse, ...] = ()) -> T:
+    async def decided(
+        self, decide: Callable[[Batch], T], spends: tuple[SingleUse, ...] = (), *, ours: bool = False
+    ) -> T:
         """What was decided, once that is durable. Raises Refused, Unavailable."""
         self._log_end.check_whole()
         if spends:
             decide = spending(self._desk.ring, spends, decide)
         try:
-            return await self._commits.submit(decide)
+            return await self._commits.submit(decide, ours=ours)
         finally:
             if self._desk.foreign:
                 self._afterwards.record_foreign_soon()

@@ -70,13 +70,13 @@ def exchange(
         check_keys(desk.ring, outcome)
         jwt = unsigned_jwt(desk, outcome, presented.grant_id, authorized, subject_of(batch, grant.subject_id))
     named = isinstance(decision.events[0], GrantExpired)  # only this one says who presented
-    positions = record(batch, desk, loaded, decision, source if named else None, presenter.context)
+    record(batch, desk, loaded, decision, source if named else None, presenter.context)
     if isinstance(outcome, RefusedOutcome):
         if outcome.refusal is Refusal.REUSE_DETECTED:
             keep_reason(batch)
         raise Refused(outcome.refusal, event_id=outcome.event_id)
     assert isinstance(outcome, Served)
-    return answer(batch, desk.ring, loaded, grant, outcome, positions, jwt)
+    return answer(batch, desk.ring, loaded, grant, outcome, jwt)
 
 
 def challenge_of(verifier: str | None) -> str | None:
@@ -100,7 +100,7 @@ def _genuine(
     found = batch.grant(presented.grant_id)
     authorized = None if found is None else batch.event_at(found[0].name, 1)
     if found is None or not isinstance(authorized, GrantAuthorized):
-        desk.alarm("unknown_grant", presented.grant_id)
+        batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     loaded, grant = found
     right = genuine_code(desk, loaded, presented)
@@ -110,6 +110,6 @@ def _genuine(
             desk.foreign.append(Foreign(presented.grant_id, 0, presenter, source))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
-        desk.alarm("wrong_secret", presented.grant_id)
+        batch.when_done.append(partial(desk.alarm, "wrong_secret", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     return loaded, grant, authorized

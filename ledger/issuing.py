@@ -44,7 +44,7 @@ def issue(
     assert isinstance(decision.outcome, Served)
     check_keys(desk.ring, decision.outcome)
     jwt = unsigned_jwt(desk, decision.outcome, new.grant_id, request, request.subject)
-    loaded, positions = begin(
+    loaded = begin(
         batch,
         desk,
         request,
@@ -57,7 +57,7 @@ def issue(
     )
     if mac is not None:
         batch.idempotency[mac] = new.grant_id
-    return answer(batch, desk.ring, loaded, grant, decision.outcome, positions, jwt)
+    return answer(batch, desk.ring, loaded, grant, decision.outcome, jwt)
 
 
 def _issued_before(batch: Batch, mac: bytes) -> tuple[Loaded, Grant] | None:
@@ -99,4 +99,4 @@ def _again(
     )
     check_keys(desk.ring, served)
     jwt = unsigned_jwt(desk, served, grant.grant_id, grant, request.subject)  # the same request: the same person
-    return answer(batch, desk.ring, loaded, grant, served, [], jwt)
+    return answer(batch, desk.ring, loaded, grant, served, jwt)

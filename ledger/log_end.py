@@ -1,12 +1,13 @@
 """The end of the log as it was acknowledged, and the head file that remembers it outside the database (I-23)."""
 
 import logging
+from collections.abc import Callable
 
 from ledger import times
 from ledger.events import decode
 from ledger.head_file import Head, HeadFile
 from ledger.recorders.rows import Reads
-from ledger.refusals import Unavailable
+from ledger.refusals import LedgerError, Unavailable
 
 log = logging.getLogger("ledger")
 
@@ -17,18 +18,20 @@ class LogEnd:
     `behind` is what the head file says where the log ends before it: acknowledged events are lost.
     """
 
-    def __init__(self, head_file: HeadFile, reads: Reads, position: int) -> None:
-        """`position` is where the log ends as it was opened; 0: it is new."""
+    def __init__(self, head_file: HeadFile, reads: Reads, end: Callable[[], int]) -> None:
+        """`end` says where the log ends now; 0: it is new. Raises LedgerError where the head file cannot be read."""
         self.behind: Head | None = None
-        self.position = position
-        last = reads.after(position - 1, 1)
-        self._at = decode(last[0].body).at if last else times.text(0)
         self._head_file = head_file
+        # The file first: others on this machine may write to both, and what the file speaks of is in the log by then.
+        self._head = head_file.read()
+        self.position = end()
+        last = reads.after(self.position - 1, 1)
+        self._at = decode(last[0].body).at if last else times.text(0)
         self._written = 0
 
     def compare(self) -> None:
-        """Hold the log against the head file, before anything is recorded. Raises LedgerError."""
-        head = self._head_file.read()
+        """Hold the log against the head file as it was, before anything is recorded. Raises LedgerError."""
+        head = self._head
         if head is not None and head.position > self.position:
             self.behind = head
             fields = {"log": self.position, "head_file": head.position, "lost_at": times.text(head.at)}
@@ -49,7 +52,16 @@ class LogEnd:
             raise Unavailable("the log is behind the head file", retry_after_seconds=60)
 
     def write(self) -> None:
-        """Bring the head file up to date; never while the log is behind it. Raises LedgerError."""
+        """Bring the head file up to date, unless somebody else on this machine has acknowledged more; never while the
+        log is behind it. Raises LedgerError."""
         if self.position != self._written and self.behind is None:
-            self._head_file.write(self.position, times.micros(self._at))
+            if not self._surpassed():
+                self._head_file.write(self.position, times.micros(self._at))
             self._written = self.position
+
+    def _surpassed(self) -> bool:
+        try:
+            head = self._head_file.read()
+        except LedgerError:  # damaged since: written anew
+            return False
+        return head is not None and head.position > self.position

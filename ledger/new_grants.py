@@ -11,6 +11,7 @@ from ledger.events import GrantEvent, Words
 from ledger.grant import Grant
 from ledger.presenting import Desk
 from ledger.private import PrivateGrant, commitment, new_nonce, new_salt, new_subject_id, nonce_sha256
+from ledger.recorders.private_rows import KEEP_GRANT
 from ledger.refusals import Refusal, Refused
 from ledger.subjects import keep_subject, subject_id_of
 from ledger.tokens import new_grant_id
@@ -58,8 +59,11 @@ def drawn(batch: Batch, desk: Desk, request: GrantRequest) -> NewGrant:
     """An id for the grant, and for its person where they were never seen; the nonce that its tokens follow from."""
     randomness = batch.memory.randomness
     known_id = subject_id_of(batch, desk.ring, request.subject)
+    subject_id = known_id or new_subject_id(randomness)
+    if known_id is None:  # nothing can have happened to whom nobody ever saw: the store need not be asked
+        desk.authority.hold_subject(subject_id, None)
     return NewGrant(
-        subject_id=known_id or new_subject_id(randomness),
+        subject_id=subject_id,
         is_subject_new=known_id is None,
         grant_id=new_grant_id(batch.now, randomness),
         nonce=new_nonce(randomness),
@@ -98,7 +102,7 @@ def begin(
     device: str | None = None,
     idempotency_mac: bytes | None = None,
     body_mac: bytes | None = None,
-) -> tuple[Loaded, list[int]]:
+) -> Loaded:
     """Append a grant's first events with its private row, and its person's where they were never seen."""
     private = PrivateGrant(
         subject_id=new.subject_id,
@@ -111,10 +115,10 @@ def begin(
     )
     loaded = batch.create("grant:" + new.grant_id, grant)
     loaded.private = private
-    positions = batch.append(loaded, events)
+    batch.append(loaded, events)
     batch.private(
         loaded,
-        "INSERT INTO private_grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        KEEP_GRANT,
         loaded.id,
         request.client_id,
         private.subject_id,
@@ -127,4 +131,4 @@ def begin(
     )
     if new.is_subject_new:
         keep_subject(batch, desk.ring, request.subject, new.subject_id)
-    return loaded, positions
+    return loaded

@@ -13,6 +13,7 @@ from ledger.keys import STREAM as KEYS
 from ledger.keys import Keys
 from ledger.presenting import Desk, record
 from ledger.private import is_reason
+from ledger.recorders.private_rows import RAISE_FLOOR
 from ledger.refusals import Refusal, Refused
 from ledger.secret_hashes import secret_hash
 from ledger.snapshots import Journal
@@ -177,10 +178,10 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
 
     The new key is what makes a lost successor unmintable: its generation is derived under another key from here on.
     """
-    from_position = batch.memory.position
-    last = batch.store.within().select("SELECT body FROM events WHERE position = ?", (from_position,))
+    last = batch.store.within().select("SELECT position, body FROM events ORDER BY position DESC LIMIT 1")
+    from_position = int(str(last[0][0])) if last else 0
     batch.memory.position = max(batch.memory.position, lost_position)
-    batch.private(None, "UPDATE control SET position_floor = max(position_floor, ?)", lost_position)
+    batch.private(None, RAISE_FLOOR, lost_position)
     loaded, begins = _next(batch, "ledger", "operator:local")
     batch.append(loaded, [LedgerRestored(**begins, lost_position=str(lost_position), lost_at=lost_at)])
     decide_keys(batch, "operator:local", rotation(new_key_id))
@@ -188,7 +189,7 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
     return RestoreReport(
         from_position=from_position,
         lost_position=lost_position,
-        from_at=_at(str(last[0][0])) if last else None,
+        from_at=_at(str(last[0][1])) if last else None,
         lost_at=lost_at,
         key_id=new_key_id,
     )

@@ -32,7 +32,7 @@ from ledger.log_end import LogEnd
 from ledger.presenting import Desk, parse_access, signed
 from ledger.private import is_subject
 from ledger.recorders.errors import StoreError
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.ring_file import RingFile
 
@@ -42,7 +42,7 @@ class Operators:
 
     def __init__(
         self,
-        store: SQLiteStore,
+        store: Store,
         commits: Commits,
         decisions: Decisions,
         desk: Desk,
@@ -142,7 +142,8 @@ class Operators:
         Raises LedgerError where the file breaks a rule; nothing is recorded then.
         """
         return await self._decisions.decided(
-            lambda batch: operating.apply(batch, self._desk, clients, operators, serial=serial, dry_run=dry_run)
+            lambda batch: operating.apply(batch, self._desk, clients, operators, serial=serial, dry_run=dry_run),
+            ours=True,
         )
 
     # ------------------------------------------------------------ keys and restores
@@ -176,7 +177,7 @@ class Operators:
         await self._decide_keys(lambda keys, act: keys.decide_distrust(key_id, act))
 
     async def _decide_keys(self, decide: Callable[[Keys, Act], KeyEvent | None]) -> None:
-        await self._decisions.decided(lambda batch: operating.decide_keys(batch, "operator:local", decide))
+        await self._decisions.decided(lambda batch: operating.decide_keys(batch, "operator:local", decide), ours=True)
 
     async def restore_acknowledge(self) -> RestoreReport | None:
         """Go on after an older backup was put back knowingly; None where the log is not behind the head file."""
@@ -186,17 +187,23 @@ class Operators:
                 return None
             key_id = await self._ring_file.grow()
             report = await self._commits.submit(
-                lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id)
+                lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id),
+                ours=True,
             )
             self._log_end.behind = None
             self._log_end.write()
             return report
 
+    async def _truncated(self) -> bool:
+        if self._store.optimistic:
+            return await asyncio.to_thread(self._store.truncate_log)
+        return await self._commits.exclusively(self._store.truncate_log)
+
     async def _truncate_log(self) -> None:
         """Readers that look at an older moment keep the log; they are short, so try again for a while."""
         for _ in range(100):
             with contextlib.suppress(StoreError):
-                if await self._commits.exclusively(self._store.truncate_log):
+                if await self._truncated():
                     return
             await asyncio.sleep(0.05)
         raise Unavailable("erased, but the write-ahead log is still being read; repeat the command")

@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from ledger.grant_state import access_token_of
 from ledger.keyring import KeyRing
 from ledger.presentations import Bursts, Presentations
 from ledger.private import commitment, context_value, new_salt
+from ledger.recorders.private_rows import FORGET_NONCE, KEEP_CONTEXT
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.standing import Standing
 from ledger.subjects import end_subject
@@ -120,7 +122,6 @@ def answer(
     loaded: Loaded,
     grant: Grant,
     served: Served,
-    positions: list[int],
     jwt: jwt_access_tokens.Unsigned | None = None,
 ) -> TokenAnswer:
     """The token response: both tokens derived anew from the grant's nonce, lifetimes as of now. `jwt` is what
@@ -133,10 +134,7 @@ def answer(
     wall_clock, at = batch.now, grant.at
     now = wall_clock if wall_clock > at else at
     refresh = None if generation is None else tokens.derive(ring, served.key_id, grant_id, generation, nonce)
-    if positions and loaded.v == served.last_v:
-        position = positions[-1]
-    else:
-        position = batch.position_at(loaded.name, served.last_v)
+    position = loaded.position if loaded.v == served.last_v else batch.position_at(loaded, served.last_v)
     idle, absolute = served.idle_expires_at, served.absolute_expires_at
     ends_in = None if absolute is None else 0 if absolute < now else (absolute - now) // SECOND
     expires_in = access.expires_at // SECOND - wall_clock // SECOND
@@ -166,12 +164,12 @@ def signed(ring: KeyRing, told: TokenAnswer) -> TokenAnswer:
 
 def record(
     batch: Batch, desk: Desk, loaded: Loaded, decision: Decision, source: Source | None, context: str | None
-) -> list[int]:
+) -> None:
     """Append what was decided, with the private rows that go with it."""
     events = decision.events
     if not events:
-        return []
-    positions = batch.append(loaded, events)
+        return
+    batch.append(loaded, events)
     if source is not None and context is not None and source not in loaded.contexts:
         keep_context(batch, loaded, source, context)
     if decision.ends_subject:
@@ -179,7 +177,6 @@ def record(
         end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")
     if type(events[-1]) in _ENDS:
         forget_nonce_if_over(batch, desk, loaded)
-    return positions
 
 
 # ---------------------------------------------------------------- parts
@@ -196,7 +193,7 @@ def genuine(
             return known, aggregate
     found = batch.grant(presented.grant_id)
     if found is None:
-        desk.alarm("unknown_grant", presented.grant_id)
+        batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     loaded, grant = found
     right = secret_right(desk, loaded, presented)
@@ -206,7 +203,7 @@ def genuine(
             desk.foreign.append(Foreign(presented.grant_id, presented.generation, presenter, source))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not right:
-        desk.alarm("wrong_secret", presented.grant_id)
+        batch.when_done.append(partial(desk.alarm, "wrong_secret", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     if not grant.owned_by(caller):
         raise Refused(Refusal.UNKNOWN_TOKEN)
@@ -287,7 +284,7 @@ def keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) -> 
     loaded.contexts[source] = context
     batch.private(
         loaded,
-        "INSERT OR IGNORE INTO private_contexts VALUES (?, ?, ?, ?)",
+        KEEP_CONTEXT,
         loaded.id,
         context,
         source.address,
@@ -318,4 +315,4 @@ def forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
     if standing.refusal is Refusal.EXPIRED_IDLE and batch.now < grant.access_tokens_until:
         return
     loaded.private = loaded.private.without_nonce()
-    batch.private(loaded, "UPDATE private_grants SET nonce = NULL WHERE stream = ?", loaded.id)
+    batch.private(loaded, FORGET_NONCE, loaded.id)

@@ -8,7 +8,7 @@ from ledger import tokens
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.batch import Batch, Loaded
 from ledger.commands import FirstRedemption, Presenter, RedeemToken, Rules, Served
-from ledger.events import GrantEvent, ReuseDetected, TokenRedeemed, Words
+from ledger.events import GrantEvent, ReuseDetected, RollbackDetected, TokenRedeemed, Words
 from ledger.grant import Grant, StateMayBeStale
 from ledger.history import first_redemption
 from ledger.presenting import (
@@ -70,10 +70,12 @@ def redeem(
         try:
             decision = grant.decide(command, rules)
         except StateMayBeStale:
-            desk.alarm("ahead_of_log", presented.grant_id)
             batch.reload(loaded.name)
             loaded, grant = _found(batch, presented.grant_id)
-            decision = grant.decide(replace(command, fresh=True), rules)
+            first = _first_redemption(batch, loaded, grant, generation, rules)
+            decision = grant.decide(replace(command, fresh=True, first_redemption=first), rules)
+            if any(isinstance(event, RollbackDetected) for event in decision.events):
+                batch.when_done.append(partial(desk.alarm, "ahead_of_log", presented.grant_id))
     except Refused as refusal:
         if refusal.counts:
             ended = standing_of(batch, desk, grant).ended
@@ -92,15 +94,16 @@ def redeem(
     if served.access_token.format == "jwt":
         jwt = unsigned_jwt(desk, served, presented.grant_id, grant, subject_of(batch, grant.subject_id))
     previous = grant.previous  # as it is before this is appended: what it names has its row
-    positions = batch.append(loaded, decision.events) if decision.events else []
-    if context is None and positions:
+    if decision.events:
+        batch.append(loaded, decision.events)
+    if context is None and decision.events:
         if previous is not None and presenter.context == previous.context:
             loaded.contexts[source] = presenter.context
         else:
             keep_context(batch, loaded, source, presenter.context)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
-    told = answer(batch, desk.ring, loaded, grant, served, positions, jwt)
+    told = answer(batch, desk.ring, loaded, grant, served, jwt)
     if told.refresh_token is not None and served.generation is not None:
         made = tokens.Presented(told.grant_id, served.generation, served.key_id, None)
         desk.hand_out(told.refresh_token, made)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import msgspec
 
 from ledger.keyring import KeyRing, Purpose
+from ledger.recorders.private_rows import PRUNE_SINGLE_USE, SPEND
 from ledger.refusals import Refusal, Refused
 from ledger.times import SECOND
 
@@ -29,10 +30,6 @@ KEPT_SECONDS = 3600
 _MAC_BYTES = 16
 
 _KNOWN = "SELECT expires_at FROM single_use WHERE mac = ?"
-_SPEND = "INSERT OR REPLACE INTO single_use VALUES (?, ?)"
-_PRUNE = (
-    "DELETE FROM single_use WHERE mac IN (SELECT mac FROM single_use WHERE expires_at < ? ORDER BY expires_at LIMIT 2)"
-)
 
 
 class SingleUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,5 +96,5 @@ def _is_spent(batch: "Batch", mac: bytes, expires_at: int) -> bool:
 def _spend(batch: "Batch", macs: list[tuple[bytes, SingleUse]]) -> None:
     for mac, each in macs:
         batch.single_use[mac] = each.expires_at
-        batch.private(None, _SPEND, mac, each.expires_at)
-        batch.private(None, _PRUNE, batch.now - KEPT_SECONDS * SECOND)
+        batch.private(None, SPEND, mac, each.expires_at)
+        batch.private(None, PRUNE_SINGLE_USE, batch.now - KEPT_SECONDS * SECOND)

@@ -5,6 +5,15 @@ from ledger.batch import Batch
 from ledger.epochs import Subject
 from ledger.keyring import KeyRing
 from ledger.private import commitment, new_salt, subject_lookup
+from ledger.recorders.private_rows import (
+    ERASE_CONTEXTS,
+    ERASE_GRANTS,
+    ERASE_OWN_REASONS,
+    ERASE_REASONS,
+    ERASE_SUBJECT,
+    KEEP_REASON,
+    KEEP_SUBJECT,
+)
 
 
 def subject_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
@@ -26,7 +35,7 @@ def keep_subject(batch: Batch, ring: KeyRing, subject: str, subject_id: str) -> 
     """Write the private row of a person who was not known before: only together with an event that names them."""
     lookup = subject_lookup(ring, subject)
     batch.subjects[lookup] = subject_id
-    batch.private(None, "INSERT INTO private_subjects VALUES (?, ?, ?)", lookup, subject_id, subject)
+    batch.private(None, KEEP_SUBJECT, lookup, subject_id, subject)
 
 
 def end_subject(
@@ -69,7 +78,7 @@ def committed_reason(batch: Batch, stream: str, v: int, reason: str | None) -> s
 def keep_reason(batch: Batch) -> None:
     """Write the private row of the reason that was just committed to."""
     if batch.reason is not None:
-        batch.private(None, "INSERT INTO private_reasons VALUES (?, ?, ?)", *batch.reason)
+        batch.private(None, KEEP_REASON, *batch.reason)
         batch.reason = None
 
 
@@ -90,22 +99,11 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
     event = loaded.aggregate.decide_erasure(subject_id, act)
     if event is not None:
         batch.append(loaded, [event])
-    grants = "SELECT stream FROM private_grants WHERE subject_id = ?"
-    batch.private(None, f"DELETE FROM private_contexts WHERE stream IN ({grants})", subject_id)  # noqa: S608  # no part of it was received
-    batch.private(
-        None,
-        "DELETE FROM private_reasons WHERE event_id IN (SELECT r.event_id FROM private_reasons r JOIN streams s"  # noqa: S608  # no part of it was received
-        f" ON r.event_id >= s.name || '/' AND r.event_id < s.name || '0' WHERE s.id IN ({grants}))",
-        subject_id,
-    )
-    batch.private(
-        None,
-        "DELETE FROM private_reasons WHERE event_id >= ? AND event_id < ?",
-        f"subject:{subject_id}/",
-        f"subject:{subject_id}0",
-    )
-    batch.private(None, "DELETE FROM private_grants WHERE subject_id = ?", subject_id)
-    batch.private(None, "DELETE FROM private_subjects WHERE lookup = ?", lookup)
+    batch.private(None, ERASE_CONTEXTS, subject_id)
+    batch.private(None, ERASE_REASONS, subject_id)
+    batch.private(None, ERASE_OWN_REASONS, f"subject:{subject_id}/", f"subject:{subject_id}0")
+    batch.private(None, ERASE_GRANTS, subject_id)
+    batch.private(None, ERASE_SUBJECT, lookup, subject_id)
     batch.subjects[lookup] = None
     batch.forget_person(subject_id)
     return True

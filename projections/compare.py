@@ -17,6 +17,8 @@ DIFFERENCES_MAX: Final = 1_000
 SHOWN_CHARACTERS_MAX: Final = 80
 STREAMS: Final = "streams"
 EVENTS: Final = "events"
+POSITION: Final = "position"
+"""The column of every inline table that says where the event lies that made the row."""
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,11 +64,14 @@ class Table:
 
     def replacing(self, keys: list[Any], rows: list[tuple[Any, ...]]) -> list[tuple[str, list[tuple[object, ...]]]]:
         """Statements that put these rows in place of whatever stands under these keys."""
-        names = ", ".join((self.key, *self.columns))
-        marks = ", ".join("?" * (1 + len(self.columns)))
+        names = (self.key, *self.columns)
+        marks = ", ".join("?" * len(names))
+        # A row of another key may stand at a position that is ours: no event made that one.
+        places = [(row[names.index(POSITION)],) for row in rows]
         return [
             (f"DELETE FROM {self.name} WHERE {self.key} = ?", [(key,) for key in keys]),  # noqa: S608  # names of ours alone
-            (f"INSERT OR REPLACE INTO {self.name} ({names}) VALUES ({marks})", rows),  # noqa: S608  # names of ours alone
+            (f"DELETE FROM {self.name} WHERE {POSITION} = ?", places),  # noqa: S608  # names of ours alone
+            (f"INSERT INTO {self.name} ({', '.join(names)}) VALUES ({marks})", rows),  # noqa: S608  # names of ours alone
         ]
 
 

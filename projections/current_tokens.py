@@ -208,15 +208,15 @@ def page(
     after: int = 0,
     limit: int,
 ) -> list[Row]:
-    """At most `limit` rows after a position, oldest first; each filter left out lets all pass.
+    """At most `limit` rows after a position and below the horizon, oldest first; each filter left out lets all pass.
 
     `clients` limits to some clients (an operator's own). Constant memory; a client's and a subject's rows are found by
     index, an issuer's by reading on until there are enough.
     """
     if clients is not None and not clients:
         return []
-    terms = ["t.position > ?"]
-    values: list[object] = [after]
+    terms = ["t.position > ?", "t.position < ?"]
+    values: list[object] = [after, reads.horizon]
     for column, value in (("client_id", client_id), ("subject_id", subject_id), ("issued_by", issued_by)):
         if value is not None:
             terms.append(f"t.{column} = ?")

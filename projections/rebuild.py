@@ -23,7 +23,11 @@ HEALED_AT_ONCE: Final = 100
 CAUGHT_UP_EVENTS: Final = 500
 CATCHING_UP_MAX: Final = 20
 
-_REPLACE_HEAD: Final = "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_REMOVE_HEAD: Final = "DELETE FROM streams WHERE id = ? OR name = ?"
+_WRITE_HEAD: Final = (
+    "INSERT INTO streams (id, name, v, position, head, state, generation, last_redeemed_at, idle_expires_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 Progress = Callable[[int, int], None]
 """Told how far a rebuild is: positions done, positions in all."""
@@ -59,8 +63,9 @@ def rebuild(
     apply_heal: ApplyHeal,
     progress: Progress = lambda done, total: None,
 ) -> Rebuilt:
-    """Replay, compare, heal. `readers` gives a view of one committed moment. Constant memory; takes as long as one
-    pass over all events. Raises StoreError."""
+    """Replay, compare, heal. `readers` gives a view of one committed moment at which nothing was on its way into the
+    log, so that what comes later stands behind it. Constant memory; takes as long as one pass over all events. Raises
+    StoreError."""
     with closing(Replay(inline)) as replay:
         found = Found(replay)
         with readers() as reads:
@@ -115,7 +120,8 @@ def _derived(replay: Replay, by_name: dict[str, Table], keys: list[tuple[str, An
     statements: list[tuple[str, list[tuple[object, ...]]]] = []
     streams = [found for name, key in keys if name == STREAMS and (found := replay.stream(key)) is not None]
     if streams:
-        statements.append((_REPLACE_HEAD, [tuple(each) for each in streams]))
+        statements.append((_REMOVE_HEAD, [(each.id, each.name) for each in streams]))
+        statements.append((_WRITE_HEAD, [tuple(each) for each in streams]))
     for table in by_name.values():
         own = [key for name, key in keys if name == table.name]
         if own:
@@ -125,7 +131,7 @@ def _derived(replay: Replay, by_name: dict[str, Table], keys: list[tuple[str, An
 
 
 def _last_position(reads: Reads) -> int:
-    last = reads.select("SELECT ifnull(max(position), 0) FROM events")[0][0]
+    last = reads.select("SELECT coalesce(max(position), 0) FROM events")[0][0]
     assert isinstance(last, int)
     return last
 

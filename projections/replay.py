@@ -18,7 +18,7 @@ import msgspec
 from ledger import snapshots
 from ledger.events import AnyEvent, decode
 from ledger.inline import Inline, Write
-from ledger.recorders.rows import Reads
+from ledger.recorders.rows import RawEvent, Reads
 
 PAGE_EVENTS: Final = 1_000
 STREAMS_IN_MEMORY_MAX: Final = 8_000
@@ -45,22 +45,6 @@ class ReplayedStream(NamedTuple):
     generation: int | None
     last_redeemed_at: int | None
     idle_expires_at: int | None
-
-
-class _Stored(NamedTuple):
-    """An event as it lies in the store, its bytes as they are."""
-
-    position: int
-    stream: int
-    v: int
-    back: int
-    body: bytes
-
-
-# As bytes: what a flipped bit has made of a text may be none any more, and is to be named all the same.
-_AFTER: Final = (
-    "SELECT position, stream, v, back, CAST(body AS BLOB) FROM events WHERE position > ? ORDER BY position LIMIT ?"
-)
 
 
 class _Open:
@@ -116,7 +100,7 @@ class Replay:
 
     def follow(self, reads: Reads) -> Iterator[int]:
         """Replay what has been appended since, page by page; each step says at which position it is now."""
-        while page := [_Stored(*row) for row in reads.select(_AFTER, (self.position, PAGE_EVENTS))]:  # type: ignore[arg-type]  # STRICT
+        while page := reads.raw_after(self.position, PAGE_EVENTS):
             for stored in page:
                 self._take(stored)
             self.position = page[-1].position
@@ -146,7 +130,7 @@ class Replay:
 
     # ------------------------------------------------------------ one event
 
-    def _take(self, stored: _Stored) -> None:
+    def _take(self, stored: RawEvent) -> None:
         if stored.stream in self._broken_streams:
             return
         known = self._open.get(stored.stream) or self._recalled(stored.stream)
@@ -162,7 +146,7 @@ class Replay:
             self._broken_streams.add(stored.stream)
             self.broken.append(Broken(f"{name}/{stored.v}", *problem))
 
-    def _fold(self, known: _Open | None, stored: _Stored, event: AnyEvent) -> tuple[str, str] | None:
+    def _fold(self, known: _Open | None, stored: RawEvent, event: AnyEvent) -> tuple[str, str] | None:
         """Fold one event into its stream and its command; what is wrong with it instead: (column, problem)."""
         if known is None:
             kind = snapshots.KINDS.get(event.stream.partition(":")[0])
@@ -227,7 +211,7 @@ class Replay:
         self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
-def _link_problem(known: _Open, stored: _Stored, event: AnyEvent) -> tuple[str, str] | None:
+def _link_problem(known: _Open, stored: RawEvent, event: AnyEvent) -> tuple[str, str] | None:
     """What does not fit between an event and the one before it: (column, problem)."""
     if event.stream != known.name:
         return "stream", f"the event says it is of {event.stream}"

@@ -169,13 +169,13 @@ def incidents(
 
 
 def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[int, AnyEvent]]:
-    """Every row's event in log order, read in pages."""
+    """Every row's event below the horizon in log order, read in pages."""
     earliest = "" if since is None else times.text(since)
     while True:
         rows = reads.select(
             f"SELECT i.position, e.body FROM {TABLE} i JOIN events e ON e.position = i.position"  # noqa: S608  # names of ours alone
-            " WHERE i.position > ? AND i.at >= ? ORDER BY i.position LIMIT ?",
-            (after, earliest, PAGE_ROWS),
+            " WHERE i.position > ? AND i.position < ? AND i.at >= ? ORDER BY i.position LIMIT ?",
+            (after, reads.horizon, earliest, PAGE_ROWS),
         )
         for position, body in rows:
             after = int(str(position))

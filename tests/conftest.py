@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
-# shared_server, own_server; place, made; what the chaos trials counted
-pytest_plugins = ["tests.servers", "tests.places", "tests.chaos.figures"]
+# shared_server, own_server; place, made; postgres, postgres_url; what the chaos trials counted
+pytest_plugins = ["tests.postgres", "tests.engines", "tests.servers", "tests.places", "tests.chaos.figures"]
 FULL_TIMEOUT_SECONDS = 3600
 
 

@@ -22,10 +22,12 @@ from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.policy import PRESETS, Policy
 from ledger.private import PrivateGrant
+from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import Refusal, Refused
 from projections import INLINE
-from tests.ledger_check import Checked, check_ledger, replayed
+from tests.engines import postgres_store, url_of
+from tests.ledger_check import Checked, check_ledger, copied, replayed
 
 __all__ = [
     "ELSEWHERE", "HOME", "ISSUER", "LOCAL_OPERATOR", "OPTIONS", "SCOPE", "SECURITY", "START", "Checked", "Clock",
@@ -91,9 +93,15 @@ class Opened:
         self.fatal = fatal
 
     @property
+    def connection(self) -> sqlite3.Connection:
+        """The writing connection of a store on SQLite."""
+        assert isinstance(self.store, SQLiteStore)
+        return self.store._connection
+
+    @property
     def path(self) -> Path:
         """The database."""
-        return self.store.path
+        return self.folder / "ledger.db"
 
     # ------------------------------------------------------------ acting
 
@@ -180,6 +188,9 @@ class Opened:
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
         """Read from the file on a connection of the test's own: what is durable, whatever the ledger thinks."""
+        if url_of(self.path) is not None:
+            with copied(self.path) as copy:
+                return copy.execute(sql, parameters).fetchall()
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
             return connection.execute(sql, parameters).fetchall()
 
@@ -225,12 +236,12 @@ async def refused(waiting: Awaitable[object]) -> Refusal:
     raise AssertionError("it was let through")
 
 
-StoreMaker = Callable[[Path], SQLiteStore]
+StoreMaker = Callable[[Path], SQLiteStore | PostgresStore]
 
 
-def default_store(path: Path) -> SQLiteStore:
-    """The store as it is served."""
-    return SQLiteStore(path, INLINE)
+def default_store(path: Path) -> SQLiteStore | PostgresStore:
+    """The store as it is served: on SQLite, or on what the fixture `each_store` says."""
+    return postgres_store(path) or SQLiteStore(path, INLINE)
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ import pytest
 import trustme
 
 from tests import signers
+from tests.postgres import Server as Postgres
 from tests.wire import (
     FORM,
     INTROSPECT_PATH,
@@ -187,8 +188,12 @@ class Server:
         return [*program(), "serve"]
 
     def start(self, *, wait: bool = True) -> "Server":
-        """Start the process on its files and, unless told otherwise, wait until `/readyz` is 200."""
+        """Start the process on its files and, unless told otherwise, wait until `/readyz` is 200. On PostgreSQL the
+        tables are made before its first start."""
         assert self.process is None or self.process.poll() is not None, "it runs already"
+        if self.settings.get("DATABASE_URL", "").startswith("postgresql:") and not self.keys_file.exists():
+            made = self.command("init")
+            assert 0 == made.returncode, made
         with self.log_file.open("ab") as log, self.error_file.open("ab") as errors:
             self.process = subprocess.Popen(
                 self.serve_command(),
@@ -483,6 +488,22 @@ def window_seconds(full: bool) -> int:
 def shared_server(tmp_path_factory: pytest.TempPathFactory, window_seconds: int) -> Iterator[Server]:
     """One plain-HTTP server for all tests of a worker that leave it as they found it: a fresh grant for each."""
     with running(tmp_path_factory.mktemp("shared"), clients=clients_toml(window_seconds=window_seconds)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def two_workers(postgres: Postgres) -> Callable[[], dict[str, str]]:
+    """Makes settings of a server of two workers on a new PostgreSQL database."""
+    return lambda: {"DATABASE_URL": postgres.over_tcp(postgres.create_database()), "WORKERS": "2"}
+
+
+@pytest.fixture(scope="session")
+def shared_workers(
+    tmp_path_factory: pytest.TempPathFactory, window_seconds: int, two_workers: Callable[[], dict[str, str]]
+) -> Iterator[Server]:
+    """As `shared_server`: two workers on PostgreSQL."""
+    clients = clients_toml(window_seconds=window_seconds)
+    with running(tmp_path_factory.mktemp("workers"), clients=clients, settings=two_workers()) as server:
         yield server
 
 

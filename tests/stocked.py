@@ -1,5 +1,6 @@
 """A real ledger on a real file for tests of what is asked of it: a clock that is set, clients, an operator, chains."""
 
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +37,12 @@ class Stocked:
         self.ledger = ledger
         self.store = ledger.store
         self._clock = clock
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The writing connection of a store on SQLite."""
+        assert isinstance(self.store, SQLiteStore)
+        return self.store._connection
 
     @property
     def now(self) -> int:

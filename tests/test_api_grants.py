@@ -42,6 +42,7 @@ async def test_issuing_answers_with_first_tokens_and_the_grants_id(tmp_path: Pat
         ({"scope": ["read"]}, "invalid_request"),
         ({"colour": "blue"}, "invalid_request"),
         ({"device": None}, "invalid_request"),
+        ({"device": "a\0b"}, "invalid_request"),
         ({"refresh_token_ttl_seconds": 0}, "invalid_request"),
         ({"refresh_token_ttl_seconds": 3600.0}, "invalid_request"),
         ({"refresh_token_ttl_seconds": "3600"}, "invalid_request"),

@@ -267,10 +267,10 @@ def test_a_start_that_fails_late_closes_what_was_opened(tmp_path: Path) -> None:
     assert ["startup", "shutdown"] == order
 
 
-def test_several_workers_wait_for_postgresql() -> None:
-    """One process owns the file, and this version serves with one."""
+def test_several_workers_are_started_by_the_command() -> None:
+    """A server in a process of somebody else's is one: it starts no others behind their back."""
     settings = Settings(port=0, allow_plain_http=True, workers=2, database_url="postgresql://db/x")
-    with pytest.raises(SettingsError, match="one process"), serving(Shower(), settings=settings):
+    with pytest.raises(SettingsError, match="this is one process"), serving(Shower(), settings=settings):
         pass
 
 

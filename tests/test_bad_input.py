@@ -47,15 +47,6 @@ def test_a_setting_that_cannot_be_served_with_is_named(place: Place, settings: d
     assert {} == place.files()
 
 
-@pytest.mark.parametrize("arguments", [("serve",), ("init",), ("grants",), ("rebuild",)])
-def test_postgresql_is_refused_while_it_is_not_there(place: Place, arguments: tuple[str, ...]) -> None:
-    """Not served by this version; the line does not repeat the URL, which may hold a password."""
-    said = place.refused(*arguments, DATABASE_URL="postgresql://ledger:hidden@db/ledger")
-    assert said.startswith("DATABASE_URL: ")
-    assert "SQLite" in said
-    assert "hidden" not in said
-
-
 def test_a_certificate_with_the_key_of_another_is_refused(place: Place) -> None:
     """And so is what is no certificate at all."""
     write_certificate(place.folder / "a.pem", place.folder / "a.key")

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,11 @@ from ledger.events import LedgerRestored, TokenRotated
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.refusals import LedgerError, Refusal, Unavailable
+from tests.engines import back_up, lose, put_back
 from tests.faulty_store import locked_by_another_process
 from tests.ledgers import HOME, SECURITY, Clock, caller, check_ledger, client, open_ledger
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 # ---------------------------------------------------------------- opening and closing
@@ -31,7 +31,7 @@ async def test_a_new_ledger_has_the_rings_key_and_says_so(tmp_path: Path, caplog
     assert [] == [record.getMessage() for record in caplog.records]
     head = HeadFile(tmp_path / "ledger.head").read()
     assert head is not None
-    assert 2 == head.position
+    assert opened.last_position() == head.position
 
 
 async def test_opened_again_it_goes_on(tmp_path: Path) -> None:
@@ -83,10 +83,6 @@ async def test_closing_leaves_no_thread_and_no_answer_behind(tmp_path: Path) -> 
 # ---------------------------------------------------------------- the head file and restored backups
 
 
-def back_up(folder: Path, to: Path) -> None:
-    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.lock"))
-
-
 async def test_the_head_file_says_the_last_acknowledged_position(tmp_path: Path) -> None:
     """About once a second, and at the end; never ahead of the log."""
     async with open_ledger(tmp_path) as opened:
@@ -107,14 +103,14 @@ async def test_the_head_file_says_the_last_acknowledged_position(tmp_path: Path)
 
 async def restored(tmp_path: Path, *, lost: int) -> tuple[Path, TokenAnswer, TokenAnswer]:
     """A folder whose database is older than its head file; what its backup knew, and what was lost."""
-    folder, backup = tmp_path / "live", tmp_path / "backup"
+    folder, backup = tmp_path / "live", tmp_path / "backup.db"
     folder.mkdir()
     async with open_ledger(folder) as opened:
         kept = await opened.issue()
-    back_up(folder, backup)
+    back_up(folder / "ledger.db", backup)
     async with open_ledger(folder, seed=2, clients=None) as opened:
         last = await opened.chain(kept, lost)
-    shutil.copy(backup / "ledger.db", folder / "ledger.db")
+    put_back(backup, folder / "ledger.db")
     return folder, kept, last
 
 
@@ -161,7 +157,7 @@ async def test_an_acknowledged_restore_goes_on_above_what_was_lost(tmp_path: Pat
         assert await opened.ledger.operators.restore_acknowledge() is None
         event = next(event for event in opened.events("ledger") if isinstance(event, LedgerRestored))
         assert (str(last.position), report.lost_at) == (event.lost_position, event.lost_at)
-        assert last.position + 3 == opened.last_position()
+        assert opened.last_position() >= last.position + 3
         assert Refusal.SUSPENDED is (await opened.refused(last)).refusal
         assert ["issued", "rollback_detected", "suspended"] == opened.topics(kept)
         await opened.act("reinstate", kept.grant_id, trust="current")
@@ -224,8 +220,7 @@ async def test_two_acknowledgements_at_once_are_one(tmp_path: Path) -> None:
 async def test_a_lost_database_is_behind_too(tmp_path: Path) -> None:
     """A new file beside an old head file: not even the first keys are recorded at positions that were used."""
     folder, _, last = await restored(tmp_path, lost=1)
-    for path in folder.glob("ledger.db*"):
-        path.unlink()
+    lose(folder / "ledger.db")
     async with open_ledger(folder, seed=3, clients=None) as opened:
         assert [] == opened.events()
         assert opened.ledger.readiness() is not None

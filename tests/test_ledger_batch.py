@@ -29,7 +29,7 @@ from tests.ledgers import (
     with_policy,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 async def in_one_batch(opened: Opened, *waiting: Awaitable[object]) -> list[object]:

@@ -362,7 +362,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 def fill_up(opened: Opened) -> None:
     """Let the engine itself find no room: no page more than there are."""
-    connection = opened.store._connection
+    connection = opened.connection
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count={pages}")
 
@@ -381,7 +381,7 @@ async def test_a_full_disk_refuses_cleanly_and_heals_without_restart(tmp_path: P
         opened.check_memory()
         assert [] == opened.fatal
         check_ledger(opened.path)
-        opened.store._connection.execute("PRAGMA max_page_count=1000000")
+        opened.connection.execute("PRAGMA max_page_count=1000000")
         await asyncio.gather(*map(opened.refresh, issued))
         opened.check_memory()
     check_ledger(opened.path)
@@ -540,7 +540,7 @@ async def test_a_batch_that_cannot_begin_leaves_nobody_waiting(tmp_path: Path) -
     """Authority that another node changed and that cannot be made out here: nothing can be decided, by nobody."""
     async with open_ledger(tmp_path) as opened:
         issued = await grants(opened, 3)
-        connection = opened.store._connection
+        connection = opened.connection
         connection.execute("UPDATE events SET body = replace(body, 'client.registered', 'client.unheard_of')")
         connection.execute("UPDATE streams SET state = x'00'")
         connection.execute("UPDATE control SET counter = counter + 1")
@@ -645,7 +645,7 @@ async def test_an_exclusive_act_goes_before_the_line(tmp_path: Path) -> None:
         await asyncio.to_thread(first.reached.wait, 10)
         in_line = [asyncio.ensure_future(opened.refresh(answer)) for answer in issued[1:]]
         exclusive = asyncio.ensure_future(
-            opened.ledger.commits.exclusively(lambda: (opened.store._connection.in_transaction, opened.last_position()))
+            opened.ledger.commits.exclusively(lambda: (opened.connection.in_transaction, opened.last_position()))
         )
         await asyncio.sleep(0.02)
         assert not exclusive.done(), "a batch is under way"

@@ -18,7 +18,7 @@ from tests.faulty_store import FaultyStore, faulty, instead
 from tests.ledgers import ELSEWHERE, LOCAL_OPERATOR, SECURITY, Opened, check_ledger, client, open_ledger
 from tests.sign_ins import CHALLENGE, VERIFIER, app, exchange_refused, exchanged, sign_in
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 def topics(opened: Opened, grant_id: str) -> list[str]:

@@ -9,7 +9,7 @@ from ledger.answers import Caller, Explanation, IssueRequest, TokenAnswer
 from ledger.explaining import UNKNOWN
 from tests.ledgers import HOME, ISSUER, LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 async def explained(opened: Opened, token: str | TokenAnswer | None) -> Explanation:

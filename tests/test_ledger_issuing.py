@@ -10,10 +10,11 @@ from ledger.answers import IssueRequest, TokenAnswer
 from ledger.clients import Operator
 from ledger.recorders.errors import StoreBroken, StoreFull
 from ledger.refusals import Refusal, Refused, Unavailable
+from tests.engines import only_on_sqlite
 from tests.faulty_store import FaultyStore, after, faulty, instead
 from tests.ledgers import ISSUER, LOCAL_OPERATOR, check_ledger, client, open_ledger, refused, with_policy
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 BODY = b'{"client_id":"www","subject":"alice"}'
 
@@ -76,6 +77,7 @@ async def test_ten_at_once_make_one_grant(tmp_path: Path) -> None:
     assert 1 == check_ledger(opened.path).topics["grant.issued"]
 
 
+@only_on_sqlite
 async def test_after_a_crash_the_same_key_finds_its_grant(tmp_path: Path) -> None:
     """COMMIT was durable and the process died: the answer was lost, the key was not (I-10)."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
@@ -89,6 +91,7 @@ async def test_after_a_crash_the_same_key_finds_its_grant(tmp_path: Path) -> Non
     assert 1 == check_ledger(opened.path).topics["grant.issued"]
 
 
+@only_on_sqlite
 async def test_a_key_whose_issuance_failed_is_free(tmp_path: Path) -> None:
     """The twin of the test above: nothing was durable, so nothing is remembered."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:

@@ -41,7 +41,7 @@ GOLDEN = (
     "eyJpc3MiOiJodHRwczovL2xlZGdlci5leGFtcGxlIiwic3ViIjoiYWxpY2UiLCJhdWQiOiJodHRwczovL2xlZGdlci5leGFtcGxlIiwiY2xpZW50"
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 def claims_of(token: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tests.ledgers import (
     refused,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 # ---------------------------------------------------------------- one grant

@@ -9,10 +9,11 @@ from ledger.events import TokenRotated
 from ledger.keyring import KeyRing
 from ledger.recorders.errors import StoreBroken
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
+from tests.engines import only_on_sqlite
 from tests.faulty_store import FaultyStore, faulty, instead
 from tests.ledgers import HOME, Opened, caller, check_ledger, client, open_ledger, refused
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 async def ready(opened: Opened) -> None:
@@ -145,6 +146,7 @@ async def test_a_ring_file_that_is_wrong_changes_nothing(tmp_path: Path, caplog:
             await opened.ledger.operators.keys_rotate()
 
 
+@only_on_sqlite
 async def test_a_key_that_no_event_names_is_never_used(tmp_path: Path) -> None:
     """Killed between the ring's file and the event: the id is passed over."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:

@@ -1,8 +1,6 @@
 """What is counted instead of recorded one by one (I-21), and how fast unauthenticated clients may redeem."""
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -17,6 +15,7 @@ from ledger.private import commitment, context_value
 from ledger.recorders.errors import StoreFull
 from ledger.refusals import Refusal, Refused, Unavailable
 from tests.faulty_store import FaultyStore, faulty, instead
+from tests.ledger_check import copied
 from tests.ledgers import (
     ELSEWHERE,
     HOME,
@@ -30,7 +29,7 @@ from tests.ledgers import (
     with_policy,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 SECOND = times.SECOND
 
@@ -150,7 +149,7 @@ async def test_hundreds_of_presentations_after_the_end_make_a_few_events(tmp_pat
 
 
 def counted_in(folder: Path, answer: TokenAnswer) -> list[int]:
-    with closing(sqlite3.connect(folder / "ledger.db")) as connection:
+    with copied(folder / "ledger.db") as connection:
         rows = connection.execute(
             "SELECT body ->> 'count' FROM events WHERE body ->> 'topic' = 'grant.presentations_counted'"
             " AND body ->> 'stream' = ? ORDER BY position",
@@ -253,7 +252,7 @@ async def test_a_stop_is_the_last_thing_on_record(tmp_path: Path) -> None:
         await opened.refused(answer)
         await opened.refused(answer, client_id="oth")
         await opened.ledger.stopped()
-    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+    with copied(tmp_path / "ledger.db") as connection:
         rows = connection.execute("SELECT body ->> 'topic' FROM events ORDER BY position DESC LIMIT 3").fetchall()
     assert "ledger.stopped" == rows[0][0]
     assert {"grant.presentations_counted", "grant.foreign_client_presented"} == {topic for (topic,) in rows[1:]}

@@ -26,7 +26,7 @@ from tests.ledgers import (
     with_policy,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 def private(opened: Opened, answer: TokenAnswer, column: str) -> object:

@@ -34,7 +34,7 @@ from tests.ledgers import (
     with_policy,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 CLIENTS = (
     client("www"),

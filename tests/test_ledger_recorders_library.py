@@ -10,6 +10,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
@@ -42,7 +43,8 @@ from ledger.recorders.library import FoldedGrant, LedgerLog, LedgerMapper, Ledge
 from ledger.recorders.readers import Readers
 from ledger.recorders.rows import Work
 from ledger.recorders.sqlite import SQLiteStore
-from tests.ledgers import SECURITY, Opened, check_ledger, open_ledger
+from tests.engines import url_of
+from tests.ledgers import SECURITY, Clock, Opened, check_ledger, open_ledger
 
 # The library's cases import another implementation of the cipher that they use; we have no need of it otherwise.
 sys.modules.setdefault("eventsourcing.cipher", cryptography)
@@ -52,13 +54,18 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(tmp_path: Path, each_store: str) -> AsyncIterator[Opened]:
     async with open_ledger(tmp_path) as ledger:
         yield ledger
 
 
+def database_of(opened: Opened) -> str:
+    """What names it: a URL where the test's ledgers lie on PostgreSQL."""
+    return url_of(opened.path) or str(opened.path)
+
+
 def log_of(opened: Opened, **env: str) -> LedgerLog:
-    return LedgerLog({"LEDGER_DATABASE": str(opened.path), **env})
+    return LedgerLog({"LEDGER_DATABASE": database_of(opened), **env})
 
 
 # ---------------------------------------------------------------- repository
@@ -222,7 +229,7 @@ class Totals(Projection[View]):
 
 
 def runner(opened: Opened, view: type[View], **env: str) -> ProjectionRunner[LedgerLog, View]:
-    settings = {"LEDGER_DATABASE": str(opened.path), **env}
+    settings = {"LEDGER_DATABASE": database_of(opened), **env}
     return ProjectionRunner(application_class=LedgerLog, projection_class=Totals, view_class=view, env=settings)
 
 
@@ -269,7 +276,7 @@ async def test_a_projection_that_fails_tells_its_error(opened: Opened) -> None:
 async def test_nothing_is_recorded_by_the_librarys_path(opened: Opened) -> None:
     """Finished bytes show no decision: refused in one line, nothing changed, the ledger none the wiser."""
     answer = await opened.issue()
-    before = opened.path.read_bytes(), opened.rows("SELECT * FROM events")
+    before = opened.rows("SELECT * FROM events"), opened.rows("SELECT * FROM streams")
     with log_of(opened) as log:
         rotated = TokenRotated(
             stream=f"grant:{answer.grant_id}", v=2, at="2026-11-25T10:00:00.000000Z", command_id="c", prev="0" * 64,
@@ -286,7 +293,7 @@ async def test_nothing_is_recorded_by_the_librarys_path(opened: Opened) -> None:
         for recorder in (log.factory.tracking_recorder, log.factory.process_recorder):
             with pytest.raises(NotSupportedError, match="a store of its own"):
                 recorder()
-    assert before == (opened.path.read_bytes(), opened.rows("SELECT * FROM events"))
+    assert before == (opened.rows("SELECT * FROM events"), opened.rows("SELECT * FROM streams"))
     opened.check_memory()
     await opened.refresh(answer)
 
@@ -328,10 +335,12 @@ async def test_bad_settings_are_one_clear_line(tmp_path: Path) -> None:
 
 _OTHER_PROCESS = """
 import sys
+import threading
 from ledger.recorders.library import LedgerLog
 with LedgerLog({"LEDGER_DATABASE": sys.argv[1]}) as log:
-    print(log.grant(sys.argv[2]).generation, log.recorder.max_notification_id(), flush=True)
-    with log.recorder.subscribe(gt=log.recorder.max_notification_id()) as subscription:
+    last = log.recorder.max_notification_id()
+    print(log.grant(sys.argv[2]).generation, last, flush=True)
+    with log.recorder.subscribe(gt=last) as subscription:
         print(next(subscription).id, flush=True)
 """
 
@@ -340,7 +349,7 @@ async def test_another_process_reads_beside_the_owner(opened: Opened) -> None:
     """Reading needs no ownership: what is durable is seen, what comes is followed."""
     answer = await opened.chain(await opened.issue(), 3)
     process = subprocess.Popen(
-        [sys.executable, "-c", _OTHER_PROCESS, str(opened.path), answer.grant_id],
+        [sys.executable, "-c", _OTHER_PROCESS, database_of(opened), answer.grant_id],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
@@ -349,9 +358,41 @@ async def test_another_process_reads_beside_the_owner(opened: Opened) -> None:
         assert process.stdout is not None
         first = await asyncio.to_thread(process.stdout.readline)
         assert f"3 {answer.position}\n" == first
-        await opened.issue()
-        assert f"{answer.position + 1}\n" == await asyncio.to_thread(process.stdout.readline)
+        issued = await opened.issue()
+        assert f"{issued.position}\n" == await asyncio.to_thread(process.stdout.readline)
     assert 0 == process.returncode
+
+
+async def test_a_follower_misses_nothing_of_two_nodes(tmp_path: Path, on_postgres: str) -> None:
+    """Batches of two processes get their positions in one order and are seen in another: whoever follows the log gets
+    each event once, in log order, and none is ever behind what was told before."""
+    clock = Clock()
+    async with (
+        open_ledger(tmp_path, clock=clock) as one,
+        open_ledger(tmp_path, clock=clock, seed=2, clients=None) as other,
+    ):
+        found: list[int] = []
+        with log_of(one) as log:
+            following = threading.Thread(target=_follow, args=(log, found))
+            following.start()
+            await asyncio.gather(*(_chains(node, name) for node in (one, other) for name in ("ann", "bob", "eve")))
+            await one.issue("the last word")
+            await asyncio.to_thread(following.join, 10)
+        assert found == [row[0] for row in one.rows("SELECT position FROM events ORDER BY position")]
+        assert len(found) > 100
+
+
+async def _chains(node: Opened, subject: str) -> None:
+    await node.chain(await node.issue(subject), 15)
+
+
+def _follow(log: LedgerLog, found: list[int]) -> None:
+    """Until the last word."""
+    with log.recorder.subscribe() as subscription:
+        for each in subscription:
+            found.append(each.id)
+            if each.topic == "grant.issued" and len(found) > 100:
+                return
 
 
 async def test_reading_leaves_what_a_crash_left_as_it_was(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from ledger.recorders.errors import LostRace, StoreBusy, StoreError, StoreFull
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.single_use import SingleUse, SingleUseKind
 from ledger.times import SECOND
+from tests.engines import only_on_sqlite
 from tests.faulty_store import Fault, FaultyStore, after, faulty, instead
 from tests.ledgers import HOME, START, Opened, caller, client, open_ledger
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 def identifier(
@@ -255,6 +256,7 @@ async def test_expired_ones_leave_two_at_a_time(tmp_path: Path) -> None:
         assert [7, 6, 5, 4, 5] == sizes
 
 
+@only_on_sqlite
 async def test_a_store_from_before_there_were_any_takes_them(tmp_path: Path) -> None:
     """A file that an earlier program made is served as any other."""
     async with open_ledger(tmp_path) as opened:

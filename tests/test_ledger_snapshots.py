@@ -70,7 +70,7 @@ async def grown(opened: Opened) -> TokenAnswer:
 
 def forge(opened: Opened, stream: str, state: bytes) -> None:
     """Put another snapshot into a head, and let it be read anew."""
-    opened.store._connection.execute("UPDATE streams SET state = ? WHERE name = ?", (state, stream))
+    opened.connection.execute("UPDATE streams SET state = ? WHERE name = ?", (state, stream))
     opened.ledger.memory.forget_everything()
 
 
@@ -144,7 +144,7 @@ async def test_authority_without_its_snapshots_is_the_same(tmp_path: Path) -> No
         alice, bob = await opened.issue("alice"), await opened.issue("bob")
         await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
         await opened.ledger.operators.keys_rotate()
-        opened.store._connection.execute("UPDATE streams SET state = x''")
+        opened.connection.execute("UPDATE streams SET state = x''")
     async with open_ledger(tmp_path, seed=2, clients=None) as opened:
         assert "revoked_by_subject" == (await opened.refused(alice)).refusal.value
         await opened.refresh(bob)
@@ -159,9 +159,9 @@ async def test_loading_costs_one_row_whatever_the_age(tmp_path: Path) -> None:
         last = await grown(opened)
         opened.ledger.memory.forget_everything()
         asked: list[str] = []
-        opened.store._connection.set_trace_callback(asked.append)
+        opened.connection.set_trace_callback(asked.append)
         await opened.refresh(last)
-        opened.store._connection.set_trace_callback(None)
+        opened.connection.set_trace_callback(None)
         assert [] == [sql for sql in asked if sql.startswith(("SELECT", "WITH")) and "events" in sql]
 
 

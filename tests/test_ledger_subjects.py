@@ -10,10 +10,11 @@ from ledger.answers import Source, TokenAnswer
 from ledger.events import SubjectErased, SubjectRevoked
 from ledger.recorders.errors import StoreFull
 from ledger.refusals import Refusal, Refused, Unavailable
+from tests.engines import only_on_sqlite
 from tests.faulty_store import FaultyStore, faulty, instead
 from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 PERSON = ("alice-in-wonderland@example.com", "Alice’s white telephone", "session-of-the-white-rabbit")
 PLACE = Source("2001:db8:1234:5678::", "LookingGlass/1.0 (very particular)")
@@ -72,6 +73,7 @@ async def test_a_refused_issuance_leaves_nobody_behind(tmp_path: Path) -> None:
         assert (False, 0) == (answer.known, answer.epoch)
 
 
+@only_on_sqlite
 async def test_erasing_leaves_no_trace_in_any_file(tmp_path: Path) -> None:
     """I-20: subject, device, session, address, user agent and reasons are gone from pages, free pages and the log."""
     async with open_ledger(tmp_path) as opened:
@@ -89,12 +91,13 @@ async def test_erasing_leaves_no_trace_in_any_file(tmp_path: Path) -> None:
     assert (1, 1) == (checked.topics["subject.revoked"], checked.topics["subject.erased"])
 
 
+@only_on_sqlite
 async def test_what_is_only_deleted_is_still_in_the_files(tmp_path: Path) -> None:
     """The broken twin of the test above: without `secure_delete` and an emptied log the rows' text stays."""
     async with open_ledger(tmp_path) as opened:
         await issued(opened)
-        opened.store._connection.execute("PRAGMA secure_delete=OFF")
-        opened.store._connection.execute("DELETE FROM private_subjects")
+        opened.connection.execute("PRAGMA secure_delete=OFF")
+        opened.connection.execute("DELETE FROM private_subjects")
         assert files_that_hold(tmp_path, PERSON[0])
 
 

@@ -33,7 +33,7 @@ async def test_without_a_snapshot_the_stream_is_folded_to_the_same(
 
         expected = seen()
         at.store.begin()
-        at.store._connection.execute("UPDATE streams SET state = x'00'")
+        at.connection.execute("UPDATE streams SET state = x'00'")
         at.store.commit()
         assert expected == seen()
         assert any(isinstance(each, as_of.Passed) for each in expected)

@@ -1,7 +1,8 @@
 """The black-box vectors V1–V67 of the token endpoint as transcripts, each run against a real server process."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from email.utils import formatdate
 from pathlib import Path
 
@@ -44,32 +45,45 @@ scope = "read openid profile"
 """
 
 
+def proxied(folder: Path, settings: Mapping[str, str]) -> AbstractContextManager[Server]:
+    """A server behind a proxy, from which it learns the certificates of clients."""
+    behind = {"TRUSTED_PROXIES": "127.255.255.254", "TLS_CLIENT_CERT_HEADER": "Client-Cert"}
+    return running(folder, clients=clients_toml(more=SHOW_CERTIFICATES), settings={**behind, **settings})
+
+
 @pytest.fixture(scope="session")
 def proxied_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server behind a proxy, from which it learns the certificates of clients."""
-    settings = {"TRUSTED_PROXIES": "127.255.255.254", "TLS_CLIENT_CERT_HEADER": "Client-Cert"}
-    folder, clients = tmp_path_factory.mktemp("proxied"), clients_toml(more=SHOW_CERTIFICATES)
-    with running(folder, clients=clients, settings=settings) as server:
+    with proxied(tmp_path_factory.mktemp("proxied"), {}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def proxied_workers(
+    tmp_path_factory: pytest.TempPathFactory, two_workers: Callable[[], dict[str, str]]
+) -> Iterator[Server]:
+    with proxied(tmp_path_factory.mktemp("proxied"), two_workers()) as server:
         yield server
 
 
 @pytest.fixture
-def server_for(
-    request: pytest.FixtureRequest, tmp_path: Path, shared_server: Server, window_seconds: int
-) -> Iterator[Server]:
-    """The shared server; for a vector that ends the process one of its own, for certificates the one that sees them."""
-    if request.node.callspec.params["vector"].place.startswith("9-certificates"):
-        yield request.getfixturevalue("proxied_server")
-        return
-    if not request.node.callspec.params["vector"].restarts:
-        yield shared_server
-        return
-    with running(tmp_path / "server", clients=clients_toml(window_seconds=window_seconds)) as server:
-        yield server
+def server_for(request: pytest.FixtureRequest, tmp_path: Path, window_seconds: int) -> Iterator[Server]:
+    """The shared server; for a vector that ends the process one of its own, for certificates the one that sees them.
+    Each is one process on SQLite, or two workers on PostgreSQL."""
+    vector, processes = (request.node.callspec.params[name] for name in ("vector", "processes"))
+    if vector.place.startswith("9-certificates"):
+        yield request.getfixturevalue("proxied_server" if processes == 1 else "proxied_workers")
+    elif not vector.restarts:
+        yield request.getfixturevalue("shared_server" if processes == 1 else "shared_workers")
+    else:
+        clients = clients_toml(window_seconds=window_seconds)
+        settings = {} if processes == 1 else request.getfixturevalue("two_workers")()
+        with running(tmp_path / "server", clients=clients, settings=settings) as server:
+            yield server
 
 
+@pytest.mark.parametrize("processes", [1, 2], ids=["sqlite", "two-workers-on-postgresql"])
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector.number for vector in VECTORS])
-def test_vector(vector: Vector, server_for: Server, window_seconds: int) -> None:
+def test_vector(vector: Vector, processes: int, server_for: Server, window_seconds: int) -> None:
     """Each request of the transcript gets the answer that stands below it (RFC 6749 5 and 6)."""
     run_vector(vector, server_for, {"window": str(window_seconds), "half": str(window_seconds / 2), **SHOWN})
 

@@ -14,11 +14,11 @@ from api.settings import Settings
 @settings_option
 def init(settings: Settings) -> None:
     """Create the database and the key ring where they are not there yet. Safe to repeat."""
-    from api.wiring import is_new, open_ledger, sqlite_path
+    from api.wiring import Database, open_ledger
 
-    database = sqlite_path(settings)
-    ring_is_new, database_is_new = not settings.keys_file.exists(), is_new(database)
-    running = connect(socket_path(database))
+    database = Database(settings)
+    ring_is_new, database_is_new = not settings.keys_file.exists(), database.is_new()
+    running = None if settings.sqlite_path is None else connect(socket_path(settings.sqlite_path))
     if running is not None:
         running.close()
     else:
@@ -28,7 +28,8 @@ def init(settings: Settings) -> None:
                 pass
 
         asyncio.run(opened())
-    for what, path, new in (("key ring", settings.keys_file, ring_is_new), ("database", database, database_is_new)):
-        say(f"{what} {path}: {'created' if new else 'there already, unchanged'}")
+    name = f"database {database}" if settings.sqlite_path is not None else str(database)
+    for what, new in ((f"key ring {settings.keys_file}", ring_is_new), (name, database_is_new)):
+        say(f"{what}: {'created' if new else 'there already, unchanged'}")
     if ring_is_new:
         say("back up the database together with the key ring, never one without the other")

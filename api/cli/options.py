@@ -47,11 +47,11 @@ def json_option(command: _Command) -> _Command:
 
 @contextmanager
 def reached(settings: Settings) -> Iterator[Local]:
-    """Reach the ledger of these settings: its running server, else the file itself. Raises LedgerError."""
-    from api.wiring import open_app, sqlite_path
+    """Reach the ledger of these settings: its running server, else the store itself. Raises LedgerError."""
+    from api.wiring import open_app
 
     logs.configure("warning", settings.log_format, sys.stderr)  # standard output is for the answer
-    with reach(sqlite_path(settings), lambda: open_app(settings)) as local:
+    with reach(settings.sqlite_path, lambda: open_app(settings)) as local:
         yield local
 
 

@@ -9,6 +9,10 @@ class StoreBusy(StoreError):
     """Somebody else holds the write lock. Nothing happened: ask again."""
 
 
+class StoreUnreachable(StoreError):
+    """The store's server cannot be reached, or went away. It heals by itself; whether a commit happened is unknown."""
+
+
 class StoreFull(StoreError):
     """No room on the disk. Nothing happened; it heals when there is room again."""
 

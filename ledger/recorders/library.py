@@ -1,8 +1,8 @@
 """The store as the `eventsourcing` library sees it: its repository, notification log and projections on our events.
 
-A persistence module of the library's: `PERSISTENCE_MODULE=ledger.recorders.library` and `LEDGER_DATABASE=<file>` give
-any `Application[str]` the log of a ledger, beside the process that serves it. Originators are streams, their ids the
-streams' names; versions count from 1; notification ids are positions, states the stored bytes.
+A persistence module of the library's: `PERSISTENCE_MODULE=ledger.recorders.library` and `LEDGER_DATABASE`, a SQLite
+file or postgresql://…, give any `Application[str]` the log of a ledger, beside whoever serves it. Originators are
+streams, their ids the streams' names; versions count from 1; notification ids are positions, states the stored bytes.
 
 It reads and does not write. An event of ours is what one transaction makes of a decision: linked to the event before
 it, decided on the control counter that the transaction read (I-06), written together with the private row without
@@ -48,20 +48,15 @@ from eventsourcing.utils import Environment, EnvType
 
 from ledger.events import AnyEvent, decode, encode
 from ledger.grant import Grant
-from ledger.recorders.errors import StoreBusy, StoreError
+from ledger.recorders.errors import StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.readers import Readers
-from ledger.recorders.reading import Reader
-from ledger.recorders.schema import APPLICATION_ID
+from ledger.recorders.rows import Lends, Reads
+from ledger.refusals import LedgerError
 
 POLL_SECONDS = 0.05
 """How often a subscription looks for new events. One look is one step in the log's own order, whatever its length."""
 
 VERSION_MAX = 2**63 - 1
-
-_NOTIFICATIONS = (
-    "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
-    " WHERE e.position >= ? AND e.position <= ?"
-)
 
 _T = TypeVar("_T")
 
@@ -103,7 +98,7 @@ class LedgerMapper(Mapper[str]):
 class LedgerRecorder(ApplicationRecorder):
     """The log of one store, for reading, from any thread and beside the process that owns it."""
 
-    def __init__(self, readers: Readers) -> None:
+    def __init__(self, readers: Lends) -> None:
         self._readers = readers
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
@@ -147,17 +142,14 @@ class LedgerRecorder(ApplicationRecorder):
     ) -> Sequence[Notification]:
         """Events of all streams in log order, from position `start` on (or after it) and up to `stop`."""
         first = 0 if start is None else start + (not inclusive_of_start)
-        sql, parameters = _NOTIFICATIONS, [first, VERSION_MAX if stop is None else stop]
-        if topics:
-            sql += f" AND json_extract(e.body, '$.topic') IN ({', '.join('?' * len(topics))})"
         with self._reading() as reader:
-            rows = reader.select(f"{sql} ORDER BY e.position LIMIT ?", [*parameters, *topics, limit])
-        return [_notification(*row) for row in rows]
+            rows = reader.told(first, VERSION_MAX if stop is None else stop, topics, limit)
+        return [Notification(name, v, _topic(body), body.encode(), position) for position, name, v, body in rows]
 
     def max_notification_id(self) -> int | None:
-        """The last position; None where nothing was ever recorded."""
+        """The last position below the horizon; None where nothing was ever recorded."""
         with self._reading() as reader:
-            ((position,),) = reader.select("SELECT max(position) FROM events")
+            ((position,),) = reader.select("SELECT max(position) FROM events WHERE position < ?", (reader.horizon,))
         assert position is None or isinstance(position, int)
         return position
 
@@ -166,7 +158,7 @@ class LedgerRecorder(ApplicationRecorder):
         return LedgerSubscription(self, gt, topics)
 
     @contextmanager
-    def _reading(self) -> Iterator[Reader]:
+    def _reading(self) -> Iterator[Reads]:
         try:
             with self._readers.reader() as reader:
                 yield reader
@@ -177,7 +169,7 @@ class LedgerRecorder(ApplicationRecorder):
 
 
 class LedgerSubscription(ListenNotifySubscription[ApplicationRecorder]):
-    """Follows the log by looking: positions are given in the order of commits, so nothing can appear behind it."""
+    """Follows the log by looking, never beyond the horizon: so nothing can appear behind it."""
 
     def _loop_on_pull(self) -> None:
         try:
@@ -199,8 +191,7 @@ class LedgerFactory(InfrastructureFactory[TrackingRecorder]):
         name = self.env.get(self.LEDGER_DATABASE)
         if not name:
             raise OSError(f"{self.LEDGER_DATABASE} is not set: which ledger's log?")
-        self._readers = Readers(Path(name))
-        _check_ledger(name, self._readers)
+        self._readers = _readers(name)
 
     def mapper(
         self, transcoder: Transcoder | None = None, mapper_class: type[Mapper[Any]] | None = None
@@ -267,15 +258,28 @@ class LedgerLog(Application[str]):
         return folded.grant
 
 
-def _check_ledger(name: str, readers: Readers) -> None:
+def _readers(database: str) -> Lends:
+    """Readers of the ledger that a file's name or a URL names. Raises OperationalError; never repeats a password."""
     try:
-        with readers.reader() as reader:
-            ((application_id,),) = reader.select("PRAGMA application_id")
+        readers = _on_postgres(database) if database.startswith("postgresql://") else Readers(Path(database))
+        found = readers.holds_ledger()
+    except (StoreUnreachable, LedgerError) as error:  # they say themselves where
+        raise OperationalError(str(error)) from None
     except StoreError as error:
-        raise OperationalError(f"{name}: cannot be read: {error}") from None
-    if application_id != APPLICATION_ID:
+        raise OperationalError(f"{readers}: cannot be read: {error}") from None
+    if not found:
         readers.close()
-        raise OperationalError(f"{name}: this database is no token ledger")
+        raise OperationalError(f"{readers}: this database is no token ledger")
+    return readers
+
+
+def _on_postgres(url: str) -> Lends:
+    try:  # only whoever uses it needs its driver
+        from ledger.recorders.postgres_connections import Address
+        from ledger.recorders.postgres_readers import PostgresReaders
+    except ImportError:
+        raise OperationalError("LEDGER_DATABASE: PostgreSQL needs its driver, the extra `postgres`") from None
+    return PostgresReaders(Address(url))
 
 
 def _kept_elsewhere() -> NoReturn:
@@ -293,14 +297,6 @@ _topic_decoder = msgspec.json.Decoder(_Topic)
 
 def _topic(body: str) -> str:
     return _topic_decoder.decode(body).topic
-
-
-def _notification(position: object, name: object, v: object, body: object) -> Notification:
-    assert isinstance(position, int)
-    assert isinstance(name, str)
-    assert isinstance(v, int)
-    assert isinstance(body, str)
-    return Notification(name, v, _topic(body), body.encode(), position)
 
 
 def _name(stored: StoredEvent) -> str:

@@ -5,12 +5,13 @@ Whoever may read the file may have them, beside the process that owns it: a writ
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from ledger.recorders.errors import StoreBroken
 from ledger.recorders.reading import Reader
+from ledger.recorders.schema import APPLICATION_ID
 from ledger.recorders.sqlite_errors import translated
 
 
@@ -21,6 +22,9 @@ class Readers:
         self._path = path
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
+
+    def __str__(self) -> str:
+        return str(self._path)
 
     @contextmanager
     def reader(self) -> Iterator[Reader]:
@@ -38,6 +42,16 @@ class Readers:
             raise translated(error) from None
         finally:
             self._give_back(connection)
+
+    def settled(self) -> AbstractContextManager[Reader]:
+        """A view of a moment at which nothing was on its way into the log: with one writer that is any moment."""
+        return self.reader()
+
+    def holds_ledger(self) -> bool:
+        """Whether this database is a token ledger's. Raises StoreError."""
+        with self.reader() as reader:
+            ((application_id,),) = reader.select("PRAGMA application_id")
+        return application_id == APPLICATION_ID
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         try:

@@ -9,16 +9,16 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from ledger.recorders.rows import Head, StoredEvent
+from ledger.recorders.rows import Head, RawEvent, StoredEvent
 from ledger.recorders.schema import MARK_EVERY_V
 from ledger.recorders.sqlite_errors import translated
 
 # The term `v % 64 = 1` must stand here as in the index's definition, or the index is not used.
-_MARK = (
+MARK = (
     "SELECT position, v FROM events WHERE stream = ? AND v >= ?"  # noqa: S608  # names of ours alone
     f" AND v % {MARK_EVERY_V} = 1 ORDER BY v LIMIT 1"
 )
-_WALK = (
+WALK = (
     "WITH RECURSIVE chain (position, stream, v, back, body) AS ("
     " SELECT position, stream, v, back, body FROM events WHERE position = ?"
     " UNION ALL"
@@ -28,12 +28,24 @@ _WALK = (
 )
 _HEAD = "SELECT id, v, position, head, state FROM streams WHERE name = ?"
 _AFTER = "SELECT position, stream, v, back, body FROM events WHERE position > ? ORDER BY position LIMIT ?"
+# As bytes: what a flipped bit has made of a text may be none any more, and is to be named all the same.
+_RAW_AFTER = _AFTER.replace("body", "CAST(body AS BLOB)", 1)
+_TOLD = (
+    "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
+    " WHERE e.position >= ? AND e.position <= ?"
+)
+
+POSITION_MAX = 2**63 - 1
 
 
 class Reader:
-    """Questions to one connection. Lists are oldest first. Raises StoreError."""
+    """Questions to one connection. Lists are oldest first. Raises StoreError.
+
+    `horizon`: below this position nothing can appear any more. One writer gives positions in the order of commits.
+    """
 
     __slots__ = ("_connection",)
+    horizon = POSITION_MAX
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -61,9 +73,9 @@ class Reader:
             return []
         stream, last_v, start = heads[0]
         to_v = min(to_v, last_v)
-        for position, _ in self._rows(_MARK, (stream, to_v)):
+        for position, _ in self._rows(MARK, (stream, to_v)):
             start = position
-        return [StoredEvent(*row) for row in reversed(self._rows(_WALK, (start, from_v, to_v)))]
+        return [StoredEvent(*row) for row in reversed(self._rows(WALK, (start, from_v, to_v)))]
 
     def event_at(self, name: str, v: int) -> StoredEvent | None:
         """One event of a stream."""
@@ -73,3 +85,13 @@ class Reader:
     def after(self, position: int, limit: int) -> list[StoredEvent]:
         """All streams' events after a position, in log order."""
         return [StoredEvent(*row) for row in self._rows(_AFTER, (position, limit))]
+
+    def raw_after(self, position: int, limit: int) -> list[RawEvent]:
+        """As `after`, bodies as the bytes that lie there."""
+        return [RawEvent(*row) for row in self._rows(_RAW_AFTER, (position, limit))]
+
+    def told(self, first: int, last: int, topics: Sequence[str], limit: int) -> list[tuple[int, str, int, str]]:
+        """Position, stream, version and body of events from position `first` to `last`, in log order; `topics` limits
+        to some, none given lets all pass."""
+        of_topics = f" AND json_extract(e.body, '$.topic') IN ({', '.join('?' * len(topics))})" if topics else ""
+        return self._rows(f"{_TOLD}{of_topics} ORDER BY e.position LIMIT ?", (first, last, *topics, limit))

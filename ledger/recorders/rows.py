@@ -1,6 +1,7 @@
 """What one transaction writes, and what reading gives back: plain values between the commit path and a recorder."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from ledger.events import AnyEvent
@@ -26,6 +27,16 @@ class StoredEvent(NamedTuple):
     v: int
     back: int
     body: str
+
+
+class RawEvent(NamedTuple):
+    """A stored event whose bytes may be none of a text any more."""
+
+    position: int
+    stream: int
+    v: int
+    back: int
+    body: bytes
 
 
 class Work:
@@ -62,10 +73,25 @@ class Work:
 
 
 class Reads(Protocol):
-    """Reading that a query needs. Answers come from one committed moment, own acknowledged writes included."""
+    """Reading that a query needs. Answers come from one committed moment, acknowledged writes included.
 
+    Below the position `horizon` nothing can appear any more: whoever leads on from a position looks no further.
+    """
+
+    @property
+    def horizon(self) -> int: ...
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]: ...
     def stream(self, name: str) -> Head | None: ...
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]: ...
     def event_at(self, name: str, v: int) -> StoredEvent | None: ...
     def after(self, position: int, limit: int) -> list[StoredEvent]: ...
+    def raw_after(self, position: int, limit: int) -> list[RawEvent]: ...
+    def told(self, first: int, last: int, topics: Sequence[str], limit: int) -> list[tuple[int, str, int, str]]: ...
+
+
+class Lends(Protocol):
+    """Readers of one store, lent to one thread at a time."""
+
+    def reader(self) -> AbstractContextManager[Reads]: ...
+    def holds_ledger(self) -> bool: ...
+    def close(self) -> None: ...

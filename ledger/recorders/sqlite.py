@@ -11,10 +11,10 @@ Ownership of the writing connection: the event loop's between `begin` and `commi
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -22,11 +22,13 @@ from ledger.inline import Inline
 from ledger.owner import OwnerLock
 from ledger.private import PrivateGrant
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
+from ledger.recorders.premises import Written
 from ledger.recorders.readers import Readers
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.schema import ADDED, APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 from ledger.recorders.sqlite_errors import translated
+from ledger.recorders.store import Derive
 from ledger.refusals import LedgerError
 
 _GRANT = (
@@ -54,6 +56,8 @@ LOG_WATCHED_EVERY_COMMITS = 64
 
 class SQLiteStore:
     """One SQLite database, owned by this process from `open` to `close`."""
+
+    optimistic: Final = False
 
     def __init__(self, path: Path, inline: Sequence[Inline], *, synchronous: str = "FULL") -> None:
         """`synchronous` other than FULL is for the test that must lose data with it; `open` then does not insist."""
@@ -174,6 +178,10 @@ class SQLiteStore:
             raise StoreBroken("the database is closed")
         return self._writer
 
+    def run(self, act: Callable[[], None]) -> None:
+        """Run what decides on the event loop: here nothing that it asks takes long."""
+        act()
+
     def begin(self) -> tuple[int, int]:
         """Take the write lock; return the control counter and serial (0: none). StoreBusy at once: never waits.
 
@@ -202,6 +210,10 @@ class SQLiteStore:
             return max(position, floor), stream
         except sqlite3.Error as error:
             raise translated(error) from None
+
+    def end(self) -> int:
+        """The last position of the log; 0 where there is none yet."""
+        return self.last()[0]
 
     def head(self, name: str) -> Head | None:
         """The head of a stream as the open transaction sees it."""
@@ -276,6 +288,17 @@ class SQLiteStore:
                 if os.path.getsize(f"{self.path}-wal") > LOG_BYTES_WATCHED:
                     self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
+    def is_there(self, work: Work) -> Written | None:
+        """After a commit that reported an error: whether what we wrote is there all the same, asked on a connection
+        that did not write. After an input/output error nothing that is read may be believed: do not ask then."""
+        if work.events:
+            self.rollback()
+            with self.reader() as reader:
+                last = reader.after(work.events[-1][0] - 1, 1)
+            if last and last[0].body == work.events[-1][4]:
+                return Written(0, frozenset())
+        return None
+
     def rollback(self) -> None:
         """Forget the open transaction, if there is one."""
         try:
@@ -292,8 +315,26 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise translated(error) from None
 
+    def rewrite(self, derive: Derive) -> int:
+        """Run the statements that `derive` finds, which reads inside the same transaction; how many rows they were run
+        for. Durable on return. On the event loop between two batches. Raises StoreError; nothing happened then."""
+        self.begin()
+        try:
+            work = Work(self.inline)
+            work.private = [(statement, row) for statement, rows in derive(self.within()) for row in rows]
+            self.write(work)
+            self.commit()  # A crash before this line: nothing of it happened; after it: all of it.
+        except BaseException:
+            self.rollback()
+            raise
+        return len(work.private)
+
     # ------------------------------------------------------------ readers
 
     def reader(self) -> AbstractContextManager[Reader]:
         """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""
         return self._readers.reader()
+
+    def settled(self) -> AbstractContextManager[Reader]:
+        """As `reader`: with one writer nothing is ever on its way when a moment is looked at."""
+        return self._readers.settled()

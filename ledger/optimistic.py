@@ -1,0 +1,226 @@
+"""A batch on a store that others write to: decided on what memory holds, checked when it is written.
+
+What a decision used of a stream, if only to refuse, is a premise: the commit says which had moved, and the requests
+that stood on those are decided again with what is true now. All others are answered: one contested grant costs nobody
+else anything. Grants that are not in memory are fetched in one question before their requests are decided.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from msgspec.structs import force_setattr
+
+from ledger import snapshots
+from ledger.answers import TokenAnswer
+from ledger.batch import Batch, Memory
+from ledger.events import decode
+from ledger.private import PrivateGrant
+from ledger.recorders.premises import BASE, CheckedWork, Written
+from ledger.recorders.rows import Head
+from ledger.recorders.store import OptimisticStore, Store
+from ledger.uses import Uses
+
+W = TypeVar("W")
+
+
+class Cold(Exception):
+    """A request asked for a grant that is not in memory before it had done anything: fetch it, and decide then."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Command(NamedTuple):
+    """What one request's decision used and added: streams by name, private rows and notes by where they begin."""
+
+    used: tuple[str, ...]
+    private_from: int
+    notes_from: int
+
+
+class OptimisticBatch(Batch):
+    """One batch. `written` says what became of it, once it was committed."""
+
+    __slots__ = ("_commands", "_fetched", "_may_wait", "_uses")
+
+    store: OptimisticStore
+    work: CheckedWork
+
+    def __init__(self, store: Store, memory: Memory) -> None:
+        super().__init__(store, memory)
+        assert isinstance(memory.streams, Uses)
+        self.work = CheckedWork(store.inline)
+        self.work.now = self.now
+        self.work.stands_on = self.control, self.serial
+        self._uses = memory.streams
+        self._commands: list[Command] = []
+        self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
+        self._may_wait = False
+
+    # ------------------------------------------------------------ deciding
+
+    def decide_all(
+        self, taken: Sequence[W], decide: Callable[[Batch, W], tuple[Any, bool]]
+    ) -> list[tuple[W, Any, bool]]:
+        """Decide each, those last whose grants have to be fetched first."""
+        self._may_wait = True
+        done, waiting = self._decide(taken, decide)
+        self._may_wait = False
+        if waiting:
+            self._fetch([name for _, name in waiting])
+            more, _ = self._decide([each for each, _ in waiting], decide)
+            done += more
+        return done
+
+    def _decide(
+        self, those: Sequence[W], decide: Callable[[Batch, W], tuple[Any, bool]]
+    ) -> tuple[list[tuple[W, Any, bool]], list[tuple[W, str]]]:
+        used, private, notes = self._uses.used, self.work.private, self.when_done
+        done: list[tuple[W, Any, bool]] = []
+        waiting: list[tuple[W, str]] = []
+        for each in those:
+            used.clear()
+            private_from, notes_from = len(private), len(notes)
+            try:
+                answer, refused = decide(self, each)
+            except Cold as cold:
+                waiting.append((each, cold.name))
+            else:
+                done.append((each, answer, refused))
+                self._commands.append(Command(tuple(used), private_from, notes_from))
+        used.clear()
+        return done, waiting
+
+    def _fetch(self, names: Sequence[str]) -> None:
+        found, subjects = self.store.grants(names)
+        self._fetched = {name: found.get(name) for name in names}
+        for subject_id, head in subjects.items():
+            self.memory.authority.hold_subject(subject_id, head)
+
+    def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
+        if name in self._fetched:
+            return self._fetched.pop(name)
+        if self._may_wait and not self._uses.used:
+            raise Cold(name)
+        return self.store.grant(name)
+
+    # ------------------------------------------------------------ writing
+
+    @property
+    def must_commit(self) -> bool:
+        """Also where nothing is to be written: what an answer stands on is checked all the same."""
+        return bool(self._commands)
+
+    def write(self) -> None:
+        """Hand the work to the store, with its premises."""
+        work = self.work
+        unit_of_command = self._units()
+        for number, command in enumerate(self._commands):
+            unit = unit_of_command[number]
+            for name in command.used:
+                work.unit_of[name] = unit
+            end = self._commands[number + 1].private_from if number + 1 < len(self._commands) else len(work.private)
+            work.private_units += [unit] * (end - command.private_from)
+        for name, unit in work.unit_of.items():
+            touched = self._touched.get(name)
+            if touched is None:
+                if (known := self._uses.known(name)) is not None:
+                    work.read.append((known.id, known.v, unit))
+                continue
+            loaded, v_before = touched
+            assert loaded.head is not None
+            head = bytes.fromhex(loaded.head)
+            state = snapshots.encode(loaded.v, head, loaded.aggregate)
+            asked = snapshots.asked(loaded.aggregate)
+            work.names[loaded.id] = name
+            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, asked, v_before)
+        self.store.write(work)
+
+    def _units(self) -> list[int]:
+        """Each command's unit: commands that used the same stream share one. Where authority moves all are one, for
+        what was decided afterwards stands on it."""
+        commands = self._commands
+        if self.work.control is not None or self.work.serial is not None:
+            self.work.units = 1
+            return [0] * len(commands)
+        parents = list(range(len(commands)))
+
+        def root(number: int) -> int:
+            while parents[number] != number:
+                number = parents[number]
+            return number
+
+        first_user: dict[str, int] = {}
+        for number, command in enumerate(commands):
+            for name in command.used:
+                first = first_user.setdefault(name, number)
+                if first != number:
+                    parents[max(root(first), root(number))] = min(root(first), root(number))
+        self.work.units = len(commands)
+        return [root(number) for number in range(len(commands))]
+
+    # ------------------------------------------------------------ ending
+
+    def settle(self, done: list[tuple[W, Any, bool]]) -> tuple[list[tuple[W, Any, bool]], list[W]]:
+        """What of the batch came to be, with its positions made real; and who is to be decided again."""
+        written, memory = self.written, self.memory
+        if written is None:  # nothing was used: nothing to check
+            return done, []
+        if written.base is None:
+            self.forget()
+            return [], [each for each, _, _ in done]
+        units, notes = self._units(), self.when_done
+        kept: list[tuple[W, Any, bool]] = []
+        again: list[W] = []
+        self.when_done = []
+        for number, (command, each) in enumerate(zip(self._commands, done, strict=True)):
+            if units[number] in written.lost:
+                again.append(each[0])
+                continue
+            kept.append(each)
+            end = self._commands[number + 1].notes_from if number + 1 < len(self._commands) else len(notes)
+            self.when_done += notes[command.notes_from : end]
+            answer = each[1]
+            if type(answer) is TokenAnswer and answer.position >= BASE:
+                force_setattr(answer, "position", answer.position - BASE + written.base)
+        self._make_real(written)
+        memory.position, memory.stream_id = self.store.last()
+        if written.lost and (self.work.control is not None or self.work.serial is not None):
+            self._forget_authority()
+        return kept, again
+
+    def _make_real(self, written: Written) -> None:
+        base, work = written.base, self.work
+        assert base is not None
+        for name, unit in work.unit_of.items():
+            if unit in written.lost:
+                self._uses.pop(name, None)
+        for name, (loaded, _) in self._touched.items():
+            if work.unit_of[name] not in written.lost:
+                loaded.position += base - BASE
+                if loaded.id >= BASE:
+                    loaded.id += base - BASE
+        self.last_at = None
+        for position, id, _, _, body in reversed(work.events):
+            if work.unit_of[work.names[id]] not in written.lost:
+                self.position, self.last_at = position - BASE + base, decode(body).at
+                break
+
+    def forget(self) -> None:
+        """The batch did not happen, or nobody knows: forget whatever it used. Asks nothing, so it cannot fail."""
+        memory, streams = self.memory, self._uses
+        for command in self._commands:
+            for name in command.used:
+                streams.pop(name, None)
+        for name in (*self._touched, *self._also_changed, *streams.used):
+            streams.pop(name, None)
+        streams.used.clear()
+        self.store.rollback()
+        memory.position, memory.stream_id = self.store.last()
+        if self._authority_touched:
+            self._forget_authority()
+
+    def _forget_authority(self) -> None:
+        """What was folded did not happen: believe nothing of it, and read it anew before anything is decided."""
+        self.memory.authority.distrust()
+        self.memory.forget_everything()

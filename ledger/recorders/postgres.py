@@ -1,0 +1,445 @@
+"""The store on PostgreSQL: any number of processes write to it, none owns it.
+
+Guarantees. What `commit` returned from is durable as the server's `synchronous_commit` says; where that is off the
+store does not open (I-09). A batch is decided in memory and is one call of one function (`postgres_append.py`): events,
+heads with their snapshots, private rows and projected rows are one transaction, without a round trip in between.
+
+A connection that is lost is made anew, with a pause that grows; until then nothing is decided. Nothing here ever breaks
+for good: an outcome that cannot be found out is told as unknown, and whatever it touched is read again.
+
+The connection is the questions' thread's while a batch is decided, the commit thread's while it is written.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import msgspec
+import psycopg
+
+from ledger.inline import Inline
+from ledger.private import PrivateGrant
+from ledger.recorders import postgres_append, postgres_rewriting, postgres_schema, postgres_work
+from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
+from ledger.recorders.hops import Hops
+from ledger.recorders.postgres_append import APPEND
+from ledger.recorders.postgres_connections import Address, Connection
+from ledger.recorders.postgres_errors import translated
+from ledger.recorders.postgres_readers import PostgresReaders
+from ledger.recorders.postgres_reading import PostgresReader
+from ledger.recorders.postgres_sql import POSITION_BITS
+from ledger.recorders.premises import BASE, CheckedWork, Written
+from ledger.recorders.rows import Head, StoredEvent, Work
+from ledger.recorders.store import Derive
+from ledger.refusals import LedgerError
+
+T = TypeVar("T")
+
+RECONNECT_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
+OUTCOME_PAUSE_SECONDS: Final = 0.05
+OUTCOME_SECONDS_MAX: Final = 5.0
+"""So long an outcome is looked for after a connection was lost; then it is unknown."""
+
+_GRANTS: Final = (
+    "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
+    " p.idempotency_mac, p.body_mac, e.id, e.v, e.position, e.head, e.state FROM streams s"
+    " LEFT JOIN private_grants p ON p.stream = s.id LEFT JOIN streams e ON e.name = 'subject:' || p.subject_id"
+    " WHERE s.name = ANY ($1::text[])"
+)
+_END: Final = "SELECT greatest((SELECT max(position) FROM events), (SELECT position_floor FROM control))"
+_HORIZON: Final = (
+    f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608
+    " + (SELECT position_offset FROM control)"
+)
+_OTHERS: Final = "FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid()"
+# Not where its commit waits for a standby: whoever ends such a wait lets everybody see what no standby has.
+_END_OLD: Final = f"SELECT CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) END {_OTHERS}"  # noqa: S608
+_END_WAITS: Final = f"SELECT pg_terminate_backend(pid) {_OTHERS}"
+# By index, always, and planned once: a plan that was made while a table was small, or not counted yet, would read all
+# of it at every batch by the time that it is large.
+_PLANS: Final = (
+    "SELECT set_config('enable_seqscan', 'off', false), set_config('enable_mergejoin', 'off', false),"
+    " set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false)"
+)
+# A commit of nothing: it returns when the standbys have whatever can be seen already.
+_CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'token-ledger', '')"
+_CLEAR: Final = "VACUUM private_grants, private_contexts, private_reasons, private_subjects"
+_NOWHERE: Final = 2**63 - 1
+
+
+class PostgresStore:
+    """One database. `init` makes its tables, `open` to `close` is its use by this process."""
+
+    optimistic: Final = True
+
+    def __init__(self, url: str, inline: Sequence[Inline]) -> None:
+        """Raises LedgerError where `url` is none of a PostgreSQL database."""
+        self.inline = tuple(inline)
+        self.address = Address(url)
+        self.lost_batches = 0
+        self._name = self._lost_name = ""  # of the connection, so that it can be told from all others
+        self._waiting_name = f"token-ledger {secrets.token_hex(6)}"
+        self._connection: Connection | None = None
+        self._readers = PostgresReaders(self.address)
+        self._hops = Hops()
+        self._told = (0, 0)
+        self._failures = 0
+        self._retry_at = 0.0
+        self._unreachable = ""
+        self._parameters: tuple[object, ...] | None = None
+        self._closed = False
+
+    # ------------------------------------------------------------ opening and closing
+
+    def init(self, ring_id: str) -> bool:
+        """Make tables and the appending function where there are none; True where there were none. Safe to repeat.
+
+        Raises LedgerError, StoreError. A crash on the way leaves nothing, or all of it.
+        """
+        connection = self.address.connect()
+        try:
+            connection.execute("BEGIN")
+            connection.execute(f"SELECT pg_advisory_xact_lock({postgres_schema.LOCK})")
+            if made := not _exists(connection, "meta"):
+                if _exists(connection, "events") or _exists(connection, "streams"):
+                    raise LedgerError(f"{self.address.place}: there are other tables here; nothing was changed")
+                for statement in postgres_schema.schema(self.inline):
+                    connection.execute(statement.encode())
+                for key, value in self._meta(ring_id).items():
+                    connection.execute("INSERT INTO meta VALUES ($1, $2)", (key, value))
+            self._check(connection, ring_id)
+            connection.execute(postgres_append.function(self.inline, _types(connection)).encode())
+            connection.execute("COMMIT")
+            return made
+        except psycopg.Error as error:
+            raise LedgerError(f"{self.address.place}: {self.address.redacted(error)}") from None
+        finally:
+            connection.close()
+
+    def open(self, ring_id: str) -> None:
+        """Check the tables and read back the durability. Raises LedgerError, StoreUnreachable; it is closed then."""
+        try:
+            connection = self._connected()
+            if not _exists(connection, "meta"):
+                raise LedgerError(f"{self.address.place}: there is no ledger here yet; `token-ledger init` creates one")
+            self._check(connection, ring_id)
+            self._check_durability(connection)
+            self._go_on_above(connection)
+        except psycopg.Error as error:
+            self.close()
+            raise LedgerError(f"{self.address.place}: {self.address.redacted(error)}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _meta(self, ring_id: str) -> dict[str, str]:
+        inline = msgspec.json.encode([each.name for each in self.inline]).decode()
+        return {"inline": inline, "ring_id": ring_id, "schema": str(postgres_schema.SCHEMA_VERSION)}
+
+    def _check(self, connection: Connection, ring_id: str) -> None:
+        found: dict[str, str] = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        wanted, place = self._meta(ring_id), self.address.place
+        if found.get("schema") != wanted["schema"]:
+            raise LedgerError(f"{place}: schema {found.get('schema')} is not the {wanted['schema']} of this release")
+        if found.get("ring_id") != ring_id:
+            raise LedgerError(f"{place}: this database belongs to another key ring; give it the one it was made with")
+        if found.get("inline") != wanted["inline"]:
+            raise LedgerError(
+                f"{place}: this program has other projection tables than the database ({found.get('inline')})"
+            )
+
+    def _check_durability(self, connection: Connection) -> None:
+        asked = ("synchronous_commit", "synchronous_standby_names", "fsync")
+        commit, standbys, fsync = (
+            connection.execute("SELECT current_setting($1)", (each,)).fetchone() for each in asked
+        )
+        assert commit is not None
+        assert standbys is not None
+        assert fsync is not None
+        if commit[0] == "off" or (commit[0] == "local" and standbys[0]):
+            raise LedgerError(
+                f"{self.address.place}: synchronous_commit is {commit[0]}: what was acknowledged could be lost"
+            )
+
+    def _go_on_above(self, connection: Connection) -> None:
+        """Where the log was moved into another cluster its transaction ids begin anew: positions go on above its end.
+
+        Nobody else writes meanwhile: whoever opened it before has done the same.
+        """
+        question = f"SELECT coalesce(({_END}), 0) >= {_HORIZON}"
+        if connection.execute(question.encode()).fetchone() == (True,):
+            connection.execute("BEGIN")
+            connection.execute(f"SELECT pg_advisory_xact_lock({postgres_schema.LOCK})")
+            if connection.execute(question.encode()).fetchone() == (True,):
+                lifted = f"UPDATE control SET position_offset = position_offset + ({_END}) + 1 - ({_HORIZON})"  # noqa: S608
+                connection.execute(lifted.encode())
+            connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Give all connections back. Safe to call twice, and in any state."""
+        self._closed = True
+        self._readers.close()
+        self._hops.close()
+        self._drop()
+
+    # ------------------------------------------------------------ the connection
+
+    def _connected(self) -> Connection:
+        """The connection; where it was lost, a new one, after a pause that grows. Raises StoreBusy, LedgerError."""
+        if self._connection is None:
+            if self._closed:
+                raise StoreBroken("the database is closed")
+            if time.monotonic() < self._retry_at:
+                raise StoreBusy(self._unreachable)
+            try:
+                self._name = f"token-ledger {secrets.token_hex(6)}"
+                connection = self.address.connect(application_name=self._waiting_name)
+                try:
+                    postgres_work.register(connection)
+                    self._get_behind(connection)
+                    connection.execute(_PLANS)
+                    if _exists(connection, "control"):
+                        self._told = _control(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+            except (StoreError, LedgerError, psycopg.Error) as error:
+                self._pause(str(translated(error) if isinstance(error, psycopg.Error) else error))
+                raise StoreBusy(self._unreachable) from None
+            self._connection, self._failures = connection, 0
+        return self._connection
+
+    def _get_behind(self, connection: Connection) -> None:
+        """Wait until the standbys have all that can be seen here: a primary that crashed and came back shows what it
+        had committed for itself alone (I-09). Of those that waited before and gave up none is left behind."""
+        connection.execute(_END_WAITS.encode(), (self._waiting_name,))
+        connection.execute(_CONFIRM)
+        connection.execute("SELECT set_config('application_name', $1, false)", (self._name,))
+
+    def _pause(self, problem: str) -> None:
+        self._retry_at = time.monotonic() + RECONNECT_SECONDS[min(self._failures, len(RECONNECT_SECONDS) - 1)]
+        self._failures += 1
+        self._unreachable = problem
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.close()
+
+    # ------------------------------------------------------------ reading for decisions
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Run what decides on the event loop, suspended while the thread of the questions asks."""
+        self._hops.run(act)
+
+    def begin(self) -> tuple[int, int]:
+        """The control counter and serial as they were when this process last heard; StoreBusy without a connection."""
+        if self._connection is None:
+            self._hops.ask(self._connected)
+        return self._told
+
+    def control(self) -> tuple[int, int]:
+        """The control counter and serial as the store says now."""
+        return self._asked(_control)
+
+    def last(self) -> tuple[int, int]:
+        """Positions and stream numbers are given when a batch is written; until then they are places in it."""
+        return BASE, BASE
+
+    def end(self) -> int:
+        """The last position of the log; 0 where there is none yet."""
+        ((found,),) = self._asked(lambda connection: connection.execute(_END).fetchall())
+        return found or 0
+
+    def head(self, name: str) -> Head | None:
+        """The head of a stream as it is now."""
+        return self.within().stream(name)
+
+    def event_at(self, name: str, v: int) -> StoredEvent | None:
+        """One event of a stream; it is the same at any moment."""
+        return self.within().event_at(name, v)
+
+    def within(self) -> PostgresReader:
+        """Reading for decisions. Each question sees its own moment; what was read counts only if the commit finds its
+        premises true."""
+        return _Asking(self)
+
+    def grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
+        """The head of a grant's stream and its private row, None where that was erased."""
+        return self.grants([name])[0].get(name)
+
+    def grants(
+        self, names: Sequence[str]
+    ) -> tuple[dict[str, tuple[Head, PrivateGrant | None]], dict[str, Head | None]]:
+        """Many grants in one question, by name; and by subject id the heads of their persons' streams, None where
+        nothing ever happened to one."""
+        found: dict[str, tuple[Head, PrivateGrant | None]] = {}
+        subjects: dict[str, Head | None] = {}
+        rows = self._asked(lambda connection: connection.execute(_GRANTS, (postgres_work.texts([*names]),)).fetchall())
+        for name, id, v, position, head, state, subject_id, *more in rows:
+            private = None if subject_id is None else PrivateGrant(subject_id, *more[:6])
+            found[name] = (Head(id, v, position, head.hex(), state), private)
+            if subject_id is not None:
+                subjects[subject_id] = (
+                    None if more[6] is None else Head(more[6], more[7], more[8], more[9].hex(), more[10])
+                )
+        return found, subjects
+
+    def _asked(self, question: Callable[[Connection], T]) -> T:
+        return self._hops.ask(partial(self._answer, question))
+
+    def _answer(self, question: Callable[[Connection], T]) -> T:
+        """Ask, on whatever thread the connection belongs to now. A connection that is lost meanwhile harms nothing: it
+        was only asked. Raises StoreBusy then."""
+        try:
+            return question(self._connected())
+        except psycopg.Error as error:
+            problem = translated(error)
+            if isinstance(problem, StoreUnreachable):
+                self._drop()
+                raise StoreBusy(str(problem)) from None
+            raise problem from None
+
+    # ------------------------------------------------------------ writing
+
+    def write(self, work: Work) -> None:
+        """Take a batch's work. Raises LedgerError where there is too much of it for one transaction."""
+        assert isinstance(work, CheckedWork)
+        if len(work.events) > postgres_append.PLACES_MAX:
+            raise LedgerError(f"more than {postgres_append.PLACES_MAX} events at once")
+        self._parameters = postgres_work.parameters(work)
+
+    def commit(self) -> Written:
+        """Write it: durable on return, but for what was lost. StoreUnreachable: the outcome is unknown."""
+        parameters, self._parameters = self._parameters, None
+        assert parameters is not None
+        connection = self._connected()
+        try:
+            row = connection.execute(APPEND, parameters, prepare=True).fetchone()
+        except psycopg.Error as error:
+            problem = translated(error)
+            if isinstance(problem, StoreUnreachable):
+                self._lost_name = self._name
+                self._drop()
+            raise problem from None
+        assert row is not None
+        control, serial, base, lost = row
+        self._told = control, serial
+        return Written(base, frozenset(lost))
+
+    def is_there(self, work: Work) -> Written | None:
+        """After a commit whose outcome is unknown: make an end of the old connection, then look for each unit's last
+        event. None where nobody can know. Raises StoreBusy where it certainly did not happen."""
+        assert isinstance(work, CheckedWork)
+        if self._connection is not None:  # the server itself said that it did not happen
+            return None
+        deadline = time.monotonic() + OUTCOME_SECONDS_MAX
+        found: Written | None = None
+        while True:
+            try:
+                connection = self._connected()
+                if not connection.execute(_END_OLD, (self._lost_name,)).fetchall():
+                    found = _found(connection, work)
+                    if found is not None:
+                        # Ending a commit that waits for a standby lets it be seen before it is there too. This one
+                        # waits behind it.
+                        connection.execute(_CONFIRM)
+                    break
+            except (StoreBusy, psycopg.Error, StoreUnreachable) as error:
+                if not isinstance(error, StoreBusy):
+                    self._drop()
+            if time.monotonic() > deadline or self._closed:
+                return None
+            time.sleep(OUTCOME_PAUSE_SECONDS)
+        if found is None and (work.events or not work.writes):
+            raise StoreBusy("the connection was lost, and nothing was written")
+        return found
+
+    def rollback(self) -> None:
+        """Forget what was taken."""
+        self._parameters = None
+
+    def truncate_log(self) -> bool:
+        """Clear what was erased out of its pages, on a connection of its own: nobody waits for it. What takes longer
+        than a statement may is left to the server, which does it by itself. Its log keeps it as its backups do."""
+        try:
+            connection = self.address.connect()
+        except StoreUnreachable:
+            return False
+        try:
+            connection.execute(_CLEAR)
+        except psycopg.errors.QueryCanceled:
+            pass
+        except psycopg.Error:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    def reader(self) -> AbstractContextManager[PostgresReader]:
+        """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""
+        return self._readers.reader()
+
+    def settled(self) -> AbstractContextManager[PostgresReader]:
+        """As `reader`, of a moment at which no batch was under way."""
+        return self._readers.settled()
+
+    def rewrite(self, derive: Derive) -> int:
+        """Run the statements that `derive` finds in a transaction that has the log to itself: see there."""
+        return postgres_rewriting.rewrite(self.address, derive)
+
+
+class _Asking(PostgresReader):
+    """Questions for decisions, asked where `Hops` lets them be asked."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: PostgresStore) -> None:
+        self._store = store
+        self.horizon = _NOWHERE
+
+    def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:
+        return self._store._asked(lambda connection: connection.execute(sql.encode(), parameters).fetchall())
+
+
+def _found(connection: Connection, work: CheckedWork) -> Written | None:
+    """What of a batch is there, told by the last event of each unit; None where nothing of it is."""
+    reader = PostgresReader(connection, _NOWHERE)
+    lasts: dict[int, tuple[int, str, int, str]] = {}
+    for place, (_, id, v, _, body) in enumerate(work.events, 1):
+        name = work.names[id]
+        lasts[work.unit_of[name]] = (place, name, v, body)
+    base, there = None, set()
+    for unit, (place, name, v, body) in lasts.items():
+        found = reader.event_at(name, v)
+        if found is not None and found.body == body:
+            base = found.position - place
+            there.add(unit)
+    return None if base is None else Written(base, frozenset(range(work.units)) - there)
+
+
+def _head(row: Sequence[Any]) -> Head | None:
+    id, v, position, head, state = row
+    return None if id is None else Head(id, v, position, head.hex(), state)
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    return connection.execute("SELECT to_regclass($1)", (table,)).fetchone() != (None,)
+
+
+def _control(connection: Connection) -> tuple[int, int]:
+    row = connection.execute("SELECT counter, serial FROM control").fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def _types(connection: Connection) -> dict[tuple[str, str], str]:
+    rows = connection.execute(
+        "SELECT table_name, column_name, data_type FROM information_schema.columns"
+        " WHERE table_schema = current_schema()"
+    )
+    return {(table, column): kind for table, column, kind in rows.fetchall()}

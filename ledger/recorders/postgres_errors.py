@@ -1,0 +1,32 @@
+"""PostgreSQL's errors in the store's own words. Whoever runs a statement translates what it raises."""
+
+import psycopg
+from psycopg import errors
+
+from ledger.recorders.errors import LostRace, StoreBusy, StoreError, StoreFull, StoreUnreachable
+
+_BUSY = (
+    errors.LockNotAvailable,
+    errors.QueryCanceled,
+    errors.SerializationFailure,
+    errors.DeadlockDetected,
+    errors.TooManyConnections,
+)
+_FULL = (errors.DiskFull, errors.OutOfMemory)
+
+
+def translated(error: psycopg.Error) -> StoreError:
+    """What an engine error means for the caller. Never the engine's own text: it may repeat what was sent."""
+    if isinstance(error, errors.UniqueViolation):
+        return LostRace("somebody else has written in between")
+    if isinstance(error, _BUSY):
+        return StoreBusy(f"PostgreSQL did not get to it in time: {_name(error)}")
+    if isinstance(error, _FULL):
+        return StoreFull("no room left where PostgreSQL keeps its data")
+    if error.sqlstate is None or error.sqlstate[:2] in ("08", "57", "25"):
+        return StoreUnreachable(f"the connection to PostgreSQL was lost: {_name(error)}")
+    return StoreError(f"PostgreSQL failed: {_name(error)}")
+
+
+def _name(error: psycopg.Error) -> str:
+    return type(error).__name__ + ("" if error.sqlstate is None else f" ({error.sqlstate})")

@@ -1,0 +1,105 @@
+"""Reading a PostgreSQL store: the questions of `reading.py`, in one transaction that sees one committed moment.
+
+A batch gets its positions when it begins and is seen when it commits: of two batches the later one may be seen first.
+Whoever follows the log, or leads on from a position, may therefore only look below the horizon: nothing can appear
+there any more. A stream's own events, and rows that are found by their key, are told as they are.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+
+from ledger.recorders.postgres_connections import Connection
+from ledger.recorders.postgres_errors import translated
+from ledger.recorders.postgres_sql import numbered
+from ledger.recorders.reading import MARK
+from ledger.recorders.rows import Head, RawEvent, StoredEvent
+
+# One row a step, by the index, whatever the planner believes of a table that it has not counted yet.
+_WALK = (
+    "WITH RECURSIVE chain (position, stream, v, back, body) AS ("
+    " SELECT position, stream, v, back, body FROM events WHERE position = $1"
+    " UNION ALL"
+    " SELECT e.position, e.stream, e.v, e.back, e.body FROM chain c CROSS JOIN LATERAL"
+    " (SELECT * FROM events WHERE position = c.back LIMIT 1) e WHERE c.v > $2 AND c.back > 0"
+    ") SELECT position, stream, v, back, body FROM chain WHERE v <= $3"
+)
+_HEAD = "SELECT id, v, position, head, state FROM streams WHERE name = $1"
+_AFTER = (
+    "SELECT position, stream, v, back, body FROM events WHERE position > $1 AND position < $2"
+    " ORDER BY position LIMIT $3"
+)
+# `textsend` gives the bytes as they lie there: what a flipped bit has made of a text may be none any more.
+_RAW_AFTER = _AFTER.replace("body", "textsend(body)", 1)
+_TOLD = (
+    "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
+    " WHERE e.position >= $1 AND e.position <= $2 AND e.position < $3"
+)
+_TOPIC = " AND e.body::json ->> 'topic' = ANY($5)"
+
+
+class PostgresReader:
+    """Questions to one connection. Lists are oldest first. Raises StoreError.
+
+    `horizon`: below this position nothing can appear any more.
+    """
+
+    __slots__ = ("_connection", "horizon")
+
+    def __init__(self, connection: Connection, horizon: int) -> None:
+        self._connection = connection
+        self.horizon = horizon
+
+    def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """Run one SELECT written with `?`, all rows at once: bound it."""
+        return self._found(numbered(sql), parameters)
+
+    def _found(self, sql: str, parameters: Sequence[object]) -> list[Any]:
+        """As `_rows`; a text with NUL, which PostgreSQL cannot store, is not there, and is not asked for."""
+        if any(isinstance(each, str) and "\0" in each for each in parameters):
+            return []
+        return self._rows(sql, parameters)
+
+    def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except psycopg.Error as error:
+            raise translated(error) from None
+
+    def stream(self, name: str) -> Head | None:
+        """The head of a stream, None where nothing ever happened to it."""
+        for id, v, position, head, state in self._found(_HEAD, (name,)):
+            return Head(id, v, position, head.hex(), state)
+        return None
+
+    def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
+        """A stream's events from `from_v` to `to_v`, both included, oldest first."""
+        heads = self._found("SELECT id, v, position FROM streams WHERE name = $1", (name,))
+        if not heads or from_v > heads[0][1] or to_v < from_v:
+            return []
+        stream, last_v, start = heads[0]
+        to_v = min(to_v, last_v)
+        for position, _ in self._rows(numbered(MARK), (stream, to_v)):
+            start = position
+        return [StoredEvent(*row) for row in reversed(self._rows(_WALK, (start, from_v, to_v)))]
+
+    def event_at(self, name: str, v: int) -> StoredEvent | None:
+        """One event of a stream."""
+        found = self.events(name, v, v)
+        return found[0] if found else None
+
+    def after(self, position: int, limit: int) -> list[StoredEvent]:
+        """All streams' events after a position and below the horizon, in log order."""
+        return [StoredEvent(*row) for row in self._rows(_AFTER, (position, self.horizon, limit))]
+
+    def raw_after(self, position: int, limit: int) -> list[RawEvent]:
+        """As `after`, bodies as the bytes that lie there."""
+        return [RawEvent(*row) for row in self._rows(_RAW_AFTER, (position, self.horizon, limit))]
+
+    def told(self, first: int, last: int, topics: Sequence[str], limit: int) -> list[tuple[int, str, int, str]]:
+        """Position, stream, version and body of events from position `first` to `last` and below the horizon, in log
+        order; `topics` limits to some, none given lets all pass."""
+        of_topics = _TOPIC if topics else ""
+        found: Sequence[object] = (first, last, self.horizon, limit, *([list(topics)] if topics else []))
+        return self._rows(f"{_TOLD}{of_topics} ORDER BY e.position LIMIT $4", found)

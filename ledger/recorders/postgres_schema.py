@@ -1,0 +1,83 @@
+"""The tables of the PostgreSQL store: as SQLite's, but for how many write at once.
+
+Columns repeat members of events, they never replace them. Texts compare as bytes (collation C), so that orders and
+ranges are those of SQLite. Rows that a refresh changes have room beside them and no index on what it changes: their
+new version goes into the same page and no index is touched.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ledger.inline import Inline
+from ledger.recorders.schema import MARK_EVERY_V
+
+SCHEMA_VERSION: Final = 2
+
+LOCK: Final = 0x544C4447
+"""The advisory lock on authority (the letters TLDG): every batch shares it, one that changes authority has it alone."""
+
+_SCHEMA: Final = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    # One row. `counter` moves with every change of authority; `serial` is the clients file's last. A position is made
+    # of its transaction's id and `position_offset`, which lifts positions above `position_floor` where a backup was
+    # put back, or above the log's own end where that was moved into another cluster.
+    "CREATE TABLE control (id INTEGER PRIMARY KEY CHECK (id = 1), counter INTEGER NOT NULL, serial INTEGER NOT NULL,"
+    " position_floor INTEGER NOT NULL, position_offset INTEGER NOT NULL) WITH (fillfactor = 10)",
+    "INSERT INTO control VALUES (1, 0, 0, 0, 0)",
+    # The head of each stream, with its snapshot. A stream's number is the position at which it began, or near it: so
+    # numbers grow with the log, whoever gave them.
+    "CREATE TABLE streams (id INTEGER PRIMARY KEY, position INTEGER NOT NULL, v int NOT NULL,"
+    " generation int, last_redeemed_at INTEGER, idle_expires_at INTEGER, name TEXT NOT NULL UNIQUE, head BLOB NOT NULL,"
+    " state BLOB NOT NULL) WITH (fillfactor = 45)",
+    # `back` is the position of the stream's previous event: one index entry in 64 suffices to find the way.
+    "CREATE TABLE events (position INTEGER NOT NULL, stream INTEGER NOT NULL, back INTEGER NOT NULL, v int NOT NULL,"
+    " body TEXT NOT NULL)",
+    "CREATE INDEX events_position ON events (position)",
+    f"CREATE UNIQUE INDEX events_marks ON events (stream, v) WHERE v % {MARK_EVERY_V} = 1",
+    # Private rows: what may be forgotten. Never in events, snapshots or exports.
+    "CREATE TABLE private_grants (stream INTEGER PRIMARY KEY, client_id TEXT NOT NULL, subject_id TEXT NOT NULL,"
+    " nonce BLOB, salt BLOB NOT NULL, device TEXT, session TEXT, idempotency_mac BLOB, body_mac BLOB)",
+    "CREATE INDEX private_grants_client ON private_grants (client_id, stream)",
+    "CREATE INDEX private_grants_subject ON private_grants (subject_id, stream)",
+    "CREATE UNIQUE INDEX private_grants_idempotency ON private_grants (idempotency_mac)"
+    " WHERE idempotency_mac IS NOT NULL",
+    "CREATE TABLE private_reasons (event_id TEXT PRIMARY KEY, salt BLOB NOT NULL, text TEXT NOT NULL)",
+    "CREATE TABLE private_subjects (lookup BLOB PRIMARY KEY, subject_id TEXT NOT NULL UNIQUE, subject TEXT NOT NULL)",
+    "CREATE TABLE private_contexts (stream INTEGER NOT NULL, commitment TEXT NOT NULL, address TEXT NOT NULL,"
+    " user_agent TEXT NOT NULL, PRIMARY KEY (stream, commitment))",
+    # Assertions and proofs that were used, until nobody would take them any more.
+    "CREATE TABLE single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL)",
+    "CREATE INDEX single_use_expiry ON single_use (expires_at)",
+)
+
+_INLINE_ROOM: Final = 70
+"""Percent of a page that rows of an inline table may fill at first; the rest is for their new versions."""
+
+
+def schema(inline: Sequence[Inline]) -> list[str]:
+    """The statements that make all tables, those of the inline projections too."""
+    statements = [*_SCHEMA]
+    for each in inline:
+        updated = any(write.kind == "update" for write in each.writes)
+        for statement in each.ddl:
+            statements += _of_inline(statement, each.name, updated=updated)
+    return [_translated(statement) for statement in statements]
+
+
+def _of_inline(statement: str, table: str, *, updated: bool) -> Iterable[str]:
+    """One of an inline table's own statements, which are SQLite's. There a row's number, its position, stands in every
+    index by itself; here it is a column, and its index no constraint."""
+    statement = statement.removesuffix(" STRICT")
+    if statement.startswith("CREATE TABLE"):
+        made = statement.replace("position INTEGER PRIMARY KEY", "position INTEGER NOT NULL")
+        yield f"{made} WITH (fillfactor = {_INLINE_ROOM})" if updated else made
+        if made != statement:
+            yield f"CREATE INDEX {table}_position ON {table} (position)"
+    else:
+        yield re.sub(r"\((\w+)\)$", r"(\1, position)", statement)
+
+
+def _translated(statement: str) -> str:
+    words = {"INTEGER": "bigint", "TEXT": 'text COLLATE "C"', "BLOB": "bytea"}
+    return re.sub(r"\b(INTEGER|TEXT|BLOB)\b", lambda found: words[found[0]], statement)

@@ -1,0 +1,16 @@
+"""The dialect of our statements: they are written once, with `?`, and turned here into what PostgreSQL reads."""
+
+import re
+from functools import lru_cache
+
+POSITION_BITS = 16
+"""A position is the id of its transaction, and below it so many bits for the place within."""
+
+_MARK = re.compile(r"\?")
+
+
+@lru_cache(maxsize=1024)
+def numbered(sql: str) -> str:
+    """A statement with `$1`, `$2` … in place of each `?`. None of ours holds a question mark in a text."""
+    parts = _MARK.split(sql)
+    return parts[0] + "".join(f"${number}{part}" for number, part in enumerate(parts[1:], 1))

@@ -1,0 +1,190 @@
+"""A batch's work as the parameters of the appending function: arrays in PostgreSQL's binary form, the rest as JSON.
+
+Arrays are packed here because that costs a tenth of what the driver takes for lists.
+"""
+
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from psycopg import Connection
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+from ledger.recorders import private_rows
+from ledger.recorders.premises import CheckedWork
+
+_KEYS: Final[Mapping[str, str]] = {
+    private_rows.KEEP_GRANT: "keep_grant",
+    private_rows.KEEP_CONTEXT: "keep_context",
+    private_rows.KEEP_SUBJECT: "keep_subject",
+    private_rows.KEEP_REASON: "keep_reason",
+    private_rows.FORGET_NONCE: "forget_nonce",
+    private_rows.SPEND: "spend",
+    private_rows.PRUNE_SINGLE_USE: "prune_single_use",
+    private_rows.ERASE_CONTEXTS: "erase_contexts",
+    private_rows.ERASE_REASONS: "erase_reasons",
+    private_rows.ERASE_OWN_REASONS: "erase_own_reasons",
+    private_rows.ERASE_GRANTS: "erase_grants",
+    private_rows.ERASE_SUBJECT: "erase_subject",
+    private_rows.PROBE: "probe",
+}
+
+_HEADER: Final = struct.Struct(">iiIii")  # dimensions, whether there are nulls, type of an element, length, lower bound
+_EMPTY: Final = struct.Struct(">iiI")
+_LENGTH: Final = struct.Struct(">i")
+_NULL: Final = _LENGTH.pack(-1)
+_BIGINT: Final = struct.Struct(">iq")
+_INT: Final = struct.Struct(">ii")
+_BYTEA_OID, _BIGINT_OID, _INT_OID, _TEXT_OID = 17, 20, 23, 25
+
+
+class Bigints(bytes):
+    """A packed bigint[]."""
+
+
+class Ints(bytes):
+    """A packed int[]."""
+
+
+class Texts(bytes):
+    """A packed text[]."""
+
+
+class Byteas(bytes):
+    """A packed bytea[]."""
+
+
+class Json(bytes):
+    """A JSON text."""
+
+
+class _Packed(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: bytes) -> bytes:
+        return obj
+
+
+class _Text(_Packed):
+    format = Format.TEXT
+
+
+def _dumper(base: type[_Packed], of: int) -> type[_Packed]:
+    return type(f"{base.__name__}{of}", (base,), {"oid": of})
+
+
+def register(connection: Connection[Any]) -> None:
+    """Let a connection take what is packed here as it is."""
+    for kind, oid in ((Bigints, 1016), (Ints, 1007), (Texts, 1009), (Byteas, 1001)):
+        connection.adapters.register_dumper(kind, _dumper(_Packed, oid))
+    connection.adapters.register_dumper(Json, _dumper(_Text, 3802))
+
+
+def bigints(values: Sequence[int | None]) -> Bigints:
+    """Pack a bigint[]."""
+    pack = _BIGINT.pack
+    return Bigints(
+        _header(_BIGINT_OID, values) + b"".join([_NULL if value is None else pack(8, value) for value in values])
+    )
+
+
+def ints(values: Sequence[int | None]) -> Ints:
+    """Pack an int[]."""
+    pack = _INT.pack
+    return Ints(_header(_INT_OID, values) + b"".join([_NULL if value is None else pack(4, value) for value in values]))
+
+
+def texts(values: list[str]) -> Texts:
+    """Pack a text[]. Raises UnicodeEncodeError for a lone surrogate, which UTF-8 cannot hold."""
+    return Texts(_header(_TEXT_OID, values) + _joined([value.encode() for value in values]))
+
+
+def byteas(values: list[bytes]) -> Byteas:
+    """Pack a bytea[]."""
+    return Byteas(_header(_BYTEA_OID, values) + _joined(values))
+
+
+def _header(oid: int, values: Sequence[object]) -> bytes:
+    # That there may be a null is no statement that there is one.
+    return _HEADER.pack(1, 1, oid, len(values), 1) if values else _EMPTY.pack(0, 0, oid)
+
+
+def _joined(values: Iterable[bytes]) -> bytes:
+    pack = _LENGTH.pack
+    return b"".join([part for value in values for part in (pack(len(value)), value)])
+
+
+def parameters(work: CheckedWork) -> tuple[object, ...]:
+    """The parameters of the appending function, in its order."""
+    unit_of, names = work.unit_of, work.names
+    read, events = work.read, work.events
+    floor, rows = _rows(work)
+    return (
+        *work.stands_on, work.units, work.now, work.control, work.serial, floor,
+        bigints([each[0] for each in read]), ints([each[1] for each in read]), ints([each[2] for each in read]),
+        *_moved(work),
+        *_made(work),
+        bigints([each[1] for each in events]),
+        ints([each[2] for each in events]),
+        bigints([each[3] for each in events]),
+        ints([unit_of[names[each[1]]] for each in events]),
+        texts([each[4] for each in events]),
+        rows,
+    )  # fmt: skip
+
+
+def _moved(work: CheckedWork) -> tuple[bytes, ...]:
+    moved: list[tuple[Any, ...]] = work.moved
+    return (
+        bigints([each[7] for each in moved]),
+        ints([each[8] for each in moved]),
+        ints([each[0] for each in moved]),
+        bigints([each[1] for each in moved]),
+        byteas([each[2] for each in moved]),
+        byteas([each[3].rstrip(b"\0") for each in moved]),  # room is made by the table here
+        ints([each[4] for each in moved]),
+        bigints([each[5] for each in moved]),
+        bigints([each[6] for each in moved]),
+        ints([work.unit_of[work.names[each[7]]] for each in moved]),
+    )
+
+
+def _made(work: CheckedWork) -> tuple[bytes, ...]:
+    made: list[tuple[Any, ...]] = work.made
+    return (
+        bigints([each[0] for each in made]),
+        texts([each[1] for each in made]),
+        ints([each[2] for each in made]),
+        bigints([each[3] for each in made]),
+        byteas([each[4] for each in made]),
+        byteas([each[5].rstrip(b"\0") for each in made]),
+        ints([each[6] for each in made]),
+        bigints([each[7] for each in made]),
+        bigints([each[8] for each in made]),
+        ints([work.unit_of[each[1]] for each in made]),
+    )
+
+
+def _rows(work: CheckedWork) -> tuple[int | None, Json | None]:
+    """The acknowledged position to go on above, if any, and private and projected rows: lists of [unit, values…]."""
+    rows: dict[str, list[tuple[object, ...]]] = {}
+    floor = None
+    for unit, (statement, values) in zip(work.private_units, work.private, strict=True):
+        if statement == private_rows.RAISE_FLOOR:
+            (floor,) = values
+            continue
+        rows.setdefault(_KEYS[statement], []).append((unit, *map(_plain, values)))
+    unit_of = work.unit_of
+    for key, by_key in work.projected.items():
+        rows[key] = [(unit_of[stream], *values) for stream, values in by_key.values()]
+    assert floor is None or isinstance(floor, int)
+    return floor, Json(_encoded(rows)) if rows else None
+
+
+_encoded: Final[Callable[[object], bytes]] = msgspec.json.Encoder().encode
+
+
+def _plain(value: object) -> object:
+    return "\\x" + value.hex() if isinstance(value, bytes) else value

@@ -1,0 +1,57 @@
+"""Work whose premises are checked when it is written: what it was decided on may have moved in the meantime.
+
+A store that many write to is not locked while a batch is decided. So the batch says of each stream that it used, to
+write it or only to answer from it, which version that was; and what hangs together: one request's streams and rows are
+a unit, written together or not at all.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from ledger.events import AnyEvent
+from ledger.inline import Inline
+from ledger.recorders.rows import Work
+
+BASE: Final = 1 << 62
+"""From here on a number stands for a place in its batch: the position or stream is given when the batch is written."""
+
+
+class Written(NamedTuple):
+    """What became of a batch: the number that its places are counted from, None where authority had moved and nothing
+    was written; and the units that were lost because something of theirs had moved."""
+
+    base: int | None
+    lost: frozenset[int]
+
+
+class CheckedWork(Work):
+    """Work that says what it stands on. `units` is how many there are; `unit_of` gives a stream's by its name, and
+    `private_units` stand beside `private`."""
+
+    __slots__ = ("names", "now", "private_units", "projected", "read", "stands_on", "unit_of", "units")
+
+    def __init__(self, inline: Sequence[Inline]) -> None:
+        super().__init__(inline)
+        self.now = 0
+        self.stands_on = (0, 0)  # control counter and serial
+        self.units = 0
+        self.unit_of: dict[str, int] = {}
+        self.private_units: list[int] = []
+        self.read: list[tuple[int, int, int]] = []
+        self.names: dict[int, str] = {}
+        # By table, kind and key, because one statement changes a row once: what comes later says it all again.
+        self.projected: dict[str, dict[object, tuple[str, tuple[object, ...]]]] = {}
+
+    def project(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> None:
+        """Add the inline projections' rows for one command's events of one stream."""
+        stream = events[0].stream
+        for each in self.inline:
+            for index, parameters in each.rows(events, positions):
+                write = each.writes[index]
+                key = parameters[0] if write.kind == "insert" else parameters[-1]
+                self.projected.setdefault(f"{each.name}/{index}", {})[key] = (stream, parameters)
+
+    @property
+    def writes(self) -> bool:
+        """Whether anything is to be written, and not only to be checked."""
+        return bool(self.events or self.private or self.control is not None or self.serial is not None)

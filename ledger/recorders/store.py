@@ -1,0 +1,102 @@
+"""What the commit path needs of a store, whatever its engine.
+
+A store that only this process writes to is locked while a batch is decided, so what the batch reads stays true until
+it is committed. One that others write to is *optimistic*: a batch is decided on what memory holds, and the commit
+checks its premises (`premises.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from ledger.inline import Inline
+from ledger.private import PrivateGrant
+from ledger.recorders.premises import Written
+from ledger.recorders.rows import Head, Reads, StoredEvent, Work
+
+Derive = Callable[[Reads], Sequence[tuple[str, Sequence[tuple[object, ...]]]]]
+"""Finds what is to be written: statements with `?`, each with the rows to run it for."""
+
+
+class Store(Protocol):
+    """A store that is open. All but `reader` belongs to the commit path. Everything raises StoreError."""
+
+    @property
+    def inline(self) -> tuple[Inline, ...]: ...
+    @property
+    def optimistic(self) -> bool:
+        """Whether others may write while a batch is decided."""
+        ...
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Run what decides on the event loop. Where it has to wait for an answer it is suspended, and this returns."""
+        ...
+
+    def begin(self) -> tuple[int, int]:
+        """Begin a batch; the control counter and the clients file's last serial (0: none) that it stands on.
+
+        Raises StoreBusy where nothing can begin now; no transaction is open then.
+        """
+        ...
+
+    def control(self) -> tuple[int, int]:
+        """The control counter and serial as the store says now."""
+        ...
+
+    def last(self) -> tuple[int, int]:
+        """The position and the stream number after which the next batch's begin."""
+        ...
+
+    def end(self) -> int:
+        """The last position of the log; 0 where there is none yet."""
+        ...
+
+    def head(self, name: str) -> Head | None: ...
+    def event_at(self, name: str, v: int) -> StoredEvent | None: ...
+    def grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None: ...
+    def within(self) -> Reads:
+        """Reading for decisions: what this process has committed, and whatever it may learn of others' writes."""
+        ...
+
+    def write(self, work: Work) -> None:
+        """Take a batch's work; nothing is durable yet. LostRace where a head had moved: nothing may be kept then."""
+        ...
+
+    def commit(self) -> Written | None:
+        """Make it durable, from the commit thread. Of an optimistic store it says what became of it."""
+        ...
+
+    def is_there(self, work: Work) -> Written | None:
+        """After a commit that failed, from the commit thread: what of the work is in the store all the same (I-11);
+        None where it is not, or nobody can know."""
+        ...
+
+    def rollback(self) -> None: ...
+    def truncate_log(self) -> bool: ...
+    def reader(self) -> AbstractContextManager[Reads]:
+        """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""
+        ...
+
+    def settled(self) -> AbstractContextManager[Reads]:
+        """As `reader`, of a moment at which nothing was on its way into the log: what comes later stands behind all
+        that is seen."""
+        ...
+
+    def rewrite(self, derive: Derive) -> int:
+        """Run the statements that `derive` finds, in one transaction that has the store to itself, and `derive` inside
+        it; how many rows they were run for. Durable on return. A store that only this process writes to is rewritten on
+        the event loop between two batches, an optimistic one from any other thread. Raises StoreError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class OptimisticStore(Store, Protocol):
+    """A store that others write to."""
+
+    def grants(
+        self, names: Sequence[str]
+    ) -> tuple[dict[str, tuple[Head, PrivateGrant | None]], dict[str, Head | None]]:
+        """Many grants in one question, by the names of their streams, with their private rows (None where erased);
+        and by subject id the heads of their persons' streams, None where nothing ever happened to one."""
+        ...

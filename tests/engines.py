@@ -1,0 +1,125 @@
+"""The same trial on either store: with the fixture `each_store` a test is run on SQLite, and then on PostgreSQL.
+
+A test names a database by its path all the same. On PostgreSQL the path stands for a database of its own; whoever
+checks it is given a copy of its tables in SQLite, so that what is checked, and how, is one and the same.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.schema import SCHEMA
+from projections import INLINE
+from tests.postgres import Server
+
+_servers: list[Server] = []
+_urls: dict[Path, str] = {}
+
+
+class MadeStore(PostgresStore):
+    """A PostgreSQL store whose tables are made when it is first opened, as SQLite's are."""
+
+    def open(self, ring_id: str) -> None:
+        self.init(ring_id)
+        super().open(ring_id)
+
+
+def postgres_store(path: Path) -> PostgresStore | None:
+    """The PostgreSQL store that a path stands for; None where the test is one of SQLite's."""
+    if path not in _urls:
+        if not _servers:
+            return None
+        _urls[path] = _servers[-1].create_database()
+    return MadeStore(_urls[path], INLINE)
+
+
+def url_of(path: Path) -> str | None:
+    """The PostgreSQL database that a path stands for, if any."""
+    return _urls.get(path)
+
+
+def back_up(path: Path, to: Path) -> None:
+    """Copy a database that nobody has open."""
+    if (url := _urls.get(path)) is None:
+        shutil.copy(path, to)
+    else:
+        _urls[to] = _servers[-1].create_database(_name(url))
+
+
+def put_back(backup: Path, path: Path) -> None:
+    """Put a backup in the place of a database that nobody has open."""
+    if path in _urls:
+        _servers[-1].drop_database(_urls.pop(path))
+    back_up(backup, path)
+
+
+def lose(path: Path) -> None:
+    """Let there be no database any more, which nobody has open."""
+    if path in _urls:
+        _servers[-1].drop_database(_urls.pop(path))
+    for left in path.parent.glob(f"{path.name}*"):
+        left.unlink()
+
+
+def _name(url: str) -> str:
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+def copy_into(connection: sqlite3.Connection, url: str) -> None:
+    """Make the ledger's tables in SQLite and copy what a PostgreSQL database holds, all of one moment."""
+    for statement in (*SCHEMA, *(statement for each in INLINE for statement in each.ddl)):
+        connection.execute(statement)
+    connection.execute("DELETE FROM control")
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    with closing(psycopg.connect(url)) as source:
+        source.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        for table in tables:
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            rows = source.execute(f"SELECT {', '.join(columns)} FROM {table}".encode()).fetchall()
+            marks = ", ".join("?" * len(columns))
+            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def each_store(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test twice, its ledgers on either store; the name of the one it is run on."""
+    if request.param == "postgres":
+        yield from _on(request.getfixturevalue("postgres"))
+    else:
+        yield "sqlite"
+
+
+only_on_sqlite = pytest.mark.parametrize("each_store", ["sqlite"], indirect=True)
+"""For a test of a file that is run on either store, about what only SQLite has."""
+
+
+@pytest.fixture
+def on_postgres(postgres: Server) -> Iterator[str]:
+    """Run the test with its ledgers on PostgreSQL alone."""
+    yield from _on(postgres)
+
+
+def _on(server: Server) -> Iterator[str]:
+    _servers.append(server)
+    try:
+        yield "postgres"
+    finally:
+        _servers.pop()
+        while _urls:
+            server.drop_database(_urls.popitem()[1])
+
+
+@contextmanager
+def standing_for(path: Path, url: str) -> Iterator[None]:
+    """Let a path stand for a database that somebody else has made and keeps."""
+    _urls[path] = url
+    try:
+        yield
+    finally:
+        del _urls[path]

@@ -1,0 +1,99 @@
+"""What stands between a ledger and its PostgreSQL, and does what networks do: loses answers, falls silent, parts."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+ROTATION = b"grant.token_rotated"
+
+
+@dataclass
+class Proxy:
+    """A TCP proxy in threads. `cuts`: so many times the next batch that rotates a token is forwarded, and its answer
+    lost with the connection. `parted`: nobody gets through, and who was through is cut off. `silent`: bytes are kept
+    back in both directions, as by a network that drops them."""
+
+    to_port: int
+    port: int = 0
+    cuts: int = 0
+    cut: int = 0
+    parted: bool = False
+    silent: threading.Event = field(default_factory=threading.Event)
+    _listener: socket.socket | None = None
+    _pairs: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
+
+    def start(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stop(self) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        self.part()
+
+    def part(self) -> None:
+        """Let nobody through from here on."""
+        self.parted = True
+        for pair in self._pairs:
+            _close(*pair)
+        self._pairs.clear()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.parted:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", self.to_port))
+            self._pairs.append((client, server))
+            lost = threading.Event()
+            threading.Thread(target=self._ask, args=(client, server, lost), daemon=True).start()
+            threading.Thread(target=self._answer, args=(client, server, lost), daemon=True).start()
+
+    def _ask(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 20):
+                while self.silent.is_set() and not self.parted:
+                    threading.Event().wait(0.01)
+                if self.cuts > 0 and ROTATION in data:
+                    self.cuts -= 1
+                    lost.set()
+                server.sendall(data)
+        _close(client, server)
+
+    def _answer(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(1 << 20):
+                while self.silent.is_set() and not self.parted:
+                    threading.Event().wait(0.01)
+                if lost.is_set():
+                    self.cut += 1
+                    break
+                client.sendall(data)
+        _close(client, server)
+
+
+def _close(*those: socket.socket) -> None:
+    for each in those:
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+        each.close()
+
+
+@contextmanager
+def proxied(port: int) -> Iterator[Proxy]:
+    """A proxy in front of a port of this machine until the block ends."""
+    proxy = Proxy(port)
+    proxy.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()

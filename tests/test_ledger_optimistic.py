@@ -1,0 +1,368 @@
+"""Two nodes on one PostgreSQL: whatever the one has done, the other decides on it, or decides again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from ledger import operating
+from ledger.answers import TokenAnswer
+from ledger.batch import Batch
+from ledger.commits import Commits
+from ledger.recorders import postgres_append
+from ledger.recorders.postgres import PostgresStore
+from ledger.refusals import Refusal, Refused, Unavailable
+from ledger.single_use import SingleUse
+from tests.ledgers import (
+    ELSEWHERE,
+    HOME,
+    SECURITY,
+    START,
+    Clock,
+    Opened,
+    caller,
+    check_ledger,
+    client,
+    open_ledger,
+    operator,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
+
+
+OPERATORS = (operator(), operator("soc", ("security",)))
+"""As there are from the beginning."""
+
+
+@asynccontextmanager
+async def two_nodes(folder: Path) -> AsyncIterator[tuple[Opened, Opened]]:
+    """Two ledgers on one store, with one key ring, as two processes have them."""
+    clock = Clock()
+    async with (
+        open_ledger(folder, clock=clock) as one,
+        open_ledger(folder, clock=clock, seed=2, clients=None) as other,
+    ):
+        yield one, other
+    check_ledger(one.path)
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> None:
+    """Let stores be made whose appending function lacks something."""
+    assert right in postgres_append._FUNCTION
+    monkeypatch.setattr(postgres_append, "_FUNCTION", postgres_append._FUNCTION.replace(right, wrong))
+    monkeypatch.setattr(Commits, "look", lambda self: None)
+
+
+async def test_a_grant_that_both_refresh_in_turn_has_one_chain(tmp_path: Path) -> None:
+    """I-01, I-03: each node finds that the other has moved the grant, and decides on what is true now."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await one.issue()
+        for node in (one, other) * 5:
+            answer = await node.refresh(answer)
+        assert 10 == one.topics(answer).count("token_rotated")
+        again = await one.refresh(answer)
+        assert again.refresh_token == (await other.refresh(answer)).refresh_token, "a retry anywhere: one successor"
+
+
+async def test_reuse_is_found_by_whichever_node_it_comes_to(tmp_path: Path) -> None:
+    """I-04, I-05: a token that the other node has retired is retired here, and the end holds on both."""
+    async with two_nodes(tmp_path) as (one, other):
+        first = await one.issue()
+        await other.refused("rt1_nonsense")
+        last = await one.chain(first, 3)
+        assert Refusal.REUSE_DETECTED is (await other.refused(first)).refusal
+        assert Refusal.REUSE_DETECTED is (await one.refused(last)).refusal
+        assert ["reuse_detected", "revoked"] == one.topics(first)[-2:]
+
+
+@pytest.mark.parametrize("how", ["grant", "subject", "client", "disabled"])
+async def test_an_end_on_one_node_stops_the_other(tmp_path: Path, how: str) -> None:
+    """I-06: after the acknowledgement nothing succeeds, though the other node has all it needs in memory."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await _end(one, answer, how)
+        assert await other.ledger.introspect(SECURITY, answer.access_token) is None
+        assert (await other.refused(answer)).refusal in _ENDED[how]
+        assert 1 == other.topics(answer).count("token_rotated")
+
+
+_ENDED = {
+    "grant": {Refusal.REVOKED_BY_OPERATOR},
+    "subject": {Refusal.REVOKED_BY_SUBJECT},
+    "client": {Refusal.REVOKED_BY_OPERATOR},
+    "disabled": {Refusal.UNKNOWN_TOKEN},
+}
+
+
+async def _end(node: Opened, answer: TokenAnswer, how: str) -> None:
+    match how:
+        case "grant":
+            await node.act("revoke", answer.grant_id)
+        case "subject":
+            await node.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        case "client":
+            await node.ledger.operators.revoke_client(SECURITY, "www", None, None)
+        case _:
+            await node.apply(client("another"), operators=OPERATORS)
+
+
+@pytest.mark.parametrize("how", ["subject", "client", "disabled"])
+async def test_without_the_control_counter_an_end_would_not_be_heard_of(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above, for what is no event of the grant: the check of the counter left out."""
+    broken(monkeypatch, "IF told_control <> p_control OR told_serial <> p_serial THEN", "IF false THEN")
+
+    async def misled() -> None:
+        async with two_nodes(tmp_path) as (one, other):
+            answer = await other.refresh(await other.issue())
+            await _end(one, answer, how)
+            await other.refresh(answer)
+
+    with pytest.raises(AssertionError, match="control"):
+        await misled()
+
+
+async def test_without_the_premises_a_dead_token_would_look_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin for what is only read: an answer from memory that nobody has checked."""
+    broken(monkeypatch, "IF cardinality(p_read_id) > 0 THEN", "IF false THEN")
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await one.act("revoke", answer.grant_id)
+        assert await other.ledger.introspect(SECURITY, answer.access_token) is not None
+
+
+async def test_without_the_versions_a_chain_would_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin for what is written: the condition on the version left out."""
+    broken(monkeypatch, "ON s.id = m.id AND s.v = m.v WHERE s.id IS NULL", "ON s.id = m.id WHERE s.id IS NULL")
+
+    async def forked() -> None:
+        async with two_nodes(tmp_path) as (one, other):
+            first = await one.issue()
+            second = await one.refresh(first)
+            await other.refresh(second)
+            await one.refresh(second, source=ELSEWHERE)
+
+    with pytest.raises(AssertionError):
+        await forked()
+
+
+async def test_who_is_not_contested_does_not_wait(tmp_path: Path) -> None:
+    """One grant of a batch has moved: that batch answers all others, and only its own requests are decided again."""
+    async with two_nodes(tmp_path) as (one, other):
+        answers = [await other.issue(f"person-{n}") for n in range(8)]
+        contested = await one.refresh(answers[3])
+        batches = other.ledger.commits.batches
+        done = await asyncio.gather(*(other.refresh(each) for each in answers))
+        assert contested.refresh_token == done[3].refresh_token, "the other node's redemption: a retry here"
+        assert batches + 2 == other.ledger.commits.batches
+        places = [answer.position >> 16 for n, answer in enumerate(done) if n != 3]
+        assert 1 == len(set(places)), "all of them in one transaction"
+
+
+async def test_a_batch_is_written_in_the_order_of_its_log(tmp_path: Path) -> None:
+    """Each event of a stream stands above the one before it, whichever node wrote it."""
+    async with two_nodes(tmp_path) as (one, other):
+        newest = {n: await one.issue(f"person-{n}") for n in range(6)}
+
+        async def walk(n: int) -> None:
+            for step in range(12):
+                newest[n] = await (one if (n + step) % 2 else other).refresh(newest[n])
+
+        await asyncio.gather(*map(walk, newest))
+        for answer in newest.values():
+            rows = one.rows(
+                "SELECT e.v, e.position FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ? ORDER BY e.v",
+                f"grant:{answer.grant_id}",
+            )
+            assert all(before[1] < after[1] for before, after in pairwise(rows))  # type: ignore[operator]
+
+
+async def test_with_positions_taken_ahead_a_log_would_run_backwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: a node that has its positions before it reads what it decides on."""
+    taken = "base := (pg_current_xact_id()::text::bigint << {bits}) + _offset;"
+    broken(monkeypatch, taken, "base := nextval('ahead') << {bits};")
+    made = "CREATE OR REPLACE FUNCTION ledger_append("
+    broken(monkeypatch, made, f"CREATE SEQUENCE IF NOT EXISTS ahead CACHE 1000; {made}")
+
+    async def backwards() -> None:
+        async with two_nodes(tmp_path) as (one, other):
+            answer = await one.issue()
+            for node in (other, one, other):
+                answer = await node.refresh(answer)
+
+    with pytest.raises(AssertionError, match="names itself"):
+        await backwards()
+
+
+async def test_cold_grants_are_fetched_in_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of grants that are not in memory costs one question, whatever their number, and one append."""
+    asked: list[object] = []
+    real = PostgresStore._answer
+
+    def counted(self: PostgresStore, question: Callable[[object], object]) -> object:
+        asked.append(question)
+        return real(self, question)
+
+    async with two_nodes(tmp_path) as (one, other):
+        answers = [await one.issue(f"person-{n}") for n in range(20)]
+        await other.refresh(await other.issue())
+        monkeypatch.setattr(PostgresStore, "_answer", counted)
+        batches = other.ledger.commits.batches
+        await asyncio.gather(*(other.refresh(each) for each in answers))
+        assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)
+
+
+async def test_an_unknown_grant_is_asked_for_once(tmp_path: Path) -> None:
+    """A genuine token of a grant that is not here: refused, and no endless fetching."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await one.issue()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PostgresStore, "grants", lambda self, names: ({}, {}))
+            assert Refusal.UNKNOWN_TOKEN is (await other.refused(answer)).refusal
+        await other.refresh(answer)
+
+
+async def test_of_two_copies_of_a_proof_one_is_taken(tmp_path: Path) -> None:
+    """What may be used once is used once, on whatever node (RFC 9449 11.1)."""
+    async with two_nodes(tmp_path) as (one, other):
+        first = await one.issue()
+        proof = SingleUse(kind="dpop", owner="key", identifier="x", expires_at=START + 60_000_000)
+        who = caller()
+        with_proof = type(who)(client_id="www", authenticated=True, auth_method="none", single_use=(proof,))
+        asked = [
+            node.ledger.refresh(with_proof, HOME, first.refresh_token or "", None, None) for node in (one, other) * 4
+        ]
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        taken = [answer for answer in told if isinstance(answer, TokenAnswer)]
+        refused = [answer.refusal for answer in told if isinstance(answer, Refused)]
+        assert (1, [Refusal.ALREADY_USED] * 7) == (len(taken), refused)
+
+
+async def test_one_key_and_one_person_on_two_nodes_at_once(tmp_path: Path) -> None:
+    """An Idempotency-Key makes one grant, and a person is one, whoever is asked."""
+    async with two_nodes(tmp_path) as (one, other):
+        for n in range(5):
+            both = await asyncio.gather(*(node.issue(f"new-{n}", key=f"key-{n}") for node in (one, other)))
+            assert both[0].refresh_token == both[1].refresh_token
+            apart = await asyncio.gather(*(node.issue(f"newer-{n}") for node in (one, other)))
+            assert apart[0].grant_id != apart[1].grant_id
+            assert one.issuance(apart[0]).subject_id == one.issuance(apart[1]).subject_id
+
+
+async def test_a_crowd_with_one_token_over_two_nodes(tmp_path: Path, count: Callable[[int, int], int]) -> None:
+    """However many come at once with one token: one successor, no refusal, three events (I-03, I-21)."""
+    async with two_nodes(tmp_path) as (one, other):
+        for n in range(count(2, 20)):
+            first = await one.issue(f"person-{n}")
+            crowd = count(200, 1000)
+            answers = await asyncio.gather(*((one, other)[i % 2].refresh(first) for i in range(crowd)))
+            assert 1 == len({answer.refresh_token for answer in answers})
+            assert len(one.grant_events(first)) <= 1 + 3
+
+
+async def test_clients_that_one_node_changes_rule_on_the_other(tmp_path: Path) -> None:
+    """A cut of scope binds on the other node's next decision (I-06, I-08)."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await one.apply(client(scope=("read",)), operators=OPERATORS)
+        assert ("read",) == (await other.refresh(answer)).scope
+
+
+async def test_a_clients_file_of_yesterday_is_refused_by_whichever_node(tmp_path: Path) -> None:
+    """The last serial stands in the store: a node that has not heard of it decides again."""
+    async with two_nodes(tmp_path) as (one, other):
+        await one.apply(client(), operators=OPERATORS, serial=7)
+        with pytest.raises(Exception, match="serial"):
+            await other.apply(client(), operators=OPERATORS, serial=6)
+
+
+async def test_an_idle_node_hears_of_a_change_by_itself(tmp_path: Path) -> None:
+    """Who authenticates is decided before a batch: within about a second the clients are those of now."""
+    async with two_nodes(tmp_path) as (one, other):
+        await one.apply(client(), client("another"), operators=OPERATORS)
+        for _ in range(400):
+            if other.ledger.authority.client("another") is not None:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the other node has not heard of the client")
+
+
+async def test_a_command_that_touches_two_streams_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Streams that one request used are one unit: where one of them had moved, neither is written."""
+    async with two_nodes(tmp_path) as (one, other):
+        answers = [await other.issue(f"person-{n}") for n in range(2)]
+        await one.refresh(answers[1])
+
+        def both(batch: Batch) -> None:
+            for answer in answers:
+                operating.act_on_grant(batch, other.ledger.desk, SECURITY, answer.grant_id, "revoke", None, None)
+
+        batches = other.ledger.commits.batches
+        await other.ledger.commits.submit(both)
+        assert batches + 2 == other.ledger.commits.batches
+        ends = [one.rows("SELECT max(e.position) FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ?",
+                         f"grant:{answer.grant_id}")[0][0] for answer in answers]  # fmt: skip
+        assert 1 == ends[1] - ends[0], "next to each other, in one transaction"  # type: ignore[operator]
+
+
+async def test_a_token_that_memory_has_not_heard_of_is_no_alarm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I-15: only a token that the store does not account for is ahead of the log; a retired one of the other node's
+    making is judged by what the store says."""
+    async with two_nodes(tmp_path) as (one, other):
+        first = await other.issue()
+        answer = await one.refresh(first)
+        await other.refresh(answer)
+        far = await one.chain(answer, 3)
+        farther = await one.chain(far, 3)
+        assert Refusal.REUSE_DETECTED is (await other.refused(far)).refusal
+        assert Refusal.REUSE_DETECTED is (await one.refused(farther)).refusal
+        assert {0} == {*one.ledger.desk.alarms.values(), *other.ledger.desk.alarms.values()}
+    assert "ahead_of_log" not in [record.getMessage() for record in caplog.records]
+
+
+async def test_a_connection_made_anew_while_deciding_makes_nothing_true(tmp_path: Path) -> None:
+    """What a new connection hears of the control counter is not what the batch was decided on: it is decided again."""
+    async with two_nodes(tmp_path) as (one, other):
+        stood_on: list[int] = []
+
+        def decide(batch: Batch) -> None:
+            stood_on.append(batch.control)
+            store = batch.store
+            assert isinstance(store, PostgresStore)
+            store._drop()
+            assert [(1,)] == store.within().select("SELECT 1 FROM control")
+
+        await other.ledger.commits.submit(decide)
+        await one.apply(client(), client("another"), operators=OPERATORS)
+        await other.ledger.commits.submit(decide)
+        assert stood_on[0] == stood_on[1] < stood_on[2]
+        assert 3 == len(stood_on)
+
+
+async def test_who_showed_a_secret_that_was_taken_back_has_to_say_again_who_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client authenticates before its request is in line: what counted then, and no more, buys nothing. A change that
+    has nothing to do with it stands in nobody's way, and the ledger's own work goes on."""
+    monkeypatch.setattr(Commits, "look", lambda self: None)
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await one.apply(client(scope=("read", "openid")), client("another"), operators=OPERATORS)
+        answer = await other.refresh(answer)
+        await one.apply(client(scope=("read", "openid"), secret="Changed!"), client("another"), operators=OPERATORS)
+        own = other.ledger.commits.submit(lambda batch: batch.control, ours=True)
+        with pytest.raises(Unavailable):
+            await other.refresh(answer)
+        assert await own == one.ledger.authority.control
+        assert 2 == other.topics(answer).count("token_rotated")
+        await other.refresh(answer)

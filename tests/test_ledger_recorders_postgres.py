@@ -1,0 +1,291 @@
+"""The store on PostgreSQL when its server, its connection or somebody else's lock is in the way."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ledger.answers import TokenAnswer
+from ledger.recorders import postgres_reading
+from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_schema import LOCK
+from ledger.refusals import LedgerError, Unavailable
+from tests import engines
+from tests.engines import url_of
+from tests.ledgers import OPTIONS, Clock, Opened, check_ledger, open_ledger
+from tests.postgres import Server, running
+from tests.postgres_proxy import Proxy, proxied
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
+
+BACK_SECONDS_MAX = 10.0
+"""I-24: so long after a fault has healed a refresh may take to succeed again."""
+
+
+@asynccontextmanager
+async def behind_a_proxy(folder: Path, postgres: Server, seed: int = 1) -> AsyncIterator[tuple[Opened, Proxy]]:
+    """A ledger whose way to the server goes through a proxy."""
+    path = folder / "ledger.db"
+    if (url := url_of(path)) is None:
+        url = postgres.create_database()
+    direct = engines._urls[path] = postgres.over_tcp(url)
+    with proxied(postgres.port) as proxy:
+        engines._urls[path] = direct.replace(f":{postgres.port}/", f":{proxy.port}/")
+        async with open_ledger(folder, seed=seed) as opened:
+            engines._urls[path] = direct  # for whoever looks
+            yield opened, proxy
+
+
+def asked(opened: Opened, sql: str) -> list[tuple[object, ...]]:
+    """Ask or tell the server something, past the ledger."""
+    url = url_of(opened.path)
+    assert url is not None
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+OURS = "application_name LIKE 'token-ledger %' AND datname = current_database()"
+
+
+async def refreshed(opened: Opened, answer: TokenAnswer, within_seconds: float = BACK_SECONDS_MAX) -> TokenAnswer:
+    """Refresh until it succeeds, as a client does that is told to ask again."""
+    deadline = time.monotonic() + within_seconds
+    while True:
+        try:
+            return await opened.refresh(answer)
+        except Unavailable:
+            assert time.monotonic() < deadline, "not back in time (I-24)"
+            await asyncio.sleep(0.05)
+
+
+async def test_a_connection_that_was_ended_is_made_anew(tmp_path: Path) -> None:
+    """An administrator ends it while nobody asks: the next request is answered, without an error."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        for _ in range(5):
+            asked(opened, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS}")
+            answer = await opened.refresh(answer)
+            assert opened.ledger.readiness() is None
+    check_ledger(opened.path)
+
+
+async def test_a_batch_whose_connection_was_ended_before_it_wrote_is_decided_again(tmp_path: Path) -> None:
+    """It waited for a lock, so nothing of it was written, which is found out: everybody is answered all the same."""
+    async with open_ledger(tmp_path) as opened:
+        answers = [await opened.issue(f"person-{n}") for n in range(5)]
+        url = url_of(opened.path)
+        assert url is not None
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute(f"SELECT pg_advisory_lock({LOCK})".encode())
+            waiting = asyncio.gather(*(opened.refresh(each) for each in answers))
+            while not asked(opened, f"SELECT 1 FROM pg_stat_activity WHERE {OURS} AND wait_event_type = 'Lock'"):
+                await asyncio.sleep(0.01)
+            asked(opened, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS}")
+            await asyncio.sleep(0.2)
+        done = await waiting
+        assert 5 == len({answer.refresh_token for answer in done})
+        assert ["issued", "token_redeemed", "token_rotated"] == opened.topics(done[0])
+    check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("together", [1, 8])
+async def test_an_answer_that_was_lost_is_found_out(
+    tmp_path: Path, postgres: Server, together: int, count: Callable[[int, int], int]
+) -> None:
+    """I-10, I-11: COMMIT was durable and its answer was cut: our own write is recognised, and everybody is answered
+    with what it says; nobody is taken for a thief."""
+    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+        answers = [await opened.issue(f"person-{n}") for n in range(together)]
+        cuts = count(6, 200) // (2 if together > 1 else 1)
+        for _ in range(cuts):
+            proxy.cuts = 1
+            answers = list(await asyncio.gather(*(opened.refresh(each) for each in answers)))
+            assert max(answer.position for answer in answers) == opened.ledger.acknowledged_position
+        assert cuts == proxy.cut
+        for answer in answers:
+            assert cuts == opened.topics(answer).count("token_rotated")
+            assert answer.position == opened.rows("SELECT position FROM streams WHERE name = ?",
+                                                  f"grant:{answer.grant_id}")[0][0]  # fmt: skip
+        opened.check_memory()
+    check_ledger(opened.path)
+
+
+async def test_a_cut_answer_that_is_not_looked_for_is_unknown(
+    tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: nobody can be answered. The retry is served all the same (I-10)."""
+    monkeypatch.setattr(PostgresStore, "is_there", lambda self, work: None)
+    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+        first = await opened.issue()
+        proxy.cuts = 1
+        with pytest.raises(Unavailable):
+            await opened.refresh(first)
+        second = await refreshed(opened, first)
+        assert ["issued", "token_redeemed", "token_rotated", "retry_served"] == opened.topics(first)
+        await opened.refresh(second)
+    check_ledger(opened.path)
+
+
+async def test_a_network_that_parts_heals(tmp_path: Path, postgres: Server) -> None:
+    """I-24: unready while the server is away, and back by itself; who has waited too long is told to ask again."""
+    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+        answer = await opened.refresh(await opened.issue())
+        proxy.part()
+        waiting = asyncio.create_task(opened.refresh(answer))
+        deadline = time.monotonic() + 9
+        while opened.ledger.readiness() is None:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        proxy.parted = False
+        with contextlib.suppress(Unavailable):
+            answer = await waiting
+        await refreshed(opened, answer)
+        assert opened.ledger.readiness() is None
+    check_ledger(opened.path)
+
+
+async def test_a_network_that_falls_silent_is_given_up(tmp_path: Path, postgres: Server) -> None:
+    """Nothing comes back and nothing is closed: nobody waits for longer than a request may, and it heals."""
+    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+        answer = await opened.refresh(await opened.issue())
+        proxy.silent.set()
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            await opened.refresh(answer)
+        assert time.monotonic() - begun < OPTIONS.request_timeout_seconds + 2
+        proxy.silent.clear()
+        await refreshed(opened, answer)
+    check_ledger(opened.path)
+
+
+async def test_a_server_that_is_started_again_is_found_again(
+    tmp_path: Path, count: Callable[[int, int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-09, I-24: killed under load and started again; nothing acknowledged is lost, no family is ended, and the ledger
+    goes on without a restart of its own."""
+    with running(fsync="on") as server:
+        monkeypatch.setattr(engines, "_servers", [server])
+        async with open_ledger(tmp_path) as opened:
+            newest = {n: await opened.issue(f"person-{n}") for n in range(6)}
+            stop = asyncio.Event()
+
+            async def walk(n: int) -> None:
+                while not stop.is_set():
+                    newest[n] = await refreshed(opened, newest[n], 30)
+
+            walks = [asyncio.create_task(walk(n)) for n in newest]
+            for _ in range(count(2, 20)):
+                await asyncio.sleep(0.5)
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
+                before = opened.ledger.refreshed
+                healed = time.monotonic()
+                while opened.ledger.refreshed == before:
+                    assert time.monotonic() - healed < BACK_SECONDS_MAX
+                    await asyncio.sleep(0.02)
+            stop.set()
+            await asyncio.gather(*walks)
+            for answer in newest.values():
+                assert answer.position <= opened.last_position()
+                assert "revoked" not in opened.topics(answer)
+                await opened.refresh(answer)
+        check_ledger(opened.path)
+        engines._urls.clear()
+
+
+async def test_whoever_holds_the_lock_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    """Somebody keeps the lock on authority: requests are told to ask again when their time has passed, the node says
+    that it is unready, and when the lock is given back it goes on."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        url = url_of(opened.path)
+        assert url is not None
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute(f"SELECT pg_advisory_lock({LOCK})".encode())
+            with pytest.raises(Unavailable):
+                await opened.refresh(answer)
+            assert opened.ledger.readiness() is not None
+        await refreshed(opened, answer)
+        assert opened.ledger.readiness() is None
+    check_ledger(opened.path)
+
+
+async def test_a_row_that_somebody_has_locked_stalls_nobody_else(tmp_path: Path) -> None:
+    """A transaction of somebody else's keeps one grant's row: its request is decided again and again until its time has
+    passed, all others are answered as ever."""
+    async with open_ledger(tmp_path) as opened:
+        held, *others = [await opened.issue(f"person-{n}") for n in range(4)]
+        url = url_of(opened.path)
+        assert url is not None
+        with psycopg.connect(url) as other:
+            other.execute("SELECT FROM streams WHERE name = %s FOR UPDATE", (f"grant:{held.grant_id}",))
+            waiting = asyncio.create_task(opened.refresh(held))
+            for _ in range(5):
+                others = list(await asyncio.gather(*(opened.refresh(each) for each in others)))
+            assert not waiting.done()
+        await waiting
+    check_ledger(opened.path)
+
+
+async def test_a_store_that_could_lose_what_it_acknowledged_is_refused(tmp_path: Path, postgres_url: str) -> None:
+    """I-09: `synchronous_commit = off` is read back, and the ledger does not open."""
+    async with open_ledger(tmp_path) as opened:
+        pass
+    name = (url_of(opened.path) or "").partition("?")[0].rpartition("/")[2]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off".encode())
+    with pytest.raises(LedgerError, match="synchronous_commit is off"):
+        async with open_ledger(tmp_path, seed=2, clients=None):
+            pass
+
+
+async def test_what_init_has_not_made_is_not_opened(postgres_url: str) -> None:
+    """`init` alone makes tables; what others have made there is left alone."""
+    from projections import INLINE
+
+    with pytest.raises(LedgerError, match="token-ledger init"):
+        PostgresStore(postgres_url, INLINE).open("ring")
+    store = PostgresStore(postgres_url, INLINE)
+    assert (True, False) == (store.init("ring"), store.init("ring"))
+    with pytest.raises(LedgerError, match="another key ring"):
+        store.init("another")
+    store.close()
+
+
+async def test_a_log_that_was_moved_into_a_younger_cluster_goes_on_above_its_end(tmp_path: Path) -> None:
+    """Transaction ids begin anew there: positions do not."""
+    clock = Clock()
+    async with open_ledger(tmp_path, clock=clock) as opened:
+        answer = await opened.refresh(await opened.issue())
+        # As if this cluster were younger than the one that the log comes from.
+        asked(opened, "UPDATE events SET position = position + (1::bigint << 40)")
+        asked(opened, "UPDATE events SET back = back + (1::bigint << 40) WHERE back > 0")
+        asked(opened, "UPDATE streams SET position = position + (1::bigint << 40)")
+        asked(opened, "UPDATE current_tokens_v1 SET position = position + (1::bigint << 40)")
+        end = opened.last_position()
+    async with open_ledger(tmp_path, clock=clock, seed=2, clients=None) as opened:
+        answer = await opened.refresh(answer)
+        assert end < answer.position
+        with opened.store.reader() as reader:
+            assert answer.position == reader.after(answer.position - 1, 9)[-1].position
+    check_ledger(opened.path)
+
+
+async def test_what_is_asked_for_goes_by_index_before_anything_was_counted(tmp_path: Path) -> None:
+    """The planner knows nothing of a new store's tables: a way back along a stream must not read all events at each of
+    its steps all the same."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.chain(await opened.issue(), 40)
+        assert 1 == len(opened.store.within().events(f"grant:{answer.grant_id}", 5, 5))
+        url = url_of(opened.path)
+        assert url is not None
+        with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
+            explained = connection.execute(f"EXPLAIN (COSTS off) {postgres_reading._WALK}".encode(), (1, 2, 3))
+            plan = "\n".join(line for (line,) in explained.fetchall())
+        assert ("Nested Loop" in plan, "Join" in plan, "Seq Scan" in plan) == (True, False, False)

@@ -15,8 +15,10 @@ from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.private import PrivateGrant
 from ledger.randomness import Randomness
-from ledger.recorders.rows import Head, Work
+from ledger.recorders.errors import ArchiveDamaged, Withheld
+from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.sqlite import SQLiteStore
+from ledger.refusals import Unavailable
 
 A = TypeVar("A")
 
@@ -181,13 +183,20 @@ class Batch:
 
     def event_at(self, name: str, v: int) -> AnyEvent:
         """One event of a stream, of the store or of this batch. It must exist."""
-        stored = self.store.event_at(name, v)
+        stored = self._stored(name, v)
         return decode(stored.body if stored is not None else self._appended(name, v)[1])
 
     def position_at(self, name: str, v: int) -> int:
         """The position of one event of a stream, of the store or of this batch. It must exist."""
-        stored = self.store.event_at(name, v)
+        stored = self._stored(name, v)
         return stored.position if stored is not None else self._appended(name, v)[0]
+
+    def _stored(self, name: str, v: int) -> StoredEvent | None:
+        """Raises Unavailable where the archive cannot tell: then this request alone cannot be answered."""
+        try:
+            return self.store.event_at(name, v)
+        except (ArchiveDamaged, Withheld) as error:
+            raise Unavailable(str(error)) from None
 
     def _appended(self, name: str, v: int) -> tuple[int, str]:
         stream = self.memory.streams[name].id
@@ -233,10 +242,13 @@ class Batch:
         aggregate = kind()
         reader = self.store.within()
         from_v = 1
-        while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
-            for stored in page:
-                aggregate.evolve(decode(stored.body))  # type: ignore[attr-defined]
-            from_v += len(page)
+        try:
+            while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
+                for stored in page:
+                    aggregate.evolve(decode(stored.body))  # type: ignore[attr-defined]
+                from_v += len(page)
+        except (ArchiveDamaged, Withheld) as error:
+            raise Unavailable(str(error)) from None
         return aggregate
 
     # ------------------------------------------------------------ appending

@@ -201,8 +201,8 @@ class Row(msgspec.Struct, frozen=True):
 
 _COLUMNS: Final = tuple(name for name in Row.__struct_fields__ if name != "state_body")
 _SELECT: Final = (
-    f"SELECT {', '.join('t.' + name for name in _COLUMNS)}, e.body FROM {TABLE} t"  # noqa: S608
-    " LEFT JOIN events e ON e.position = t.state_position"
+    f"SELECT {', '.join('t.' + name for name in _COLUMNS)}, coalesce(e.body, a.said) FROM {TABLE} t"  # noqa: S608
+    " LEFT JOIN events e ON e.position = t.state_position LEFT JOIN archived a ON a.said_position = t.state_position"
 )
 
 

@@ -1,8 +1,9 @@
 """All events folded anew, aside: what every snapshot and every inline row must be, and whether the history holds.
 
-A replay reads the log in order of positions and keeps what it comes to in a private temporary database: SQLite makes
-the file with mode 0600, unlinks it at once, and its pages leave memory as it grows. Streams touched lately stay in
-memory, so the work is one pass whatever their number. It can go on later from where it stopped.
+A replay reads what is archived stream by stream, then the rest of the log in order of positions. What it comes to is
+kept in a private temporary database: SQLite makes the file with mode 0600, unlinks it at once, and its pages leave
+memory as it grows. Streams touched lately stay in memory, so the work is one pass whatever their number. It can go on
+later from where it stopped.
 
 Links checked on the way (I-14): versions without gap, `back` to the event before, `prev` the hash of its stored bytes,
 columns equal to the members they repeat. What is wrong breaks that stream: nothing after it is folded.
@@ -18,9 +19,11 @@ import msgspec
 from ledger import snapshots
 from ledger.events import AnyEvent, decode
 from ledger.inline import Inline, Write
-from ledger.recorders.rows import Reads
+from ledger.recorders.errors import ArchiveDamaged
+from ledger.recorders.rows import Piece, Reads
 
 PAGE_EVENTS: Final = 1_000
+PAGE_PIECES: Final = 100
 STREAMS_IN_MEMORY_MAX: Final = 8_000
 _FLUSHED_STREAMS: Final = STREAMS_IN_MEMORY_MAX // 2
 
@@ -106,7 +109,10 @@ class Replay:
         self.scratch.close()
 
     def follow(self, reads: Reads) -> Iterator[int]:
-        """Replay what has been appended since, page by page; each step says at which position it is now."""
+        """Replay what has been appended since, page by page; each step says at which position it is now.
+
+        What lies in the archive comes first, so that each stream is read from its beginning."""
+        yield from self._follow_archive(reads)
         while page := [_Stored(*row) for row in reads.select(_AFTER, (self.position, PAGE_EVENTS))]:  # type: ignore[arg-type]
             for stored in page:
                 self._take(stored)
@@ -118,6 +124,33 @@ class Replay:
         self._project()
         self._write_rows()
         self._keep(list(self._open))
+
+    def _follow_archive(self, reads: Reads) -> Iterator[int]:
+        last = (0, 0)
+        while pieces := reads.pieces(last, self.position, PAGE_PIECES):
+            for piece in pieces:
+                last = (piece.stream, piece.to_v)
+                self._take_piece(reads, piece)
+            self._write_rows()
+            self._spill()
+            yield self.position
+
+    def _take_piece(self, reads: Reads, piece: Piece) -> None:
+        if piece.stream in self._broken_streams:
+            return
+        try:
+            lines = reads.lines(piece)
+        except ArchiveDamaged as error:
+            known = self._open.get(piece.stream) or self._recalled(piece.stream)
+            name = f"stream {piece.stream}" if known is None else known.name
+            self._break(piece.stream, Broken(f"{name}/{piece.from_v}", "archive", str(error)))
+            return
+        back = piece.back
+        for v, (position, body) in enumerate(lines, start=piece.from_v):
+            if position > self.position:  # else it was there to be followed before it was archived
+                self._take(_Stored(position, piece.stream, v, back, body))
+                self.events += 1
+            back = position
 
     # ------------------------------------------------------------ what it came to
 
@@ -150,8 +183,11 @@ class Replay:
             name = name if known is not None else event.stream
             problem = self._fold(known, stored, event)
         if problem is not None:
-            self._broken_streams.add(stored.stream)
-            self.broken.append(Broken(f"{name}/{stored.v}", *problem))
+            self._break(stored.stream, Broken(f"{name}/{stored.v}", *problem))
+
+    def _break(self, stream: int, broken: Broken) -> None:
+        self._broken_streams.add(stream)
+        self.broken.append(broken)
 
     def _fold(self, known: _Open | None, stored: _Stored, event: AnyEvent) -> tuple[str, str] | None:
         """Fold one event into its stream and its command; what is wrong with it instead: (column, problem)."""

@@ -113,8 +113,7 @@ class Archiving:
         checking = _Checking(self._store, name, before)
         steps = checking.steps()
         while (step := await asyncio.to_thread(next, steps, None)) is not None:
-            # A crash before this is durable leaves the step's events in both places, and after it in the segment alone.
-            await self._commits.submit(partial(self._moved, (number, name, size, None), step))
+            await self._switch((number, name, size, None), step)
             found.moved(step)
             await asyncio.sleep(PAUSE_SECONDS)
         found.foreign += checking.foreign
@@ -125,6 +124,10 @@ class Archiving:
         await self._commits.submit(lambda batch: batch.private(None, archived.FINISH_SEGMENT, number))
         found.segments += 1
         found.bytes += size or 0
+
+    async def _switch(self, segment: tuple[object, ...], step: list[Moving]) -> None:
+        # A crash before this is durable leaves the step's events in both places, and after it in the segment alone.
+        await self._commits.submit(partial(self._moved, segment, step))
 
     def _moved(self, segment: tuple[object, ...], step: list[Moving], batch: Batch) -> None:
         batch.private(None, archived.ADD_SEGMENT, *segment)

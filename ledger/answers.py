@@ -55,38 +55,35 @@ class TokenAnswer(msgspec.Struct, gc=False, frozen=True, kw_only=True):
         return f"TokenAnswer(grant_id={self.grant_id!r}, position={self.position})"
 
 
-class IssueRequest(msgspec.Struct, gc=False, frozen=True, kw_only=True):
-    """What an issuer asks for: a grant of `client_id` by `subject`. Lifetimes in seconds only shorten the policy's."""
+class GrantRequest(msgspec.Struct, gc=False, frozen=True, kw_only=True):
+    """What is said of a grant that shall begin: `subject` lets `client_id` act for them."""
 
     client_id: str
     subject: str
     scope: Words
     resource: Words | None = None
+    session: str | None = None
+    auth_time: int | None = None
+    acr: str | None = None
+    amr: Words | None = None
+
+
+class IssueRequest(GrantRequest, frozen=True, kw_only=True):
+    """A grant that an issuer asks for. Lifetimes in seconds only shorten the policy's."""
+
     refresh_token_ttl_seconds: int | None = None
     grant_ttl_seconds: int | None = None
     device: str | None = None
-    session: str | None = None
     bound_jkt: str | None = None
     bound_x5t_s256: str | None = None
-    auth_time: int | None = None
-    acr: str | None = None
-    amr: Words | None = None
 
 
-class AuthorizationRequest(msgspec.Struct, gc=False, frozen=True, kw_only=True):
-    """What a sign-in page decided: `subject` lets `client_id` act for them. `challenge` is an S256 one (RFC 7636)."""
+class AuthorizationRequest(GrantRequest, frozen=True, kw_only=True):
+    """What a sign-in page decided. `challenge` is an S256 one (RFC 7636)."""
 
-    client_id: str
-    subject: str
-    scope: Words
     redirect_uri: str
     challenge: str
-    resource: Words | None = None
     dpop_jkt: str | None = None
-    session: str | None = None
-    auth_time: int | None = None
-    acr: str | None = None
-    amr: Words | None = None
 
 
 class AuthorizationAnswer(msgspec.Struct, gc=False, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 from ledger import snapshots
+from ledger.bounded import make_room
 from ledger.clients import Client, Operator
 from ledger.commands import ClientRules, EpochEnd, Rules
 from ledger.epochs import Epoch, Raise, Subject, first_hit
@@ -194,8 +195,7 @@ class Authority:
             reads = self._reads()
             head = reads.stream(name)
             epoch = _aggregate(reads, name, head, Subject).epoch if head is not None else _NO_RAISE
-            while len(self._subjects) >= SUBJECTS_IN_MEMORY_MAX:
-                del self._subjects[next(iter(self._subjects))]
+            make_room(self._subjects, SUBJECTS_IN_MEMORY_MAX)
             self._subjects[subject_id] = epoch
         return epoch
 
@@ -205,8 +205,7 @@ class Authority:
         if end is None:
             # The first raise that hits is the end for good: no later one changes it.
             end = self._first_end(grant)
-            while len(self._ends) >= ENDS_IN_MEMORY_MAX:
-                del self._ends[next(iter(self._ends))]
+            make_room(self._ends, ENDS_IN_MEMORY_MAX)
             self._ends[key] = end
         return end
 
@@ -306,8 +305,7 @@ class Authority:
 
     def _remember(self, event: Raise) -> None:
         raises = self._raises.pop(event.stream, [])
-        while len(self._raises) >= RAISES_IN_MEMORY_MAX:
-            del self._raises[next(iter(self._raises))]
+        make_room(self._raises, RAISES_IN_MEMORY_MAX)
         self._raises_folded += 1
         self._raises[event.stream] = [*raises, (self._raises_folded, event)]
 

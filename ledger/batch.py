@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from ledger import snapshots
 from ledger.answers import Source
 from ledger.authority import Authority
+from ledger.bounded import make_room
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.private import PrivateGrant
@@ -83,9 +84,7 @@ class Memory:
 
     def trim(self) -> None:
         """Keep memory bounded: the streams that were loaded first leave first."""
-        streams = self.streams
-        while len(streams) > STREAMS_IN_MEMORY_MAX:
-            del streams[next(iter(streams))]
+        make_room(self.streams, STREAMS_IN_MEMORY_MAX)
 
 
 class Batch:

@@ -91,8 +91,8 @@ class FirstRedemption(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     rotation_event_id: str
 
 
-class IssueGrant(Command, frozen=True, kw_only=True):
-    """A grant shall come to be, with generation 0 (RFC 6749 1.5). Lifetimes only shorten what the policy gives.
+class BeginGrant(Command, frozen=True, kw_only=True):
+    """What is said of every grant that shall come to be.
 
     `issued_at_least` is the latest `before` that an epoch of its client or subject has: the grant is not older.
     """
@@ -102,41 +102,34 @@ class IssueGrant(Command, frozen=True, kw_only=True):
     subject_id: str
     scope: Words
     resource: Words | None
-    refresh_token_ttl_seconds: int | None
-    grant_ttl_seconds: int | None
     nonce_sha256: str
     issued_by: str
     issued_at_least: int
     session: str | None = None
+    auth_time: int | None = None
+    acr: str | None = None
+    amr: Words | None = None
+
+
+class IssueGrant(BeginGrant, frozen=True, kw_only=True):
+    """A grant begins with generation 0 (RFC 6749 1.5). Lifetimes only shorten what the policy gives."""
+
+    refresh_token_ttl_seconds: int | None
+    grant_ttl_seconds: int | None
     device: str | None = None
     bound_jkt: str | None = None
     bound_x5t_s256: str | None = None
-    auth_time: int | None = None
-    acr: str | None = None
-    amr: Words | None = None
 
 
-class AuthorizeGrant(Command, frozen=True, kw_only=True):
-    """A person has signed in and agreed: a grant of the code flow shall begin (RFC 6749 4.1.2).
+class AuthorizeGrant(BeginGrant, frozen=True, kw_only=True):
+    """A person has signed in and agreed: a grant of the code flow begins (RFC 6749 4.1.2).
 
-    `challenge` is the S256 one of RFC 7636 4.2. `issued_at_least` is that of `IssueGrant`.
+    `challenge` is the S256 one of RFC 7636 4.2.
     """
 
-    grant_id: str
-    client_id: str
-    subject_id: str
-    scope: Words
-    resource: Words | None
     redirect_uri: str
     challenge: str
-    nonce_sha256: str
-    issued_by: str
-    issued_at_least: int
     dpop_jkt: str | None = None
-    session: str | None = None
-    auth_time: int | None = None
-    acr: str | None = None
-    amr: Words | None = None
 
 
 class ExchangeCode(Command, frozen=True, kw_only=True):

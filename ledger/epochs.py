@@ -3,7 +3,7 @@
 A grant keeps the numbers that it was issued under. It is ended by epoch iff its client or subject has a raise that is
 numbered above the one kept and has no `before`, or whose `before` is later than the grant's `issued_at`. Two numbers
 decide that in constant time, because `before` never lies in the future and no grant is issued at a time earlier than
-the latest `before` that its client or subject has (`IssueGrant.issued_at_least`).
+the latest `before` that its client or subject has (`BeginGrant.issued_at_least`).
 """
 
 from collections.abc import Iterable

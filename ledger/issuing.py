@@ -7,20 +7,10 @@ from ledger.commands import IssueGrant, Served
 from ledger.events import GrantIssued
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
+from ledger.new_grants import begin, begin_members, check_issuer, drawn
 from ledger.presenting import Desk, answer, check_keys, unsigned_jwt
-from ledger.private import (
-    PrivateGrant,
-    body_mac,
-    commitment,
-    idempotency_mac,
-    new_nonce,
-    new_salt,
-    new_subject_id,
-    nonce_sha256,
-)
+from ledger.private import body_mac, commitment, idempotency_mac
 from ledger.refusals import Refusal, Refused
-from ledger.subjects import keep_subject, subject_id_of
-from ledger.tokens import new_grant_id
 
 
 def issue(
@@ -31,10 +21,8 @@ def issue(
     `body` is the request's canonical JSON. Raises Refused: UNPROCESSABLE where the key came with another body, CONFLICT
     where its grant has ended, and what the rules say of the request.
     """
-    client = desk.authority.client(request.client_id)
-    if operator.clients is not None and request.client_id not in operator.clients:
-        raise Refused(Refusal.FORBIDDEN, detail="this issuer may not issue for that client")
-    if client is None:
+    check_issuer(operator, request.client_id)
+    if desk.authority.client(request.client_id) is None:
         raise Refused(Refusal.INVALID_REQUEST, detail="client_id names no client")
     mac = None if key is None else idempotency_mac(desk.ring, operator.name, key)
     request_mac = None if key is None else body_mac(desk.ring, body)
@@ -42,88 +30,34 @@ def issue(
         earlier = _issued_before(batch, mac)
         if earlier is not None:
             return _again(batch, desk, *earlier, request, request_mac)
-    randomness = batch.memory.randomness
-    known_id = subject_id_of(batch, desk.ring, request.subject)
-    subject_id = known_id or new_subject_id(randomness)
-    grant_id = new_grant_id(batch.now, randomness)
-    private = PrivateGrant(
-        subject_id=subject_id,
-        nonce=new_nonce(randomness),
-        salt=new_salt(randomness),
+    new = drawn(batch, desk, request)
+    command = IssueGrant(
+        **begin_members(batch, desk, operator, request, new),
+        refresh_token_ttl_seconds=request.refresh_token_ttl_seconds,
+        grant_ttl_seconds=request.grant_ttl_seconds,
+        device=None if request.device is None else commitment(new.salt, "device", request.device),
+        bound_jkt=request.bound_jkt,
+        bound_x5t_s256=request.bound_x5t_s256,
+    )
+    grant = Grant()
+    decision = grant.decide(command, desk.authority.rules_for_issue(request.client_id, new.subject_id))
+    assert isinstance(decision.outcome, Served)
+    check_keys(desk.ring, decision.outcome)
+    jwt = unsigned_jwt(desk, decision.outcome, new.grant_id, request, request.subject)
+    loaded, positions = begin(
+        batch,
+        desk,
+        request,
+        new,
+        grant,
+        decision.events,
         device=request.device,
-        session=request.session,
         idempotency_mac=mac,
         body_mac=request_mac,
     )
-    grant = Grant()
-    decision = grant.decide(
-        _command(batch, desk, operator, request, grant_id, subject_id, private),
-        desk.authority.rules_for_issue(request.client_id, subject_id),
-    )
-    assert isinstance(decision.outcome, Served)
-    check_keys(desk.ring, decision.outcome)
-    jwt = unsigned_jwt(desk, decision.outcome, grant_id, request, request.subject)
-    loaded = batch.create("grant:" + grant_id, grant)
-    loaded.private = private
-    positions = batch.append(loaded, decision.events)
-    keep_private(batch, loaded, request.client_id, private)
-    if known_id is None:
-        keep_subject(batch, desk.ring, request.subject, subject_id)
     if mac is not None:
-        batch.idempotency[mac] = grant_id
+        batch.idempotency[mac] = new.grant_id
     return answer(batch, desk.ring, loaded, grant, decision.outcome, positions, jwt)
-
-
-def keep_private(batch: Batch, loaded: Loaded, client_id: str, private: PrivateGrant) -> None:
-    """Write the private row of a new grant, together with its first event."""
-    batch.private(
-        loaded,
-        "INSERT INTO private_grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        loaded.id,
-        client_id,
-        private.subject_id,
-        private.nonce,
-        private.salt,
-        private.device,
-        private.session,
-        private.idempotency_mac,
-        private.body_mac,
-    )
-
-
-def _command(
-    batch: Batch,
-    desk: Desk,
-    operator: Operator,
-    request: IssueRequest,
-    grant_id: str,
-    subject_id: str,
-    private: PrivateGrant,
-) -> IssueGrant:
-    assert private.nonce is not None
-    assert private.salt is not None
-    salt = private.salt
-    return IssueGrant(
-        at=batch.now,
-        command_id=batch.command_id,
-        grant_id=grant_id,
-        client_id=request.client_id,
-        subject_id=subject_id,
-        scope=request.scope,
-        resource=request.resource,
-        refresh_token_ttl_seconds=request.refresh_token_ttl_seconds,
-        grant_ttl_seconds=request.grant_ttl_seconds,
-        nonce_sha256=nonce_sha256(private.nonce),
-        issued_by=operator.requested_by,
-        issued_at_least=desk.authority.issued_at_least(request.client_id, subject_id),
-        session=None if request.session is None else commitment(salt, "session", request.session),
-        device=None if request.device is None else commitment(salt, "device", request.device),
-        bound_jkt=request.bound_jkt,
-        bound_x5t_s256=request.bound_x5t_s256,
-        auth_time=request.auth_time,
-        acr=request.acr,
-        amr=request.amr,
-    )
 
 
 def _issued_before(batch: Batch, mac: bytes) -> tuple[Loaded, Grant] | None:

@@ -5,6 +5,7 @@ here and flushed as `grant.presentations_counted`, at most once a minute and gra
 two. A crash loses the tail of a count, never a fact.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from ledger.answers import Source
@@ -38,7 +39,7 @@ class Presentations:
     """What has been counted and not flushed, by grant."""
 
     def __init__(self) -> None:
-        self._counted: dict[str, Counted] = {}
+        self._counted: OrderedDict[str, Counted] = OrderedDict()  # of this kind because the oldest leaves at once
 
     def count(self, grant_id: str, generation: int, source: Source, at: int, *, ended: bool = False) -> None:
         """One more presentation of a generation from a source; `ended` where its grant is over. Counts begin anew at
@@ -46,7 +47,7 @@ class Presentations:
         counted = self._counted.pop(grant_id, None)
         if counted is None:
             if len(self._counted) >= COUNTED_GRANTS_MAX:  # the one heard of least recently leaves, its tail with it
-                del self._counted[next(iter(self._counted))]
+                self._counted.popitem(last=False)
             counted = Counted(at, source)
         if ended and not counted.ended:
             counted.ended = True
@@ -89,7 +90,7 @@ class Bursts:
     def __init__(self, burst: int, per_second: float) -> None:
         self._burst = burst
         self._per_second = per_second
-        self._buckets: dict[str, tuple[float, int]] = {}
+        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     @property
     def limited(self) -> bool:
@@ -113,5 +114,5 @@ class Bursts:
         left = self._left(grant_id, now)
         self._buckets.pop(grant_id, None)
         if len(self._buckets) >= BURST_GRANTS_MAX:
-            del self._buckets[next(iter(self._buckets))]
+            self._buckets.popitem(last=False)
         self._buckets[grant_id] = (left - 1, now)

@@ -269,24 +269,30 @@ class World:
 
     # ------------------------------------------------------------ a grant, and what is done with it
 
-    def issue(self, scope: Words, resource: Words | None, idle_seconds: int | None, life_seconds: int | None) -> None:
+    def begins(self, scope: Words, resource: Words | None) -> dict[str, Any]:
+        """What every command that begins a grant says; the grant before it is forgotten."""
         self.forget_grant()
         befores = [times.micros(raised.before) for raised in self.raises if raised.before is not None]
-        command = commands.IssueGrant(
+        return {
             **self.command(),
-            grant_id=GRANT_ID,
-            client_id="www",
-            subject_id=SUBJECT,
-            scope=scope,
-            resource=resource,
+            "grant_id": GRANT_ID,
+            "client_id": "www",
+            "subject_id": SUBJECT,
+            "scope": scope,
+            "resource": resource,
+            "nonce_sha256": "0e" * 32,
+            "issued_by": "operator:login",
+            "issued_at_least": max([0, *befores]),
+            "auth_time": 1_764_000_000,
+        }
+
+    def issue(self, scope: Words, resource: Words | None, idle_seconds: int | None, life_seconds: int | None) -> None:
+        command = commands.IssueGrant(
+            **self.begins(scope, resource),
             refresh_token_ttl_seconds=idle_seconds,
             grant_ttl_seconds=life_seconds,
-            nonce_sha256="0e" * 32,
-            issued_by="operator:login",
-            issued_at_least=max([0, *befores]),
             bound_jkt="right" if self.bound == "jkt" else None,
             bound_x5t_s256="right" if self.bound == "x5t_s256" else None,
-            auth_time=1_764_000_000,
         )
         served = self.submit(command).served
         if served is not None and served.generation is not None:
@@ -294,21 +300,10 @@ class World:
 
     def sign_in(self, scope: Words, resource: Words | None, meanwhile: Callable[[], None] | None = None) -> None:
         """A grant that begins with a code, tried in vain and then exchanged; `meanwhile` comes before that."""
-        self.forget_grant()
-        befores = [times.micros(raised.before) for raised in self.raises if raised.before is not None]
         command = commands.AuthorizeGrant(
-            **self.command(),
-            grant_id=GRANT_ID,
-            client_id="www",
-            subject_id=SUBJECT,
-            scope=scope,
-            resource=resource,
+            **self.begins(scope, resource),
             redirect_uri=CALLBACK,
             challenge=CHALLENGE,
-            nonce_sha256="0e" * 32,
-            issued_by="operator:login",
-            issued_at_least=max([0, *befores]),
-            auth_time=1_764_000_000,
         )
         if self.submit(command).refused is not None:
             return

@@ -16,6 +16,7 @@ import msgspec
 
 from ledger.commands import (
     AuthorizeGrant,
+    BeginGrant,
     ClientRules,
     Command,
     CountPresentations,
@@ -39,6 +40,7 @@ from ledger.commands import (
 )
 from ledger.events import GrantAuthorized, GrantEvent, TokenRedeemed, TokenRotated, Words, decode, encode
 from ledger.grant import Grant
+from ledger.new_grants import BeginMembers
 from ledger.policy import PRESETS, STANDARD, Policy
 from ledger.refusals import Refusal, Refused
 from ledger.times import SECOND, micros
@@ -122,18 +124,9 @@ def issue(
     bound_x5t_s256: str | None = None,
 ) -> IssueGrant:
     return IssueGrant(
-        at=moment(at),
-        command_id=COMMAND_ID,
-        grant_id=GRANT_ID,
-        client_id=client_id,
-        subject_id="5ub",
-        scope=scope,
-        resource=resource,
+        **_begins(at, scope, resource, issued_at_least, client_id),
         refresh_token_ttl_seconds=refresh_token_ttl_seconds,
         grant_ttl_seconds=grant_ttl_seconds,
-        nonce_sha256="0f" * 32,
-        issued_by="operator:login-app",
-        issued_at_least=issued_at_least,
         bound_jkt=bound_jkt,
         bound_x5t_s256=bound_x5t_s256,
     )
@@ -150,24 +143,32 @@ def authorize(
     dpop_jkt: str | None = None,
 ) -> AuthorizeGrant:
     return AuthorizeGrant(
-        at=moment(at),
-        command_id=COMMAND_ID,
-        grant_id=GRANT_ID,
-        client_id=client_id,
-        subject_id="5ub",
-        scope=scope,
-        resource=resource,
+        **_begins(at, scope, resource, issued_at_least, client_id, signed_in=True),
         redirect_uri=redirect_uri,
         challenge=CHALLENGE,
-        nonce_sha256="0f" * 32,
-        issued_by="operator:login-app",
-        issued_at_least=issued_at_least,
         dpop_jkt=dpop_jkt,
-        session="5e" * 32,
-        auth_time=1_764_072_000,
-        acr="urn:x",
-        amr=("pwd",),
     )
+
+
+def _begins(
+    at: float, scope: Words, resource: Words | None, issued_at_least: int, client_id: str, *, signed_in: bool = False
+) -> BeginMembers:
+    return {
+        "at": moment(at),
+        "command_id": COMMAND_ID,
+        "grant_id": GRANT_ID,
+        "client_id": client_id,
+        "subject_id": "5ub",
+        "scope": scope,
+        "resource": resource,
+        "nonce_sha256": "0f" * 32,
+        "issued_by": "operator:login-app",
+        "issued_at_least": issued_at_least,
+        "session": "5e" * 32 if signed_in else None,
+        "auth_time": 1_764_072_000 if signed_in else None,
+        "acr": "urn:x" if signed_in else None,
+        "amr": ("pwd",) if signed_in else None,
+    }
 
 
 def exchange(
@@ -433,7 +434,7 @@ def _decide(
 
 
 def _check_decision(grant: Grant, command: GrantCommand, rules: Rules, decision: Decision) -> None:
-    at = max(command.at, grant.at, command.issued_at_least if isinstance(command, IssueGrant | AuthorizeGrant) else 0)
+    at = max(command.at, grant.at, command.issued_at_least if isinstance(command, BeginGrant) else 0)
     for nth, event in enumerate(decision.events, 1):
         assert (STREAM, grant.v + nth) == (event.stream, event.v)
         assert (at, command.command_id, rules.control) == (micros(event.at), event.command_id, event.control)

@@ -15,13 +15,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from ledger import movable, snapshots
 from ledger.batch import Batch
-from ledger.commits import Commits
+from ledger.decisions import Decisions
 from ledger.events import (
     AnyEvent,
     GrantExpired,
@@ -48,6 +48,8 @@ PAUSE_SECONDS: Final = 0.01
 EVENTS_A_PAGE: Final = 1_000
 
 _SAYING: Final = (GrantSuspended, GrantReinstated, GrantRevoked, GrantExpired)
+
+T = TypeVar("T")
 
 log = logging.getLogger("ledger")
 
@@ -79,10 +81,10 @@ class Archiving:
     """Moves events of one store, one run at a time. Made and used on the event loop; reading and writing files happens
     in threads."""
 
-    def __init__(self, store: SQLiteStore, commits: Commits, desk: Desk) -> None:
+    def __init__(self, store: SQLiteStore, decisions: Decisions, desk: Desk) -> None:
         self._store = store
         self._segments = store.segments
-        self._commits = commits
+        self._decisions = decisions
         self._desk = desk
         self._one_at_a_time = asyncio.Lock()
 
@@ -93,11 +95,12 @@ class Archiving:
         Raises StoreError, OSError where the folder cannot be written, Unavailable.
         """
         async with self._one_at_a_time:
+            await self._decisions.decided(lambda batch: None)  # not while the log has lost something
             found = _Found(progress)
-            for name in await asyncio.to_thread(self._unfinished):
+            for name in await _in_thread(self._unfinished):
                 await self._move(name, before, found)
             copying = _Copying(self._store, before)
-            while (copied := await asyncio.to_thread(copying.segment)) is not None:
+            while (copied := await _in_thread(copying.segment)) is not None:
                 await self._move(copied, before, found)
             return found.report()
 
@@ -112,22 +115,22 @@ class Archiving:
         number, size = number_of(name), self._segments.bytes_of(name)
         checking = _Checking(self._store, name, before)
         steps = checking.steps()
-        while (step := await asyncio.to_thread(next, steps, None)) is not None:
+        while (step := await _in_thread(next, steps, None)) is not None:
             await self._switch((number, name, size, None), step)
             found.moved(step)
             await asyncio.sleep(PAUSE_SECONDS)
         found.foreign += checking.foreign
-        if not await asyncio.to_thread(checking.of_this_log):
-            await asyncio.to_thread(self._segments.put_aside, name)
+        if not await _in_thread(checking.of_this_log):
+            await _in_thread(self._segments.put_aside, name)
             log.error("archive_segment_of_another_log", extra={"fields": {"segment": name}})
             return
-        await self._commits.submit(lambda batch: batch.private(None, archived.FINISH_SEGMENT, number))
+        await self._decisions.decided(lambda batch: batch.private(None, archived.FINISH_SEGMENT, number))
         found.segments += 1
         found.bytes += size or 0
 
     async def _switch(self, segment: tuple[object, ...], step: list[Moving]) -> None:
         # A crash before this is durable leaves the step's events in both places, and after it in the segment alone.
-        await self._commits.submit(partial(self._moved, segment, step))
+        await self._decisions.decided(partial(self._moved, segment, step))
 
     def _moved(self, segment: tuple[object, ...], step: list[Moving], batch: Batch) -> None:
         batch.private(None, archived.ADD_SEGMENT, *segment)
@@ -141,6 +144,16 @@ class Archiving:
                 forget_nonce_if_over(batch, self._desk, loaded)
                 if not known:  # grants that are over shall not push others out of memory
                     del batch.memory.streams[piece.over]
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` returns. Where the run is broken off it ends only when the thread has: no two shall ever write."""
+    thread = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        raise
 
 
 class _Found:

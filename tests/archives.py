@@ -17,7 +17,7 @@ import pytest
 
 from ledger import archiving, movable, segments, times
 from ledger.answers import GrantAct
-from ledger.archiving import Archiving, Report
+from ledger.archiving import Report
 from ledger.clients import LOCAL_OPERATOR
 from ledger.refusals import Refused
 from ledger.standing import Status
@@ -150,8 +150,7 @@ def twin(folder: Path) -> Path:
 
 async def archive(opened: Opened, before: int | None = None) -> Report:
     """Archive what happened before a moment, or all that may move."""
-    archiving_ = Archiving(opened.store, opened.ledger.commits, opened.ledger.desk)
-    return await archiving_.run(opened.clock.now + 1 if before is None else before)
+    return await opened.ledger.archiving.run(opened.clock.now + 1 if before is None else before)
 
 
 def moments(opened: Opened) -> Iterator[int]:

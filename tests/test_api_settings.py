@@ -39,6 +39,8 @@ def test_without_any_setting_the_embedded_default_rules() -> None:
         "keep_alive_seconds": 75.0,
         "refresh_burst": 10,
         "refresh_per_second": 1.0,
+        "archive_after_days": None,
+        "archive_retention_days": None,
         "log_level": "info",
         "log_format": "console",
     }

@@ -156,8 +156,8 @@ def _header_name(raw: object) -> str:
 class Settings:
     """What the program was told; a value here has been checked. Raises SettingsError where two do not go together.
 
-    `head_file` and `archive_after_days` None are `off`, `archive_retention_days` None is `unlimited`. `database_url` may
-    hold a password, so the repr leaves it out.
+    `head_file` and `archive_after_days` None are `off`, `archive_retention_days` None is `unlimited`. `database_url`
+    may hold a password, so the repr leaves it out.
     """
 
     database_url: str = field(default="sqlite:///token-ledger.db", repr=False)

@@ -67,7 +67,7 @@ class ArchiveRun:
         self._ledger = ledger
         now = ledger.memory.clock()
         self._before = now - after_days * DAY
-        self._retention_days = retention_days
+        self._withhold_before = None if retention_days is None else now - retention_days * DAY
 
     async def run(self, tell: Callable[[Any], None]) -> None:
         """Archive; `tell` is called in the loop with each line. What fails is told, and logged."""
@@ -81,7 +81,7 @@ class ArchiveRun:
                 tell({"moved": events})
 
         try:
-            report = await self._ledger.archiving.run(self._before, progress)
+            report = await self._ledger.archiving.run(self._before, self._withhold_before, progress)
         except (StoreError, OSError, Unavailable) as error:
             problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             log.error("archiving_failed", problem=problem)

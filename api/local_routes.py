@@ -12,7 +12,8 @@ JSON like there. An answer of lines is `application/x-ndjson`: progress as it ha
     POST /local/rebuild              -> lines: {"done", "total"} …, then
                                         {"differences": [{"table", "key", "column", "problem"}], "healed", …}
     POST /local/archive              {"after_days"?} -> lines: {"moved"} …, then
-                                        {"events", "pieces", "segments", "bytes", "foreign"}
+                                        {"events", "pieces", "segments", "bytes", "foreign",
+                                        "withheld"}
     POST /local/erase                {"subject"} -> {"known"}
     POST /local/restore/acknowledge  -> RestoreReport; 409 where no restore is to be acknowledged
 """

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from ledger.recorders.errors import StoreError
+from ledger.recorders.errors import StoreError, Withheld
 from ledger.recorders.reading import Reader
 from ledger.recorders.sqlite import SQLiteStore
-from ledger.refusals import Unavailable
+from ledger.refusals import Refusal, Refused, Unavailable
 
 T = TypeVar("T")
 
@@ -16,7 +16,8 @@ AT_ONCE_MAX = 4
 
 
 class Reading:
-    """Asks the store. Raises Unavailable where it cannot answer, or not within the time a request may take."""
+    """Asks the store. Raises Unavailable where it cannot answer, or not within the time a request may take; Refused
+    where the archive's own time is over for what would tell."""
 
     def __init__(self, store: SQLiteStore, seconds_max: float) -> None:
         self._store = store
@@ -28,6 +29,8 @@ class Reading:
         try:
             async with asyncio.timeout(self._seconds_max), self._places:
                 return await asyncio.to_thread(self._asked, question)
+        except Withheld:
+            raise Refused(Refusal.NOT_FOUND, detail="the archive's time for what was true then is over") from None
         except (StoreError, TimeoutError):
             raise Unavailable from None
 

@@ -19,7 +19,7 @@ from ledger.randomness import Randomness
 from ledger.recorders.errors import ArchiveDamaged, Withheld
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.sqlite import SQLiteStore
-from ledger.refusals import Unavailable
+from ledger.refusals import Forgotten, Unavailable
 
 A = TypeVar("A")
 
@@ -191,10 +191,13 @@ class Batch:
         return stored.position if stored is not None else self._appended(name, v)[0]
 
     def _stored(self, name: str, v: int) -> StoredEvent | None:
-        """Raises Unavailable where the archive cannot tell: then this request alone cannot be answered."""
+        """Raises Unavailable where the archive cannot tell, Forgotten where it must not any more: then this request
+        alone cannot be answered."""
         try:
             return self.store.event_at(name, v)
-        except (ArchiveDamaged, Withheld) as error:
+        except Withheld as error:
+            raise Forgotten(str(error)) from None
+        except ArchiveDamaged as error:
             raise Unavailable(str(error)) from None
 
     def _appended(self, name: str, v: int) -> tuple[int, str]:

@@ -180,8 +180,14 @@ class SegmentWriter:
         if self._bytes >= BLOCK_BYTES:
             self.end_block()
 
+    def add_block(self, lines: list[bytes]) -> None:
+        """Write lines as a block of their own, however long."""
+        self._lines = lines
+        self.events += len(lines)
+        self.end_block()
+
     def end_block(self) -> None:
-        """Write the lines that wait as a block of their own."""
+        """Write the lines that wait as a block."""
         if not self._lines:
             return
         packer = zlib.compressobj(LEVEL, zlib.DEFLATED, _GZIP)

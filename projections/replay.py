@@ -98,6 +98,9 @@ class Replay:
             "CREATE TABLE replayed (id INTEGER PRIMARY KEY, name TEXT NOT NULL, v INTEGER NOT NULL,"
             " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL) STRICT"
         )
+        self.scratch.execute(
+            "CREATE TABLE withheld (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, to_v INTEGER NOT NULL) STRICT"
+        )
         for each in self.inline:
             for statement in each.ddl:
                 self.scratch.execute(statement)
@@ -138,6 +141,9 @@ class Replay:
     def _take_piece(self, reads: Reads, piece: Piece) -> None:
         if piece.stream in self._broken_streams:
             return
+        if piece.withheld:
+            self._withhold(reads, piece)
+            return
         try:
             lines = reads.lines(piece)
         except ArchiveDamaged as error:
@@ -152,7 +158,28 @@ class Replay:
                 self.events += 1
             back = position
 
+    def _withhold(self, reads: Reads, piece: Piece) -> None:
+        """Nothing of this stream can be replayed: what its first events came to nobody can tell any more."""
+        for (name,) in reads.select("SELECT name FROM streams WHERE id = ?", (piece.stream,)):
+            self._open.pop(piece.stream, None)
+            self.scratch.execute("DELETE FROM replayed WHERE id = ?", (piece.stream,))
+            self.scratch.execute("INSERT OR REPLACE INTO withheld VALUES (?, ?, ?)", (piece.stream, name, piece.to_v))
+
     # ------------------------------------------------------------ what it came to
+
+    def withholds(self, id: int) -> bool:
+        """Whether a stream cannot be replayed, since the archive's time for its events is over."""
+        return bool(self.scratch.execute("SELECT 1 FROM withheld WHERE id = ?", (id,)).fetchone())
+
+    def withholds_grant(self, grant_id: str) -> bool:
+        """The same of a grant's stream."""
+        return bool(self.scratch.execute("SELECT 1 FROM withheld WHERE name = ?", (f"grant:{grant_id}",)).fetchone())
+
+    def withheld(self, limit: int) -> tuple[int, list[str]]:
+        """How many streams cannot be replayed; some of them, each with its last withheld event's id."""
+        ((count,),) = self.scratch.execute("SELECT count(*) FROM withheld")
+        rows = self.scratch.execute("SELECT name || '/' || to_v FROM withheld ORDER BY id LIMIT ?", (limit,))
+        return count, [name for (name,) in rows]
 
     def stream_is_broken(self, id: int) -> bool:
         """Whether a stream's history does not hold; it was then folded only as far as it seemed to."""
@@ -174,6 +201,8 @@ class Replay:
         if stored.stream in self._broken_streams:
             return
         known = self._open.get(stored.stream) or self._recalled(stored.stream)
+        if known is None and stored.v > 1 and self.withholds(stored.stream):
+            return
         name = known.name if known is not None else f"stream {stored.stream}"
         try:
             event = decode(stored.body)

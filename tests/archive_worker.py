@@ -2,7 +2,8 @@
 
 `python -m tests.archive_worker FOLDER WORK NOW WAY` copies FOLDER into WORK for each n, forks, and lets the child
 archive all that may move. Standard output is one JSON line a copy: its folder and how the child ended. It goes on until
-a child comes to its end. WAY is `as it is`, or `deletes first` for the twin that is broken.
+a child comes to its end. WAY is `as it is`, `withholds` where the archive's own time is over too, or `deletes first`
+for the twin that is broken.
 """
 
 import asyncio
@@ -16,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ledger.archiving import Archiving, Moving
+from ledger.archiving import Archiving
 from ledger.batch import Batch
+from ledger.moving import Moving
 from ledger.recorders import archived
 from ledger.recorders.sqlite import SQLiteStore
 from tests.archives import SMALL, archive, reopened
@@ -36,6 +38,10 @@ class Killing:
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill nobody any more."""
+        self._left = 0
 
     def before(self, owner: Any, name: str) -> None:
         """Stand before a function, and after it."""
@@ -72,8 +78,8 @@ async def work(folder: Path, now: int, way: str, at: int) -> None:
         for name in ("open", "mkdir", "write", "fsync", "replace", "unlink"):
             killing.before(os, name)
         killing.before(SQLiteStore, "commit")
-        await archive(opened)
-        killing._left = 0
+        await archive(opened, withhold_before=now + 1 if way == "withholds" else None)
+        killing.end()
 
 
 def main(folder: Path, place: Path, now: int, way: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from ledger import archiving, movable, segments, times
+from ledger import archiving, copying, movable, moving, segments, times, withholding
 from ledger.answers import GrantAct
 from ledger.archiving import Report
 from ledger.clients import LOCAL_OPERATOR
@@ -64,8 +64,9 @@ SMALL = (
     (movable, "PART_EVENTS_MIN", 4),
     (movable, "STREAMS_A_PAGE", 3),
     (segments, "BLOCK_BYTES", 3_000),
-    (archiving, "EVENTS_A_SEGMENT", 40),
-    (archiving, "EVENTS_A_STEP", 9),
+    (copying, "EVENTS_A_SEGMENT", 40),
+    (moving, "EVENTS_A_STEP", 9),
+    (withholding, "PIECES_A_STEP", 3),
     (archiving, "PAUSE_SECONDS", 0),
 )
 """Blocks of few events, segments of few blocks, steps of few pieces: so a short past has many of each."""
@@ -162,12 +163,12 @@ def twin(folder: Path) -> Path:
     return copy
 
 
-async def archive(opened: Opened, before: int | None = None) -> Report:
+async def archive(opened: Opened, before: int | None = None, withhold_before: int | None = None) -> Report:
     """Archive what happened before a moment, or all that may move."""
-    return await opened.ledger.archiving.run(opened.clock.now + 1 if before is None else before)
+    return await opened.ledger.archiving.run(opened.clock.now + 1 if before is None else before, withhold_before)
 
 
-def moments(opened: Opened) -> Iterator[int]:
+def _moments(opened: Opened) -> Iterator[int]:
     """Some moments to ask about: of events, and right after them."""
     times_ = sorted({event.at for event in everything(opened)})
     for at in times_[:: max(1, len(times_) // 4)]:
@@ -175,8 +176,8 @@ def moments(opened: Opened) -> Iterator[int]:
         yield times.micros(at) + 1
 
 
-async def answers(opened: Opened, given: Given) -> dict[str, Any]:
-    """Every question that changes nothing, and its answer."""
+async def answers(opened: Opened, given: Given, *, moments: bool = True) -> dict[str, Any]:
+    """Every question that changes nothing, and its answer; about past `moments` too."""
     found: dict[str, Any] = {}
     now = opened.clock.now
     with opened.store.reader() as reads:
@@ -184,7 +185,7 @@ async def answers(opened: Opened, given: Given) -> dict[str, Any]:
             page = grant_views.grants(reads, now, state=state, limit=1000, discloses=lambda _: True)
             found[f"grants {state}"] = page
         found["incidents"] = reuse_incidents.incidents(reads, now, limit=1000)
-        asked = list(moments(opened))
+        asked = list(_moments(opened)) if moments else []
         for grant_id in given.grants:
             found[f"grant {grant_id}"] = grant_views.grant(reads, grant_id, now, lambda _: True)
             for limit in (3, 1000):

@@ -11,7 +11,7 @@ import pytest
 
 from ledger import times
 from ledger.policy import PRESETS
-from ledger.recorders.rows import Head, Reads, StoredEvent
+from ledger.recorders.rows import Head, Piece, Reads, StoredEvent
 from projections.current_tokens import one
 from projections.grant_history import history, row_then
 from tests.histories import check_history, stored_bytes
@@ -216,8 +216,18 @@ class Counting:
         self.walked += 64
         return self._reads.event_at(name, v)
 
+    def event_at_position(self, name: str, position: int) -> StoredEvent | None:
+        self.walked += 1
+        return self._reads.event_at_position(name, position)
+
     def after(self, position: int, limit: int) -> list[StoredEvent]:
         return self._reads.after(position, limit)
+
+    def pieces(self, after: tuple[int, int], above: int, limit: int) -> list[Piece]:
+        return self._reads.pieces(after, above, limit)
+
+    def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
+        return self._reads.lines(piece)
 
 
 async def test_a_page_costs_the_same_whatever_the_grants_age(tmp_path: Path, count: Any) -> None:

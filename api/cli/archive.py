@@ -32,6 +32,8 @@ def archive(after_days: int | None, as_json: bool, settings: Settings) -> None:
     else:
         say(f"moved: {found['events']} events in {found['pieces']} pieces")
         say(f"segments: {found['segments']}, {found['bytes']} bytes")
+        if found["withheld"]:
+            say(f"withheld: {found['withheld']} events whose time in the archive is over")
 
 
 def _run(local: Local, after_days: int | None, progress: bool) -> dict[str, Json]:

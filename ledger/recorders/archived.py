@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from ledger.recorders.errors import ArchiveDamaged, Withheld
-from ledger.recorders.rows import Piece, StoredEvent
+from ledger.recorders.rows import Piece, Reads, StoredEvent
 from ledger.recorders.sqlite_errors import translated
 from ledger.segments import Segments, event_of
 
 TABLES: Final = (
     # One row a closed segment. `finished` is 0 as long as some of its lines may still lie in `events` too, or, where it
-    # `replaces` another, as long as some pieces still name that one.
+    # `replaces` another, as long as some pieces still name that one; 2 once it was replaced, and its file is to go.
     "CREATE TABLE IF NOT EXISTS segments (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL,"
     " replaces INTEGER, finished INTEGER NOT NULL) STRICT",
     # What is left of the events that moved: which ones, where they lie, the hash of the last one, its time, and what
@@ -33,7 +33,8 @@ TABLES: Final = (
 
 ADD_SEGMENT: Final = "INSERT INTO segments VALUES (?, ?, ?, ?, 0) ON CONFLICT (id) DO NOTHING"
 FINISH_SEGMENT: Final = "UPDATE segments SET finished = 1 WHERE id = ?"
-DROP_SEGMENT: Final = "DELETE FROM segments WHERE id = ?"
+REPLACE_SEGMENT: Final = "UPDATE segments SET finished = 2 WHERE id = ?"
+DROP_SEGMENT: Final = "DELETE FROM segments WHERE id = ? AND finished = 2"
 ADD_PIECE: Final = (
     "INSERT INTO archived VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)"
     " ON CONFLICT (stream, to_v) DO NOTHING"
@@ -50,6 +51,17 @@ LAST_MOVED: Final = (
 )
 HAS_NONCE: Final = "SELECT 1 FROM private_grants WHERE stream = ? AND nonce IS NOT NULL"
 
+NOT_TO_BE_MOVED: Final = "SELECT name FROM segments WHERE finished > 0 OR replaces IS NOT NULL"
+REPLACING: Final = "SELECT name, replaces FROM segments WHERE finished = 0 AND replaces IS NOT NULL ORDER BY id"
+REPLACED: Final = "SELECT id, name FROM segments WHERE finished = 2 ORDER BY id"
+FINISHED: Final = "SELECT id FROM segments WHERE finished = 1 ORDER BY id"
+ENDED_IN_SEGMENT: Final = (
+    "SELECT a.stream, a.to_v, z.at FROM archived a JOIN streams s ON s.id = a.stream"
+    " JOIN archived z ON z.stream = s.id AND z.to_v = s.v"
+    " WHERE a.segment = ? AND NOT a.withheld AND z.state IN ('revoked', 'expired')"
+)
+"""Of the pieces in a segment those whose stream is over and lies in the archive whole, with its last event's time."""
+
 _PIECE: Final = (
     "SELECT a.stream, a.from_v, a.to_v, a.from_position, a.to_position, a.back, a.head, g.id, g.name, a.at_byte,"
     " a.line, a.withheld, a.said_v, a.said_position, a.said FROM archived a JOIN segments g ON g.id = a.segment"
@@ -58,7 +70,7 @@ _BY_VERSION: Final = f"{_PIECE} WHERE a.stream = ? AND a.to_v >= ? AND a.from_v 
 _OF_NAME: Final = "a.stream = (SELECT id FROM streams WHERE name = ?)"
 _BY_POSITION: Final = f"{_PIECE} WHERE {_OF_NAME} AND a.to_position >= ? ORDER BY a.to_position LIMIT 1"
 _AFTER: Final = f"{_PIECE} WHERE (a.stream, a.to_v) > (?, ?) AND a.to_position > ? ORDER BY a.stream, a.to_v LIMIT ?"
-_OF_SEGMENT: Final = f"{_PIECE} WHERE a.segment = ? ORDER BY a.at_byte, a.line LIMIT ?"
+_OF_SEGMENT: Final = f"{_PIECE} WHERE a.segment = ? ORDER BY a.at_byte, a.line"
 
 
 MOVABLE: Final = (
@@ -105,9 +117,9 @@ class Archived:
         """Pieces by stream and version after (stream, version), of those with an event above a position."""
         return self._pieces(_AFTER, (*after, above, limit))
 
-    def of_segment(self, segment: int, limit: int) -> list[Piece]:
-        """Some pieces that lie in a segment."""
-        return self._pieces(_OF_SEGMENT, (segment, limit))
+    def of_segment(self, segment: int) -> list[Piece]:
+        """All pieces that lie in a segment, in its order."""
+        return self._pieces(_OF_SEGMENT, (segment,))
 
     def _pieces(self, sql: str, parameters: Sequence[object]) -> list[Piece]:
         try:
@@ -137,3 +149,10 @@ class Archived:
         if piece.said is None or piece.said_position is None or not from_v == to_v == piece.said_v:
             raise Withheld(f"versions {piece.from_v} to {piece.to_v} of stream {piece.stream}")
         return StoredEvent(piece.said_position, piece.stream, to_v, 0, piece.said)
+
+
+def next_number(reads: Reads, segments: Segments) -> int:
+    """The number of the next segment: above every one that the store knows or the folder holds."""
+    last = reads.select("SELECT ifnull(max(id), 0) FROM segments")[0][0]
+    assert isinstance(last, int)
+    return max(last, segments.last_number()) + 1

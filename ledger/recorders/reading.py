@@ -93,6 +93,10 @@ class Reader:
         position."""
         return self._archived.pieces(after, above, limit)
 
+    def of_segment(self, segment: int) -> list[Piece]:
+        """All pieces that lie in a segment, in its order."""
+        return self._archived.of_segment(segment)
+
     def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
         """The positions and stored bytes of an archived piece that is not withheld, oldest first."""
         return self._archived.lines(piece)

@@ -77,12 +77,13 @@ class Proven(NamedTuple):
 
 
 class Repeating(NamedTuple):
-    """A form whose refresh token alone is another each time: how long it is, the bytes before and after the token, and
-    all other fields."""
+    """A form whose refresh token alone is another each time: how long it is, where the token begins and ends, the bytes
+    around it, and all other fields."""
 
     length: int
-    before: bytes
-    after: bytes
+    begins: int
+    ends: int
+    around: bytes
     fields: dict[str, str]
 
     def __repr__(self) -> str:

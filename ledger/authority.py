@@ -46,7 +46,7 @@ RULES_IN_MEMORY_MAX = 10_000
 PAGE_EVENTS = 1_000
 
 _NO_RAISE: Final = Epoch()  # shared by all subjects that nothing ever ended; never folded into
-_Aggregate = TypeVar("_Aggregate", Client, Operator, Keys, Subject)
+_Aggregate = TypeVar("_Aggregate", bound=snapshots.Aggregate)
 _EndKey: TypeAlias = tuple[str, int, str, int, int]
 
 
@@ -330,6 +330,6 @@ def _replayed(reads: Reads, name: str, kind: type[_Aggregate]) -> _Aggregate:
     aggregate, last_v = kind(), 0
     while page := reads.events(name, last_v + 1, last_v + PAGE_EVENTS):
         for stored in page:
-            aggregate.evolve(decode(stored.body))  # type: ignore[arg-type]  # a stream holds its own kind's events
+            aggregate.evolve(decode(stored.body))
         last_v = page[-1].v
     return aggregate

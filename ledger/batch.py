@@ -21,7 +21,7 @@ from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import Forgotten, Unavailable
 
-A = TypeVar("A")
+A = TypeVar("A", bound=snapshots.Aggregate)
 
 STREAMS_IN_MEMORY_MAX = 200_000
 AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
@@ -38,7 +38,9 @@ class Loaded:
 
     __slots__ = ("aggregate", "contexts", "head", "id", "is_authority", "name", "position", "private", "v")
 
-    def __init__(self, name: str, id: int, v: int, position: int, head: str | None, aggregate: object) -> None:
+    def __init__(
+        self, name: str, id: int, v: int, position: int, head: str | None, aggregate: snapshots.Aggregate
+    ) -> None:
         self.name = name
         self.id = id
         self.v = v
@@ -211,7 +213,7 @@ class Batch:
         """Whether a grant of this client or person was issued under the epoch number `unbounded` or a later one: a
         further raise would end it."""
         newest = self.store.within().select(
-            "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"  # noqa: S608
+            "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"  # noqa: S608  # one of two columns
             f" WHERE p.{column} = ? ORDER BY p.stream DESC LIMIT 1",
             (value,),
         )
@@ -236,7 +238,8 @@ class Batch:
             return None
         head, private = found
         loaded = self._loaded(name, head)
-        if loaded.aggregate.subject_id not in self.erased:  # type: ignore[attr-defined]  # a grant's stream
+        assert isinstance(loaded.aggregate, Grant)
+        if loaded.aggregate.subject_id not in self.erased:
             loaded.private = private
         return loaded
 
@@ -247,7 +250,7 @@ class Batch:
         try:
             while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
                 for stored in page:
-                    aggregate.evolve(decode(stored.body))  # type: ignore[attr-defined]
+                    aggregate.evolve(decode(stored.body))
                 from_v += len(page)
         except (ArchiveDamaged, Withheld) as error:
             raise Unavailable(str(error)) from None
@@ -255,7 +258,7 @@ class Batch:
 
     # ------------------------------------------------------------ appending
 
-    def create(self, name: str, aggregate: object) -> Loaded:
+    def create(self, name: str, aggregate: snapshots.Aggregate) -> Loaded:
         """A stream that does not exist yet. It comes to be, and into memory, with its first event."""
         return Loaded(name, 0, 0, 0, None, aggregate)
 
@@ -276,7 +279,7 @@ class Batch:
                 memory.streams[loaded.name] = loaded
         positions, rows, id = [], self.work.events, loaded.id
         position, back, head, v = memory.position, loaded.position, loaded.head, loaded.v
-        evolve = loaded.aggregate.evolve  # type: ignore[attr-defined]
+        evolve = loaded.aggregate.evolve
         for event in events:
             stored, head = linked(event, head)
             position += 1
@@ -339,7 +342,8 @@ class Batch:
             assert loaded.head is not None
             head = bytes.fromhex(loaded.head)
             state = snapshots.encode(loaded.v, head, loaded.aggregate)
-            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, v_before)
+            asked = snapshots.asked(loaded.aggregate)
+            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, asked, v_before)
         if self.writes:
             self.store.write(work)
 

@@ -1,10 +1,12 @@
 """What a token is, in plain words, for whoever has to answer the phone. Changes nothing and records nothing."""
 
+from functools import partial
+
 from ledger import codes, times, tokens
 from ledger.answers import Explanation
 from ledger.batch import Batch, Loaded
 from ledger.commands import Rules
-from ledger.events import AnyEvent, GrantAuthorized, GrantEvent, GrantIssued
+from ledger.events import GrantAuthorized, GrantIssued
 from ledger.exchanging import genuine_code
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
@@ -59,18 +61,18 @@ def explain_code(batch: Batch, desk: Desk, presented: codes.Presented) -> Explan
         return _over(batch, grant, standing, "An authorization code", None, _counted(desk, grant, now, rules))
     if rules.client is None:
         return _blocked(grant, "An authorization code", None, _counted(desk, grant, now, rules))
-    common = {"grant_id": grant.grant_id, "current_generation": grant.generation}
+    told = partial(Explanation, grant_id=grant.grant_id, current_generation=grant.generation)
     if presented.key_id in rules.distrusted:
         text = f"An authorization code whose key {presented.key_id} is distrusted: it is refused, and no harm is done."
         reason, event_id = Refusal.KEY_DISTRUSTED.value, rules.distrusted[presented.key_id]
-        return Explanation(verdict="retired", text=text, reason=reason, event_id=event_id, **common)  # type: ignore[arg-type]
+        return told(verdict="retired", text=text, reason=reason, event_id=event_id)
     if grant.issued:
         issued = batch.event_at(loaded.name, _issued_v(batch, loaded))
         text = f"An authorization code that was exchanged at {issued.at}: to present it again ends its grant."
-        return Explanation(verdict="retired", text=text, at=issued.at, event_id=issued.event_id, **common)  # type: ignore[arg-type]
+        return told(verdict="retired", text=text, at=issued.at, event_id=issued.event_id)
     text = f"An authorization code that was not exchanged yet, good until {authorized.code_expires_at}."
     event_id = authorized.event_id
-    return Explanation(verdict="current", text=text, at=authorized.at, event_id=event_id, **common)  # type: ignore[arg-type]
+    return told(verdict="current", text=text, at=authorized.at, event_id=event_id)
 
 
 def _issued_v(batch: Batch, loaded: Loaded) -> int:
@@ -94,7 +96,7 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
         issued = batch.event_at(loaded.name, presented.v)
     except Forgotten:
         return _withheld(batch, desk, grant)
-    token = access_token_of(_of_grant(issued))
+    token = access_token_of(issued)
     if token is None or not is_of(presented, token):
         return UNKNOWN
     rules = desk.authority.rules(grant)
@@ -185,28 +187,28 @@ def _alive(
     counted: int | None,
 ) -> Explanation:
     generation, current = presented.generation, grant.generation
-    common = {
-        "grant_id": grant.grant_id,
-        "generation": generation,
-        "current_generation": current,
-        "presentations_counted": counted,
-    }
+    told = partial(
+        Explanation,
+        grant_id=grant.grant_id,
+        generation=generation,
+        current_generation=current,
+        presentations_counted=counted,
+    )
     proven = grant.bound or (rules.client is not None and rules.client.authenticates)
     if presented.key_id in rules.distrusted and (current is None or generation < current or not proven):
-        return Explanation(
+        return told(
             verdict="retired",
             text=f"A refresh token whose key {presented.key_id} is distrusted: it is refused, and no harm is done.",
             reason=Refusal.KEY_DISTRUSTED.value,
             event_id=rules.distrusted[presented.key_id],
-            **common,  # type: ignore[arg-type]
         )
     if current is None or generation > current or grant.key_of(generation) not in (presented.key_id, None):
         text = "A genuine token that is ahead of the log: acknowledged events were lost, as after an older backup."
-        return Explanation(verdict="ahead", text=text, **common)  # type: ignore[arg-type]
+        return told(verdict="ahead", text=text)
     if generation == current:
         until = "without end" if grant.idle_expires_at is None else f"until {times.text(grant.idle_expires_at)}"
         text = f"The current refresh token (generation {generation}) of a living grant, {until}."
-        return Explanation(verdict="current", text=text, at=times.text(grant.token_issued_at), **common)  # type: ignore[arg-type]
+        return told(verdict="current", text=text, at=times.text(grant.token_issued_at))
     redemption = first_redemption(batch, loaded.name, grant.v, generation)
     at = times.text(redemption.at) if redemption else None
     event_id = redemption.rotation_event_id if redemption else None
@@ -219,10 +221,10 @@ def _alive(
         and previous.retry(now, foreign=False, always_counts=False, proven=proven, budget_left=left)
     ):
         text = f"The predecessor of the current token, retired at {at}: a retry still gets the same successor."
-        return Explanation(verdict="retry", text=text, at=at, event_id=event_id, reason="rotated", **common)  # type: ignore[arg-type]
+        return told(verdict="retry", text=text, at=at, event_id=event_id, reason="rotated")
     text = f"A retired refresh token (generation {generation}, now {current}), redeemed first at {at}: to present it"
     text += " is reuse."
-    return Explanation(verdict="retired", text=text, at=at, event_id=event_id, reason="rotated", **common)  # type: ignore[arg-type]
+    return told(verdict="retired", text=text, at=at, event_id=event_id, reason="rotated")
 
 
 def _counted(desk: Desk, grant: Grant, now: int, rules: Rules) -> int | None:
@@ -254,7 +256,3 @@ def _requested_by(batch: Batch, event_id: str | None) -> str | None:
     stream, _, v = event_id.rpartition("/")
     batch.load(stream)
     return getattr(batch.event_at(stream, int(v)), "requested_by", None)
-
-
-def _of_grant(event: AnyEvent) -> GrantEvent:
-    return event  # type: ignore[return-value]  # events of a grant's stream are a grant's

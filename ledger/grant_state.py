@@ -13,6 +13,7 @@ from ledger.commands import AccessToken, EpochEnd, Rules
 from ledger.events import (
     AccessTokenFact,
     AccessTokenRevoked,
+    AnyEvent,
     ForeignClientPresented,
     GrantAuthorized,
     GrantEvent,
@@ -349,7 +350,7 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
         self.revoked_access_tokens = kept
 
 
-def access_token_of(event: GrantEvent) -> AccessToken | None:
+def access_token_of(event: AnyEvent) -> AccessToken | None:
     """The access token that an event minted, None where it minted none."""
     if isinstance(event, AccessTokenFact):
         return _access_token(event)

@@ -29,12 +29,11 @@ class Write(msgspec.Struct, frozen=True):
     @property
     def sql(self) -> str:
         """The statement with one `?` a value, in the order described above."""
-        # Names of our own tables and columns only: nothing that was ever received.
         if self.kind == "insert":
             marks = ", ".join("?" * (1 + len(self.columns)))
-            return f"INSERT INTO {self.table} ({', '.join((self.key, *self.columns))}) VALUES ({marks})"  # noqa: S608
+            return f"INSERT INTO {self.table} ({', '.join((self.key, *self.columns))}) VALUES ({marks})"  # noqa: S608  # names of ours alone
         settings = ", ".join(f"{column} = ?" for column in self.columns)
-        return f"UPDATE {self.table} SET {settings} WHERE {self.key} = ?"  # noqa: S608
+        return f"UPDATE {self.table} SET {settings} WHERE {self.key} = ?"  # noqa: S608  # names of ours alone
 
 
 class Inline(Protocol):

@@ -2,8 +2,6 @@
 
 from typing import Final, NamedTuple
 
-import msgspec
-
 from ledger import snapshots, times
 from ledger.clients import Client
 from ledger.epochs import Epoch, Subject
@@ -26,18 +24,18 @@ class Movable(NamedTuple):
     position: int
     moved_v: int
     head: bytes | None
-    aggregate: msgspec.Struct | None
+    aggregate: snapshots.Aggregate | None
 
 
 def streams(reads: Reads, after: int) -> list[Movable]:
     """The next streams by number that have events outside the archive."""
     return [
-        Movable(id, name, v, position, moved_v or 0, moved_head, _snapshot(name, v, head, state))  # type: ignore[arg-type]
+        Movable(id, name, v, position, moved_v or 0, moved_head, _snapshot(name, v, head, state))  # type: ignore[arg-type]  # STRICT
         for id, name, v, position, head, state, moved_v, moved_head in reads.select(MOVABLE, (after, STREAMS_A_PAGE))
     ]
 
 
-def _snapshot(name: object, v: object, head: object, state: object) -> msgspec.Struct | None:
+def _snapshot(name: object, v: object, head: object, state: object) -> snapshots.Aggregate | None:
     assert isinstance(name, str)
     assert isinstance(v, int)
     assert isinstance(head, bytes)
@@ -62,7 +60,7 @@ class Judging:
         last_v = stream.v - (stream.position == self.last_position)
         if stream.aggregate is None or last_v <= stream.moved_v:
             return 0
-        old = stream.aggregate.at < self._before  # type: ignore[attr-defined]  # of every kind
+        old = stream.aggregate.at < self._before
         if old and isinstance(stream.aggregate, Grant) and self.standing(stream.aggregate)[2]:
             return last_v
         if last_v - stream.moved_v < PART_EVENTS_MIN:

@@ -11,7 +11,7 @@ from ledger.answers import Caller, Source, TokenAnswer
 from ledger.authority import Authority
 from ledger.batch import Batch, Loaded
 from ledger.commands import AccessToken, Decision, Presenter, Served
-from ledger.events import AnyEvent, GrantEvent, GrantExpired, GrantRevoked, Words
+from ledger.events import GrantExpired, GrantRevoked, Words
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.keyring import KeyRing
@@ -175,7 +175,8 @@ def record(
     if source is not None and context is not None and source not in loaded.contexts:
         keep_context(batch, loaded, source, context)
     if decision.ends_subject:
-        end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")  # type: ignore[attr-defined]
+        assert isinstance(loaded.aggregate, Grant)
+        end_subject(batch, loaded.aggregate.subject_id, requested_by="ledger:reuse", reason_class="reuse")
     if type(events[-1]) in _ENDS:
         forget_nonce_if_over(batch, desk, loaded)
     return positions
@@ -242,7 +243,7 @@ def access_token(batch: Batch, desk: Desk, presented: PresentedAccess) -> tuple[
         return None  # without the nonce the grant is over, and its access tokens with it
     if not access_secret_right(desk, loaded, presented):
         return None
-    token = access_token_of(_of_grant(batch.event_at(loaded.name, presented.v)))
+    token = access_token_of(batch.event_at(loaded.name, presented.v))
     if token is None or not is_of(presented, token):
         return None
     return loaded, grant, token
@@ -252,10 +253,6 @@ def is_of(presented: PresentedAccess, token: AccessToken) -> bool:
     """Whether a token is the one that this event issued. Another key: the token is of an event that a restored log has
     lost, and whose version another has now (I-15)."""
     return token.signing_key_id == presented.key_id and token.format == presented.format
-
-
-def _of_grant(event: AnyEvent) -> GrantEvent:
-    return event  # type: ignore[return-value]  # a grant's stream holds a grant's events
 
 
 def presenter_of(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -> Presenter:

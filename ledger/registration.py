@@ -196,6 +196,8 @@ def _uri_problems(settings: Settings) -> Iterator[Problem]:
     for field in ("resource", "may_introspect", "redirect_uris"):
         if not all(map(_is_absolute, getattr(settings, field) or ())):
             yield field, "may hold absolute URIs without a fragment only"
+    if "authorization_code" in settings.grant_types and not settings.redirect_uris:
+        yield "redirect_uris", "missing: the grant type authorization_code needs at least one"  # RFC 7591 2
     if settings.may_introspect is not None and not settings.authenticates:
         yield "may_introspect", 'not for a public client (auth = "none")'
     if not all(map(_is_origin, settings.origins or ())):

@@ -48,7 +48,7 @@ class _Registry(JWSRegistry):
         "EdDSA": _EdDSA(),
         "RS256": RSAAlgorithm(256, True),
     }
-    recommended: ClassVar[list[str]] = list(algorithms)  # type: ignore[misc]
+    recommended: ClassVar[list[str]] = list(algorithms)  # type: ignore[misc]  # as above
     max_header_length = 256
     max_payload_length = 2048
     max_signature_length = 1024

@@ -90,8 +90,9 @@ def _is_spent(batch: "Batch", mac: bytes, expires_at: int) -> bool:
         rows = batch.store.within().select(_KNOWN, (mac,))
         if not rows:
             return False
-        until = rows[0][0]  # type: ignore[assignment]
-    assert isinstance(until, int)
+        found = rows[0][0]
+        assert isinstance(found, int)
+        until = found
     return until > batch.now or until >= expires_at
 
 

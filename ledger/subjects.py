@@ -91,10 +91,10 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
     if event is not None:
         batch.append(loaded, [event])
     grants = "SELECT stream FROM private_grants WHERE subject_id = ?"
-    batch.private(None, f"DELETE FROM private_contexts WHERE stream IN ({grants})", subject_id)  # noqa: S608
+    batch.private(None, f"DELETE FROM private_contexts WHERE stream IN ({grants})", subject_id)  # noqa: S608  # no part of it was received
     batch.private(
         None,
-        "DELETE FROM private_reasons WHERE event_id IN (SELECT r.event_id FROM private_reasons r JOIN streams s"  # noqa: S608
+        "DELETE FROM private_reasons WHERE event_id IN (SELECT r.event_id FROM private_reasons r JOIN streams s"  # noqa: S608  # no part of it was received
         f" ON r.event_id >= s.name || '/' AND r.event_id < s.name || '0' WHERE s.id IN ({grants}))",
         subject_id,
     )

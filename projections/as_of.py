@@ -13,13 +13,12 @@ from ledger.clients import Client
 from ledger.commands import EpochEnd
 from ledger.epochs import Raise, Subject, first_hit
 from ledger.events import AnyEvent, ClientRevoked, SubjectRevoked, decode
-from ledger.grant import Grant
 from ledger.recorders.rows import Reads, StoredEvent
 from projections.current_tokens import Row
 
 PAGE_EVENTS = 1_000
 
-_T = TypeVar("_T", Client, Subject, Grant)
+_T = TypeVar("_T", bound=snapshots.Aggregate)
 
 
 def stored_events(reads: Reads, name: str, to_v: int | None = None) -> Iterator[StoredEvent]:
@@ -60,7 +59,7 @@ def aggregate(reads: Reads, name: str, kind: type[_T], until: int | None = None)
         return now
     then = kind()
     for _, event in _events(reads, name, until):
-        then.evolve(event)  # type: ignore[arg-type]  # a stream holds its own kind's events
+        then.evolve(event)
     return then
 
 

@@ -8,6 +8,7 @@ import msgspec
 from ledger import snapshots
 from ledger.inline import Inline
 from ledger.recorders.rows import Reads
+from ledger.snapshots import Aggregate
 from projections.replay import Replay, ReplayedStream
 
 PAGE_ROWS: Final = 500
@@ -49,7 +50,7 @@ class Table:
     def rows(self, select: Callable[[str, Sequence[object]], list[tuple[Any, ...]]]) -> Iterator[tuple[Any, ...]]:
         """All rows by key, the key first, read in pages."""
         names = ", ".join((self.key, *self.columns))
-        start = f"SELECT {names} FROM {self.name}"  # noqa: S608
+        start = f"SELECT {names} FROM {self.name}"  # noqa: S608  # names of ours alone
         order = f"ORDER BY {self.key} LIMIT {PAGE_ROWS}"
         page = select(f"{start} {order}", ())
         while page:
@@ -60,7 +61,7 @@ class Table:
         """The replayed row of a key."""
         names = ", ".join((self.key, *self.columns))
         found: tuple[Any, ...] | None = replay.scratch.execute(
-            f"SELECT {names} FROM {self.name} WHERE {self.key} = ?",  # noqa: S608
+            f"SELECT {names} FROM {self.name} WHERE {self.key} = ?",  # noqa: S608  # names of ours alone
             (key,),
         ).fetchone()
         return found
@@ -70,8 +71,8 @@ class Table:
         names = ", ".join((self.key, *self.columns))
         marks = ", ".join("?" * (1 + len(self.columns)))
         return [
-            (f"DELETE FROM {self.name} WHERE {self.key} = ?", [(key,) for key in keys]),  # noqa: S608
-            (f"INSERT OR REPLACE INTO {self.name} ({names}) VALUES ({marks})", rows),  # noqa: S608
+            (f"DELETE FROM {self.name} WHERE {self.key} = ?", [(key,) for key in keys]),  # noqa: S608  # names of ours alone
+            (f"INSERT OR REPLACE INTO {self.name} ({names}) VALUES ({marks})", rows),  # noqa: S608  # names of ours alone
         ]
 
 
@@ -195,7 +196,9 @@ def compare_streams(replay: Replay, reads: Reads, found: Found) -> None:
 def _live_streams(reads: Reads) -> Iterator[tuple[Any, ...]]:
     last = 0
     while page := reads.select(
-        "SELECT id, name, v, position, head, state FROM streams WHERE id > ? ORDER BY id LIMIT ?", (last, PAGE_ROWS)
+        "SELECT id, name, v, position, head, state, generation, last_redeemed_at, idle_expires_at FROM streams"
+        " WHERE id > ? ORDER BY id LIMIT ?",
+        (last, PAGE_ROWS),
     ):
         yield from page
         last = int(str(page[-1][0]))
@@ -220,7 +223,7 @@ def _compare_heads(live: ReplayedStream, replayed: ReplayedStream, found: Found)
         found.breaks(f"{name}/{v}", "body", "the stored bytes do not hash to what the stream's head says")
         return
     differs = False
-    for column in ("name", "v", "position", "head"):
+    for column in ("name", "v", "position", "head", "generation", "last_redeemed_at", "idle_expires_at"):
         is_now, must_be = getattr(live, column), getattr(replayed, column)
         if is_now != must_be:
             found.differs(STREAMS, name, column, is_now, must_be, "live and replayed differ")
@@ -233,7 +236,7 @@ def _compare_heads(live: ReplayedStream, replayed: ReplayedStream, found: Found)
 
 
 def _snapshot_differences(
-    live: ReplayedStream, replayed: ReplayedStream, snapshot: msgspec.Struct | None, kind: type[msgspec.Struct]
+    live: ReplayedStream, replayed: ReplayedStream, snapshot: Aggregate | None, kind: type[Aggregate]
 ) -> list[str]:
     """Which members of a snapshot are not as replayed: `state.<member>`, or `state` where it is none of this head."""
     if live.state == replayed.state:

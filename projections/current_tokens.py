@@ -3,7 +3,8 @@
 A row says what the grant's own events say; whether the grant lives is judged when asked (`grant_views.py`), because
 frozen expiries and epochs end grants without an event of theirs. A grant of the code flow has its row from the sign-in
 on, without a generation until its code is exchanged. The rowid is the position of the first event, so every list is in
-log order and its indexes are two short columns that no refresh touches: a refresh rewrites one row in place.
+log order. What every refresh changes (generation, last redemption, idle expiry) is read from the head of the grant's
+stream, which it writes anyway: so it rewrites one row in place, and none here.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -40,39 +41,29 @@ from ledger.recorders.rows import Reads, StoredEvent
 
 TABLE: Final = "current_tokens_v1"
 
-NOT_REDEEMED: Final = " " * len("2026-11-25T17:18:50.000000Z")
-"""In place of a time, and as long: a first redemption that made its row longer would split the page that it is on."""
-
 _BEGUN: Final = (
     "position", "client_id", "subject_id", "issued_by", "client_epoch", "subject_epoch", "granted_scope", "issued_at",
 )  # fmt: skip
 _ABSOLUTE: Final = ("absolute_expires_at",)
-_REDEEMED: Final = ("generation", "last_redeemed_at", "idle_expires_at")
 _SCOPE: Final = ("scope",)
-_WITHHELD: Final = ("withheld",)
 _STATE: Final = ("state", "state_position")
 
 WRITES: Final = (
-    Write("insert", TABLE, "grant_id", (*_BEGUN, *_ABSOLUTE, *_REDEEMED, *_SCOPE, *_WITHHELD, *_STATE)),
-    Write("update", TABLE, "grant_id", _REDEEMED),
+    Write("insert", TABLE, "grant_id", (*_BEGUN, *_ABSOLUTE, *_SCOPE, *_STATE)),
     Write("update", TABLE, "grant_id", _SCOPE),
-    Write("update", TABLE, "grant_id", _WITHHELD),
     Write("update", TABLE, "grant_id", _STATE),
     Write("update", TABLE, "grant_id", _ABSOLUTE),
 )
-_INSERT, _REDEEM, _RESCOPE, _WITHHOLD, _TURN, _LIMIT = range(6)
+_INSERT, _RESCOPE, _TURN, _LIMIT = range(4)
 _GRANT_ID: Final = len("grant:")  # where the id begins in a stream's name
 
 _DDL: Final = (
-    # Times are the events' own texts, a scope is its words between spaces. `generation` is the current one, null in
-    # effect where `withheld` is 1, also as long as a code was not exchanged. `state` is what the grant's own events
-    # say, `state_position` where the last of them that says so lies in `events` (null: none since the first).
-    # `last_redeemed_at` is blank before the first redemption: see NOT_REDEEMED.
+    # Times are the events' own texts, a scope is its words between spaces. `state` is what the grant's own events say,
+    # `state_position` where the last of them that says so lies in `events` (null: none since the first).
     f"CREATE TABLE {TABLE} (position INTEGER PRIMARY KEY, grant_id TEXT NOT NULL UNIQUE, client_id TEXT NOT NULL,"
     " subject_id TEXT NOT NULL, issued_by TEXT NOT NULL, client_epoch INTEGER NOT NULL,"
     " subject_epoch INTEGER NOT NULL, granted_scope TEXT NOT NULL, issued_at TEXT NOT NULL, absolute_expires_at TEXT,"
-    " generation INTEGER NOT NULL, last_redeemed_at TEXT NOT NULL, idle_expires_at TEXT, scope TEXT NOT NULL,"
-    " withheld INTEGER NOT NULL, state TEXT NOT NULL, state_position INTEGER) STRICT",
+    " scope TEXT NOT NULL, state TEXT NOT NULL, state_position INTEGER) STRICT",
     f"CREATE INDEX {TABLE}_client ON {TABLE} (client_id)",
     f"CREATE INDEX {TABLE}_subject ON {TABLE} (subject_id)",
 )
@@ -81,7 +72,7 @@ Rows = Iterable[tuple[int, tuple[object, ...]]]
 
 
 class CurrentTokens:
-    """The projection. A grant's first command yields one insert, a redemption one update of three columns."""
+    """The projection. A grant's first command yields one insert, a redemption nothing."""
 
     name = TABLE
     ddl = _DDL
@@ -89,10 +80,8 @@ class CurrentTokens:
 
     def rows(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> Rows:
         """What one command's events change of its grant's row: see `Inline`."""
-        last = events[-1]
-        if len(events) == 2 and type(last) is TokenRotated and type(events[0]) is TokenRedeemed:
-            # Nearly every command. The way below comes to the same, at eight times the cost.
-            return ((_REDEEM, (last.generation, last.at, last.idle_expires_at, last.stream[_GRANT_ID:])),)
+        if len(events) == 2 and type(events[1]) is TokenRotated and type(events[0]) is TokenRedeemed:
+            return ()  # nearly every command
         changes: dict[int, tuple[object, ...]] = {}
         grant_id = ""
         for event, position in zip(events, positions, strict=True):
@@ -104,28 +93,21 @@ class CurrentTokens:
         if begun is None:
             return [(index, (*values, grant_id)) for index, values in changes.items()]
         # What else the first command said belongs into the same insert: there is no row to update yet.
-        later = (changes.get(index, ()) for index in (_LIMIT, _REDEEM, _RESCOPE, _WITHHOLD, _TURN))
+        later = (changes.get(index, ()) for index in (_LIMIT, _RESCOPE, _TURN))
         return [(_INSERT, (grant_id, *begun, *(value for values in later for value in values)))]
 
 
 def _change(changes: dict[int, tuple[object, ...]], event: GrantEvent, position: int) -> None:
     """Note what one event sets: a later event of the same command overrides an earlier one."""
     match event:
-        case TokenRotated() | TokenRedeemed():
-            # In reuse mode a redemption stands alone and says all three itself.
-            changes[_REDEEM] = (event.generation, event.at, event.idle_expires_at)
         case ScopeReduced() | ScopeRestored():
             changes[_RESCOPE] = (" ".join(event.scope_after),)
         case GrantAuthorized():
             _begin(changes, event, position)
-            changes[_REDEEM] = (0, NOT_REDEEMED, event.code_expires_at)
-            changes[_WITHHOLD] = (1,)
             changes[_LIMIT] = (event.code_expires_at,)
         case GrantIssued():
             if event.v == 1:
                 _begin(changes, event, position)
-            changes[_REDEEM] = (event.generation, NOT_REDEEMED, event.idle_expires_at)
-            changes[_WITHHOLD] = (0,)
             changes[_LIMIT] = (event.absolute_expires_at,)
         case GrantSuspended():
             changes[_TURN] = ("suspended", position)
@@ -135,10 +117,11 @@ def _change(changes: dict[int, tuple[object, ...]], event: GrantEvent, position:
             changes[_TURN] = ("revoked", position)
         case GrantExpired():
             changes[_TURN] = ("expired", position)
-        case RefreshTokenWithheld():
-            changes[_WITHHOLD] = (1,)
         case (
-            RetryServed()  # the same successor again: nothing moves
+            TokenRedeemed()  # these three move what stands in the head
+            | TokenRotated()
+            | RefreshTokenWithheld()
+            | RetryServed()  # the same successor again: nothing moves
             | ReuseDetected()
             | RollbackDetected()
             | AccessTokenRevoked()
@@ -162,7 +145,11 @@ def _begin(changes: dict[int, tuple[object, ...]], event: GrantAuthorized | Gran
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One grant's row, in the order of `_SELECT`. `state_body` is the stored event that `state` comes from."""
+    """One grant's row, in the order of `_SELECT`. `state_body` is the stored event that `state` comes from.
+
+    `generation` is that of the current refresh token, None where the client was given none; `last_redeemed_at` and
+    `idle_expires_at_us` are microseconds, None for never.
+    """
 
     position: int
     grant_id: str
@@ -174,19 +161,13 @@ class Row(msgspec.Struct, frozen=True):
     granted_scope: str
     issued_at: str
     absolute_expires_at: str | None
-    generation: int
-    last_redeemed_at: str
-    idle_expires_at: str | None
     scope: str
-    withheld: int
     state: str
     state_position: int | None
     state_body: str | None
-
-    @property
-    def redeemed_at(self) -> str | None:
-        """When a refresh token was redeemed last; None: never."""
-        return None if self.last_redeemed_at == NOT_REDEEMED else self.last_redeemed_at
+    generation: int | None
+    last_redeemed_at_us: int | None
+    idle_expires_at_us: int | None
 
     @property
     def issued_at_us(self) -> int:
@@ -194,15 +175,20 @@ class Row(msgspec.Struct, frozen=True):
         return times.micros(self.issued_at)
 
     @property
-    def current_generation(self) -> int | None:
-        """The generation of the current refresh token; None where the client was given none."""
-        return None if self.withheld else self.generation
+    def last_redeemed_at(self) -> str | None:
+        """When a refresh token was redeemed last; None: never."""
+        return None if self.last_redeemed_at_us is None else times.text(self.last_redeemed_at_us)
+
+    @property
+    def idle_expires_at(self) -> str | None:
+        """When the grant expires unless it is used; None: never."""
+        return None if self.idle_expires_at_us is None else times.text(self.idle_expires_at_us)
 
 
-_COLUMNS: Final = tuple(name for name in Row.__struct_fields__ if name != "state_body")
 _SELECT: Final = (
-    f"SELECT {', '.join('t.' + name for name in _COLUMNS)}, coalesce(e.body, a.said) FROM {TABLE} t"  # noqa: S608
-    " LEFT JOIN events e ON e.position = t.state_position LEFT JOIN archived a ON a.said_position = t.state_position"
+    f"SELECT {', '.join('t.' + name for name in Row.__struct_fields__[:-4])}, coalesce(e.body, a.said), s.generation,"  # noqa: S608  # names of ours alone
+    f" s.last_redeemed_at, s.idle_expires_at FROM {TABLE} t LEFT JOIN events e ON e.position = t.state_position"
+    " LEFT JOIN archived a ON a.said_position = t.state_position LEFT JOIN streams s ON s.name = 'grant:' || t.grant_id"
 )
 
 
@@ -247,22 +233,45 @@ def folded(stored: Iterable[StoredEvent]) -> Row | None:
 
     Of redemptions only the last one matters, so all others are passed by unread.
     """
-    values: dict[str, object] = {}
-    state_body = None
+    values: dict[str, object] = {"state_body": None, "last_redeemed_at_us": None}
     redemption: StoredEvent | None = None
     for each in stored:
         # No value can hold this text: a quotation mark inside one is escaped.
         if '"topic":"grant.token_' in each.body:
             redemption = each
             continue
-        for index, parameters in _PROJECTION.rows((decode(each.body),), (each.position,)):
+        event = decode(each.body)
+        for index, parameters in _PROJECTION.rows((event,), (each.position,)):
             values |= _named(index, parameters)
             if index == _TURN:
-                state_body = each.body
+                values["state_body"] = each.body
+        values |= _asked(event)
     if redemption is not None:
-        for index, parameters in _PROJECTION.rows((decode(redemption.body),), (redemption.position,)):
-            values |= _named(index, parameters)
-    return msgspec.convert({**values, "state_body": state_body}, Row) if "position" in values else None
+        values |= _asked(decode(redemption.body))
+    return msgspec.convert(values, Row) if "position" in values else None
+
+
+def _asked(event: AnyEvent) -> dict[str, object]:
+    """What an event sets of that which stands in the stream's head: as the aggregate has it."""
+    match event:
+        case GrantAuthorized():
+            return {"generation": None, "idle_expires_at_us": times.micros(event.code_expires_at)}
+        case GrantIssued():
+            return {"generation": event.generation, "idle_expires_at_us": _micros(event.idle_expires_at)}
+        case RefreshTokenWithheld():
+            return {"generation": None}
+        case TokenRedeemed() | TokenRotated():
+            return {
+                "generation": event.generation,
+                "last_redeemed_at_us": times.micros(event.at),
+                "idle_expires_at_us": _micros(event.idle_expires_at),
+            }
+        case _:
+            return {}
+
+
+def _micros(at: str | None) -> int | None:
+    return None if at is None else times.micros(at)
 
 
 _PROJECTION: Final = CurrentTokens()

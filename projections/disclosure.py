@@ -93,5 +93,5 @@ class Disclosure:
                 " JOIN streams s ON s.id = p.stream WHERE s.name = ? AND p.salt IS NOT NULL",
                 (stream,),
             )
-            self._grants[stream] = _Grant(*rows[0]) if rows else None  # type: ignore[arg-type]
+            self._grants[stream] = _Grant(*rows[0]) if rows else None  # type: ignore[arg-type]  # the table is STRICT
         return self._grants[stream]

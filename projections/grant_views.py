@@ -76,10 +76,10 @@ def judge(row: Row, at: int, epoch_end: EpochEnd | None) -> Standing:
         return standing.revoked(said.reason_class, said.requested_by, times.micros(said.at), said.event_id)
     if isinstance(said, GrantExpired):
         return standing.expired(said.kind, times.micros(said.expired_at), said.event_id)
-    expires_at = None if row.idle_expires_at is None else times.micros(row.idle_expires_at)
+    expires_at = row.idle_expires_at_us
     if epoch_end is not None and (expires_at is None or epoch_end.at < expires_at):
         return standing.ended_by_epoch(epoch_end)
-    last_at = times.micros(row.redeemed_at or row.issued_at)
+    last_at = row.last_redeemed_at_us or row.issued_at_us
     if expires_at is not None and (epoch_end is not None or max(at, last_at) >= expires_at):
         kind = "absolute" if row.idle_expires_at == row.absolute_expires_at else "idle"
         return standing.expired(kind, expires_at, None)
@@ -102,9 +102,9 @@ def view(row: Row, outside: Outside, disclosure: Disclosure | None = None) -> Gr
         status="suspended" if blocked else judged.status,
         scope=row.scope,
         granted_scope=row.granted_scope,
-        generation=row.current_generation,
+        generation=row.generation,
         issued_at=row.issued_at,
-        last_redeemed_at=row.redeemed_at,
+        last_redeemed_at=row.last_redeemed_at,
         idle_expires_at=row.idle_expires_at,
         absolute_expires_at=row.absolute_expires_at,
         blocked_by=CLIENT_DISABLED if blocked else UNSET,
@@ -188,16 +188,17 @@ def live_count(reads: Reads, client_id: str, at: int) -> int:
     """
     epoch = Outside(reads, at).client(client_id).epoch
     living = (
-        f"FROM {TABLE} t WHERE t.client_id = ? AND t.state IN ('active', 'suspended')"
-        " AND (t.idle_expires_at IS NULL OR t.idle_expires_at > ?) AND t.client_epoch >= ? AND t.issued_at >= ?"
+        f"FROM {TABLE} t LEFT JOIN streams g ON g.name = 'grant:' || t.grant_id"
+        " WHERE t.client_id = ? AND t.state IN ('active', 'suspended')"
+        " AND (g.idle_expires_at IS NULL OR g.idle_expires_at > ?) AND t.client_epoch >= ? AND t.issued_at >= ?"
     )
-    values = (client_id, times.text(at), epoch.unbounded, times.text(epoch.latest_before))
+    values = (client_id, at, epoch.unbounded, times.text(epoch.latest_before))
     alive = reads.select(f"SELECT count(*) {living}", values)[0][0]
     assert isinstance(alive, int)
     last = 0
     while True:
         rows = reads.select(
-            f"SELECT t.position, t.subject_id, t.subject_epoch, t.issued_at {living} AND t.position > ?"  # noqa: S608
+            f"SELECT t.position, t.subject_id, t.subject_epoch, t.issued_at {living} AND t.position > ?"  # noqa: S608  # names of ours alone
             " AND EXISTS (SELECT 1 FROM streams s WHERE s.name = 'subject:' || t.subject_id)"
             " ORDER BY t.position LIMIT ?",
             (*values, last, SUBJECTS_A_PAGE),

@@ -32,7 +32,7 @@ HEALED_AT_ONCE: Final = 100
 CAUGHT_UP_EVENTS: Final = 500
 CATCHING_UP_MAX: Final = 20
 
-_REPLACE_HEAD: Final = "INSERT OR REPLACE INTO streams (id, name, v, position, head, state) VALUES (?, ?, ?, ?, ?, ?)"
+_REPLACE_HEAD: Final = "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 Progress = Callable[[int, int], None]
 """Told how far a rebuild is: positions done, positions in all."""
@@ -148,5 +148,5 @@ def _last_position(reads: Reads) -> int:
 
 
 def _count(replay: Replay, table: str) -> int:
-    found: int = replay.scratch.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+    found: int = replay.scratch.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608  # names of ours alone
     return found

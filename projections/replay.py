@@ -45,6 +45,9 @@ class ReplayedStream(NamedTuple):
     position: int
     head: bytes
     state: bytes
+    generation: int | None
+    last_redeemed_at: int | None
+    idle_expires_at: int | None
 
 
 class _Stored(NamedTuple):
@@ -75,6 +78,11 @@ class _Open:
         self.head = head
         self.aggregate = aggregate
 
+    def row(self) -> tuple[object, ...]:
+        """As it stands in `replayed`, but for its number."""
+        state = snapshots.encode(self.v, self.head, self.aggregate)
+        return self.name, self.v, self.position, self.head, state, *snapshots.asked(self.aggregate)
+
 
 class Replay:
     """One replay. For one thread at a time, not always the same one."""
@@ -96,7 +104,8 @@ class Replay:
         self.scratch.execute("PRAGMA synchronous=OFF")
         self.scratch.execute(
             "CREATE TABLE replayed (id INTEGER PRIMARY KEY, name TEXT NOT NULL, v INTEGER NOT NULL,"
-            " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL) STRICT"
+            " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL, generation INTEGER,"
+            " last_redeemed_at INTEGER, idle_expires_at INTEGER) STRICT"
         )
         self.scratch.execute(
             "CREATE TABLE withheld (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, to_v INTEGER NOT NULL) STRICT"
@@ -114,9 +123,10 @@ class Replay:
     def follow(self, reads: Reads) -> Iterator[int]:
         """Replay what has been appended since, page by page; each step says at which position it is now.
 
-        What lies in the archive comes first, so that each stream is read from its beginning."""
+        What lies in the archive comes first, so that each stream is read from its beginning.
+        """
         yield from self._follow_archive(reads)
-        while page := [_Stored(*row) for row in reads.select(_AFTER, (self.position, PAGE_EVENTS))]:  # type: ignore[arg-type]
+        while page := [_Stored(*row) for row in reads.select(_AFTER, (self.position, PAGE_EVENTS))]:  # type: ignore[arg-type]  # STRICT
             for stored in page:
                 self._take(stored)
             self.position = page[-1].position
@@ -279,11 +289,8 @@ class Replay:
                 del self._open[id]
 
     def _keep(self, ids: Sequence[int]) -> None:
-        rows = (
-            (id, each.name, each.v, each.position, each.head, snapshots.encode(each.v, each.head, each.aggregate))
-            for id, each in ((id, self._open[id]) for id in ids)
-        )
-        self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?)", rows)
+        rows = ((id, *self._open[id].row()) for id in ids)
+        self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _link_problem(known: _Open, stored: _Stored, event: AnyEvent) -> tuple[str, str] | None:

@@ -174,7 +174,7 @@ def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[i
     earliest = "" if since is None else times.text(since)
     while True:
         rows = reads.select(
-            "SELECT i.position, i.grant_id, e.body"  # noqa: S608
+            "SELECT i.position, i.grant_id, e.body"  # noqa: S608  # names of ours alone
             f" FROM {TABLE} i LEFT JOIN events e ON e.position = i.position"
             " WHERE i.position > ? AND i.at >= ? ORDER BY i.position LIMIT ?",
             (after, earliest, PAGE_ROWS),
@@ -309,7 +309,7 @@ class _Telling:
             last = max((times.micros(each.expires_at) for each in obtained if each.format == "jwt"), default=0)
         else:  # the idle end of a refresh token leaves access tokens alone
             last = grant.access_tokens_until
-        refresh_token = status == "active" and row.current_generation is not None
+        refresh_token = status == "active" and row.generation is not None
         return Alive(
             status=status,
             refresh_token=refresh_token,

@@ -97,7 +97,9 @@ class Asking:
         assert 201 == answer.status_code, answer.text
         return answer.json()
 
-    async def refresh(self, client: str, token: str, *, address: str = HOME, **more: str) -> httpx2.Response:
+    async def refresh(
+        self, client: str, token: str, *, address: str = HOME, **more: str | list[str]
+    ) -> httpx2.Response:
         """Refresh as this client, its credentials in the body."""
         fields = {"grant_type": "refresh_token", "refresh_token": token, **credentials(client), **more}
         return await self.form("/token", fields, address=address)

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ledger.recorders.errors import StoreError
 from ledger.recorders.rows import Work
@@ -15,6 +15,7 @@ from ledger.recorders.sqlite import SQLiteStore
 from projections import INLINE
 from tests.ledgers import Opened
 
+T = TypeVar("T")
 Fault = Callable[[Callable[[], Any]], Any]
 """Stands in for one call of a step; it is given the real step, to take or to leave."""
 
@@ -30,7 +31,7 @@ class FaultyStore(SQLiteStore):
         self.commits = 0
 
     def begin(self) -> tuple[int, int]:
-        return _taken(self.on_begin, super().begin)  # type: ignore[no-any-return]
+        return _taken(self.on_begin, super().begin)
 
     def write(self, work: Work) -> None:
         step = super().write
@@ -47,8 +48,9 @@ def faulty(opened: Opened) -> FaultyStore:
     return opened.store
 
 
-def _taken(faults: deque[Fault], step: Callable[[], Any]) -> Any:
-    return faults.popleft()(step) if faults else step()
+def _taken(faults: deque[Fault], step: Callable[[], T]) -> T:
+    answer: T = faults.popleft()(step) if faults else step()
+    return answer
 
 
 def instead(error: StoreError) -> Fault:

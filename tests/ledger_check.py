@@ -66,9 +66,7 @@ def check_ledger(path: Path, inline: Sequence[Inline] = INLINE) -> Checked:
     """
     with copied(path) as connection:
         assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall(), "the file itself is damaged"
-        streams = {
-            row[0]: row[1:] for row in connection.execute("SELECT id, name, v, position, head, state FROM streams")
-        }
+        streams = {row[0]: row[1:] for row in connection.execute("SELECT * FROM streams")}
         rows: list[tuple[int, int, int, int, str]] = connection.execute(
             "SELECT position, stream, v, back, body FROM events"
         ).fetchall()
@@ -78,9 +76,9 @@ def check_ledger(path: Path, inline: Sequence[Inline] = INLINE) -> Checked:
         for each in stored:
             by_stream[each.stream].append(each)
         assert streams.keys() == by_stream.keys(), "a stream without events, or events without a stream"
-        for number, (name, v, position, head, state) in streams.items():
+        for number, (name, v, position, head, state, *asked) in streams.items():
             _check_stream(name, by_stream[number])
-            _check_head(name, by_stream[number], v, position, head, state)
+            _check_head(name, by_stream[number], v, position, head, state, tuple(asked))
         _check_control(connection, stored)
         _check_private(connection, {number: (row[0], by_stream[number]) for number, row in streams.items()})
         _check_inline(connection, stored, inline)
@@ -153,19 +151,23 @@ def _check_stream(name: str, stored: list[_Stored]) -> None:
         prev, back, at = hashlib.sha256(each.body.encode()).hexdigest(), each.position, event.at
 
 
-def _check_head(name: str, stored: list[_Stored], v: int, position: int, head: bytes, state: bytes) -> None:
-    """I-13: the head is that of the last event, and the snapshot what a replay comes to."""
+def _check_head(
+    name: str, stored: list[_Stored], v: int, position: int, head: bytes, state: bytes, asked: snapshots.Asked
+) -> None:
+    """I-13: the head is that of the last event, snapshot and columns beside it are what a replay comes to."""
     last = stored[-1]
     digest = hashlib.sha256(last.body.encode()).digest()
     assert (last.v, last.position, digest) == (v, position, head), f"{name}: the head is not its last event's"
     kind = snapshots.KINDS[name.partition(":")[0]]
     replayed = kind()
     for each in stored:
-        replayed.evolve(each.event)  # type: ignore[attr-defined]
+        replayed.evolve(each.event)
     frame = tuple[int, int, bytes, msgspec.Raw, bool]  # and zeros behind it, which only take up room
     form, at_v, at_head, live, _ = msgspec.msgpack.decode(state.rstrip(b"\0"), type=frame)
     assert (snapshots.FORMAT, v, head) == (form, at_v, at_head), f"{name}: the snapshot stands for something else"
     assert replayed == msgspec.msgpack.decode(live, type=kind), f"{name}: the snapshot is not what a replay comes to"
+    columns = [getattr(replayed, each, None) for each in ("generation", "last_redeemed_at", "idle_expires_at")]
+    assert (*columns,) == asked, f"{name}: what questions ask is not what a replay comes to"
 
 
 def _check_control(connection: sqlite3.Connection, stored: list[_Stored]) -> None:
@@ -280,5 +282,5 @@ def replayed(path: Path, name: str) -> Grant:
         )
         grant = Grant()
         for (body,) in rows.fetchall():
-            grant.evolve(decode(body))  # type: ignore[arg-type]
+            grant.evolve(decode(body))  # type: ignore[arg-type]  # of a grant
         return grant

@@ -5,7 +5,7 @@ everything in its file holds together.
 """
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from random import Random
@@ -21,8 +21,9 @@ from ledger.events import AnyEvent, GrantIssued, Words, decode
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.policy import PRESETS, Policy
+from ledger.private import PrivateGrant
 from ledger.recorders.sqlite import SQLiteStore
-from ledger.refusals import Refused
+from ledger.refusals import Refusal, Refused
 from projections import INLINE
 from tests.ledger_check import Checked, check_ledger, replayed
 
@@ -211,8 +212,17 @@ class Opened:
             self.store.rollback()
 
 
-def _private(row: object) -> list[object]:
-    return [] if row is None else [getattr(row, name) for name in row.__slots__]  # type: ignore[attr-defined]
+def _private(row: PrivateGrant | None) -> list[object]:
+    return [] if row is None else [getattr(row, name) for name in row.__slots__]
+
+
+async def refused(waiting: Awaitable[object]) -> Refusal:
+    """Await what must be refused; the reason."""
+    try:
+        await waiting
+    except Refused as refusal:
+        return refusal.refusal
+    raise AssertionError("it was let through")
 
 
 StoreMaker = Callable[[Path], SQLiteStore]

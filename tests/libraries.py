@@ -217,7 +217,7 @@ class GoogleAuth:
         raise NotImplementedError("no sign-in")
 
     def _holding(self, token: str, scope: str) -> google.oauth2.credentials.Credentials:
-        return google.oauth2.credentials.Credentials(  # type: ignore[no-untyped-call]
+        return google.oauth2.credentials.Credentials(  # type: ignore[no-untyped-call]  # it has no types
             None,
             refresh_token=token,
             token_uri=self.place.token_url,
@@ -227,7 +227,7 @@ class GoogleAuth:
         )
 
     def refresh(self) -> str:
-        self.credentials.refresh(self.request)  # type: ignore[no-untyped-call]
+        self.credentials.refresh(self.request)  # type: ignore[no-untyped-call]  # it has no types
         return str(self.credentials.refresh_token)
 
     def narrow(self, scope: str) -> str:

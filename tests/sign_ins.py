@@ -1,5 +1,7 @@
 """Sign-ins for tests: verifier and challenge of RFC 7636 appendix B, and short ways from a sign-in to its tokens."""
 
+from typing import Any
+
 import msgspec
 
 from ledger.answers import AuthorizationAnswer, AuthorizationRequest, Caller, Source, TokenAnswer
@@ -60,10 +62,10 @@ async def exchanged(
     )
 
 
-async def exchange_refused(opened: Opened, code: AuthorizationAnswer | str, **how: object) -> Refused:
+async def exchange_refused(opened: Opened, code: AuthorizationAnswer | str, **how: Any) -> Refused:
     """Exchange a code that must be refused; the refusal."""
     try:
-        await exchanged(opened, code, **how)  # type: ignore[arg-type]
+        await exchanged(opened, code, **how)
     except Refused as refusal:
         return refusal
     raise AssertionError("the code was taken")

@@ -123,7 +123,7 @@ def test_a_certificate_outside_its_dates_is_nobodys_and_binds_nothing(days: tupl
     ):
         inside = now(party) if days[0] > 0 else now(party) - 1
         at = [now(ca) + 19 * DAY_SECONDS * 1_000_000]
-        certificates = ClientCertificates(lambda: at[0])  # noqa: B023
+        certificates = ClientCertificates(lambda: at[0])  # noqa: B023  # asked in this round alone
         certificates.authorities = Authorities([ca.certificate])
         shown = {"tls": {DER: party.der}}
         found, whose = certificates.of(shown), Client(client_id="c", enabled=True, settings=Settings(**settings))

@@ -44,9 +44,9 @@ def test_the_commands_of_the_guide_do_what_it_says(tmp_path: Path) -> None:
         client("own", "self_signed_tls_client_auth", f'jwks = {{ keys = [ {{ x5c = ["{x5c}"] }} ] }}'),
     )
     with mutual(tmp_path, "\n".join(tables), tls_client_ca=tmp_path / "ca.pem") as ledger:
-        (tmp_path / "server.pem").write_text(
-            "".join(map(ssl.DER_cert_to_PEM_cert, ledger.trusting.get_ca_certs(binary_form=True)))  # type: ignore[union-attr]
-        )
+        assert ledger.trusting is not None
+        trusted = ledger.trusting.get_ca_certs(binary_form=True)
+        (tmp_path / "server.pem").write_text("".join(map(ssl.DER_cert_to_PEM_cert, trusted)))
 
         def refresh(name: str, certificate: str) -> Any:
             form = f"grant_type=refresh_token&client_id={name}&refresh_token={ledger.issue(name)['refresh_token']}"

@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from html import unescape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
@@ -43,9 +43,9 @@ def browser(site: Site) -> Iterator[httpx2.Client]:
         yield client
 
 
-def looked(browser: httpx2.Client, path: str, **how: object) -> httpx2.Response:
+def looked(browser: httpx2.Client, path: str, **how: Any) -> httpx2.Response:
     """Fetch a page and follow its redirects; hold each page against what all of them keep."""
-    answer = browser.get(path, **how)  # type: ignore[arg-type]
+    answer = browser.get(path, **how)
     while answer.status_code == 303:
         answer = browser.get(answer.headers["location"])
     return held(answer)

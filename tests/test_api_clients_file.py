@@ -167,6 +167,10 @@ BAD_FILES: list[tuple[str, str]] = [
     (f"{CLIENT}zzz = 1", 'client "www": field zzz: is unknown'),
     (f"{CLIENT}secret_hashes = []", 'client "www": field secret_hashes: is unknown; did you mean secret_hash?'),
     (f"{OPERATOR}role = 'admin'", 'operator "soc": field role: is unknown; did you mean roles?'),
+    # the code flow
+    *((f"{CLIENT}grant_types = ['authorization_code']\n{redirects}",
+       'client "www": field redirect_uris: missing: the grant type authorization_code needs at least one')
+      for redirects in ("", "redirect_uris = []")),
     # secrets
     (CLIENT.replace("!", "\\n"), 'client "www": field secret: holds a line feed'),
     (CLIENT.replace(f'"{SECRET}"', f"['fine', '''{SECRET}\n''']"), 'client "www": field secret: holds a line feed'),

@@ -97,7 +97,7 @@ async def test_each_reuse_is_one_log_line_and_one_count(tmp_path: Path) -> None:
             "label": "late_retry",
             "action": "revoke",
             "event_id": reuse.event_id,
-        } == line.fields  # type: ignore[attr-defined]
+        } == line.__dict__["fields"]
         assert 1 == (await scraped(ledger))["token_ledger_reuse_detected_total", (("label", "late_retry"),)]
 
 

@@ -16,7 +16,7 @@ from joserfc import jwk
 from joserfc.errors import JoseError
 
 from ledger.head_file import Head
-from ledger.keyring import KeyRing, RingKey
+from ledger.keyring import Alg, KeyRing, RingKey
 from tests.asking import ISSUER_URL, Asking, asking, bearer
 from tests.ledgers import Clock
 from tests.rings import shown
@@ -35,7 +35,7 @@ policy = {{ preset = "standard", access_token_format = "jwt", access_token_ttl_s
 pytestmark = pytest.mark.filterwarnings("ignore:authlib.jose module is deprecated")
 
 
-class Verifier(JWTBearerTokenValidator):  # type: ignore[misc]
+class Verifier(JWTBearerTokenValidator):  # type: ignore[misc]  # Authlib has no types
     """A resource server's: Authlib's RFC 9068 validator, with the keys kept for as long as the answer says.
 
     It takes ES256 and RS256, and no EdDSA.
@@ -163,7 +163,7 @@ async def test_a_ring_that_lacks_a_key_publishes_the_others(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("algs", [("RS256", "ES256", "RS256"), (None, None, None)], ids=["mixed", "same"])
 async def test_a_change_of_keys_breaks_no_verifier(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algs: tuple[str | None, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algs: tuple[Alg | None, ...]
 ) -> None:
     """Rotate, wait as long as the keys are kept, activate: every token is good at a verifier, at each moment.
 
@@ -174,7 +174,7 @@ async def test_a_change_of_keys_breaks_no_verifier(
         for alg in algs:
             assert await verifier.takes(tokens[-1])
             ledger.clock.pass_seconds(10)
-            key_id = await ledger.ledger.operators.keys_rotate(alg)  # type: ignore[arg-type]
+            key_id = await ledger.ledger.operators.keys_rotate(alg)
             tokens.append(await issued(ledger))
             assert await verifier.takes(tokens[-1])
             ledger.clock.pass_seconds(300)

@@ -134,10 +134,10 @@ async def test_a_rebuild_tells_its_progress_and_then_what_it_found(tmp_path: Pat
         assert all({"done", "total"} == set(line) for line in progress)
         assert ([], True, True) == (found["differences"], found["history_holds"], found["healed"])
         with closing(sqlite3.connect(ledger.opened.path)) as connection, connection:
-            connection.execute("UPDATE current_tokens_v1 SET generation = 9, scope = 'admin'")
+            connection.execute("UPDATE current_tokens_v1 SET issued_by = 'x', scope = 'admin'")
         _, found = await rebuilt()
         differing = {(each["table"], each["column"]) for each in found["differences"]}
-        assert {("current_tokens_v1", "generation"), ("current_tokens_v1", "scope")} == differing
+        assert {("current_tokens_v1", "issued_by"), ("current_tokens_v1", "scope")} == differing
         assert {issued["grant_id"]} == {each["key"] for each in found["differences"]}
         _, found = await rebuilt()
         assert [] == found["differences"]

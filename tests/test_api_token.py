@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger.head_file import Head
 from tests.asking import ELSEWHERE, asking, basic, credentials
 from tests.servers import SECRETS
 from tests.wire import Json
@@ -201,7 +202,7 @@ async def test_unknown_parameters_are_ignored_and_repeated_ones_refused(tmp_path
     """TE-3, TE-5."""
     async with asking(tmp_path) as ledger:
         token = (await ledger.issue("www"))["refresh_token"]
-        twice = await ledger.refresh("www", token, hello=["a", "a"])  # type: ignore[arg-type]
+        twice = await ledger.refresh("www", token, hello=["a", "a"])
         assert (400, "invalid_request") == (twice.status_code, twice.json()["error"])
         assert 200 == (await ledger.refresh("www", token, hello="world")).status_code
 
@@ -224,19 +225,12 @@ async def test_a_store_that_cannot_answer_is_503_and_burns_nothing(tmp_path: Pat
     """RFC 7009 2.2.1's pattern: ask again; the token lives."""
     async with asking(tmp_path) as ledger:
         token = (await ledger.issue("www"))["refresh_token"]
-        ledger.ledger.log_end.behind = ledger.ledger.behind or _Behind()  # type: ignore[assignment]
+        ledger.ledger.log_end.behind = Head(position=1, at=1)
         answer = await ledger.refresh("www", token)
         assert (503, "temporarily_unavailable") == (answer.status_code, answer.json()["error"])
         assert int(answer.headers["retry-after"]) >= 1
         ledger.ledger.log_end.behind = None
         assert 200 == (await ledger.refresh("www", token)).status_code
-
-
-class _Behind:
-    """Stands for a head file that is ahead of the log."""
-
-    position = 1
-    at = 1
 
 
 async def test_an_event_says_where_and_how_the_client_came(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ TOP_LEVEL = {"pyproject.toml", "ledger", "api", "projections", "tests", "README.
 LEFT_BY_TOOLS = {"__pycache__", "build", "dist"}
 # Trials of the whole, which mirror no single file. A new name here should be a property that no room can show alone.
 WHOLE = {
-    "bad_input", "canary", "cases", "cases_audiences", "cases_browsers", "cases_clients", "cases_store", "commands",
+    "bad_input", "benchmarks", "bulk", "canary", "cases", "cases_audiences", "cases_browsers", "cases_clients",
+    "cases_store", "commands",
     "conformance_fapi", "conformance_oauch", "conformance_openid", "crash", "demo", "disk", "durability", "erasure",
     "event_table", "fuzz_forms", "fuzz_openapi", "growth", "house", "latency", "libraries", "libraries_keys",
     "lost_answers", "model", "mutants", "operators", "power_cut", "races", "readme", "rebuild", "signals", "speed",

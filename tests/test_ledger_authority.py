@@ -366,7 +366,7 @@ def test_a_view_that_could_not_be_read_whole_stands_for_no_store(house: House) -
             raise OSError("input/output error")
 
     with pytest.raises(OSError, match="input/output error"):
-        house.authority.reload(Broken(), 1)  # type: ignore[arg-type]
+        house.authority.reload(Broken(), 1)  # type: ignore[arg-type]  # whatever is asked, it fails
     assert -1 == house.authority.control
     with house.batch():
         assert house.authority.client("www") is not None

@@ -1,6 +1,7 @@
 """One batch: what decisions read and append together, and that memory never knows more or less than the store."""
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,10 @@ from tests.ledgers import (
 pytestmark = pytest.mark.anyio
 
 
-async def in_one_batch(opened: Opened, *waiting: object) -> list[object]:
+async def in_one_batch(opened: Opened, *waiting: Awaitable[object]) -> list[object]:
     """Let requests that were just put in line be decided together."""
     before = opened.ledger.commits.batches
-    answers = await asyncio.gather(*waiting, return_exceptions=True)  # type: ignore[call-overload]
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
     assert before + 1 == opened.ledger.commits.batches
     return list(answers)
 

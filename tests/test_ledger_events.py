@@ -140,5 +140,5 @@ def test_a_changed_byte_breaks_the_link() -> None:
 def test_events_are_frozen() -> None:
     """A fact does not change: only `linked` writes, once, and only the link."""
     with pytest.raises(AttributeError):
-        REVOKED.v = 8  # type: ignore[misc]
+        REVOKED.v = 8  # type: ignore[misc]  # mypy would catch it, too
     assert issubclass(GrantRevoked, Event)

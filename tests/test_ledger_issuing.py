@@ -11,17 +11,11 @@ from ledger.clients import Operator
 from ledger.recorders.errors import StoreBroken, StoreFull
 from ledger.refusals import Refusal, Refused, Unavailable
 from tests.faulty_store import FaultyStore, after, faulty, instead
-from tests.ledgers import ISSUER, LOCAL_OPERATOR, check_ledger, client, open_ledger, with_policy
+from tests.ledgers import ISSUER, LOCAL_OPERATOR, check_ledger, client, open_ledger, refused, with_policy
 
 pytestmark = pytest.mark.anyio
 
 BODY = b'{"client_id":"www","subject":"alice"}'
-
-
-async def refused(waiting: object) -> Refusal:
-    with pytest.raises(Refused) as caught:
-        await waiting  # type: ignore[misc]
-    return caught.value.refusal
 
 
 def tokens(answer: TokenAnswer) -> tuple[object, ...]:

@@ -16,19 +16,15 @@ from tests.ledgers import (
     ISSUER,
     LOCAL_OPERATOR,
     SECURITY,
+    Opened,
     check_ledger,
     client,
     open_ledger,
     operator,
+    refused,
 )
 
 pytestmark = pytest.mark.anyio
-
-
-async def refused(waiting: object) -> Refusal:
-    with pytest.raises(Refused) as caught:
-        await waiting  # type: ignore[misc]
-    return caught.value.refusal
 
 
 # ---------------------------------------------------------------- one grant
@@ -154,6 +150,35 @@ async def test_a_disabled_client_can_be_ended_and_an_unknown_one_not(tmp_path: P
     check_ledger(opened.path)
 
 
+async def race(opened: Opened, newest: TokenAnswer, subject: str, how: str, *, turns: int) -> None:
+    """Refresh one grant over and over, and end it so many turns of the loop later."""
+    grant_id, acknowledged = newest.grant_id, False
+
+    async def refreshing(newest: TokenAnswer) -> None:
+        for _ in range(20):
+            begun_after = acknowledged
+            try:
+                newest = await opened.refresh(newest)
+            except Refused:
+                return
+            assert not begun_after
+
+    async def ending() -> None:
+        nonlocal acknowledged
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        match how:
+            case "grant":
+                await opened.act("revoke", grant_id)
+            case "subject":
+                await opened.ledger.operators.revoke_subject(SECURITY, subject, None, None)
+            case _:
+                await opened.ledger.operators.revoke_client(SECURITY, "www", None, None)
+        acknowledged = True
+
+    await asyncio.gather(refreshing(newest), ending())
+
+
 @pytest.mark.parametrize("how", ["grant", "subject", "client"])
 async def test_an_end_that_races_refreshes_is_followed_by_none(
     tmp_path: Path, how: str, count: Callable[[int, int], int]
@@ -164,31 +189,7 @@ async def test_an_end_that_races_refreshes_is_followed_by_none(
     async with open_ledger(tmp_path) as opened:
         for n in range(count(10, 170)):
             answer = await opened.issue(f"person-{n}")
-            acknowledged = False
-
-            async def refreshing(newest: TokenAnswer) -> None:
-                for _ in range(20):
-                    begun_after = acknowledged  # noqa: B023
-                    try:
-                        newest = await opened.refresh(newest)
-                    except Refused:
-                        return
-                    assert not begun_after
-
-            async def ending() -> None:
-                nonlocal acknowledged
-                for _ in range(drawn.randrange(12)):
-                    await asyncio.sleep(0)
-                match how:
-                    case "grant":
-                        await opened.act("revoke", answer.grant_id)  # noqa: B023
-                    case "subject":
-                        await opened.ledger.operators.revoke_subject(SECURITY, f"person-{n}", None, None)  # noqa: B023
-                    case _:
-                        await opened.ledger.operators.revoke_client(SECURITY, "www", None, None)
-                acknowledged = True
-
-            await asyncio.gather(refreshing(answer), ending())
+            await race(opened, answer, f"person-{n}", how, turns=drawn.randrange(12))
             end = max(
                 position
                 for (position,) in opened.rows(

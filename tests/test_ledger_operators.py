@@ -1,7 +1,6 @@
 """Keys, as operators turn them over: known first, signing later, distrusted last, and in step with the ring's file."""
 
 import asyncio
-from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,9 @@ from ledger.keyring import KeyRing
 from ledger.recorders.errors import StoreBroken
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from tests.faulty_store import FaultyStore, faulty, instead
-from tests.ledgers import HOME, Opened, caller, check_ledger, client, open_ledger
+from tests.ledgers import HOME, Opened, caller, check_ledger, client, open_ledger, refused
 
 pytestmark = pytest.mark.anyio
-
-
-async def refused(waiting: Awaitable[object]) -> Refusal:
-    with pytest.raises(Refused) as caught:
-        await waiting
-    return caught.value.refusal
 
 
 async def ready(opened: Opened) -> None:

@@ -46,7 +46,7 @@ from tests.ledgers import SECURITY, Opened, check_ledger, open_ledger
 
 # The library's cases import another implementation of the cipher that they use; we have no need of it otherwise.
 sys.modules.setdefault("eventsourcing.cipher", cryptography)
-from eventsourcing.tests import persistence as cases  # noqa: E402
+from eventsourcing.tests import persistence as cases  # noqa: E402  # after that
 
 pytestmark = pytest.mark.anyio
 
@@ -396,7 +396,8 @@ class Inserting(LedgerRecorder):
                 body = msgspec.json.encode({"topic": event.topic, "state": event.state.decode()}).decode()
                 stream, back = (head.id, head.position) if head else (number, 0)
                 work.events.append((position, stream, event.originator_version, back, body))
-                work.add_head(stream, str(event.originator_id), event.originator_version, position, b"", b"", known)
+                name, asked = str(event.originator_id), (None, None, None)
+                work.add_head(stream, name, event.originator_version, position, b"", b"", asked, known)
                 store.write(work)
                 work = Work(())
                 positions.append(position)

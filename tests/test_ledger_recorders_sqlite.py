@@ -185,9 +185,9 @@ def test_a_database_of_a_later_release_is_refused(path: Path) -> None:
     """Bad input: the schema's number is named."""
     store = SQLiteStore(path, INLINE)
     store.open(RING)
-    store._connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema'")
+    store._connection.execute("UPDATE meta SET value = '3' WHERE key = 'schema'")
     store.close()
-    assert "schema 2 is not the 1 of this release" in refusal(path)
+    assert "schema 3 is not the 2 of this release" in refusal(path)
 
 
 def test_a_database_that_another_program_holds_is_refused(path: Path) -> None:
@@ -290,7 +290,7 @@ def append(store: SQLiteStore, name: str, count: int, *, commit: bool = True) ->
         back = position + nth
         made.append((back, stored.decode()))
     assert digest is not None
-    work.add_head(number, name, v + count, back, bytes.fromhex(digest), b"state", v)
+    work.add_head(number, name, v + count, back, bytes.fromhex(digest), b"state", (None, None, None), v)
     store.write(work)
     if commit:
         store.commit()
@@ -313,7 +313,7 @@ def test_a_head_that_has_moved_on_is_a_lost_race(store: SQLiteStore, path: Path)
     store.begin()
     work = Work(INLINE)
     work.events.append((2, 1, 2, 1, audit(2).question))
-    work.add_head(1, "audit", 3, 2, b"", b"", v_before=2)
+    work.add_head(1, "audit", 3, 2, b"", b"", (None, None, None), v_before=2)
     with pytest.raises(LostRace):
         store.write(work)
     store.rollback()

@@ -72,8 +72,9 @@ DAMAGES = {
     "an inline row too few": ("current_tokens_v1: live and replayed rows differ", "DELETE FROM current_tokens_v1"),
     "an inline row that lies": (
         "current_tokens_v1: live and replayed rows differ",
-        "UPDATE current_tokens_v1 SET generation = generation + 1",
+        "UPDATE current_tokens_v1 SET client_epoch = client_epoch + 1",
     ),
+    "a head that lies": ("what questions ask", "UPDATE streams SET generation = generation + 1"),
     "an incident too many": (
         "reuse_incidents_v1: live and replayed rows differ",
         "INSERT INTO reuse_incidents_v1 SELECT max(position) + 1, grant_id, at, label FROM reuse_incidents_v1",

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ledger.commands import Presenter, RedeemToken, Rules
+from ledger.commands import Decision, GrantCommand, Presenter, RedeemToken, Rules
 from ledger.events import (
+    GrantEvent,
     GrantExpired,
     GrantIssued,
     GrantSuspended,
@@ -626,7 +627,7 @@ def test_the_burst_limit_comes_after_the_verdict_and_before_the_scope() -> None:
 class Sliding(Grant, array_like=True):
     """A grant whose decision changes it."""
 
-    def decide(self, command, rules):  # type: ignore[no-untyped-def]
+    def decide(self, command: GrantCommand, rules: Rules) -> Decision:
         self.idle_expires_at = None
         return super().decide(command, rules)
 
@@ -641,7 +642,7 @@ def test_a_decision_that_changes_the_grant_is_caught(monkeypatch: pytest.MonkeyP
 class Forgetful(Grant, array_like=True):
     """A grant whose state depends on what is not in its events."""
 
-    def evolve(self, event):  # type: ignore[no-untyped-def]
+    def evolve(self, event: GrantEvent) -> None:
         super().evolve(event)
         self.issued_by = str(id(self))
 

@@ -1,6 +1,7 @@
 """Giving a token back, and asking about it: only its owner may, with the key that the grant is bound to (I-18)."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,9 @@ def holder(jkt: str | None = None, x5t: str | None = None) -> Caller:
     return Caller(client_id="spa", authenticated=False, auth_method="none", proof_jkt=jkt, proof_x5t_s256=x5t)
 
 
-async def bound(opened: Opened, **members: str) -> TokenAnswer:
+async def bound(opened: Opened, **members: Any) -> TokenAnswer:
     """A grant of the public client, bound to a key."""
-    request = IssueRequest(client_id="spa", subject="alice", scope=("read",), **members)  # type: ignore[arg-type]
+    request = IssueRequest(client_id="spa", subject="alice", scope=("read",), **members)
     return await opened.ledger.operators.issue(ISSUER, request, None, b"{}")
 
 

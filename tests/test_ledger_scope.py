@@ -1,5 +1,6 @@
 """Scope words (RFC 6749 3.3, 6; V11–V19) and resources (RFC 8707), as sets in the granted order."""
 
+from collections.abc import Callable
 from itertools import combinations
 from typing import get_args
 
@@ -24,9 +25,9 @@ ALLOWED = ("write", "profile", "openid", "read")
 MODES: tuple[ScopeMode, ...] = get_args(ScopeMode)
 
 
-def refusal_of(call: object, *arguments: object) -> Refusal:
+def refusal_of(call: Callable[..., object], *arguments: object) -> Refusal:
     with pytest.raises(Refused) as caught:
-        call(*arguments)  # type: ignore[operator]
+        call(*arguments)
     assert "secret-word" not in str(caught.value), "what was sent is never echoed (V18)"
     return caught.value.refusal
 

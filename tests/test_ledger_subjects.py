@@ -1,6 +1,7 @@
 """Persons: known by a private row, ended by an epoch, and erased so that no file knows them any more."""
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,9 @@ async def issued(opened: Opened) -> TokenAnswer:
     return await opened.issue(PERSON[0], device=PERSON[1], session=PERSON[2], key="order-4711")
 
 
-async def refused_by(waiting: object, refusal: Refusal) -> Refused:
+async def refused_by(waiting: Awaitable[object], refusal: Refusal) -> Refused:
     with pytest.raises(Refused) as caught:
-        await waiting  # type: ignore[misc]
+        await waiting
     assert refusal is caught.value.refusal
     return caught.value
 

@@ -48,7 +48,7 @@ async def test_an_aggregate_then_is_its_events_up_to_then(tmp_path: Path) -> Non
                 grown = Grant()
                 for stored in stored_events(reads, f"grant:{grant_id}"):
                     event = decode(stored.body)
-                    grown.evolve(event)  # type: ignore[arg-type]
+                    grown.evolve(event)  # type: ignore[arg-type]  # of a grant
                     then = aggregate(reads, f"grant:{grant_id}", Grant, grown.at)
                     if then.v == grown.v:  # else more was recorded in the same moment
                         assert msgspec.json.encode(grown) == msgspec.json.encode(then)

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
-from ledger import times
 from ledger.events import (
     AnyEvent,
     GrantAuthorized,
     GrantIssued,
     GrantSuspended,
-    RefreshTokenWithheld,
     SubjectErased,
     TokenRedeemed,
     TokenRotated,
@@ -21,11 +19,11 @@ from ledger.events import (
 )
 from ledger.grant import Grant
 from ledger.policy import PRESETS
-from projections.current_tokens import NOT_REDEEMED, TABLE, WRITES, CurrentTokens, folded, one, page
+from projections.current_tokens import TABLE, WRITES, CurrentTokens, folded, one, page
 from tests.facts import AT, GRANT_ID, LATER, fact
 from tests.stocked import Stocked, stocked
 
-INSERT, REDEEM, RESCOPE, WITHHOLD, TURN, LIMIT = range(6)
+INSERT, RESCOPE, TURN, LIMIT = range(4)
 
 
 def rows(*events: AnyEvent, first_position: int = 7) -> list[tuple[int, tuple[object, ...]]]:
@@ -35,55 +33,36 @@ def rows(*events: AnyEvent, first_position: int = 7) -> list[tuple[int, tuple[ob
 def test_an_issuance_is_one_insert_of_every_column() -> None:
     """I-13: the row is whole with its first event; scopes are words, times the event's own texts."""
     expected = (
-        GRANT_ID, 7, "www", "5" * 32, "operator:login-app", 1, 2, "read openid", AT, LATER, 0, NOT_REDEEMED, LATER,
-        "read openid", 0, "active", None,
+        GRANT_ID, 7, "www", "5" * 32, "operator:login-app", 1, 2, "read openid", AT, LATER, "read openid", "active",
+        None,
     )  # fmt: skip
     assert [(INSERT, expected)] == rows(fact(GrantIssued))
     assert len(expected) == 1 + len(WRITES[INSERT].columns)
-
-
-def test_a_withheld_refresh_token_is_part_of_the_issuances_insert() -> None:
-    """Where the client may have no refresh token there is no current generation from the first moment."""
-    [(kind, values)] = rows(fact(GrantIssued), fact(RefreshTokenWithheld, v=2))
-    assert (INSERT, 1) == (kind, values[-3])
 
 
 def test_a_sign_in_is_an_insert_without_a_generation_that_ends_with_its_code() -> None:
     """Until the exchange nothing is current; whoever asks later than the code's end finds an expired grant."""
     ((kind, values),) = rows(fact(GrantAuthorized, code_expires_at=LATER))
     named = dict(zip((WRITES[INSERT].key, *WRITES[INSERT].columns), values, strict=True))
-    assert (INSERT, 1, LATER, LATER, AT) == (
-        kind, named["withheld"], named["idle_expires_at"], named["absolute_expires_at"], named["issued_at"],
-    )  # fmt: skip
+    assert (INSERT, LATER, AT) == (kind, named["absolute_expires_at"], named["issued_at"])
 
 
 def test_an_exchange_updates_the_row_that_the_sign_in_began() -> None:
     """`issued_at`, epochs and scope are those of the sign-in; token and lifetimes come now."""
-    expected = [(REDEEM, (0, NOT_REDEEMED, LATER, GRANT_ID)), (WITHHOLD, (0, GRANT_ID)), (LIMIT, (LATER, GRANT_ID))]
-    assert expected == rows(fact(GrantIssued, v=2))
-    withheld = rows(fact(GrantIssued, v=2), fact(RefreshTokenWithheld, v=3))
-    assert [(WITHHOLD, (1, GRANT_ID))] == [each for each in withheld if each[0] == WITHHOLD]
+    assert [(LIMIT, (LATER, GRANT_ID))] == rows(fact(GrantIssued, v=2))
 
 
-def test_a_refresh_is_one_update_of_three_columns() -> None:
-    """The hot path: generation, last redemption and idle expiry, by the grant's key; no index has them."""
+def test_a_refresh_touches_no_row_here() -> None:
+    """The hot path: what it changes stands in the head of the grant's stream, also where its token is reused."""
     redeemed, rotated = fact(TokenRedeemed, v=2, generation=0), fact(TokenRotated, v=3, generation=1)
-    assert [(REDEEM, (1, AT, LATER, GRANT_ID))] == rows(redeemed, rotated)
-    assert ("generation", "last_redeemed_at", "idle_expires_at") == WRITES[REDEEM].columns
+    assert [] == rows(redeemed, rotated)
+    assert [] == rows(redeemed)
 
 
 def test_the_short_way_of_a_refresh_comes_to_the_same_as_the_long_one() -> None:
-    """Whatever stands between them, a redemption and its rotation set the same three values."""
+    """Whatever stands between them, a redemption and its rotation set nothing."""
     redeemed, rotated = fact(TokenRedeemed, v=2, generation=4), fact(TokenRotated, v=3, generation=5)
-    assert rows(redeemed, rotated) == rows(rotated)
-    assert rows(redeemed, rotated) == [
-        each for each in rows(redeemed, fact(GrantSuspended), rotated) if each[0] == REDEEM
-    ]
-
-
-def test_in_reuse_mode_the_redemption_says_all_three() -> None:
-    """No rotation follows: the generation stays, the idle expiry slides."""
-    assert [(REDEEM, (4, AT, LATER, GRANT_ID))] == rows(fact(TokenRedeemed, generation=4, idle_expires_at=LATER))
+    assert rows(fact(GrantSuspended, v=3), first_position=8) == rows(redeemed, fact(GrantSuspended, v=3), rotated)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +74,7 @@ def test_in_reuse_mode_the_redemption_says_all_three() -> None:
         ("grant.reinstated", [(TURN, ("active", 7, GRANT_ID))]),
         ("grant.revoked", [(TURN, ("revoked", 7, GRANT_ID))]),
         ("grant.expired", [(TURN, ("expired", 7, GRANT_ID))]),
-        ("grant.refresh_token_withheld", [(WITHHOLD, (1, GRANT_ID))]),
+        ("grant.refresh_token_withheld", []),
         ("grant.retry_served", []),
         ("grant.reuse_detected", []),
         ("grant.rollback_detected", []),
@@ -201,10 +180,8 @@ async def test_a_row_is_what_its_events_fold_to_and_what_the_aggregate_says(tmp_
             for each in stored:
                 event = decode(each.body)
                 assert event.topic.startswith("grant.")
-                grant.evolve(event)  # type: ignore[arg-type]
+                grant.evolve(event)  # type: ignore[arg-type]  # of a grant
             assert row is not None
-            assert (grant.generation, " ".join(grant.carried)) == (row.current_generation, row.scope)
-            assert (times.text(grant.last_redeemed_at or 0), times.text(grant.idle_expires_at or 0)) == (
-                row.redeemed_at or times.text(0),
-                row.idle_expires_at,
-            )
+            assert (grant.generation, " ".join(grant.carried)) == (row.generation, row.scope)
+            assert (grant.last_redeemed_at, grant.idle_expires_at) == (row.last_redeemed_at_us, row.idle_expires_at_us)
+            assert row.last_redeemed_at is None or row.last_redeemed_at in stored[-1].body

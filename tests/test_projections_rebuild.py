@@ -110,9 +110,7 @@ def test_a_ledger_that_nobody_touched_is_what_its_replay_says(copied: Copied) ->
 @pytest.mark.parametrize(
     ("sql", "table", "column"),
     [
-        ("UPDATE current_tokens_v1 SET generation = generation + 1", "current_tokens_v1", "generation"),
         ("UPDATE current_tokens_v1 SET scope = 'read write'", "current_tokens_v1", "scope"),
-        ("UPDATE current_tokens_v1 SET idle_expires_at = NULL", "current_tokens_v1", "idle_expires_at"),
         ("UPDATE current_tokens_v1 SET state = 'active'", "current_tokens_v1", "state"),
         ("UPDATE current_tokens_v1 SET subject_id = 'x'", "current_tokens_v1", "subject_id"),
         ("UPDATE current_tokens_v1 SET grant_id = 'x' || grant_id", "current_tokens_v1", "grant_id"),
@@ -126,6 +124,9 @@ def test_a_ledger_that_nobody_touched_is_what_its_replay_says(copied: Copied) ->
         ("UPDATE streams SET name = name || 'x'", "streams", "name"),
         ("UPDATE streams SET state = x'00'", "streams", "state"),
         ("UPDATE streams SET v = v - 1", "streams", "v"),
+        ("UPDATE streams SET generation = generation + 1", "streams", "generation"),
+        ("UPDATE streams SET last_redeemed_at = NULL", "streams", "last_redeemed_at"),
+        ("UPDATE streams SET idle_expires_at = NULL", "streams", "idle_expires_at"),
         ("DELETE FROM streams", "streams", "name"),
     ],
 )
@@ -294,7 +295,7 @@ def test_streams_leave_memory_and_come_back(copied: Copied, monkeypatch: pytest.
     monkeypatch.setattr(replay, "PAGE_EVENTS", 2)
     monkeypatch.setattr(compare, "PAGE_ROWS", 2)
     assert expected == copied.rebuild()
-    copied.change("UPDATE current_tokens_v1 SET generation = 99")
+    copied.change("UPDATE streams SET generation = 99")
     assert copied.rebuild().healed
     assert expected == copied.rebuild()
 
@@ -302,7 +303,7 @@ def test_streams_leave_memory_and_come_back(copied: Copied, monkeypatch: pytest.
 def test_all_is_counted_and_healed_though_few_are_named(copied: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list is bounded, the healing is not."""
     monkeypatch.setattr(compare, "DIFFERENCES_MAX", 2)
-    changed = copied.change("UPDATE current_tokens_v1 SET generation = 99")
+    changed = copied.change("UPDATE streams SET generation = 99")
     found = copied.rebuild()
     assert (2, changed, True) == (len(found.differences), found.difference_count, found.healed)
     assert [] == copied.rebuild().differences
@@ -361,7 +362,8 @@ async def test_healing_takes_in_what_was_appended_since_the_comparison(tmp_path:
         issued = await at.issue()
         tokens = [(await at.refresh(issued.refresh_token)).refresh_token]
         other = Copied(tmp_path / "ledger.db")
-        other.change("UPDATE current_tokens_v1 SET generation = 99, scope = 'x', issued_by = 'nobody'")
+        other.change("UPDATE current_tokens_v1 SET scope = 'x', issued_by = 'nobody'")
+        other.change("UPDATE streams SET generation = 99 WHERE name LIKE 'grant:%'")
         other.change("DELETE FROM reuse_incidents_v1")
 
         async def serve_on() -> None:
@@ -370,7 +372,10 @@ async def test_healing_takes_in_what_was_appended_since_the_comparison(tmp_path:
 
         found = await rebuilt(at, serve_on)
         assert (3, True) == (found.difference_count, found.healed)
-        rows = "SELECT generation, scope, issued_by FROM current_tokens_v1"
+        rows = (
+            "SELECT s.generation, t.scope, t.issued_by FROM current_tokens_v1 t"
+            " JOIN streams s ON s.name = 'grant:' || t.grant_id"
+        )
         assert [(2, "read", "operator:login-app")] == other.rows(rows)
         again = await rebuilt(at, serve_on)
         assert ([], True) == (again.differences, again.healed)

@@ -17,7 +17,7 @@ from ledger.segments import Segments
 
 # The term `v % 64 = 1` must stand here as in the index's definition, or the index is not used.
 _MARK = (
-    "SELECT position, v FROM events WHERE stream = ? AND v >= ?"  # noqa: S608
+    "SELECT position, v FROM events WHERE stream = ? AND v >= ?"  # noqa: S608  # names of ours alone
     f" AND v % {MARK_EVERY_V} = 1 ORDER BY v LIMIT 1"
 )
 _WALK = (

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from ledger.events import AnyEvent
 from ledger.inline import Inline
+from ledger.snapshots import Asked
 
 
 class Head(NamedTuple):
@@ -57,20 +58,23 @@ class Work:
     def __init__(self, inline: Sequence[Inline]) -> None:
         self.inline = inline
         self.events: list[tuple[int, int, int, int, str]] = []
-        self.made: list[tuple[int, str, int, int, bytes, bytes]] = []
-        self.moved: list[tuple[int, int, bytes, bytes, int, int]] = []
+        self.made: list[tuple[object, ...]] = []
+        self.moved: list[tuple[object, ...]] = []
         self.rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in inline]
         self._projecting = [(each.rows, rows) for each, rows in zip(inline, self.rows, strict=True)]
         self.private: list[tuple[str, tuple[object, ...]]] = []
         self.control: int | None = None
         self.serial: int | None = None
 
-    def add_head(self, id: int, name: str, v: int, position: int, head: bytes, state: bytes, v_before: int) -> None:
-        """Write the head of a stream. `v_before` is the version it is believed to have now; 0 makes the stream."""
+    def add_head(
+        self, id: int, name: str, v: int, position: int, head: bytes, state: bytes, asked: Asked, v_before: int
+    ) -> None:
+        """Write the head of a stream, `state` and `asked` as `snapshots` makes them. `v_before` is the version it is
+        believed to have now; 0 makes the stream."""
         if v_before:
-            self.moved.append((v, position, head, state, id, v_before))
+            self.moved.append((v, position, head, state, *asked, id, v_before))
         else:
-            self.made.append((id, name, v, position, head, state))
+            self.made.append((id, name, v, position, head, state, *asked))
 
     def project(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> None:
         """Add the inline projections' rows for one command's events of one stream."""

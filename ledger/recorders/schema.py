@@ -5,7 +5,7 @@ from ledger.recorders import archived
 APPLICATION_ID = 0x544C4447
 """Marks the file as a token ledger's (the letters TLDG)."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MARK_EVERY_V = 64
 """Every so many versions of a stream an index entry gives a way in; from there `back` leads on."""
@@ -25,9 +25,11 @@ SCHEMA = (
     "CREATE TABLE control (id INTEGER PRIMARY KEY CHECK (id = 1), counter INTEGER NOT NULL, serial INTEGER NOT NULL,"
     " position_floor INTEGER NOT NULL) STRICT",
     "INSERT INTO control VALUES (1, 0, 0, 0)",
-    # The head of each stream, with its snapshot: loading an aggregate is one row, whatever its age.
+    # The head of each stream, with its snapshot: loading an aggregate is one row, whatever its age. The last three are
+    # of grants, out of the snapshot (microseconds): here, and not in a projection's table, a refresh writes one row.
     "CREATE TABLE streams (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, v INTEGER NOT NULL,"
-    " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL) STRICT",
+    " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL, generation INTEGER,"
+    " last_redeemed_at INTEGER, idle_expires_at INTEGER) STRICT",
     # `back` is the position of the stream's previous event. An index on (stream, v) would be written at every event
     # and cost a fifth of the throughput; one entry in 64 suffices to find the way.
     "CREATE TABLE events (position INTEGER PRIMARY KEY, stream INTEGER NOT NULL, v INTEGER NOT NULL,"

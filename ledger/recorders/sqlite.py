@@ -35,6 +35,11 @@ _GRANT = (
     " p.idempotency_mac, p.body_mac FROM streams s LEFT JOIN private_grants p ON p.stream = s.id WHERE s.name = ?"
 )
 
+_MOVE = (
+    "UPDATE streams SET v = ?, position = ?, head = ?, state = ?, generation = ?, last_redeemed_at = ?,"
+    " idle_expires_at = ? WHERE id = ? AND v = ?"
+)
+
 PAGE_BYTES = 4096
 """Seven events to a page. Half of it writes less where very many grants are touched in turn, is no faster, and leaves a
 fifth of each page empty."""
@@ -259,11 +264,9 @@ class SQLiteStore:
 
     def _write_heads(self, connection: sqlite3.Connection, work: Work) -> None:
         if work.made:
-            connection.executemany("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?)", work.made)
+            connection.executemany("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", work.made)
         if work.moved:
-            written = connection.executemany(
-                "UPDATE streams SET v = ?, position = ?, head = ?, state = ? WHERE id = ? AND v = ?", work.moved
-            ).rowcount
+            written = connection.executemany(_MOVE, work.moved).rowcount
             if written != len(work.moved):
                 raise LostRace("a stream had moved on")
 

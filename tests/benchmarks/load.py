@@ -18,11 +18,13 @@ from typing import cast
 
 import uvloop
 
+from tests.wire import TOKEN_PATH
+
 HEAD = (
-    "POST /oauth/v2/oauth-token HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\n"
+    "POST {} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\n"
     "Content-Type: application/x-www-form-urlencoded\r\n{}Content-Length: {}\r\n\r\n"
 )
-MARK = b'"refresh_token":"'
+MARK = b'"refresh_token"'
 ONCE = "{once}"
 SETTLING_SECONDS = 0.2
 """After the last handshake of TLS 1.3, whose end, as the client sees it, the server still has before it."""
@@ -33,7 +35,8 @@ class Job:
     """What to send where, for how long. `form` and `header` say who refreshes: members of the body, and whole lines.
 
     Where either holds `ONCE`, it stands for one of `once`, another one with each request; when they are used up the run
-    ends, early. `authority` and `certificate` are files in PEM: whom to trust where it is TLS, and what to show.
+    ends, early; so it does after `answers_max`. `authority` and `certificate` are files in PEM: whom to trust where it
+    is TLS, and what to show.
     """
 
     port: int
@@ -46,6 +49,8 @@ class Job:
     once: list[str] = field(default_factory=list)
     authority: str | None = None
     certificate: str | None = None
+    path: str = TOKEN_PATH
+    answers_max: int | None = None
 
 
 @dataclass
@@ -88,18 +93,13 @@ class Chain(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
-        head_end = self.buffer.find(b"\r\n\r\n")
-        if head_end < 0:
+        if not _is_whole(self.buffer):
             return
-        head = self.buffer[:head_end].lower()
-        at = head.index(b"content-length:") + 15
-        end = head_end + 4 + int(head[at:].split(b"\r\n", 1)[0])
-        if len(self.buffer) < end:
-            return
-        answer, self.buffer = self.buffer[:end], self.buffer[end:]
+        answer, self.buffer = self.buffer, b""
         run = self.run
+        run.received_bytes += len(answer)
         if answer.startswith(b"HTTP/1.1 200"):
-            start = answer.index(MARK) + len(MARK)
+            start = answer.index(b'"', answer.index(MARK) + len(MARK)) + 1
             run.give(self.taken, answer[start : answer.index(b'"', start)].decode())
             run.latencies.append(time.perf_counter() - self.sent_at)
         else:
@@ -119,23 +119,43 @@ class Chain(asyncio.Protocol):
             self.run.gone()
 
 
+def _is_whole(answer: bytes) -> bool:
+    """Whether an answer has come to its end, by its length or, where it tells none, by its last chunk."""
+    head_end = answer.find(b"\r\n\r\n")
+    if head_end < 0:
+        return False
+    head = answer[:head_end].lower()
+    at = head.find(b"content-length:")
+    if at < 0:
+        return answer.endswith(b"0\r\n\r\n")
+    return len(answer) >= head_end + 4 + int(head[at + 15 :].split(b"\r\n", 1)[0])
+
+
 class Run:
     """What all connections share: the pool of tokens, what is sent with them, the figures, the end."""
 
-    def __init__(self, job: Job, order: Callable[[int], int]) -> None:
+    def __init__(self, job: Job) -> None:
+        self.job = job
         self.tokens = job.tokens
         self.form = f"grant_type=refresh_token&{job.form}{'&' if job.form else ''}refresh_token="
+        self.path = job.path
         self.header = job.header
         self.once = job.once if ONCE in job.form + job.header else None
-        self.free = sorted(range(len(self.tokens)), key=order)
+        self.free = sorted(range(len(self.tokens)), key=_order(job))
         self.connections = job.connections
         self.latencies: list[float] = []
+        self.received_bytes = 0
+        self.kept = 0
         self.failed: list[str] = []
         self.stopping = False
         self.ended = asyncio.get_running_loop().create_future()
 
     @property
     def is_used_up(self) -> bool:
+        """Whether nothing is left that another request could be made of, or may be asked for beside those under way."""
+        most = self.job.answers_max
+        if most is not None and len(self.latencies) + self.connections > most:
+            return True
         return self.once is not None and not self.once
 
     def request(self, token: str) -> bytes:
@@ -144,13 +164,14 @@ class Run:
             once = self.once.pop()
             form, header = form.replace(ONCE, once), header.replace(ONCE, once)
         body = form + token
-        return (HEAD.format(header, len(body)) + body).encode()
+        return (HEAD.format(self.path, header, len(body)) + body).encode()
 
     def take(self) -> tuple[int, str]:
         index = self.free.pop()
         return index, self.tokens[index]
 
     def give(self, index: int, token: str) -> None:
+        self.kept += token == self.tokens[index]
         self.tokens[index] = token
         if self.connections == len(self.tokens):
             self.free.append(index)  # each connection its own chain
@@ -177,8 +198,9 @@ def _order(job: Job) -> Callable[[int], int]:
     return (lambda index: hash((index, 7))) if len(job.tokens) > job.connections else lambda index: index
 
 
-async def run(job: Job) -> Found:
-    state = Run(job, _order(job))
+async def connected(state: Run) -> list[Chain]:
+    """All connections of a run, and a moment for the server to settle."""
+    job = state.job
     tls = None if job.authority is None else ssl.create_default_context(cafile=job.authority)
     if tls is not None and job.certificate is not None:
         tls.load_cert_chain(job.certificate)
@@ -187,23 +209,40 @@ async def run(job: Job) -> Found:
         (await loop.create_connection(lambda: Chain(state), "127.0.0.1", job.port, ssl=tls))[1]
         for _ in range(job.connections)
     ]
-    await asyncio.sleep(0 if tls is None else SETTLING_SECONDS)
-    server, client, started = cpu_seconds(job.pid), time.process_time(), time.perf_counter()
-    loop.call_later(job.seconds, state.stop)
+    await asyncio.sleep(SETTLING_SECONDS)
+    return chains
+
+
+async def walked(state: Run, chains: list[Chain]) -> float:
+    """Walk the chains for the job's time; the seconds that it took until the last answer."""
+    started = time.perf_counter()
+    asyncio.get_running_loop().call_later(state.job.seconds, state.stop)
     for chain in chains:
         chain.send()
     await state.ended
-    found = sorted(state.latencies)
+    return time.perf_counter() - started
+
+
+async def run(job: Job) -> Found:
+    state = Run(job)
+    chains = await connected(state)
+    server, client = cpu_seconds(job.pid), time.process_time()
+    seconds = await walked(state, chains)
     return Found(
-        answers=len(found),
-        seconds=time.perf_counter() - started,
+        answers=len(state.latencies),
+        seconds=seconds,
         server_cpu_seconds=cpu_seconds(job.pid) - server,
         client_cpu_seconds=time.process_time() - client,
-        p50_ms=found[len(found) // 2] * 1000 if found else 0,
-        p99_ms=found[int(len(found) * 0.99)] * 1000 if found else 0,
+        p50_ms=percentile_ms(state.latencies, 0.5),
+        p99_ms=percentile_ms(state.latencies, 0.99),
         failed=state.failed[:3],
         tokens=state.tokens,
     )
+
+
+def percentile_ms(latencies: list[float], part: float) -> float:
+    """The latency that such a part of all answers did not exceed; 0 where there were none."""
+    return sorted(latencies)[int(len(latencies) * part)] * 1000 if latencies else 0.0
 
 
 def main() -> None:

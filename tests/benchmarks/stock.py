@@ -1,6 +1,5 @@
 """Stores made in process, before any server opens them: many grants, or one with a long history."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +8,15 @@ from pathlib import Path
 import uvloop
 
 from api.clients_file import parsed
-from ledger.answers import Caller, IssueRequest, Source
+from ledger.answers import IssueRequest
 from ledger.application import Ledger, Options
-from ledger.clients import LOCAL_OPERATOR
 from ledger.head_file import HeadFile
 from ledger.keyring import Alg, KeyRing
 from ledger.randomness import system_randomness
 from ledger.recorders.sqlite import SQLiteStore
 from projections import INLINE
 from tests.benchmarks.clients import CLIENTS, SCOPE
+from tests.bulk import issue_many, rotate_many
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,9 @@ async def _stocked(
         randomness=system_randomness(),
     )
     await ledger.operators.apply(parsed(clients).clients, [])
-    tokens = []
-    for start in range(0, len(asked), 5000):
-        some = asked[start : start + 5000]
-        answers = await asyncio.gather(*(ledger.operators.issue(LOCAL_OPERATOR, each, None, b"{}") for each in some))
-        tokens += [answer.refresh_token or "" for answer in answers]
-    caller = Caller(client_id="www", authenticated=True, auth_method="client_secret_post")
-    for _ in range(rotations):
-        answer = await ledger.refresh(caller, Source("127.0.0.1", "bench"), tokens[0], None, None)
-        tokens[0] = answer.refresh_token or ""
+    tokens = [token async for some in issue_many(ledger, asked) for token in some]
+    if rotations:
+        tokens[0] = await rotate_many(ledger, tokens[0], rotations, client_id=asked[0].client_id)
     key_of = {algorithm: await ledger.operators.keys_rotate(algorithm) for algorithm in algorithms}
     await ledger.close()
     return Stocked(tokens, dict(key_of))

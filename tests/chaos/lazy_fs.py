@@ -19,7 +19,7 @@ from tests.chaos.disk import Disk, Mode, Record
 fuse: Any = importlib.import_module("mfusepy")  # a package of the full tier alone
 
 
-class LazyFiles(fuse.Operations):  # type: ignore[misc]
+class LazyFiles(fuse.Operations):  # type: ignore[misc]  # its types may not be here
     """The operations. All under one lock: the kernel asks from many threads."""
 
     use_ns = True

@@ -185,7 +185,7 @@ def test_the_clock_of_a_server_jumps_under_load(faketime: Path, tmp_path: Path) 
                     server.jump_to(seconds)
                     time.sleep(0.3)
                     stay_over(server, over)
-                    eventually(lambda before=before: load.refreshes > before + len(chains), what="work")  # type: ignore[misc]
+                    eventually(lambda before=before: load.refreshes > before + len(chains), what="work")  # type: ignore[misc]  # a lambda with a default
                 load.stop()
             report(faults_of(chains))
         server.jump_to(400 * DAY)

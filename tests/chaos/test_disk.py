@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def fail_each(
         server.start()
         chains = chains_of(server, CHAINS)
         for number in numbers:
-            end_by_an_error(server, chains, lambda number=number: fail(number), seconds)  # type: ignore[misc]
+            end_by_an_error(server, chains, partial(fail, number), seconds)
             heal()
             server.start()
             converge(chains)

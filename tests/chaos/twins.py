@@ -40,14 +40,14 @@ def answers_before_the_commit() -> None:
 
     def early(self: Commits, *arguments: Any, **options: Any) -> None:
         init(self, *arguments, **options)
-        self._handover = Early(self)  # type: ignore[assignment]
+        self._handover = Early(self)  # type: ignore[assignment]  # the fault
 
     def late(self: SQLiteStore) -> None:
         time.sleep(0.05)
         commit(self)
 
-    Commits.__init__ = early  # type: ignore[method-assign]
-    SQLiteStore.commit = late  # type: ignore[method-assign]
+    Commits.__init__ = early  # type: ignore[method-assign]  # the fault
+    SQLiteStore.commit = late  # type: ignore[method-assign]  # the fault
 
 
 def mints_siblings() -> None:
@@ -57,7 +57,7 @@ def mints_siblings() -> None:
     def another(ring: Any, key_id: int, grant_id: str, generation: int, nonce: bytes) -> str:
         return derive(ring, key_id, grant_id, generation, system_randomness()(len(nonce)))
 
-    tokens.derive = another  # type: ignore[assignment]
+    tokens.derive = another  # type: ignore[assignment]  # the fault
     tokens.genuine = lambda *_: True
 
 
@@ -69,7 +69,7 @@ def leaves_at_once() -> None:
         self._impatient = True
         await drain(self)
 
-    Server._drain = impatient  # type: ignore[method-assign]
+    Server._drain = impatient  # type: ignore[method-assign]  # the fault
 
 
 def hides_errors() -> None:
@@ -82,7 +82,7 @@ def hides_errors() -> None:
         except StoreError:
             rollback(self)
 
-    SQLiteStore.commit = hopeful  # type: ignore[method-assign]
+    SQLiteStore.commit = hopeful  # type: ignore[method-assign]  # the fault
 
 
 def overlooks_what_is_ahead() -> None:
@@ -94,7 +94,7 @@ def overlooks_what_is_ahead() -> None:
             raise Refused(Refusal.UNKNOWN_TOKEN)
         return decide(self, command, rules)
 
-    Grant.decide = blind  # type: ignore[method-assign]
+    Grant.decide = blind  # type: ignore[method-assign]  # the fault
 
 
 FAULTS: dict[str, Callable[[], None]] = {

@@ -1,0 +1,262 @@
+"""What the runs say: medians, ratios within one round, a table in Markdown, and a picture."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from tests.benchmarks.peers_plot import Line, Panel, picture
+
+AXES = {
+    "connections": "connections, each with a chain of its own",
+    "history": "rotations that the grant has behind it, one connection",
+    "grants": "grants, touched in shuffled order",
+}
+"""What is varied, and what else is so meanwhile."""
+
+Spread: TypeAlias = tuple[float, float, float]
+"""Median, least and greatest."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One side at one point in one round. CPU seconds and kilobytes are for 1,000 refreshes; `written_kb` is None where
+    it may not be read."""
+
+    side: str
+    axis: str
+    x: int
+    round: int
+    connections: int
+    answers: int
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    server_cpu_s: float
+    store_cpu_s: float
+    written_kb: float | None
+    client_cpu_s: float
+    server_memory_mb: float
+
+    @property
+    def cpu_s(self) -> float:
+        return self.server_cpu_s + self.store_cpu_s
+
+
+class SideFacts(msgspec.Struct, frozen=True):
+    """What a side is: on which store, ours or not, and whether a retired token that came back ended its family."""
+
+    store: str
+    is_ours: bool
+    detects_reuse: bool | None
+
+
+class Report(msgspec.Struct):
+    """Everything that was found, as it goes into the JSON file."""
+
+    about: dict[str, Any]
+    sides: dict[str, SideFacts]
+    left_out: dict[str, str]
+    runs: list[Run]
+
+
+class Cells:
+    """The runs by point and side."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self._runs: dict[tuple[str, int, str], list[Run]] = {}
+        for run in report.runs:
+            self._runs.setdefault((run.axis, run.x, run.side), []).append(run)
+
+    def axes(self) -> list[str]:
+        return [axis for axis in AXES if any(key[0] == axis for key in self._runs)]
+
+    def points(self, axis: str) -> list[int]:
+        return sorted({x for at, x, _ in self._runs if at == axis})
+
+    def sides(self, axis: str, x: int) -> list[str]:
+        """The sides of a point, ours first, then from the fastest on."""
+        found = [side for side in self.report.sides if (axis, x, side) in self._runs]
+        return sorted(found, key=lambda side: (not self._facts(side).is_ours, -self.median(axis, x, side, _per_second)))
+
+    def runs(self, axis: str, x: int, side: str) -> list[Run]:
+        return self._runs[axis, x, side]
+
+    def median(self, axis: str, x: int, side: str, figure: Callable[[Run], float]) -> float:
+        return statistics.median(map(figure, self._runs[axis, x, side]))
+
+    def ratio(
+        self, one: tuple[str, int, str], other: tuple[str, int, str], figure: Callable[[Run], float]
+    ) -> Spread | None:
+        """One cell's figure by another's, round by round; None where they have no round in common."""
+        beside = {run.round: figure(run) for run in self._runs.get(other, ())}
+        ratios = [figure(run) / beside[run.round] for run in self._runs.get(one, ()) if beside.get(run.round)]
+        return (statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
+
+    def fastest_peer(self, axis: str, x: int, *, detects_reuse: bool = False) -> str | None:
+        """The durable peer with the greatest median throughput; of those alone that detect reuse, where asked for."""
+        for side in self.sides(axis, x):
+            facts = self._facts(side)
+            is_peer = not facts.is_ours and facts.store not in ("none", "memory")
+            if is_peer and (facts.detects_reuse or not detects_reuse):
+                return side
+        return None
+
+    def bare(self, axis: str, x: int) -> str | None:
+        return next((side for side in self.sides(axis, x) if self._facts(side).store == "none"), None)
+
+    def _facts(self, side: str) -> SideFacts:
+        return self.report.sides[side]
+
+
+def _per_second(run: Run) -> float:
+    return run.per_second
+
+
+def _cpu(run: Run) -> float:
+    return run.cpu_s
+
+
+def _p99(run: Run) -> float:
+    return run.p99_ms
+
+
+def _written(runs: Iterable[Run]) -> float | None:
+    known = [run.written_kb for run in runs if run.written_kb is not None]
+    return statistics.median(known) if known else None
+
+
+# ---------------------------------------------------------------- the table
+
+
+def markdown(report: Report) -> str:
+    """The verdict, a table for each axis, and under which conditions."""
+    cells = Cells(report)
+    parts = ["# Durable refreshes beside the peers", *verdicts(cells)]
+    for axis in cells.axes():
+        parts += [f"## By {AXES[axis]}", "\n".join(_table(cells, axis))]
+    parts += ["## Conditions", "\n".join(_conditions(report))]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdicts(cells: Cells) -> list[str]:
+    """What each of ours is beside the bare endpoint and the fastest peers, at the greatest number of connections."""
+    points = cells.points("connections")
+    if not points:
+        return []
+    x = points[-1]
+    ours = [side for side in cells.sides("connections", x) if cells.report.sides[side].is_ours]
+    return ["\n".join([f"- **{side}**, {x} connections: {each}" for side in ours for each in _verdict(cells, side, x)])]
+
+
+def _verdict(cells: Cells, side: str, x: int) -> list[str]:
+    at = "connections"
+    peers = (cells.fastest_peer(at, x), cells.fastest_peer(at, x, detects_reuse=True))
+    names = {peers[0]: "the fastest peer", peers[1]: "the fastest that detects reuse"}
+    if peers[0] == peers[1]:
+        names = {peers[0]: "the fastest peer, which detects reuse"}
+    told = []
+    for other, what in ((cells.bare(at, x), "a store-less endpoint"), *names.items()):
+        if other is None:
+            continue
+        throughput, cpu, tail = (
+            cells.ratio((at, x, side), (at, x, other), figure) for figure in (_per_second, _cpu, _p99)
+        )
+        assert throughput is not None
+        shares = [f"{of[0]:.2f} of its {name}" for of, name in ((cpu, "CPU time"), (tail, "p99")) if of is not None]
+        told.append(f"{_spread(throughput)} times the refreshes of {other} ({what}), {' and '.join(shares)}")
+    return told
+
+
+def _table(cells: Cells, axis: str) -> list[str]:
+    first = cells.points(axis)[0]
+    relative = "of bare" if axis == "connections" else f"of its own at {first:,}"
+    lines = [
+        f"| {axis} | server | store | detects reuse | refreshes/s | {relative} | of the fastest peer | p50 ms | p99 ms"
+        " | CPU s (server + store) | kB written | memory MB |",
+        "|---:|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for x in cells.points(axis):
+        for side in cells.sides(axis, x):
+            here, facts, runs = (axis, x, side), cells.report.sides[side], cells.runs(axis, x, side)
+            other = cells.bare(axis, x) if axis == "connections" else side
+            to_other = cells.ratio(here, (axis, x if axis == "connections" else first, other or ""), _per_second)
+            to_peer = cells.ratio(here, (axis, x, cells.fastest_peer(axis, x) or ""), _per_second)
+            server, store = (cells.median(*here, lambda run: run.server_cpu_s), cells.median(*here, _store_cpu))
+            written = _written(runs)
+            row = (
+                f"{x:,}",
+                f"**{side}**" if facts.is_ours else side,
+                facts.store,
+                {True: "yes", False: "no", None: ""}[facts.detects_reuse],
+                f"{cells.median(*here, _per_second):,.0f}",
+                _spread(to_other),
+                _spread(to_peer),
+                f"{cells.median(*here, lambda run: run.p50_ms):.2f}",
+                f"{cells.median(*here, _p99):.1f}",
+                f"{server + store:.3f} ({server:.3f} + {store:.3f})",
+                "" if written is None else f"{written:,.0f}",
+                f"{cells.median(*here, lambda run: run.server_memory_mb):.0f}",
+            )
+            lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def _store_cpu(run: Run) -> float:
+    return run.store_cpu_s
+
+
+def _spread(found: Spread | None) -> str:
+    return "" if found is None else f"{found[0]:.2f} [{found[1]:.2f}–{found[2]:.2f}]"
+
+
+def _conditions(report: Report) -> list[str]:
+    lines = [
+        "- Medians of all rounds; ratios are medians of those within one round, with the least and the greatest.",
+        "- CPU seconds and kilobytes are for 1,000 refreshes. Written is what the store's processes gave to the file"
+        " system while they were loaded; what PostgreSQL writes at a later check-point is not in it, SQLite's is.",
+        "- Server on one core, load client and PostgreSQL on the other, where there are two; all sides one after the"
+        " other in each round, every second round the other way round.",
+    ]
+    lines += [f"- {name}: {value}" for name, value in report.about.items()]
+    lines += [f"- Left out: {side}: {why}" for side, why in report.left_out.items()]
+    return lines
+
+
+# ---------------------------------------------------------------- the picture
+
+
+def svg(report: Report) -> str:
+    """Throughput by each axis above; latency, CPU and bytes written by connections below."""
+    cells = Cells(report)
+    panels = [
+        _panel(cells, axis, f"refreshes/s by {axis}", lambda runs: statistics.median(map(_per_second, runs)))
+        for axis in cells.axes()
+    ]
+    if "connections" in cells.axes():
+        panels += [
+            _panel(cells, "connections", "p99, ms", lambda runs: statistics.median(map(_p99, runs))),
+            _panel(cells, "connections", "CPU s per 1,000", lambda runs: statistics.median(map(_cpu, runs))),
+            _panel(cells, "connections", "kB written per 1,000", _written),
+        ]
+    names = {side: side if "/" in side else f"{side} (store: {facts.store})" for side, facts in report.sides.items()}
+    return picture(panels, names, [side for side, facts in report.sides.items() if facts.is_ours])
+
+
+def _panel(cells: Cells, axis: str, title: str, figure: Callable[[Sequence[Run]], float | None]) -> Panel:
+    lines: dict[str, Line] = {}
+    for x in cells.points(axis):
+        for side in cells.sides(axis, x):
+            y = figure(cells.runs(axis, x, side))
+            if y:
+                lines.setdefault(side, []).append((x, y))
+    return Panel(title, axis, lines)
+
+
+def counted(report: Report) -> Mapping[str, int]:
+    """How many answers each side gave in all."""
+    answers: dict[str, int] = {}
+    for run in report.runs:
+        answers[run.side] = answers.get(run.side, 0) + run.answers
+    return answers

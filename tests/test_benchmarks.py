@@ -1,0 +1,225 @@
+"""The benchmark beside the peers says what was counted: with tiny counts, and with no claim about speed."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from textwrap import dedent
+
+import msgspec
+import pytest
+
+from tests.benchmarks import peers
+from tests.benchmarks.peers import Extent, Measuring, points
+from tests.benchmarks.peers_plot import Panel, picture
+from tests.benchmarks.peers_report import Report, Run, SideFacts, markdown
+from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
+from tests.servers import free_port
+
+SVG = "{http://www.w3.org/2000/svg}"
+TINY = ["--rounds", "2", "--seconds", "0.1", "--warm-up", "0", "--connections", "2"]
+
+PEER = '''
+import hashlib, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+class Peer(BaseHTTPRequestHandler):
+    """Rotates what it is given, tells no lengths, keeps nothing. `keeps` gives the same token back."""
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        assert form["client_id"] == ["pub"]
+        (token,) = form["refresh_token"]
+        if sys.argv[1] != "keeps":
+            token = hashlib.sha256(token.encode()).hexdigest()
+        self.answer('{"access_token": "a", "refresh_token_timeout": 1, "refresh_token": "%s"}' % token)
+
+    def do_GET(self):
+        count = int(parse_qs(urlsplit(self.path).query)["n"][0])
+        self.answer("\\n".join(f"{number:08d}" for number in range(count)))
+
+    def answer(self, text):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"%x\\r\\n%s\\r\\n0\\r\\n\\r\\n" % (len(text), text.encode()))
+
+    def log_message(self, *arguments):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Peer).serve_forever()
+'''
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> list[str]:
+    """A harness of three peers: one that rotates, one that does not, one whose server does not start; no PostgreSQL."""
+    folder = tmp_path / "harness"
+    folder.mkdir()
+    (folder / "peer.py").write_text(PEER)
+    (folder / "pg.sh").write_text("#!/bin/sh\necho 'no PostgreSQL here' >&2\nexit 1\n")
+    (folder / "pg.sh").chmod(0o755)
+    rotates, keeps, broken = free_port(), free_port(), free_port()
+    listed = dedent(f"""
+        declare -A URL MINT FORM PGUSE START
+        def() {{ URL[$1]="http://127.0.0.1:$2"; MINT[$1]="$3"; FORM[$1]="$4"; PGUSE[$1]="$5"; START[$1]="$6"; }}
+        def rotates {rotates}/token "curl -s 'http://127.0.0.1:{rotates}/mint?n={{n}}'" "&client_id=pub" 0 \
+            "exec python3 peer.py rotates {rotates}"
+        def keeps {keeps}/token "curl -s 'http://127.0.0.1:{keeps}/mint?n={{n}}'" "&client_id=pub" 0 \
+            "exec python3 peer.py keeps {keeps}"
+        def broken {broken}/token "false" "" 0 "echo 'it lacks a library'; exit 1"
+        """)
+    (folder / "peers.sh").write_text(listed)
+    return ["--harness", str(folder), "--workdir", str(tmp_path)]
+
+
+def measured(out: Path, *arguments: str) -> Report:
+    peers.main([*TINY, "--out", str(out), *arguments])
+    return msgspec.json.decode((out / "peers.json").read_bytes(), type=Report)
+
+
+def rows(table: str) -> list[list[str]]:
+    """The cells of all rows that begin with a number."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if re.match(r"\| \d", line)]
+
+
+def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Path) -> None:
+    """Table, figures and picture come out: a row for each side and point, a run for each of its rounds."""
+    told = measured(tmp_path / "out", "--history", "1", "30", "--grants", "70")
+    ours, bare = "token-ledger/sqlite", "bare Starlette endpoint"
+    expected = [("connections", 2, side) for side in (ours, bare)]
+    expected += [(axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("grants", 70))]
+    assert sorted(expected * 2) == sorted((run.axis, run.x, run.side) for run in told.runs)
+    assert {1, 2} == {run.round for run in told.runs}
+    assert all(run.answers >= run.connections for run in told.runs)
+    assert all(run.server_memory_mb > 1 for run in told.runs)
+    assert all((run.written_kb or 0) > 1 for run in told.runs if run.side == ours)
+    assert {ours: SideFacts("SQLite", True, True), bare: SideFacts("none", False, None)} == told.sides
+    assert ["peers"] == list(told.left_out)
+    table = (tmp_path / "out" / "peers.md").read_text("utf-8")
+    assert sorted((str(x), f"**{side}**" if side == ours else side) for _, x, side in expected) == sorted(
+        (row[0], row[1]) for row in rows(table)
+    )
+    assert "- Left out: peers: --harness and --workdir name" in table
+    root = ElementTree.parse(tmp_path / "out" / "peers.svg").getroot()
+    # By connections: two sides each in throughput, p99 and CPU, ours alone in bytes; by history and grants ours alone.
+    assert 2 + 1 + 1 + 2 + 2 + 1 == len(root.findall(f".//{SVG}polyline"))
+
+
+def test_peers_take_part_where_they_can_and_are_left_out_with_a_line_where_not(
+    tmp_path: Path, harness: list[str]
+) -> None:
+    """A server that does not start, one that rotates nothing, a name that is not listed: the others are measured."""
+    names = ["--peers", "rotates", "keeps", "broken", "unheard-of"]
+    told = measured(tmp_path / "out", "--history", "--grants", *harness, *names)
+    assert {"token-ledger/sqlite", "bare Starlette endpoint", "rotates"} == {run.side for run in told.runs}
+    assert SideFacts("memory", False, False) == told.sides["rotates"]
+    expected = {
+        "PostgreSQL": "no PostgreSQL here",
+        "broken": "its server ended: it lacks a library",
+        "unheard-of": "the harness does not list it",
+    }
+    assert re.fullmatch(r"it gave \d+ tokens back unchanged", told.left_out.pop("keeps"))
+    assert expected == told.left_out
+
+
+def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path) -> None:
+    """What was prepared is used again, and a later round is compared with its own round only."""
+    kept = ["--history", "--grants", "--folder", str(tmp_path / "kept")]
+    peers.main([*TINY, "--out", str(tmp_path / "out"), *kept, "--prepare"])
+    assert not (tmp_path / "out").exists()
+    prepared = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
+    measured(tmp_path / "out", *kept, "--add")
+    told = measured(tmp_path / "out", *kept, "--add")
+    assert {1, 2, 3, 4} == {run.round for run in told.runs}
+    assert 8 == len(told.runs)
+    walked = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
+    assert 2 == len(prepared.split()) == len(walked.split())
+    assert not set(prepared.split()) & set(walked.split())
+
+
+def test_events_that_are_not_two_for_each_answer_end_the_measurement(tmp_path: Path) -> None:
+    """The broken twin of the count after each run: a store that holds less than was answered for."""
+
+    class Forgetful(OnSQLite):
+        @contextmanager
+        def serve(self, stage: Stage, folder: Path) -> Iterator[Running]:
+            with super().serve(stage, folder) as running:
+                events = running.events
+                assert events is not None
+                yield replace(running, events=lambda: events() // 2)
+
+    at = points([2], [], [])
+    measuring = Measuring(tmp_path, Extent(1, 0.1, 0), Report({}, {}, {}, []))
+    with ExitStack() as stack:
+        measuring.serve(stack, Forgetful(), [at[0].stage])
+        with pytest.raises(AssertionError, match=r"\d+ events for \d+ answers"):
+            measuring.run([Forgetful()], at, {})
+
+
+def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
+    """Three rounds by hand: the median of the ratios is not the ratio of the medians."""
+    rates = {"ours": (100, 300, 200), "fast": (50, 100, 200), "safe": (10, 30, 40), "bare": (200, 200, 100)}
+    runs = [
+        Run(
+            side=side,
+            axis="connections",
+            x=64,
+            round=number + 1,
+            connections=64,
+            answers=rate,
+            per_second=rate,
+            p50_ms=1,
+            p99_ms=1000 / rate,
+            server_cpu_s=10 / rate,
+            store_cpu_s=0 if side in ("ours", "bare") else 10 / rate,
+            written_kb=None if side == "bare" else 2,
+            client_cpu_s=0,
+            server_memory_mb=50,
+        )
+        for side, all_rates in rates.items()
+        for number, rate in enumerate(all_rates)
+    ]
+    sides = {
+        "ours": SideFacts("SQLite", True, True),
+        "safe": SideFacts("PostgreSQL", False, True),
+        "fast": SideFacts("PostgreSQL", False, False),
+        "bare": SideFacts("none", False, None),
+    }
+    table = markdown(Report({"rounds": "3"}, sides, {"slow": "no reason"}, runs))
+    assert [
+        "- **ours**, 64 connections: 1.50 [0.50–2.00] times the refreshes of bare (a store-less endpoint),"
+        " 0.67 of its CPU time and 0.67 of its p99",
+        "- **ours**, 64 connections: 2.00 [1.00–3.00] times the refreshes of fast (the fastest peer),"
+        " 0.25 of its CPU time and 0.50 of its p99",
+        "- **ours**, 64 connections: 10.00 [5.00–10.00] times the refreshes of safe (the fastest that detects reuse),"
+        " 0.05 of its CPU time and 0.10 of its p99",
+    ] == [line for line in table.splitlines() if line.startswith("- **ours**")]
+    fast = "2.00 [1.00–3.00]"
+    assert ["64", "**ours**", "SQLite", "yes", "200", "1.50 [0.50–2.00]", fast, "1.00", "5.0"] == rows(table)[0][:9]
+    assert ["0.050 (0.050 + 0.000)", "2", "50"] == rows(table)[0][9:]
+    assert ["**ours**", "bare", "fast", "safe"] == [row[1] for row in rows(table)]
+    assert ["64", "safe", "PostgreSQL", "yes", "30", "0.15 [0.05–0.40]"] == rows(table)[3][:6]
+    assert "- Left out: slow: no reason" in table
+
+
+def test_the_picture_puts_each_value_where_it_belongs() -> None:
+    """Logarithmic both ways: half the way up is the geometric mean, and nothing lies outside."""
+    lines = {"a": [(1.0, 10.0), (100.0, 1000.0)], "b": [(10.0, 100.0)]}
+    root = ElementTree.fromstring(picture([Panel("x < y", "across", lines)], {"a": "A & a", "b": "B"}, ["a"]))
+    a, b = (each.attrib["points"].split() for each in root.iter(f"{SVG}polyline"))
+    (left, low), (right, high) = (tuple(map(float, point.split(","))) for point in a)
+    assert (f"{(left + right) / 2},{(low + high) / 2}",) == tuple(b)
+    assert left < right
+    assert high < low
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    assert 0 < left < right < width
+    assert 0 < high < low < height
+    texts = [each.text for each in root.iter(f"{SVG}text")]
+    assert {"x < y", "across", "A & a", "B", "10", "20", "500", "1,000"} <= set(texts)
+    widths = {each.attrib["stroke-width"] for each in root.iter(f"{SVG}polyline")}
+    assert {"3", "1.5"} == widths

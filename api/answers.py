@@ -7,7 +7,7 @@ endpoint does with it; header and body leave in one write (see `api/exchanges.py
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -40,6 +40,14 @@ class TakesWhole:
     def take(self, answer: "Answer") -> bool:
         """Write the whole answer; False where it must go message by message, and nothing was written."""
         raise NotImplementedError
+
+
+class Replies(Protocol):
+    """A request that its application has taken without waiting; it is answered later, once."""
+
+    def reply(self, answer: "Answer") -> None:
+        """Send the answer. Whether it reaches the client is unknown, as always."""
+        ...
 
 
 class Answer:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from starlette.routing import BaseRoute, Route, Router
 
 from api import errors
-from api.answers import oauth_error
+from api.answers import Replies, oauth_error
 from api.archiver import Archiver
 from api.assertions import Assertions
 from api.authorizations import Authorizations
@@ -27,6 +27,7 @@ from api.ends import Ends
 from api.explain import Explain
 from api.grants import READERS, SEE_ALL, Grants
 from api.guides import Guides
+from api.heads import Headers
 from api.health import Health, ServerView, ledger_families
 from api.introspect import IntrospectionEndpoint
 from api.jwks import Jwks
@@ -63,6 +64,8 @@ _POSTED_BY_CLIENTS: Final = (*_POSTED_BY_PAGES, "/oauth/v2/oauth-introspect", "/
 _UNSEEN: Final[Mapping[str, bool]] = {}
 
 Asgi = Callable[[Any, Receive, Send], Awaitable[None]]
+OnceMore = Callable[[Headers, bytes, Replies], bool]
+"""Serves a request that repeats another of its connection, by their headers; False: it does not, nothing happened."""
 
 
 class OfWholeLog:
@@ -84,11 +87,13 @@ class OfWholeLog:
 class App:
     """The ledger over HTTP, an ASGI application. What comes with `state["local"]` goes to `local`: only a server can
     set that, and it does so for the socket of commands. In process `local` may be called itself. `certificates` reads
-    those of clients, and TLS_CLIENT_CA again when told to."""
+    those of clients, and TLS_CLIENT_CA again when told to. `repeated` are the paths where requests that repeat may be
+    served without a task."""
 
     def __init__(
         self,
         hot: dict[str, Asgi],
+        repeated: dict[str, OnceMore],
         cross_origin: CrossOrigin,
         certificates: ClientCertificates,
         public: Asgi,
@@ -96,9 +101,14 @@ class App:
     ) -> None:
         self.certificates = certificates
         self._hot = hot
+        self._repeated = repeated
         self._cross_origin = cross_origin
         self._public = public
         self.local = local
+
+    def once_more(self, scope: Any) -> OnceMore | None:
+        """What serves requests without a task that repeat this one on its connection; None where nothing does."""
+        return None if scope["state"]["names_origin"] else self._repeated.get(scope["path"])
 
     def __call__(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
         # The paths that are asked for all day are found in one step, before any router looks.
@@ -162,7 +172,9 @@ def create_app(
             ("/introspect", introspection),
         )
     }
+    repeated: dict[str, OnceMore] = dict.fromkeys(("/oauth/v2/oauth-token", "/token"), token.once_more)
     if settings.tls_client_cert_header is not None:
+        repeated = {}  # a proxy tells which certificate a request came with: each is looked at
         hot = {path: Forwarded(settings.tls_client_cert_header, contexts, each) for path, each in hot.items()}
     about = Metadata(
         metadata(
@@ -239,7 +251,7 @@ def create_app(
     public = [*open_routes(), *operated_routes(by_token, desk)]
     on_socket = [*open_routes(), *operated_routes(Local(), local_desk), *local_routes()]
     cross_origin = CrossOrigin(ledger.authority.lists_origin, by_pages)
-    return App(hot | read_by_pages, cross_origin, certificates, _router(public), _router(on_socket))
+    return App(hot | read_by_pages, repeated, cross_origin, certificates, _router(public), _router(on_socket))
 
 
 def _router(routes: list[BaseRoute]) -> Router:

@@ -160,7 +160,7 @@ class ClientAuth:
         proven = headers.proven
         if proven is None:
             return None
-        secret, number, client, ring, caller = proven
+        secret, caller = proven.secret, proven.caller
         if secret is None:
             if "client_secret" in form or form.get("client_id", caller.client_id) != caller.client_id:
                 return None
@@ -168,12 +168,18 @@ class ClientAuth:
             return None
         if "client_assertion" in form or "client_assertion_type" in form:
             return None
-        if self._ledger.authority.client(caller.client_id) is not client or self._ledger.desk.ring is not ring:
-            return None
-        if self._throttle.wait_seconds(caller.client_id, address):
-            return None
-        self._meters.secret_used(caller.client_id, number)
-        return caller
+        return caller if self.holds(proven, address) else None
+
+    def holds(self, proven: Proven, address: str) -> bool:
+        """Whether what a client has proved before is as good now, sent once more: counted then like any other proof."""
+        _, number, client, ring, caller = proven
+        client_id = caller.client_id
+        if self._ledger.authority.client(client_id) is not client or self._ledger.desk.ring is not ring:
+            return False
+        if self._throttle.wait_seconds(client_id, address):
+            return False
+        self._meters.secret_used(client_id, number)
+        return True
 
     def _without_secret(self, client: Client, extensions: Extensions) -> Caller | None:
         """A public client that names itself, or one whose certificate says the rest (RFC 8705 2); else None."""

@@ -136,8 +136,7 @@ class Connection(asyncio.Protocol):
     def start(self, exchange: Any) -> None:
         """Let the application answer."""
         self.running = exchange
-        exchange.task = self.loop.create_task(exchange.run_asgi(self.listener.app))
-        self.server_state.tasks.add(exchange.task)
+        exchange.run(self.listener.app)
 
     def on_response_complete(self) -> None:
         """Go on after an answer: end, next request, refusal that waited, or idle."""

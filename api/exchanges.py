@@ -43,6 +43,18 @@ class Exchange(TakesWhole):
     received: int = 0
     over_limit: bool = False
 
+    def run(self, app: Any) -> None:
+        """Run the application for this request in a task of its own."""
+        self.task = asyncio.get_running_loop().create_task(self.run_asgi(app))
+        self.listener.state.tasks.add(self.task)
+
+    def reply(self, answer: Answer) -> None:
+        """Send the answer of an application that took the request without a task."""
+        if self.take(answer):
+            self.on_response = _nothing
+        else:
+            self.run(answer)
+
     async def run_asgi(self, app: Any) -> None:
         """Run the application for this request, and answer in its place where it does not."""
         try:

@@ -98,10 +98,10 @@ def parse(headers: Sequence[Header], body: bytes) -> Form:
     """Parse a form by the headers it came with. Raises BadRequest; the description says what would be right."""
     seen = Headers.of(headers)
     repeating = seen.repeating
-    if repeating is not None and len(body) == repeating.length:
-        form = _repeated(repeating, body)
-        if form is not None:
-            return form
+    if repeating is not None:
+        token = repeated_token(repeating, body)
+        if token is not None:
+            return Form({**repeating.fields, _REPEATING: token})
     foreign_charset = seen.foreign_charset
     if foreign_charset is not None:
         form = _parsed(body, foreign_charset)
@@ -111,15 +111,14 @@ def parse(headers: Sequence[Header], body: bytes) -> Form:
     return _parsed(body, foreign_charset)
 
 
-def _repeated(repeating: Repeating, body: bytes) -> Form | None:
-    """The form that differs from another in its refresh token alone; None where it differs in more."""
-    _, begins, ends, around, fields = repeating
-    if not compare_digest(body[:begins] + body[ends:], around):  # there may be a secret, and a guess from someone else
-        return None
+def repeated_token(repeating: Repeating, body: bytes) -> str | None:
+    """The refresh token of a form that differs from another in it alone; None where it differs in more, or has one that
+    must be unescaped first."""
+    length, begins, ends, around, _ = repeating
+    if len(body) != length or not compare_digest(body[:begins] + body[ends:], around):
+        return None  # compared like that because there may be a secret, and a guess from someone else
     token = body[begins:ends]
-    if token.translate(None, _UNRESERVED):
-        return None
-    return Form({**fields, _REPEATING: token.decode("ascii")})
+    return None if token.translate(None, _UNRESERVED) else token.decode("ascii")
 
 
 def _repeating(body: bytes, form: Form) -> Repeating | None:

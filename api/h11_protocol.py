@@ -45,7 +45,7 @@ class H11Exchange(Exchange, RequestResponseCycle):
         self.transport.write(told or b"")
 
 
-class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
+class H11Connection(Connection, H11Protocol):  # type: ignore[misc]  # what its eof_received returns, uvicorn leaves open
     """A connection parsed by h11, which is slower and runs everywhere."""
 
     def __init__(self, listener: Listener, config: Config, loop: asyncio.AbstractEventLoop) -> None:
@@ -118,7 +118,7 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]
         if method == "CONNECT":
             raise Malformed(501, "this server is no proxy")
         self.cycle = H11Exchange(
-            scope=self.scope_of(method, bytes(event.target), version, headers, framing.names_origin),  # type: ignore[arg-type]
+            scope=self.scope_of(method, bytes(event.target), version, headers, framing.names_origin),  # type: ignore[arg-type]  # a TypedDict there
             conn=self.conn,
             transport=self.transport,
             flow=self.flow,

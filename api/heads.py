@@ -39,7 +39,7 @@ class Headers(list[Header]):
     `first` is each name's first value, `twice` the names given more than once. What is None nobody has asked yet.
     """
 
-    __slots__ = ("context", "first", "foreign_charset", "framing", "proven", "repeating", "twice")
+    __slots__ = ("context", "first", "foreign_charset", "framing", "once_more", "proven", "repeating", "twice")
 
     def __init__(self, headers: Iterable[Header]) -> None:
         super().__init__(headers)
@@ -54,6 +54,7 @@ class Headers(list[Header]):
         self.context: Source | None = None
         self.proven: Proven | None = None
         self.repeating: Repeating | None = None
+        self.once_more: OnceMore | None = None
         self.foreign_charset: bool | None = None
 
     @classmethod
@@ -88,6 +89,15 @@ class Repeating(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Repeating {sorted(self.fields)}>"
+
+
+class OnceMore(NamedTuple):
+    """A refresh that comes over a connection again and again, with another token each time: the form, who has proved to
+    send it, and from where."""
+
+    form: Repeating
+    proven: Proven
+    source: Source
 
 
 class Framing(NamedTuple):

@@ -6,6 +6,7 @@ calls those malformed, while h11 leaves it to the application to say 405.
 
 import asyncio
 import math
+from collections.abc import Callable
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 
@@ -13,7 +14,7 @@ import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from api.answers import Answer, Header, TokenResponse
+from api.answers import Answer, Header, Replies, TokenResponse
 from api.connections import (
     HEAD_BYTES_MAX,
     NOT_HTTP,
@@ -41,6 +42,8 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
     chunked_encoding = None
     expected_content_length = 0
 
+    _event: asyncio.Event | None = None
+
     def __init__(self, connection: "HttptoolsConnection", scope: Any, *, keep_alive: bool) -> None:
         self.scope = scope
         self.transport = connection.transport
@@ -48,12 +51,19 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
         self.logger = connection.logger
         self.access_logger = connection.access_logger
         self.default_headers = connection.server_state.default_headers
-        self.message_event = asyncio.Event()
         self.on_response = connection.on_response_complete
         self.listener = connection.listener
         self.keep_alive = keep_alive
         self.body = bytearray()
         self.more_body = True
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]  # uvicorn's is made with each request
+        """Set whenever there is news for `receive`; made when somebody asks, which most requests never do."""
+        event = self._event
+        if event is None:
+            event = self._event = asyncio.Event()
+        return event
 
     def joined(self, start: Any, body: bytes) -> bytes | None:
         headers = start.get("headers", ())
@@ -90,7 +100,8 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
             return False
         self.status = answer.status
         self.response_started = self.response_complete = True
-        self.message_event.set()
+        if self._event is not None:
+            self._event.set()
         self.transport.write(STATUS_LINES[answer.status] + listener.date_line + answer.lines + b"\r\n" + answer.body)
         self.on_response()
         return True
@@ -103,17 +114,19 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
 
 
 class Alike(NamedTuple):
-    """The head of a connection's requests while they are alike: its bytes, how long a whole request is, its scope."""
+    """The head of a connection's requests while they are alike: its bytes, how long a whole request is, its scope, and
+    what serves requests that repeat, if anything does."""
 
     head: bytes
     length: int
     scope: dict[str, Any]
+    once_more: Callable[[Headers, bytes, Replies], bool] | None
 
     def __repr__(self) -> str:
         return f"<Alike {self.length} bytes>"  # a head may hold credentials
 
 
-class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
+class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]  # as in api/h11_protocol.py
     """A connection parsed by httptools (llhttp)."""
 
     def __init__(self, listener: Listener, config: Config, loop: asyncio.AbstractEventLoop) -> None:
@@ -174,27 +187,26 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc]
             return
         if head.startswith(b"POST ") and head.find(b"\r\n\r\n") == len(head) - 4 and b"\n\n" not in head:
             scope = exchange.scope  # copied before the application, which may add to its own, gets to run
-            self.alike = Alike(head, len(data), {**scope, "state": {**scope["state"]}})
+            once_more = getattr(self.listener.app, "once_more", None)
+            once_more = None if once_more is None else once_more(scope)
+            self.alike = Alike(head, len(data), {**scope, "state": {**scope["state"]}}, once_more)
 
     def _serve_alike(self, alike: Alike, data: bytes) -> None:
         """Serve a whole request whose head was read before, byte for byte: the parser, at rest, need not see it."""
         self.idle = False
         self.began_at = self.loop.time()
         self.deadline = _NEVER
-        listener, body = self.listener, data[len(alike.head) :]
-        scope = alike.scope.copy()
-        scope["state"] = {
-            **scope["state"],
-            "deadline": self.began_at + listener.request_seconds,
-            "draining": listener.draining,
-            "body": body,
-        }
+        body, scope = data[len(alike.head) :], alike.scope
         exchange = HttptoolsExchange(self, scope, keep_alive=True)
-        exchange.whole = body
         exchange.more_body = False
         self.ended += 1
-        self.cycle = exchange
-        self.start(exchange)
+        self.cycle = self.running = exchange
+        if alike.once_more is None or not alike.once_more(scope["headers"], body, exchange):
+            listener = self.listener
+            state = {"deadline": self.began_at + listener.request_seconds, "draining": listener.draining, "body": body}
+            exchange.scope = {**scope, "state": {**scope["state"], **state}}
+            exchange.whole = body
+            self.start(exchange)
 
     def _refuse_malformed(self, error: Any) -> None:
         cause = error.__context__

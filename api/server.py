@@ -205,7 +205,7 @@ class Server:
                 connection.expire()
 
     def _open(self) -> list[Connection]:
-        return list(self._state.connections)  # type: ignore[arg-type]
+        return list(self._state.connections)  # type: ignore[arg-type]  # all of them are ours
 
     async def reload(self) -> None:
         """Read the certificate again, then call `on_reload`. What is wrong is one log line and changes nothing."""

@@ -5,15 +5,16 @@ back to itself, so that memory is freed without the collector.
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from api import errors, forms
-from api.answers import Answer, BadRequest, method_not_allowed, token_answer
+from api.answers import Answer, BadRequest, Replies, method_not_allowed, token_answer
 from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
 from api.dpop import InvalidProof, Proofs, Target, nonce_header, proof_of
 from api.endpoint import FrontDesk, Receive, Send
-from api.heads import Headers
+from api.heads import Headers, OnceMore
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.application import Ledger
 from ledger.clients import Client
@@ -84,6 +85,7 @@ class TokenEndpoint:
         form = forms.parse(headers, body)
         source = self._desk.contexts.of(scope)
         caller = self._clients.again(headers, form.fields, source.address)
+        again = caller is not None
         if caller is None:
             caller = await self._caller(headers, form, source.address, scope.get("extensions"))
         grant_type = form.fields.get("grant_type")
@@ -97,7 +99,46 @@ class TokenEndpoint:
             raise UnauthorizedClient
         if b"dpop" in headers.first or client.settings.dpop_bound_access_tokens or caller.single_use:
             return await self._with_proof(headers, client, kind, caller, source, form)
+        if again and grant_type == GRANT_TYPE:
+            self._remember(headers, source, form)
         return _told(caller, await kind.exchange(caller, source, form))
+
+    def _remember(self, headers: Headers, source: Source, form: forms.Form) -> None:
+        """A client sends for the second time over one connection what differs in the refresh token alone: `once_more`
+        serves it from now on."""
+        repeating, proven = headers.repeating, headers.proven
+        if repeating is None or proven is None or form.resource:
+            return
+        fields = dict(form.fields)
+        fields.pop("refresh_token", None)
+        if fields == repeating.fields and "scope" not in fields:
+            headers.once_more = OnceMore(repeating, proven, source)
+
+    def once_more(self, headers: Headers, body: bytes, request: Replies) -> bool:
+        """Serve a refresh like one that came over the same connection before, of these same headers; False: it is not,
+        and nothing has happened. What `__call__` comes to, without a task: the ledger answers `request` itself."""
+        known = headers.once_more
+        if known is None:
+            return False
+        form, proven, source = known
+        token = forms.repeated_token(form, body)
+        if token is None or token not in self._ledger.desk.handed_out:
+            return False
+        started, caller = perf_counter(), proven.caller
+        return self._clients.holds(proven, source.address) and self._ledger.refresh_soon(
+            caller, source, token, partial(self._tell, request, caller, started)
+        )
+
+    def _tell(self, request: Replies, caller: Caller, started: float, found: TokenAnswer | BaseException) -> None:
+        outcome = "ok"
+        if type(found) is TokenAnswer:
+            answer = _told(caller, found)
+        else:
+            assert isinstance(found, Exception)
+            answer, outcome = errors.told(found), errors.outcome(found)
+            self._desk.meters.refused(found)
+        self._desk.meters.token_request(outcome, perf_counter() - started)
+        request.reply(answer)
 
     async def _caller(self, headers: Headers, form: forms.Form, address: str, extensions: Any) -> Caller:
         shown = authorization(headers)

@@ -181,13 +181,33 @@ class Ledger:
             else:
                 answer = await self._commits.submit(redeem)
         except Refused as refusal:
-            if refusal.reuse is not None:
-                self._tell_reuse(refusal.reuse, caller.client_id)
-            if self.desk.foreign:
-                self.afterwards.record_foreign_soon()
+            self._not_refreshed(refusal, caller)
             raise
+        return self._refreshed(answer)
+
+    def refresh_soon(
+        self, caller: Caller, source: Source, token: str, tell: Callable[[TokenAnswer | BaseException], None]
+    ) -> bool:
+        """As `refresh`, for a token that this process made, and without anybody waiting: `tell`, which may not raise,
+        is called once with the answer or with what `refresh` would raise. False: not this one, and nothing happened."""
+        if self.behind is not None or caller.single_use:
+            return False
+        presented = self.desk.handed_out.pop(token, None)
+        if presented is None:
+            return False
+        refreshing = Refreshing(self, caller, source, presented, tell)
+        self._commits.put(refreshing.redeem, refreshing)
+        return True
+
+    def _refreshed(self, answer: TokenAnswer) -> TokenAnswer:
         self.refreshed += 1
         return answer if answer.unsigned is None else signed(self.desk.ring, answer)
+
+    def _not_refreshed(self, refusal: Refused, caller: Caller) -> None:
+        if refusal.reuse is not None:
+            self._tell_reuse(refusal.reuse, caller.client_id)
+        if self.desk.foreign:
+            self.afterwards.record_foreign_soon()
 
     async def _presented(self, token: str, caller: Caller) -> tokens.Presented:
         """Read a refresh token. Raises Refused for what is none of ours."""
@@ -355,3 +375,49 @@ class Ledger:
     async def _write_what_is_left(self) -> None:
         self.afterwards.record_foreign()
         await self.afterwards.flush_presentations(self.memory.clock(), at_stop=True)
+
+
+class Refreshing:
+    """A refresh that is in line by itself: whom `Commits` answers in place of a future (`refresh_soon`)."""
+
+    __slots__ = ("_caller", "_ledger", "_presented", "_source", "_tell", "_told")
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        caller: Caller,
+        source: Source,
+        presented: tokens.Presented,
+        tell: Callable[[TokenAnswer | BaseException], None],
+    ) -> None:
+        self._ledger = ledger
+        self._caller = caller
+        self._source = source
+        self._presented = presented
+        self._tell = tell
+        self._told = False
+
+    def redeem(self, batch: Batch) -> TokenAnswer:
+        """What is decided."""
+        return redeeming.redeem(batch, self._ledger.desk, self._caller, self._source, self._presented, None, None)
+
+    def done(self) -> bool:
+        """Whether it was told."""
+        return self._told
+
+    def set_result(self, answer: TokenAnswer) -> None:
+        """Tell the answer, whose events are durable."""
+        self._told = True
+        try:
+            answer = self._ledger._refreshed(answer)
+        except Exception as error:  # a JWT that could not be signed
+            self._tell(error)
+        else:
+            self._tell(answer)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Tell why there is none."""
+        self._told = True
+        if isinstance(error, Refused):
+            self._ledger._not_refreshed(error, self._caller)
+        self._tell(error)

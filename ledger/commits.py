@@ -15,7 +15,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -42,12 +42,23 @@ UNREADY_AFTER_SECONDS = 5.0
 HANGING_COMMIT_SECONDS = 5.0
 
 
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class AnswerTo(Protocol[T_contra]):
+    """Whom to answer: a future, or what does the same at once. Neither `set_result` nor `set_exception` raises."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: T_contra, /) -> None: ...
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
 class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
     """A request in line: what to decide, whom to answer, and until when."""
 
     decide: Decide[T]
     command_id: str
-    future: asyncio.Future[T]
+    future: AnswerTo[T]
     deadline: float
 
 
@@ -95,9 +106,14 @@ class Commits:
         """Put a request in line. The future gives what `decide` returned once its events are durable, raises the
         Refused or LedgerError it raised (what stood in the same batch is durable then too), or Unavailable."""
         future: asyncio.Future[T] = self._loop.create_future()
+        self.put(decide, future)
+        return future
+
+    def put(self, decide: Decide[T], future: AnswerTo[T]) -> None:
+        """As `submit`, for one who is answered in another way than by a future. May answer before it returns."""
         if self.broken is not None or self._closed or len(self._waiting) >= WAITING_MAX:
             future.set_exception(Unavailable())
-            return future
+            return
         now = self._loop.time()
         self._waiting.append(Waiting(decide, self._memory.new_command_id(), future, now + self._deadline_seconds))
         if self._unserved_since is None:
@@ -106,7 +122,6 @@ class Commits:
                 self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         if not self._committing:
             self._plan()
-        return future
 
     def _plan(self) -> None:
         if not self._planned:
@@ -413,7 +428,7 @@ def _refuse(those: Iterable[Waiting[Any]]) -> None:
         _set_exception(each.future, Unavailable())
 
 
-def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+def _set_exception(future: AnswerTo[Any], error: BaseException) -> None:
     if isinstance(error, StopIteration):  # no future takes one, and whoever waits must be told
         error = RuntimeError(f"a decision raised {error!r}")
     if not future.done():

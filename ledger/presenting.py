@@ -302,7 +302,12 @@ def standing_of(batch: Batch, desk: Desk, grant: Grant) -> Standing:
 
 def forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
     """Once a grant has ended for good nobody shall be able to make its tokens. An idle end leaves access tokens alone:
-    the secrets of those still alive can only be checked with the nonce, so it stays until the last has expired."""
+    the secrets of those still alive can only be checked with the nonce, so it stays until the last has expired.
+
+    Where no event of the grant's own says that it ended, nobody comes for its nonce before its next token does. Until
+    then, an epoch refuses whatever could be made with it; and an expiry is only what the clock says: one that was wrong
+    for a minute must not cost every grant its tokens.
+    """
     grant = loaded.aggregate
     assert isinstance(grant, Grant)
     if loaded.private is None or loaded.private.nonce is None:

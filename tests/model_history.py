@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, TypeAlias
 
 from ledger import times
-from ledger.commands import EpochEnd, FirstRedemption, Rules
+from ledger.commands import AccessToken, EpochEnd, FirstRedemption, Rules
 from ledger.refusals import Refusal
 from ledger.times import SECOND
 
@@ -153,6 +153,21 @@ class History:
         own, moment = self.of("revoked", "expired"), NEVER if self.of("revoked") else state.at
         own_v = own[0]["v"] if own else NEVER
         return [event for event in told if event["v"] > own_v or times.micros(event["first_at"]) >= moment]
+
+    def access_token(self, v: int) -> AccessToken:
+        """An access token as its event says, read without the ledger's help."""
+        event = self.events[v - 1]
+        members: dict[str, Any] = {
+            name: event.get(name) for name in ("cnf_jkt", "cnf_x5t_s256", "format", "signing_key_id")
+        }
+        return AccessToken(
+            v=v,
+            scope=tuple(event["scope"]),
+            resource=tuple(event["resource"]) if "resource" in event else None,
+            issued_at=times.micros(event["access_token_issued_at"]),
+            expires_at=times.micros(event["access_token_expires_at"]),
+            **members,
+        )
 
     def access_token_revoked(self, minted_v: int) -> bool:
         return any(event["issued_v"] == minted_v for event in self.of("access_token_revoked"))

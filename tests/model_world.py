@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 
 from ledger import commands, events, history, times
-from ledger.commands import AccessToken, ClientRules, EpochEnd, Presenter, Rules
+from ledger.commands import ClientRules, EpochEnd, Presenter, Rules
 from ledger.epochs import Epoch, Raise, first_hit
 from ledger.events import ClientRevoked, GrantEvent, SubjectRevoked, Words
 from ledger.grant import Grant, StateMayBeStale
-from ledger.grant_state import access_token_of
 from ledger.policy import Policy
 from ledger.refusals import Refusal, Refused
 from ledger.times import SECOND
 from tests.model import decide
 from tests.model_answers import Answer
 from tests.model_checker import Handed, Recorded, Token, check
+from tests.model_compare import agree, compare_served, compare_states
 from tests.model_history import History, micros
 
 GRANT_ID = "0192f4a0b1c27def8a9b0123456789ab"
@@ -35,11 +35,6 @@ CALLBACK = "https://app.example/callback"
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 CONTEXTS = {"owner": "c0" * 32, "thief": "c1" * 32, "another": "c2" * 32}
 SNAPSHOT_EVERY_COMMANDS = 3
-
-
-def agree(what: str, expected: object, told: object) -> None:
-    """The model's answer first."""
-    assert expected == told, f"{what}: the model says\n  {expected}\nthe aggregate\n  {told}"
 
 
 class World:
@@ -199,7 +194,7 @@ class World:
             agree("refused", (expected.refused, expected.event_id), reason)
         else:
             agree("refused", expected.refused, None)
-            self.compare_served(expected, decision.outcome)
+            compare_served(self.history, expected, decision.outcome)
         return expected
 
     def append(self, made: Sequence[GrantEvent]) -> None:
@@ -214,58 +209,8 @@ class World:
         if made:
             self.commits.append((len(self.log), len(self.entries)))
 
-    def compare_served(self, expected: Answer, outcome: commands.Served | None) -> None:
-        agree("served", expected.served is not None, outcome is not None)
-        if expected.served is None or outcome is None:
-            return
-        agree("access token", self.access_token(expected.served.minted_v), outcome.access_token)
-        for name in ("generation", "key_id", "idle_expires_at", "absolute_expires_at", "last_v", "retry"):
-            agree(name, getattr(expected.served, name), getattr(outcome, name))
-
-    def access_token(self, v: int) -> AccessToken:
-        """An access token as its event says, read without the ledger's help."""
-        event = self.history.events[v - 1]
-        members: dict[str, Any] = {
-            name: event.get(name) for name in ("cnf_jkt", "cnf_x5t_s256", "format", "signing_key_id")
-        }
-        return AccessToken(
-            v=v,
-            scope=tuple(event["scope"]),
-            resource=tuple(event["resource"]) if "resource" in event else None,
-            issued_at=times.micros(event["access_token_issued_at"]),
-            expires_at=times.micros(event["access_token_expires_at"]),
-            **members,
-        )
-
     def compare_states(self) -> None:
-        """What views and introspection read, now."""
-        if not self.history.events:
-            return
-        rules, grant = self.rules(), self.grant
-        told, expected = grant.judge(self.now, rules.epoch_end), self.history.judge(self.now, rules.epoch_end)
-        for name in ("status", "reason_class", "at", "event_id", "refusal"):
-            agree(name, getattr(expected, name), getattr(told, name))
-        agree("generation", (self.history.current, len(self.history.events)), (grant.generation, grant.v))
-        agree("expiry", self.history.expiry(), (grant.idle_expires_at, grant.absolute_expires_at))
-        agree("issued", times.micros(self.history.issued["at"]), grant.issued_at)
-        for g in range(max(0, (grant.generation or 0) - 3), (grant.generation or 0) + 1):
-            agree(f"key of {g}", self.history.made(g)["key_id"], grant.key_of(g))
-        words = [word for word in self.history.issued["scope"] if word in self.history.carried()]
-        agree("carried", words, list(grant.carried))
-        current, redeemed = self.history.made(self.history.current or 0), self.history.of("token_redeemed")
-        agree("token issued", times.micros(current["at"]), grant.token_issued_at)
-        agree("last redeemed", times.micros(redeemed[-1]["at"]) if redeemed else None, grant.last_redeemed_at)
-        ends = [micros(event, "access_token_expires_at") or 0 for event in self.history.events]
-        agree("access tokens until", max(ends), grant.access_tokens_until)
-        assert len(grant.counted_retries) <= 11, "I-22: retries are remembered that no budget looks at"
-        minted = [event for event in self.log if access_token_of(event) is not None]
-        for event in minted[:1] + minted[-4:]:
-            token = self.access_token(event.v)
-            agree("minted", token, access_token_of(event))
-            active = grant.access_token_active(token, self.now, rules)
-            # What had run out by the grant's own time may stay so when the wall clock is put back.
-            if active or self.history.at < token.expires_at:
-                agree(f"{event.v} is active", self.history.access_token_active(event.v, self.now, rules), active)
+        compare_states(self.history, self.grant, self.log, self.now, self.rules())
 
     # ------------------------------------------------------------ a grant, and what is done with it
 
@@ -443,7 +388,7 @@ class World:
 
     def give_back_access_token(self, v: int) -> None:
         """As the revocation endpoint does: what has expired needs no event."""
-        if self.enabled and max(self.now, self.history.at) < self.access_token(v).expires_at:
+        if self.enabled and max(self.now, self.history.at) < self.history.access_token(v).expires_at:
             self.submit(commands.RevokeAccessToken(**self.command(), issued_v=v, client_id="www"))
 
     def count_presentations(self, number: int, *, at_stop: bool) -> None:

@@ -93,13 +93,13 @@ def test_rebuild_names_what_differed_and_heals_it(known: Place) -> None:
     tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'current_tokens_v%'"
     with sqlite3.connect(known.folder / "token-ledger.db") as connection:
         (table,) = connection.execute(tables).fetchone()
-        connection.execute(f"UPDATE {table} SET generation = 7")
+        connection.execute(f"UPDATE {table} SET client_epoch = 7")
     connection.close()
     found = known.run("rebuild")
     assert (1, "") == (found.returncode, found.stderr)
     first, last = found.stdout.splitlines()
     assert first.startswith(f"differed: table {table}, key ")
-    assert first.endswith(", column generation")
+    assert first.endswith(", column client_epoch")
     assert "1 differences, healed by this run" == last
     assert {"differences": []} == asked(known, "rebuild")
     assert 0 == asked(known, "grant", "show", issued["grant_id"])["generation"]

@@ -1,35 +1,14 @@
 """The demo in a real browser: a person signs in, and sees every step of a refresh token's life."""
 
-import os
 import re
-import shutil
 from pathlib import Path
-from typing import Final
 
-import pytest
-from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
-
+from tests.browsers import Seen, browser
 from tests.test_demo import serving
 
-BROWSER: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS: Final = ["--no-sandbox"] if os.geteuid() == 0 else []
 
-
-class Person:
-    """Who looks at the page: what it says, what it fetched, what it complained about."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.fetched: set[str] = set()
-        self.complaints: list[str] = []
-        page.on("request", self._fetches)
-        page.on("console", self._complains)
-
-    def _fetches(self, request: Request) -> None:
-        self.fetched.add(request.url.partition("?")[0])
-
-    def _complains(self, message: ConsoleMessage) -> None:
-        self.complaints.append(message.text)
+class Person(Seen):
+    """Who looks at the page, and presses what is on it."""
 
     def presses(self, text: str) -> None:
         """Press a button, and wait for the page that comes of it."""
@@ -47,49 +26,44 @@ class Person:
         return re.findall(r"grant\.(\w+)", self.page.locator("ol").inner_text())
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here; Debian's package is called chromium")
 def test_a_person_with_a_browser_can_do_the_whole_tutorial(tmp_path: Path) -> None:
     """Sign in, agree to less, refresh, retry, narrow, restore, be robbed: by mouse and keyboard, without a script."""
-    with serving(tmp_path) as (_, printed), sync_playwright() as playwright:
+    with browser() as started, serving(tmp_path) as (_, printed):
         found = re.search(r"^Serving (\S+) until", printed, re.MULTILINE)
         assert found is not None
         url = found[1]
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        try:
-            page = browser.new_context(ignore_https_errors=True).new_page()
-            person = Person(page)
-            page.goto(f"{url}/demo")
-            page.get_by_role("link", name="Sign in").click()
-            assert page.url.startswith(f"{url}/authorize?")
-            assert "Demo: no real sign-in" in page.locator("header").inner_text()
-            page.keyboard.press("Control+A")  # the name has the focus
-            page.keyboard.type("Zoë <b>'s")
-            person.presses("Sign in and allow")
+        page = started.new_context(ignore_https_errors=True).new_page()
+        person = Person(page)
+        page.goto(f"{url}/demo")
+        page.get_by_role("link", name="Sign in").click()
+        assert page.url.startswith(f"{url}/authorize?")
+        assert "Demo: no real sign-in" in page.locator("header").inner_text()
+        page.keyboard.press("Control+A")  # the name has the focus
+        page.keyboard.type("Zoë <b>'s")
+        person.presses("Sign in and allow")
 
-            assert f"{url}/demo" == page.url, "the address with the code in it is left"
-            assert "You are signed in" == page.locator("h1").inner_text()
-            first = person.tokens
-            assert 1 == len(first)
-            for button, count in (
-                ("Refresh", 2),
-                ("Send the last request again", 2),
-                ("Refresh, asking for less", 3),
-                ("Refresh, asking for all again", 4),
-            ):
-                person.presses(button)
-                assert count == len(person.tokens), button
-            page.reload()
-            assert 4 == len(person.tokens), "to look again sends nothing again"
-            person.presses("Present R0 from another machine")
-            assert '"reason": "reuse_detected"' in page.locator("pre").last.inner_text()
-            assert "Refused: you must sign in anew" == page.locator("h1").inner_text()
-            assert ["authorized", "issued", "token_redeemed", "token_rotated", "retry_served"] == person.recorded[:5]
-            assert ["reuse_detected", "revoked"] == person.recorded[-2:]
+        assert f"{url}/demo" == page.url, "the address with the code in it is left"
+        assert "You are signed in" == page.locator("h1").inner_text()
+        first = person.tokens
+        assert 1 == len(first)
+        for button, count in (
+            ("Refresh", 2),
+            ("Send the last request again", 2),
+            ("Refresh, asking for less", 3),
+            ("Refresh, asking for all again", 4),
+        ):
+            person.presses(button)
+            assert count == len(person.tokens), button
+        page.reload()
+        assert 4 == len(person.tokens), "to look again sends nothing again"
+        person.presses("Present R0 from another machine")
+        assert '"reason": "reuse_detected"' in page.locator("pre").last.inner_text()
+        assert "Refused: you must sign in anew" == page.locator("h1").inner_text()
+        assert ["authorized", "issued", "token_redeemed", "token_rotated", "retry_served"] == person.recorded[:5]
+        assert ["reuse_detected", "revoked"] == person.recorded[-2:]
 
-            page.get_by_role("link", name="Sign in anew").click()
-            person.presses("Refuse")
-            assert "The sign-in page says: access_denied." in page.locator("body").inner_text()
-            assert [] == person.complaints, "whatever the policy of the pages forbids is told here"
-            assert {url} == {"/".join(each.split("/")[:3]) for each in person.fetched}
-        finally:
-            browser.close()
+        page.get_by_role("link", name="Sign in anew").click()
+        person.presses("Refuse")
+        assert "The sign-in page says: access_denied." in page.locator("body").inner_text()
+        assert [] == person.complaints, "whatever the policy of the pages forbids is told here"
+        assert {url} == person.servers

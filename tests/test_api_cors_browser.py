@@ -5,8 +5,6 @@ The page makes its key, which cannot be exported, and its proofs itself (RFC 944
 """
 
 import json
-import os
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -15,17 +13,16 @@ from typing import Any, Final
 
 import pytest
 from joserfc.jwk import ECKey
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from playwright.sync_api import Page as Shown
 
 from api.cors import CrossOrigin
 from tests.asking import bearer
+from tests.browsers import browser
 from tests.mutual_tls import Ledger, mutual
 from tests.servers import SECRETS, basic
 from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH
 
-BROWSER: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS: Final = ["--no-sandbox"] if os.geteuid() == 0 else []
 Json = Any
 
 SCRIPT: Final = """
@@ -135,19 +132,14 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One for all of these. A client lists the origin of the web server by the name of localhost."""
-    if BROWSER is None:
-        pytest.skip("there is no Chromium here; Debian's package is called chromium")
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Gives) as web, ExitStack() as stack:
+    with browser() as started, ThreadingHTTPServer(("127.0.0.1", 0), _Gives) as web, ExitStack() as stack:
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
         stack.callback(thread.join)
         stack.callback(web.shutdown)
         clients = CLIENTS.format(listed=f"http://localhost:{web.server_port}")
         ledger = stack.enter_context(mutual(tmp_path_factory.mktemp("browser"), clients))
-        playwright = stack.enter_context(sync_playwright())
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        stack.callback(browser.close)
-        yield World(ledger, web.server_port, browser)
+        yield World(ledger, web.server_port, started)
 
 
 def of_everything(ledger: Ledger, page: Page) -> dict[str, Json]:

@@ -80,7 +80,7 @@ async def fed(connection: HttptoolsConnection, stream: Stream, *, remembers: boo
         served += 1
         HttptoolsConnection._serve_alike(connection, *args)
 
-    connection._serve_alike = counted  # type: ignore[method-assign, assignment]
+    connection._serve_alike = counted  # type: ignore[method-assign, assignment]  # of this one alone
     try:
         for piece, turns in stream:
             if connection.transport.is_closing():
@@ -189,7 +189,7 @@ def anything_with_a_head(self: HttptoolsConnection, data: bytes) -> None:
     """Broken: whatever frames the body, and whatever follows it."""
     head = data[: data.find(b"\r\n\r\n") + 4]
     if head:
-        self.alike = Alike(head, len(data), self.cycle.scope)
+        self.alike = Alike(head, len(data), self.cycle.scope, None)
 
 
 def without_a_copy(self: HttptoolsConnection, data: bytes) -> None:

@@ -3,13 +3,24 @@
 Against real processes. What every piece in between remembers is tried here together; each has trials of its own too.
 """
 
+import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
+from api import clients_file, forms
+from api.answers import Answer as Told
+from api.answers import Replies
+from api.client_auth import ClientAuth
+from api.heads import Headers, Proven, Repeating
+from api.token import TokenEndpoint
+from tests.asking import Asking, asking
 from tests.servers import SECRETS, Server, basic, clients_toml, eventually, running
 from tests.wire import FORM, REVOKE_PATH, TOKEN_PATH, Answer, Connection, Json, form_bytes, request_bytes
 
@@ -143,3 +154,136 @@ def test_a_change_is_seen_by_a_connection_that_knows_its_client(own_server: Serv
 def heard(server: Server, make: Callable[..., bytes]) -> str:
     """What the client is told from an address of its own for a token that is none."""
     return str(server.exchange(make("www", OTHER_SECRET, "none"), source=server.new_address()).json()["error"])
+
+
+# ---------------------------------------------------------------- without a task
+
+
+class Kept:
+    """A request whose answer is kept."""
+
+    def __init__(self) -> None:
+        self.answered: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+
+    def reply(self, answer: Told) -> None:
+        self.answered.set_result(answer)
+
+
+class Repeated:
+    """What one connection asks with heads that are the same."""
+
+    def __init__(self, ledger: Asking) -> None:
+        self.ledger = ledger
+        self.headers = Headers([(b"content-type", FORM.encode()), (b"user-agent", b"again")])
+
+    def scope(self, body: bytes = b"") -> Any:
+        state = {"names_origin": False, "body": body}
+        client = ("198.51.100.7", 40_000)
+        return {
+            "type": "http", "method": "POST", "path": "/token", "headers": self.headers, "state": state,
+            "client": client,
+        }  # fmt: skip
+
+    async def asked(self, fields: dict[str, str]) -> Json:
+        """What a task answers."""
+        told: list[Any] = []
+
+        async def send(message: Any) -> None:
+            told.append(message)
+
+        await self.ledger.app(self.scope(form_bytes(fields)), None, send)  # type: ignore[arg-type]  # nobody receives
+        return json.loads(told[1]["body"])
+
+    async def once_more(self, fields: dict[str, str]) -> Json | None:
+        """What is answered without a task; None: it is not, and nothing has happened."""
+        serve, kept = self.ledger.app.once_more(self.scope()), Kept()
+        assert serve is not None
+        before = self.ledger.opened.last_position()
+        if serve(self.headers, form_bytes(fields), kept):
+            answer = await kept.answered
+            return {"status": answer.status, **json.loads(answer.body)}
+        await asyncio.sleep(0.01)
+        assert not kept.answered.done()
+        assert before == self.ledger.opened.last_position()
+        return None
+
+
+async def trial_of_once_more(folder: Path) -> None:
+    """What repeats is served, and nothing else: another secret, form, grant type, client or key ring goes the long way.
+    What the ledger refuses is told as a task tells it."""
+    async with asking(folder) as ledger:
+        issued, other = await ledger.issue("www"), await ledger.issue("www")
+        repeated = Repeated(ledger)
+        token = issued["refresh_token"]
+
+        def fields(token: str, **more: str) -> dict[str, str]:
+            known = {"client_id": "www", "client_secret": "Secr3t!", "grant_type": "refresh_token", **more}
+            return {**known, "refresh_token": token}
+
+        for _ in range(4):
+            token = (await repeated.asked(fields(token)))["refresh_token"]
+        for _ in range(3):
+            answer = await repeated.once_more(fields(token))
+            assert answer is not None
+            assert (200, "read openid profile") == (answer["status"], answer["scope"])
+            token = answer["refresh_token"]
+        assert await repeated.once_more(fields(token, client_secret=OTHER_SECRET)) is None
+        assert await repeated.once_more(fields(token, scope="read")) is None
+        assert await repeated.once_more(fields(token[:-1] + ("A" if token[-1] != "A" else "B"))) is None
+        assert await repeated.once_more({**fields(token), "grant_type": "refresh_tokem"}) is None
+
+        await ledger.operator("security", "POST", f"/grants/{issued['grant_id']}/suspend", {})
+        answer = await repeated.once_more(fields(token))
+        assert answer is not None
+        assert (400, "invalid_grant", "suspended") == (answer["status"], answer["error"], answer["reason"])
+        assert await repeated.once_more(fields(token)) is None  # presented once, it is known no more
+
+        second = (await repeated.asked(fields(other["refresh_token"])))["refresh_token"]
+        text = (folder / "clients.toml").read_text("utf-8").replace('"Secr3t!"', f'"{OTHER_SECRET}"')
+        (folder / "clients.toml").write_text(text, "utf-8")
+        wanted = clients_file.load(folder / "clients.toml")
+        await ledger.ledger.operators.apply(wanted.clients, wanted.operators)
+        assert await repeated.once_more(fields(second)) is None
+        assert "invalid_client" == (await repeated.asked(fields(second)))["error"]
+
+
+async def test_what_repeats_is_served_without_a_task_and_nothing_else_is(tmp_path: Path) -> None:
+    """RFC 6749 2.3, 6: the same answers as those of a task, and no other request takes this way."""
+    await trial_of_once_more(tmp_path)
+
+
+def whatever_was_proven(self: ClientAuth, proven: Proven, address: str) -> bool:
+    """Broken: who proved it once has proved it for ever."""
+    return True
+
+
+def whatever_the_form(repeating: Repeating, body: bytes) -> str | None:
+    """Broken: the secret beside the token is anybody's."""
+    return body[repeating.begins : repeating.ends].decode("ascii")
+
+
+def whatever_the_scope(self: TokenEndpoint, headers: Headers, body: bytes, request: Replies) -> bool:
+    """Broken: what a form says beyond its token is left out."""
+    token, known = dict(parse_qsl(body.decode("ascii")))["refresh_token"], headers.once_more
+    around = body if known is None else known.form.around
+    return ONCE_MORE(self, headers, around.replace(b"refresh_token=", b"refresh_token=" + token.encode(), 1), request)
+
+
+ONCE_MORE = TokenEndpoint.once_more
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken"),
+    [
+        (ClientAuth, "holds", whatever_was_proven),
+        (forms, "repeated_token", whatever_the_form),
+        (TokenEndpoint, "once_more", whatever_the_scope),
+    ],
+)
+async def test_a_way_that_serves_too_much_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, broken: Any
+) -> None:
+    """The trial's broken twins."""
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(AssertionError):
+        await trial_of_once_more(tmp_path)

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from tests.benchmarks import peers
-from tests.benchmarks.peers import Extent, Measuring, points
 from tests.benchmarks.peers_plot import Panel, picture
 from tests.benchmarks.peers_report import Report, Run, SideFacts, markdown
+from tests.benchmarks.peers_rounds import Extent, Measuring, points
 from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
 from tests.servers import free_port
 
@@ -180,6 +180,7 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
             written_kb=None if side == "bare" else 2,
             client_cpu_s=0,
             server_memory_mb=50,
+            foreign_cores=number / 10,
         )
         for side, all_rates in rates.items()
         for number, rate in enumerate(all_rates)
@@ -205,6 +206,7 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
     assert ["**ours**", "bare", "fast", "safe"] == [row[1] for row in rows(table)]
     assert ["64", "safe", "PostgreSQL", "yes", "30", "0.15 [0.05–0.40]"] == rows(table)[3][:6]
     assert "- Left out: slow: no reason" in table
+    assert "meanwhile: 0.10 in the median run, 0.20 at most" in table
 
 
 def test_the_picture_puts_each_value_where_it_belongs() -> None:

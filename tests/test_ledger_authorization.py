@@ -20,21 +20,17 @@ from ledger.events import (
 from ledger.refusals import Refusal
 from ledger.times import micros, text
 from tests.mutants import Mutant
-from tests.scenario import (
+from tests.scenario import Given, Then, Under, all_under, fact, scenario, under
+from tests.scenario_commands import (
     CALLBACK,
     DAY,
     HOUR,
     KEY,
     OTHER_KEY,
-    Given,
-    Then,
-    Under,
-    all_under,
     authorize,
     client,
     epoch_end,
     exchange,
-    fact,
     foreign,
     issue,
     moment,
@@ -45,9 +41,7 @@ from tests.scenario import (
     reinstate,
     revoke,
     ruled,
-    scenario,
     suspend,
-    under,
 )
 
 CODE_FLOW = ("authorization_code", "refresh_token")

@@ -18,7 +18,8 @@ from ledger.events import (
 from ledger.policy import PRESETS, SECONDS_MAX, Policy
 from ledger.refusals import Refusal
 from ledger.times import text
-from tests.scenario import (
+from tests.scenario import Given, Told, all_under, fact, scenario, under
+from tests.scenario_commands import (
     DAY,
     GRANT_ID,
     KEY,
@@ -26,13 +27,9 @@ from tests.scenario import (
     SPA,
     STABLE,
     THERE,
-    Given,
-    Told,
-    all_under,
     client,
     count,
     epoch_end,
-    fact,
     foreign,
     issue,
     moment,
@@ -43,9 +40,7 @@ from tests.scenario import (
     revoke_access_token,
     revoke_by_client,
     ruled,
-    scenario,
     suspend,
-    under,
 )
 
 ISSUED: tuple[Given, ...] = (issue(),)

@@ -13,7 +13,8 @@ from ledger.grant_state import KEY_SPANS_MAX, REVOKED_ACCESS_TOKENS_MAX, access_
 from ledger.refusals import Refusal, Refused
 from ledger.standing import ACTIVE, Standing
 from ledger.times import text
-from tests.scenario import (
+from tests.scenario import Given, all_under, replayed, scenario, told, under
+from tests.scenario_commands import (
     COMMAND_ID,
     DAY,
     HERE,
@@ -21,8 +22,6 @@ from tests.scenario import (
     STABLE,
     STREAM,
     THERE,
-    Given,
-    all_under,
     count,
     epoch_end,
     foreign,
@@ -31,15 +30,11 @@ from tests.scenario import (
     policy,
     redeem,
     reinstate,
-    replayed,
     revoke,
     revoke_access_token,
     revoke_by_client,
     ruled,
-    scenario,
     suspend,
-    told,
-    under,
 )
 
 # ---------------------------------------------------------------- the standing at a moment

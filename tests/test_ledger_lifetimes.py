@@ -6,7 +6,7 @@ from ledger.lifetimes import access_token_life, idle_end, shortened, window_end
 from ledger.policy import SECONDS_MAX
 from ledger.refusals import Refusal, Refused
 from ledger.times import SECOND, text
-from tests.scenario import START, moment
+from tests.scenario_commands import START, moment
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from ledger.grant import Grant, StateMayBeStale
 from ledger.policy import STANDARD, Policy
 from ledger.refusals import Refusal
 from ledger.times import text
-from tests.scenario import (
+from tests.scenario import Fact, Given, Then, all_under, fact, replayed, scenario, told, under
+from tests.scenario_commands import (
     DAY,
     HERE,
     KEY,
@@ -33,13 +34,8 @@ from tests.scenario import (
     STABLE,
     STRICT,
     THERE,
-    Fact,
-    Given,
-    Then,
-    all_under,
     client,
     epoch_end,
-    fact,
     issue,
     moment,
     policy,
@@ -47,15 +43,11 @@ from tests.scenario import (
     public,
     redeem,
     reinstate,
-    replayed,
     revoke,
     revoke_access_token,
     revoke_by_client,
     ruled,
-    scenario,
     suspend,
-    told,
-    under,
 )
 
 ISSUED: tuple[Given, ...] = (issue(),)

@@ -11,7 +11,8 @@ from ledger.grant import FirstRedemptionMissing
 from ledger.policy import STANDARD, Policy
 from ledger.refusals import Refusal
 from ledger.times import SECOND
-from tests.scenario import (
+from tests.scenario import Given, Told, all_under, fact, replayed, scenario, told, under
+from tests.scenario_commands import (
     DAY,
     HERE,
     KEY,
@@ -23,11 +24,7 @@ from tests.scenario import (
     STREAM,
     STRICT,
     THERE,
-    Given,
-    Told,
-    all_under,
     client,
-    fact,
     issue,
     moment,
     policy,
@@ -35,13 +32,9 @@ from tests.scenario import (
     public,
     redeem,
     reinstate,
-    replayed,
     revoke_access_token,
     ruled,
-    scenario,
     suspend,
-    told,
-    under,
 )
 
 LATE, FORK = Refusal.REUSE_DETECTED, Refusal.REUSE_DETECTED

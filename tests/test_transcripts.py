@@ -9,10 +9,11 @@ import pytest
 
 from tests.certificates import certificate
 from tests.servers import Server, clients_toml, running
-from tests.transcripts import Expected, Run, Vector, load, parse, run_vector
+from tests.transcripts import Run, is_step, run_vector
+from tests.vectors import Expected, Vector, load, parse
 from tests.wire import Answer, check_answer, secrets_in
 
-VECTORS = load()
+VECTORS = load(is_step)
 H = (("Date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("Cache-Control", "no-store"), ("Pragma", "no-cache"))
 TOKEN = "rt1_" + 72 * "A"
 
@@ -126,7 +127,7 @@ def test_two_successors_among_parallel_answers_are_caught(tmp_path: Path) -> Non
 def test_a_line_that_no_rule_knows_is_no_transcript(text: str) -> None:
     """A step misspelled must not pass for a step done."""
     with pytest.raises(AssertionError):
-        parse(text, "x.txt")
+        parse(text, "x.txt", is_step)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import msgspec
 import uvloop
 
 from tests.benchmarks import load
-from tests.benchmarks.peers_processes import Used, used
+from tests.benchmarks.peers_processes import Used, busy_seconds, used
 from tests.benchmarks.refresh import pinned
 
 
@@ -45,7 +45,7 @@ class Job:
 @dataclass
 class Found:
     """What came of it. `kept` counts answers that gave the very token back that was sent: that is no rotation. `used`
-    is what each of the job's processes used."""
+    is what each of the job's processes used, `busy_seconds` the CPU time of the whole machine meanwhile."""
 
     answers: int
     received_bytes: int
@@ -54,6 +54,7 @@ class Found:
     p50_ms: float
     p99_ms: float
     client_cpu_seconds: float
+    busy_seconds: float
     failed: str
     used: list[Used] = field(default_factory=list)
 
@@ -75,9 +76,9 @@ async def run(job: Job) -> Found:
         )
     )
     chains = await load.connected(state)
-    before, cpu = [used(root) for root in job.processes], time.process_time()
+    before, cpu, busy = [used(root) for root in job.processes], time.process_time(), busy_seconds()
     seconds = await load.walked(state, chains)
-    cpu = time.process_time() - cpu
+    cpu, busy = time.process_time() - cpu, busy_seconds() - busy
     after = [used(root) for root in job.processes]
     lines[chosen] = state.tokens
     file.write_text("\n".join(lines) + "\n", "ascii")
@@ -89,6 +90,7 @@ async def run(job: Job) -> Found:
         p50_ms=load.percentile_ms(state.latencies, 0.5),
         p99_ms=load.percentile_ms(state.latencies, 0.99),
         client_cpu_seconds=cpu,
+        busy_seconds=busy,
         failed=" ".join("".join(state.failed[:1]).split()),
         used=[now.since(earlier) for now, earlier in zip(after, before, strict=True)],
     )

@@ -21,7 +21,7 @@ Spread: TypeAlias = tuple[float, float, float]
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One side at one point in one round. CPU seconds and kilobytes are for 1,000 refreshes; `written_kb` is None where
-    it may not be read."""
+    it may not be read. `foreign_cores` were busy with neither server, store nor client: a disturbed run shows."""
 
     side: str
     axis: str
@@ -37,6 +37,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     written_kb: float | None
     client_cpu_s: float
     server_memory_mb: float
+    foreign_cores: float
 
     @property
     def cpu_s(self) -> float:
@@ -220,6 +221,12 @@ def _conditions(report: Report) -> list[str]:
         " other in each round, every second round the other way round.",
     ]
     lines += [f"- {name}: {value}" for name, value in report.about.items()]
+    foreign = [run.foreign_cores for run in report.runs]
+    if foreign:
+        lines.append(
+            f"- cores busy with anything else meanwhile: {statistics.median(foreign):.2f} in the median run,"
+            f" {max(foreign):.2f} at most; well below 0.3 the machine was quiet, above it the ratios say little"
+        )
     lines += [f"- Left out: {side}: {why}" for side, why in report.left_out.items()]
     return lines
 

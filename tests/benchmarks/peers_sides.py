@@ -22,7 +22,7 @@ from tests.servers import Server
 TOKENS = "tokens.txt"
 PART = "tokens.part"
 NEW = "new.txt"
-FILLING_SECONDS_MAX = 300
+FILLING_SECONDS_MAX = 3600
 """So long may a batch of a thousand take before it is given up: others may keep the machine busy meanwhile."""
 
 

@@ -145,12 +145,19 @@ class LedgerRecorder(ApplicationRecorder):
         *,
         inclusive_of_start: bool = True,
     ) -> Sequence[Notification]:
-        """Events of all streams in log order, from position `start` on (or after it) and up to `stop`."""
+        """Events of all streams in log order, from position `start` on (or after it) and up to `stop`.
+
+        What is archived lies there stream by stream: in log order it is not told again. Raises OperationalError where
+        some of what is asked for has moved, never a log with holes.
+        """
         first = 0 if start is None else start + (not inclusive_of_start)
         sql, parameters = _NOTIFICATIONS, [first, VERSION_MAX if stop is None else stop]
         if topics:
             sql += f" AND json_extract(e.body, '$.topic') IN ({', '.join('?' * len(topics))})"
         with self._reading() as reader:
+            ((moved,),) = reader.select("SELECT max(to_position) FROM archived")
+            if isinstance(moved, int) and first <= moved:
+                raise OperationalError(f"events up to position {moved} were archived: start a follower after it")
             rows = reader.select(f"{sql} ORDER BY e.position LIMIT ?", [*parameters, *topics, limit])
         return [_notification(*row) for row in rows]
 

@@ -5,7 +5,7 @@ a reader, who sees one committed moment, finds each event in exactly one place.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ledger.recorders.errors import ArchiveDamaged, Withheld
@@ -66,7 +66,7 @@ _PIECE: Final = (
     "SELECT a.stream, a.from_v, a.to_v, a.from_position, a.to_position, a.back, a.head, g.id, g.name, a.at_byte,"
     " a.line, a.withheld, a.said_v, a.said_position, a.said FROM archived a JOIN segments g ON g.id = a.segment"
 )
-_BY_VERSION: Final = f"{_PIECE} WHERE a.stream = ? AND a.to_v >= ? AND a.from_v <= ? ORDER BY a.to_v LIMIT ?"
+_BY_VERSION: Final = f"{_PIECE} WHERE a.stream = ? AND a.to_v >= ? ORDER BY a.to_v"
 _OF_NAME: Final = "a.stream = (SELECT id FROM streams WHERE name = ?)"
 _BY_POSITION: Final = f"{_PIECE} WHERE {_OF_NAME} AND a.to_position >= ? ORDER BY a.to_position LIMIT 1"
 _AFTER: Final = f"{_PIECE} WHERE (a.stream, a.to_v) > (?, ?) AND a.to_position > ? ORDER BY a.stream, a.to_v LIMIT ?"
@@ -96,7 +96,9 @@ class Archived:
         Raises Withheld where the bytes of one were given up.
         """
         found: list[StoredEvent] = []
-        for piece in self._pieces(_BY_VERSION, (stream, from_v, to_v, to_v - from_v + 1)):
+        for piece in self._each(_BY_VERSION, (stream, from_v)):
+            if piece.from_v > to_v:
+                break
             low, high = max(from_v, piece.from_v), min(to_v, piece.to_v)
             if piece.withheld:
                 found.append(self._said(piece, low, high))
@@ -122,8 +124,13 @@ class Archived:
         return self._pieces(_OF_SEGMENT, (segment,))
 
     def _pieces(self, sql: str, parameters: Sequence[object]) -> list[Piece]:
+        return list(self._each(sql, parameters))
+
+    def _each(self, sql: str, parameters: Sequence[object]) -> Iterator[Piece]:
+        """Row by row: nothing is read that nobody asks for."""
         try:
-            return [Piece(*row) for row in self._connection.execute(sql, parameters)]
+            for row in self._connection.execute(sql, parameters):
+                yield Piece(*row)
         except sqlite3.Error as error:
             raise translated(error) from None
 

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route, Router
 
 from api import errors
 from api.answers import Replies, oauth_error
+from api.archiver import Archiver
 from api.assertions import Assertions
 from api.authorizations import Authorizations
 from api.certificates import ClientCertificates, Forwarded
@@ -202,7 +203,7 @@ def create_app(
     reuse = Reuse(ledger, reading)
     explain = Explain(ledger.operators)
     guides = Guides()
-    local = LocalRoutes(ledger, reading)
+    local = LocalRoutes(ledger, reading, Archiver(ledger, settings))
     described = Described()
 
     def open_routes() -> list[BaseRoute]:
@@ -247,6 +248,7 @@ def create_app(
             at("/local/keys/{key_id}/activate", POST=local.activate),
             at("/local/keys/{key_id}/distrust", POST=local.distrust),
             at("/local/rebuild", POST=local.rebuild),
+            at("/local/archive", POST=local.archive),
             at("/local/erase", POST=local.erase),
             at("/local/restore/acknowledge", POST=local.acknowledge),
         ]

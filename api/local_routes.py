@@ -11,19 +11,24 @@ JSON like there. An answer of lines is `application/x-ndjson`: progress as it ha
     POST /local/keys/{id}/distrust   -> the key
     POST /local/rebuild              -> lines: {"done", "total"} …, then
                                         {"differences": [{"table", "key", "column", "problem"}], "healed", …}
+    POST /local/archive              {"after_days"?} -> lines: {"moved"} …, then
+                                        {"events", "pieces", "segments", "bytes", "foreign",
+                                        "withheld"}
     POST /local/erase                {"subject"} -> {"known"}
     POST /local/restore/acknowledge  -> RestoreReport; 409 where no restore is to be acknowledged
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import Answer, BadRequest, json_answer
+from api.archiver import Archiver
 from api.endpoint import Call
 from api.reading import Reading
 from api.rebuilding import Lines, Rebuilding
+from api.settings import DAYS_MAX
 from api.shapes import Request, Subject, given
 from ledger.answers import KeyView
 from ledger.application import Ledger
@@ -56,11 +61,18 @@ class EraseBody(Request, frozen=True, kw_only=True):
     subject: Subject
 
 
+class ArchiveBody(Request, frozen=True, kw_only=True):
+    """What happened longer ago than so many days may move; left out: than ARCHIVE_AFTER_DAYS."""
+
+    after_days: Annotated[int, Meta(ge=1, le=DAYS_MAX)] | UnsetType = UNSET
+
+
 class LocalRoutes:
     """The endpoints. Whoever reaches them is the operator `local`."""
 
-    def __init__(self, ledger: Ledger, reading: Reading) -> None:
+    def __init__(self, ledger: Ledger, reading: Reading, archiver: Archiver) -> None:
         self._ledger = ledger
+        self._archiver = archiver
         self._reading = reading
         self._rebuilding = Rebuilding(ledger)
 
@@ -123,6 +135,11 @@ class LocalRoutes:
     async def rebuild(self, call: Call) -> Lines:
         """Prove projections and snapshots against a replay, and heal them."""
         return self._rebuilding.start()
+
+    async def archive(self, call: Call) -> Lines:
+        """Move what is over into the archive."""
+        body = await call.json(ArchiveBody)
+        return Lines(self._archiver.after(given(body.after_days)))
 
     async def erase(self, call: Call) -> Answer:
         """Remove a person's data."""

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from api.logs import Log
-from ledger.recorders.errors import StoreError
+from ledger.recorders.errors import StoreError, Withheld
 from ledger.recorders.rows import Reads
 from ledger.recorders.store import Store
-from ledger.refusals import Unavailable
+from ledger.refusals import Refusal, Refused, Unavailable
 
 T = TypeVar("T")
 
@@ -19,7 +19,8 @@ AT_ONCE_MAX = 4
 
 
 class Reading:
-    """Asks the store. Raises Unavailable where it cannot answer, or not within the time a request may take."""
+    """Asks the store. Raises Unavailable where it cannot answer, or not within the time a request may take; Refused
+    where the archive's own time is over for what would tell."""
 
     def __init__(self, store: Store, seconds_max: float) -> None:
         self._store = store
@@ -31,6 +32,8 @@ class Reading:
         try:
             async with asyncio.timeout(self._seconds_max), self._places:
                 return await asyncio.to_thread(self._asked, question)
+        except Withheld:
+            raise Refused(Refusal.NOT_FOUND, detail="the archive's time for what was true then is over") from None
         except (StoreError, TimeoutError) as error:
             log.warning("question_not_answered", why=str(error) or "it takes too long")
             raise Unavailable from None

@@ -6,7 +6,7 @@ A line is `{"done", "total"}`, positions of the log; the last is what was found,
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -57,19 +57,26 @@ class Rebuilding:
             self._running = False
 
 
+class Told(Protocol):
+    """Work that takes a while, and is told in lines."""
+
+    async def run(self, tell: Callable[[Any], None]) -> None:
+        """Do it; `tell` is called in the loop with each line. It is cancelled where nobody listens any more."""
+
+
 class Lines:
-    """The answer of a rebuild: lines until it is done. Stands where an `Answer` can."""
+    """The answer of such work: lines until it is done. Stands where an `Answer` can."""
 
     status = 200
 
-    def __init__(self, rebuilding: Rebuilding) -> None:
-        self._rebuilding = rebuilding
+    def __init__(self, work: Told) -> None:
+        self._work = work
 
     async def send(self, send: Callable[[Any], Any]) -> None:
         """Send each line as it comes."""
         await send({"type": "http.response.start", "status": self.status, "headers": HEADERS})
         lines: asyncio.Queue[Any] = asyncio.Queue()
-        task = asyncio.create_task(self._rebuilding.run(lines.put_nowait))
+        task = asyncio.create_task(self._work.run(lines.put_nowait))
         task.add_done_callback(lambda _: lines.put_nowait(None))
         try:
             while (line := await lines.get()) is not None:

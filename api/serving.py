@@ -17,6 +17,7 @@ from typing import Final
 
 from api import clients_file, server
 from api.app import App, Asgi, create_app
+from api.archiver import Archiver
 from api.cli.output import say_error
 from api.clients_file import ClientsFile
 from api.local import socket_path
@@ -117,6 +118,9 @@ class Serving:
             await self._apply(ledger, self._clients)
         await ledger.started()
         self._opened.push_async_callback(ledger.stopped)
+        if self._settings.archive_after_days is not None:
+            archiver = Archiver(ledger, self._settings)
+            await self._opened.enter_async_context(archiver.from_time_to_time())
 
     async def _begin_after_restore(self, ledger: Ledger) -> None:
         """Wait until the loss is acknowledged: what is recorded before would stand at positions already given away."""

@@ -19,6 +19,8 @@ from api.logs import LogFormat, LogLevel, one_line
 PREFIX = "TOKEN_LEDGER_"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+DAYS_MAX: Final = 36_500
+
 _SQLITE: Final = "sqlite:///"
 _POSTGRESQL: Final = "postgresql://"
 _BESIDE_KEYS_FILE: Final = Path("<KEYS_FILE>.head")  # a default that depends on another setting
@@ -94,6 +96,20 @@ def _number(low: float, high: float) -> Callable[[object], float]:
     return parse
 
 
+def _days(never: str) -> Callable[[object], int | None]:
+    whole = _whole(1, DAYS_MAX)
+
+    def parse(raw: object) -> int | None:
+        if raw == never:
+            return None
+        try:
+            return whole(raw)
+        except ValueError as error:
+            raise ValueError(f"{never} or {error}") from None
+
+    return parse
+
+
 def _one_of(*values: str) -> Callable[[object], str]:
     def parse(raw: object) -> str:
         if not isinstance(raw, str) or raw.lower() not in values:
@@ -140,7 +156,8 @@ def _header_name(raw: object) -> str:
 class Settings:
     """What the program was told; a value here has been checked. Raises SettingsError where two do not go together.
 
-    `head_file` None is `off`. `database_url` may hold a password, so the repr leaves it out.
+    `head_file` and `archive_after_days` None are `off`, `archive_retention_days` None is `unlimited`. `database_url`
+    may hold a password, so the repr leaves it out.
     """
 
     database_url: str = field(default="sqlite:///token-ledger.db", repr=False)
@@ -163,12 +180,16 @@ class Settings:
     keep_alive_seconds: float = 75.0
     refresh_burst: int = 10
     refresh_per_second: float = 1.0
+    archive_after_days: int | None = None
+    archive_retention_days: int | None = None
     log_level: LogLevel = "info"
     log_format: LogFormat = "console"
 
     def __post_init__(self) -> None:
         if self.workers > 1 and self.sqlite_path is not None:
             raise SettingsError("WORKERS: SQLite is served by one process; above 1 needs PostgreSQL as DATABASE_URL")
+        if self.archive_after_days is not None and self.sqlite_path is None:
+            raise SettingsError("ARCHIVE_AFTER_DAYS: only a SQLite database has an archive so far")
         if (self.tls_cert is None) != (self.tls_key is None):
             missing, given = ("TLS_CERT", "TLS_KEY") if self.tls_cert is None else ("TLS_KEY", "TLS_CERT")
             raise SettingsError(f"{missing} is missing: {given} alone serves nothing (one file may hold both)")
@@ -221,6 +242,8 @@ _PARSERS: Final[Mapping[str, Callable[[object], object]]] = {
     "keep_alive_seconds": _number(0.1, 3600),
     "refresh_burst": _whole(0, 1_000_000),
     "refresh_per_second": _number(0, 1_000_000),
+    "archive_after_days": _days("off"),
+    "archive_retention_days": _days("unlimited"),
     "log_level": _one_of(*get_args(LogLevel)),
     "log_format": _one_of(*get_args(LogFormat)),
 }

@@ -17,10 +17,12 @@ from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.private import PrivateGrant
 from ledger.randomness import Randomness
+from ledger.recorders.errors import ArchiveDamaged, Withheld
 from ledger.recorders.premises import Written
 from ledger.recorders.private_rows import PROBE
-from ledger.recorders.rows import Head, Work
+from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.store import Store
+from ledger.refusals import Forgotten, Unavailable
 from ledger.uses import Uses
 
 A = TypeVar("A", bound=snapshots.Aggregate)
@@ -209,7 +211,7 @@ class Batch:
 
     def event_at(self, name: str, v: int) -> AnyEvent:
         """One event of a stream, of the store or of this batch. It must exist."""
-        stored = self.store.event_at(name, v)
+        stored = self._stored(name, v)
         return decode(stored.body if stored is not None else self._appended(name, v)[1])
 
     def position_at(self, loaded: Loaded, v: int) -> int:
@@ -218,11 +220,21 @@ class Batch:
         Remembered for the event that was asked for last: a token that is presented again and again asks for one."""
         if loaded.known_position is not None and loaded.known_position[0] == v:
             return loaded.known_position[1]
-        stored = self.store.event_at(loaded.name, v)
+        stored = self._stored(loaded.name, v)
         if stored is None:
             return self._appended(loaded.name, v)[0]
         loaded.known_position = v, stored.position
         return stored.position
+
+    def _stored(self, name: str, v: int) -> StoredEvent | None:
+        """Raises Unavailable where the archive cannot tell, Forgotten where it must not any more: then this request
+        alone cannot be answered."""
+        try:
+            return self.store.event_at(name, v)
+        except Withheld as error:
+            raise Forgotten(str(error)) from None
+        except ArchiveDamaged as error:
+            raise Unavailable(str(error)) from None
 
     def _appended(self, name: str, v: int) -> tuple[int, str]:
         stream = self.memory.streams[name].id
@@ -273,10 +285,13 @@ class Batch:
         aggregate = kind()
         reader = self.store.within()
         from_v = 1
-        while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
-            for stored in page:
-                aggregate.evolve(decode(stored.body))
-            from_v += len(page)
+        try:
+            while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
+                for stored in page:
+                    aggregate.evolve(decode(stored.body))
+                from_v += len(page)
+        except (ArchiveDamaged, Withheld) as error:
+            raise Unavailable(str(error)) from None
         return aggregate
 
     # ------------------------------------------------------------ appending

@@ -9,7 +9,7 @@ from ledger import codes
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.batch import Batch, Loaded
 from ledger.commands import ExchangeCode, RefusedOutcome, Served
-from ledger.events import GrantAuthorized, GrantExpired, Words
+from ledger.events import AnyEvent, GrantAuthorized, GrantExpired, Words
 from ledger.grant import Grant
 from ledger.presenting import (
     Desk,
@@ -22,7 +22,7 @@ from ledger.presenting import (
     standing_of,
     unsigned_jwt,
 )
-from ledger.refusals import Refusal, Refused
+from ledger.refusals import Forgotten, Refusal, Refused
 from ledger.subjects import committed_reason, keep_reason, subject_of
 
 REUSE_REASON = "its authorization code was presented a second time"
@@ -93,12 +93,20 @@ def genuine_code(desk: Desk, loaded: Loaded, presented: codes.Presented) -> bool
     return codes.genuine(desk.ring, presented, loaded.private.nonce)
 
 
+def _began(batch: Batch, loaded: Loaded) -> AnyEvent:
+    """A grant's first event. Once the archive's time for it is over nobody can tell whose code this is."""
+    try:
+        return batch.event_at(loaded.name, 1)
+    except Forgotten:
+        raise Refused(Refusal.UNKNOWN_TOKEN) from None
+
+
 def _genuine(
     batch: Batch, desk: Desk, caller: Caller, source: Source, presented: codes.Presented
 ) -> tuple[Loaded, Grant, GrantAuthorized]:
     """The grant of a code of the caller's own, its secret checked, and how it began. Everyone else is refused alike."""
     found = batch.grant(presented.grant_id)
-    authorized = None if found is None else batch.event_at(found[0].name, 1)
+    authorized = None if found is None else _began(batch, found[0])
     if found is None or not isinstance(authorized, GrantAuthorized):
         batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)

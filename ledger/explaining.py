@@ -12,7 +12,7 @@ from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.history import first_redemption
 from ledger.presenting import Desk, PresentedAccess, access_secret_right, is_of
-from ledger.refusals import Refusal
+from ledger.refusals import Forgotten, Refusal
 from ledger.retired import budget_left
 from ledger.standing import Standing
 
@@ -48,12 +48,15 @@ def explain_code(batch: Batch, desk: Desk, presented: codes.Presented) -> Explan
     if found is None or not genuine_code(desk, found[0], presented):
         return UNKNOWN
     loaded, grant = found
-    authorized = batch.event_at(loaded.name, 1)
-    if not isinstance(authorized, GrantAuthorized) or authorized.key_id != presented.key_id:
-        return UNKNOWN
     rules = desk.authority.rules(grant)
     now = max(batch.now, grant.at)
     standing = grant.judge(now, rules.epoch_end)
+    try:
+        authorized = batch.event_at(loaded.name, 1)
+    except Forgotten:
+        return _over(batch, grant, standing, "An authorization code", None, _counted(desk, grant, now, rules))
+    if not isinstance(authorized, GrantAuthorized) or authorized.key_id != presented.key_id:
+        return UNKNOWN
     if standing.status != "active":
         return _over(batch, grant, standing, "An authorization code", None, _counted(desk, grant, now, rules))
     if rules.client is None:
@@ -89,7 +92,10 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
     nonce = loaded.private.nonce if loaded.private is not None else None
     if not 1 <= presented.v <= loaded.v or not access_secret_right(desk, loaded, presented):
         return UNKNOWN
-    issued = batch.event_at(loaded.name, presented.v)
+    try:
+        issued = batch.event_at(loaded.name, presented.v)
+    except Forgotten:
+        return _withheld(batch, desk, grant)
     token = access_token_of(issued)
     if token is None or not is_of(presented, token):
         return UNKNOWN
@@ -122,6 +128,18 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
         grant_id=presented.grant_id,
         at=issued.at,
         event_id=standing.event_id or issued.event_id,
+    )
+
+
+def _withheld(batch: Batch, desk: Desk, grant: Grant) -> Explanation:
+    """An access token of a grant whose history the archive's own time is over for: what issued it nobody can tell."""
+    standing = grant.judge(max(batch.now, grant.at), desk.authority.rules(grant).epoch_end)
+    return Explanation(
+        verdict="access_token_inactive",
+        text=f"An access token of a grant that is {standing.status} since {_since(standing)}; its history is withheld.",
+        reason=standing.refusal.value if standing.refusal else None,
+        grant_id=grant.grant_id,
+        event_id=standing.event_id,
     )
 
 

@@ -79,5 +79,9 @@ class Unavailable(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class Forgotten(Unavailable):
+    """What was asked rests on events that the archive's own time is over for. Nobody can tell any more."""
+
+
 class LedgerError(Exception):
     """The ledger refuses to open or to go on: one line that says what is wrong and what to do."""

@@ -186,9 +186,9 @@ class Row(msgspec.Struct, frozen=True):
 
 
 _SELECT: Final = (
-    f"SELECT {', '.join('t.' + name for name in Row.__struct_fields__[:-4])}, e.body, s.generation,"  # noqa: S608  # names of ours alone
+    f"SELECT {', '.join('t.' + name for name in Row.__struct_fields__[:-4])}, coalesce(e.body, a.said), s.generation,"  # noqa: S608  # names of ours alone
     f" s.last_redeemed_at, s.idle_expires_at FROM {TABLE} t LEFT JOIN events e ON e.position = t.state_position"
-    " LEFT JOIN streams s ON s.name = 'grant:' || t.grant_id"
+    " LEFT JOIN archived a ON a.said_position = t.state_position LEFT JOIN streams s ON s.name = 'grant:' || t.grant_id"
 )
 
 

@@ -12,28 +12,37 @@ from msgspec import UNSET, UnsetType
 
 from ledger import times
 from ledger.events import AnyEvent, decode
+from ledger.grant import Grant
+from ledger.recorders.errors import Withheld
 from ledger.recorders.rows import Reads, StoredEvent
-from projections.as_of import Outside, Passed, last_reached, stored_events
+from projections.as_of import Outside, Passed, aggregate, last_reached, stored_events
 from projections.current_tokens import Row, folded, one
 from projections.disclosure import Disclosed, Disclosure
 from projections.grant_views import GrantView, judge, view
+
+_Entry = tuple[StoredEvent, AnyEvent] | str
+"""An event as it lies in the store and what it says; of a withheld one no more than its id."""
 
 _BESIDE = ("topic", "stream", "v", "at", "command_id", "prev")
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """One event as it is shown. `prev` is absent in a stream's first."""
+    """One event as it is shown. `prev` is absent in a stream's first.
+
+    Of an event that the archive's own time is over for no more is told than which it was, and that it is `withheld`.
+    """
 
     event_id: str
     stream: str
-    topic: str
+    topic: str | UnsetType = UNSET
     v: int
-    at: str
-    position: str
-    command_id: str
+    at: str | UnsetType = UNSET
+    position: str | UnsetType = UNSET
+    command_id: str | UnsetType = UNSET
     prev: str | UnsetType = UNSET
-    data: dict[str, Any]
+    data: dict[str, Any] | UnsetType = UNSET
     disclosed: dict[str, Disclosed] | UnsetType = UNSET
+    withheld: bool | UnsetType = UNSET
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +70,8 @@ def history(
 ) -> History | None:
     """A grant's events after a cursor, and its state `at` a moment not later than `now` (microseconds).
 
-    None where there is no such grant, or none at that moment yet. A page costs the same whatever the grant's age; the
+    None where there is no such grant, or none at that moment yet. Raises Withheld where the archive's own time is over
+    for what was true then. A page costs the same whatever the grant's age; the
     state at a moment that something happened after is folded anew from the first event.
     """
     row = one(reads, grant_id)
@@ -93,10 +103,16 @@ def row_then(reads: Reads, row: Row, at: int) -> Row | None:
     """A grant's row as it was at a moment (microseconds); None where it was not issued yet. Constant memory.
 
     Found by halving how far the stream had come; where nothing happened later that is the row as it is.
+    Raises Withheld.
     """
     stream = _Stream(reads, row.grant_id)
     last = times.text(at)
-    last_v = stream.last(lambda stored: decode(stored.body).at <= last)
+    try:
+        last_v = stream.last(lambda stored: decode(stored.body).at <= last)
+    except Withheld:
+        if aggregate(reads, stream.name, Grant).at > at:
+            raise
+        return row
     return row if last_v == stream.last_v else folded(stored_events(reads, stream.name, last_v))
 
 
@@ -123,19 +139,32 @@ class _Stream:
         """The last version for which `reached` holds."""
         return last_reached(self.last_v, reached, self._event_at)
 
-    def between(self, after: int, last: int, passed: Passed | None) -> list[tuple[StoredEvent, AnyEvent]]:
+    def between(self, after: int, last: int, passed: Passed | None) -> list[_Entry]:
         """The entries numbered above `after` up to `last`, in the order of positions. Numbers never change: whatever
         happens later is entered later."""
         if passed is None:
             return self._own(after + 1, last)
-        before = self.last(lambda stored: stored.position < passed.position)
+        try:
+            before = self.last(lambda stored: stored.position < passed.position)
+        except Withheld:  # nobody can tell any more where it stands among the others
+            before = self.last_v
         entries = self._own(after + 1, min(last, before))
         if after <= before < last:
             entries.append(self._epoch(passed))
         return entries + self._own(max(after, before + 1), last - 1) if last > before + 1 else entries
 
-    def _own(self, from_v: int, to_v: int) -> list[tuple[StoredEvent, AnyEvent]]:
-        return [(stored, decode(stored.body)) for stored in self._reads.events(self.name, from_v, to_v)]
+    def _own(self, from_v: int, to_v: int) -> list[_Entry]:
+        try:
+            return [(stored, decode(stored.body)) for stored in self._reads.events(self.name, from_v, to_v)]
+        except Withheld:
+            return [self._one(v) for v in range(from_v, to_v + 1)]
+
+    def _one(self, v: int) -> _Entry:
+        try:
+            stored = self._event_at(v)
+        except Withheld:
+            return f"{self.name}/{v}"
+        return stored, decode(stored.body)
 
     def _epoch(self, passed: Passed) -> tuple[StoredEvent, AnyEvent]:
         stored = self._reads.event_at(passed.event.stream, passed.event.v)
@@ -148,7 +177,10 @@ class _Stream:
         return stored
 
 
-def _told(entry: tuple[StoredEvent, AnyEvent], disclosure: Disclosure | None) -> Told:
+def _told(entry: _Entry, disclosure: Disclosure | None) -> Told:
+    if isinstance(entry, str):
+        stream, _, v = entry.rpartition("/")
+        return Told(event_id=entry, stream=stream, v=int(v), withheld=True)
     stored, event = entry
     data: dict[str, Any] = msgspec.json.decode(stored.body)
     for member in _BESIDE:

@@ -15,7 +15,16 @@ import msgspec
 
 from ledger.inline import Inline
 from ledger.recorders.rows import Reads
-from projections.compare import STREAMS, Difference, Found, Table, compare_rows, compare_streams, tables
+from projections.compare import (
+    DIFFERENCES_MAX,
+    STREAMS,
+    Difference,
+    Found,
+    Table,
+    compare_rows,
+    compare_streams,
+    tables,
+)
 from projections.replay import Replay
 
 HEALED_AT_ONCE: Final = 100
@@ -34,7 +43,10 @@ Progress = Callable[[int, int], None]
 
 
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rebuild found. `differences` names the first of `difference_count`; `healed` says that none is left."""
+    """What a rebuild found. `differences` names the first of `difference_count`; `healed` says that none is left.
+
+    `withheld` names the first of `withheld_count` streams that cannot be replayed, since the archive's time for their
+    events is over, each by the last of these; what is said of them elsewhere was compared with nothing."""
 
     events: int
     streams: int
@@ -43,6 +55,8 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     difference_count: int
     history_holds: bool
     healed: bool
+    withheld: list[str] = []
+    withheld_count: int = 0
 
 
 class Heal(msgspec.Struct, frozen=True):
@@ -77,6 +91,7 @@ def rebuild(
         events, streams = replay.events, _count(replay, "replayed")
         found.break_off()
         history_holds = not found.broken
+        withheld_count, withheld = replay.withheld(DIFFERENCES_MAX)
         healed = history_holds and _heal(replay, readers, apply_heal, found)
     return Rebuilt(
         events=events,
@@ -86,6 +101,8 @@ def rebuild(
         difference_count=found.count,
         history_holds=history_holds,
         healed=healed,
+        withheld=withheld,
+        withheld_count=withheld_count,
     )
 
 

@@ -1,8 +1,9 @@
 """All events folded anew, aside: what every snapshot and every inline row must be, and whether the history holds.
 
-A replay reads the log in order of positions and keeps what it comes to in a private temporary database: SQLite makes
-the file with mode 0600, unlinks it at once, and its pages leave memory as it grows. Streams touched lately stay in
-memory, so the work is one pass whatever their number. It can go on later from where it stopped.
+A replay reads what is archived stream by stream, then the rest of the log in order of positions. What it comes to is
+kept in a private temporary database: SQLite makes the file with mode 0600, unlinks it at once, and its pages leave
+memory as it grows. Streams touched lately stay in memory, so the work is one pass whatever their number. It can go on
+later from where it stopped.
 
 Links checked on the way (I-14): versions without gap, `back` to the event before, `prev` the hash of its stored bytes,
 columns equal to the members they repeat. What is wrong breaks that stream: nothing after it is folded.
@@ -18,9 +19,11 @@ import msgspec
 from ledger import snapshots
 from ledger.events import AnyEvent, decode
 from ledger.inline import Inline, Write
-from ledger.recorders.rows import RawEvent, Reads
+from ledger.recorders.errors import ArchiveDamaged
+from ledger.recorders.rows import Piece, RawEvent, Reads
 
 PAGE_EVENTS: Final = 1_000
+PAGE_PIECES: Final = 100
 STREAMS_IN_MEMORY_MAX: Final = 8_000
 _FLUSHED_STREAMS: Final = STREAMS_IN_MEMORY_MAX // 2
 
@@ -88,6 +91,9 @@ class Replay:
             " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL, generation INTEGER,"
             " last_redeemed_at INTEGER, idle_expires_at INTEGER) STRICT"
         )
+        self.scratch.execute(
+            "CREATE TABLE withheld (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, to_v INTEGER NOT NULL) STRICT"
+        )
         for each in self.inline:
             for statement in each.ddl:
                 self.scratch.execute(statement)
@@ -99,7 +105,11 @@ class Replay:
         self.scratch.close()
 
     def follow(self, reads: Reads) -> Iterator[int]:
-        """Replay what has been appended since, page by page; each step says at which position it is now."""
+        """Replay what has been appended since, page by page; each step says at which position it is now.
+
+        What lies in the archive comes first, so that each stream is read from its beginning.
+        """
+        yield from self._follow_archive(reads)
         while page := reads.raw_after(self.position, PAGE_EVENTS):
             for stored in page:
                 self._take(stored)
@@ -112,7 +122,58 @@ class Replay:
         self._write_rows()
         self._keep(list(self._open))
 
+    def _follow_archive(self, reads: Reads) -> Iterator[int]:
+        last = (0, 0)
+        while pieces := reads.pieces(last, self.position, PAGE_PIECES):
+            for piece in pieces:
+                last = (piece.stream, piece.to_v)
+                self._take_piece(reads, piece)
+            self._write_rows()
+            self._spill()
+            yield self.position
+
+    def _take_piece(self, reads: Reads, piece: Piece) -> None:
+        if piece.stream in self._broken_streams:
+            return
+        if piece.withheld:
+            self._withhold(reads, piece)
+            return
+        try:
+            lines = reads.lines(piece)
+        except ArchiveDamaged as error:
+            known = self._open.get(piece.stream) or self._recalled(piece.stream)
+            name = f"stream {piece.stream}" if known is None else known.name
+            self._break(piece.stream, Broken(f"{name}/{piece.from_v}", "archive", str(error)))
+            return
+        back = piece.back
+        for v, (position, body) in enumerate(lines, start=piece.from_v):
+            if position > self.position:  # else it was there to be followed before it was archived
+                self._take(RawEvent(position, piece.stream, v, back, body))
+                self.events += 1
+            back = position
+
+    def _withhold(self, reads: Reads, piece: Piece) -> None:
+        """Nothing of this stream can be replayed: what its first events came to nobody can tell any more."""
+        for (name,) in reads.select("SELECT name FROM streams WHERE id = ?", (piece.stream,)):
+            self._open.pop(piece.stream, None)
+            self.scratch.execute("DELETE FROM replayed WHERE id = ?", (piece.stream,))
+            self.scratch.execute("INSERT OR REPLACE INTO withheld VALUES (?, ?, ?)", (piece.stream, name, piece.to_v))
+
     # ------------------------------------------------------------ what it came to
+
+    def withholds(self, id: int) -> bool:
+        """Whether a stream cannot be replayed, since the archive's time for its events is over."""
+        return bool(self.scratch.execute("SELECT 1 FROM withheld WHERE id = ?", (id,)).fetchone())
+
+    def withholds_grant(self, grant_id: str) -> bool:
+        """The same of a grant's stream."""
+        return bool(self.scratch.execute("SELECT 1 FROM withheld WHERE name = ?", (f"grant:{grant_id}",)).fetchone())
+
+    def withheld(self, limit: int) -> tuple[int, list[str]]:
+        """How many streams cannot be replayed; some of them, each with its last withheld event's id."""
+        ((count,),) = self.scratch.execute("SELECT count(*) FROM withheld")
+        rows = self.scratch.execute("SELECT name || '/' || to_v FROM withheld ORDER BY id LIMIT ?", (limit,))
+        return count, [name for (name,) in rows]
 
     def stream_is_broken(self, id: int) -> bool:
         """Whether a stream's history does not hold; it was then folded only as far as it seemed to."""
@@ -134,6 +195,8 @@ class Replay:
         if stored.stream in self._broken_streams:
             return
         known = self._open.get(stored.stream) or self._recalled(stored.stream)
+        if known is None and stored.v > 1 and self.withholds(stored.stream):
+            return
         name = known.name if known is not None else f"stream {stored.stream}"
         try:
             event = decode(stored.body)
@@ -143,8 +206,11 @@ class Replay:
             name = name if known is not None else event.stream
             problem = self._fold(known, stored, event)
         if problem is not None:
-            self._broken_streams.add(stored.stream)
-            self.broken.append(Broken(f"{name}/{stored.v}", *problem))
+            self._break(stored.stream, Broken(f"{name}/{stored.v}", *problem))
+
+    def _break(self, stream: int, broken: Broken) -> None:
+        self._broken_streams.add(stream)
+        self.broken.append(broken)
 
     def _fold(self, known: _Open | None, stored: RawEvent, event: AnyEvent) -> tuple[str, str] | None:
         """Fold one event into its stream and its command; what is wrong with it instead: (column, problem)."""

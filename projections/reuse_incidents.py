@@ -15,7 +15,8 @@ from ledger.events import AnyEvent, RetryServed, ReuseDetected, TokenRedeemed, T
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.inline import Write
-from ledger.recorders.rows import Reads
+from ledger.recorders.errors import Withheld
+from ledger.recorders.rows import Reads, StoredEvent
 from ledger.standing import Standing
 from projections import current_tokens
 from projections.as_of import Outside, aggregate
@@ -173,15 +174,28 @@ def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[i
     earliest = "" if since is None else times.text(since)
     while True:
         rows = reads.select(
-            f"SELECT i.position, e.body FROM {TABLE} i JOIN events e ON e.position = i.position"  # noqa: S608  # names of ours alone
+            "SELECT i.position, i.grant_id, e.body"  # noqa: S608  # names of ours alone
+            f" FROM {TABLE} i LEFT JOIN events e ON e.position = i.position"
             " WHERE i.position > ? AND i.position < ? AND i.at >= ? ORDER BY i.position LIMIT ?",
             (after, reads.horizon, earliest, PAGE_ROWS),
         )
-        for position, body in rows:
+        for position, grant_id, body in rows:
             after = int(str(position))
-            yield after, decode(str(body))
+            if body is None:
+                stored = _archived(reads, f"grant:{grant_id}", after)
+                body = None if stored is None else stored.body
+            if body is not None:
+                yield after, decode(str(body))
         if len(rows) < PAGE_ROWS:
             return
+
+
+def _archived(reads: Reads, stream: str, position: int) -> StoredEvent | None:
+    """The event of a row that lies in the archive; None once the archive's time for it is over."""
+    try:
+        return reads.event_at_position(stream, position)
+    except Withheld:
+        return None
 
 
 class _Telling:

@@ -9,6 +9,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -67,12 +68,11 @@ def check_ledger(path: Path, inline: Sequence[Inline] = INLINE) -> Checked:
     with copied(path) as connection:
         assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall(), "the file itself is damaged"
         streams = {row[0]: row[1:] for row in connection.execute("SELECT * FROM streams")}
-        stored = [
-            _Stored(position, stream, v, back, body, decode(body))
-            for position, stream, v, back, body in connection.execute(
-                "SELECT position, stream, v, back, body FROM events ORDER BY position"
-            )
-        ]
+        rows: list[tuple[int, int, int, int, str]] = connection.execute(
+            "SELECT position, stream, v, back, body FROM events"
+        ).fetchall()
+        rows = sorted([*rows, *_archived(connection, path.with_name(f"{path.name}.archive"))])
+        stored = [_Stored(position, stream, v, back, body, decode(body)) for position, stream, v, back, body in rows]
         by_stream: dict[int, list[_Stored]] = defaultdict(list)
         for each in stored:
             by_stream[each.stream].append(each)
@@ -105,6 +105,37 @@ def copied(path: Path) -> Iterator[sqlite3.Connection]:
                 shutil.copy(beside, f"{copy}{suffix}")
         with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
             yield connection
+
+
+def _archived(connection: sqlite3.Connection, folder: Path) -> Iterator[tuple[int, int, int, int, str]]:
+    """I-23: each piece of the archive lies where its row says, in a segment that is what its name says, and is the part
+    of its stream before everything that is not archived. What is withheld is not looked at here."""
+    for name, size in connection.execute("SELECT name, bytes FROM segments"):
+        data = (folder / name).read_bytes()
+        assert size == len(data), f"{name}: not as long as the store says"
+        assert name.split("-")[1].split(".")[0] == hashlib.sha256(data).hexdigest(), f"{name}: named by other bytes"
+    last_v: dict[int, int] = defaultdict(int)
+    for row in connection.execute(
+        "SELECT a.stream, a.from_v, a.to_v, a.from_position, a.to_position, a.back, a.head, a.at, g.name, a.at_byte,"
+        " a.line, a.said_v, a.said_position, a.said FROM archived a JOIN segments g ON g.id = a.segment"
+        " WHERE NOT a.withheld ORDER BY a.stream, a.to_v"
+    ):
+        stream, from_v, to_v, from_position, to_position, back, head, at, name, at_byte, line, *said = row
+        assert last_v[stream] + 1 == from_v, f"stream {stream}: the archive has a gap before version {from_v}"
+        last_v[stream] = to_v
+        with (folder / name).open("rb") as file:
+            file.seek(at_byte)
+            member = zlib.decompressobj(31).decompress(file.read())
+        lines = [json.loads(each) for each in member.splitlines()[line : line + to_v - from_v + 1]]
+        positions = [int(each["position"]) for each in lines]
+        bodies = [json.dumps(each["event"], separators=(",", ":"), ensure_ascii=False) for each in lines]
+        assert (from_position, to_position) == (positions[0], positions[-1]), f"stream {stream}: other positions"
+        assert head == hashlib.sha256(bodies[-1].encode()).digest(), f"stream {stream}/{to_v}: another hash"
+        assert at == lines[-1]["event"]["at"], f"stream {stream}/{to_v}: another time"
+        assert said == [None, None, None] or said[1:] == [positions[said[0] - from_v], bodies[said[0] - from_v]]
+        for v, position, body in zip(range(from_v, to_v + 1), positions, bodies, strict=True):
+            yield position, stream, v, back, body
+            back = position
 
 
 def _check_stream(name: str, stored: list[_Stored]) -> None:

@@ -93,10 +93,15 @@ class Opened:
         self.fatal = fatal
 
     @property
+    def sqlite(self) -> SQLiteStore:
+        """The store, which is one on SQLite."""
+        assert isinstance(self.store, SQLiteStore)
+        return self.store
+
+    @property
     def connection(self) -> sqlite3.Connection:
         """The writing connection of a store on SQLite."""
-        assert isinstance(self.store, SQLiteStore)
-        return self.store._connection
+        return self.sqlite._connection
 
     @property
     def path(self) -> Path:

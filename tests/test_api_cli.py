@@ -28,7 +28,7 @@ def command(folder: Path, *arguments: str, stdin: bytes = b"", **settings: str) 
 
 def test_the_commands_are_those_of_the_documentation() -> None:
     """A user finds each of them by its name."""
-    expected = "demo serve init apply issue grants grant revoke hash explain reuse rebuild keys erase restore"
+    expected = "demo serve init apply issue grants grant revoke hash explain reuse rebuild archive keys erase restore"
     assert expected == " ".join(cli.COMMANDS)
     root = click.Context(cli.token_ledger)
     for group, names in GROUPS.items():

@@ -76,6 +76,19 @@ def test_a_whole_day_without_a_server(known: Place) -> None:
     assert {"differences": []} == asked(known, "rebuild")
 
 
+def test_archiving_asks_after_how_many_days_and_says_what_it_came_to(known: Place) -> None:
+    """Wrong use is exit code 2; a file where nothing is old enough stays as it is."""
+    refused = known.run("archive")
+    assert (2, "say --after DAYS, or set ARCHIVE_AFTER_DAYS\n") == (
+        refused.returncode,
+        refused.stderr.partition(": ")[2],
+    )
+    assert 2 == known.run("archive", "--after", "0").returncode
+    nothing = {"events": 0, "pieces": 0, "segments": 0, "bytes": 0, "foreign": 0, "withheld": 0}
+    assert nothing == asked(known, "archive", "--after", "1")
+    assert "moved: 0 events in 0 pieces\nsegments: 0, 0 bytes\n" == known.run("archive", "--after", "36500").stdout
+
+
 def test_keys_change_without_a_server(known: Place) -> None:
     """The ring's file holds the new key before the event names it."""
     key_id = known.run("keys", "rotate").stdout.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What commands ask through the socket beside the database: clients files, keys, rebuilds, erasures, restores."""
+"""What commands ask through the socket beside the database: clients files, keys, rebuilds, the archive, restores."""
 
 import json
 import sqlite3
@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from api import clients_file
+from ledger.segments import folder_of
 from tests.asking import Asking, asking
 from tests.wire import Json
 
@@ -19,6 +20,7 @@ ROUTES = [
     ("POST", "/local/keys/1/activate"),
     ("POST", "/local/keys/1/distrust"),
     ("POST", "/local/rebuild"),
+    ("POST", "/local/archive"),
     ("POST", "/local/erase"),
     ("POST", "/local/restore/acknowledge"),
 ]
@@ -157,6 +159,50 @@ async def test_a_wrong_snapshot_is_healed_in_memory_too(tmp_path: Path) -> None:
         assert ({"streams"}, True) == ({each["table"] for each in found["differences"]}, found["healed"])
         ledger.opened.check_memory()
         assert 200 == (await ledger.refresh("std", issued["refresh_token"])).status_code
+
+
+async def test_archiving_tells_what_it_came_to_and_a_history_reads_as_before(tmp_path: Path) -> None:
+    """I-23: what happened longer ago than so many days moves; younger things stay."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        await ledger.refresh("www", issued["refresh_token"])
+        assert 200 == (await ledger.operator("admin", "POST", f"/grants/{issued['grant_id']}/revoke")).status_code
+        before = (await ledger.operator("auditor", "GET", f"/grants/{issued['grant_id']}/events")).json()
+
+        async def archived(body: Json) -> Json:
+            answer = await ledger.ask("POST", "/local/archive", local=True, json=body)
+            assert (200, "application/x-ndjson") == (answer.status_code, answer.headers["content-type"])
+            return json.loads(answer.text.splitlines()[-1])
+
+        nothing = {"events": 0, "pieces": 0, "segments": 0, "bytes": 0, "foreign": 0, "withheld": 0}
+        assert nothing == await archived({"after_days": 1})
+        ledger.opened.clock.pass_seconds(86_401)
+        found = await archived({"after_days": 1})
+        assert (4, 1, 1) == (found["events"], found["pieces"], found["segments"])
+        assert before == (await ledger.operator("auditor", "GET", f"/grants/{issued['grant_id']}/events")).json()
+
+
+@pytest.mark.parametrize("body", [{}, {"after_days": 0}, {"after_days": 40_000}, {"after_days": "1"}])
+async def test_archiving_wants_to_know_after_how_many_days(tmp_path: Path, body: Json) -> None:
+    """Nothing moves by mistake."""
+    async with asking(tmp_path) as ledger:
+        answer = await ledger.ask("POST", "/local/archive", local=True, json=body)
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+
+
+async def test_what_keeps_archiving_from_going_on_is_told_in_its_last_line(tmp_path: Path) -> None:
+    """A folder that cannot be made, say; the ledger serves on."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+        assert 200 == (await ledger.operator("admin", "POST", f"/grants/{issued['grant_id']}/revoke")).status_code
+        await ledger.issue("www")
+        ledger.opened.clock.pass_seconds(86_401)
+        folder_of(ledger.opened.path).write_text("no folder")
+        answer = await ledger.ask("POST", "/local/archive", local=True, json={"after_days": 1})
+        told = json.loads(answer.text.splitlines()[-1])
+        assert "temporarily_unavailable" == told["error"]
+        assert told["error_description"].startswith("archiving was broken off, what moved stays moved: ")
+        assert 200 == (await ledger.ask("GET", "/readyz")).status_code
 
 
 async def test_erasing_a_person_says_whether_there_was_one(tmp_path: Path) -> None:

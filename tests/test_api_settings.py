@@ -39,6 +39,8 @@ def test_without_any_setting_the_embedded_default_rules() -> None:
         "keep_alive_seconds": 75.0,
         "refresh_burst": 10,
         "refresh_per_second": 1.0,
+        "archive_after_days": None,
+        "archive_retention_days": None,
         "log_level": "info",
         "log_format": "console",
     }
@@ -83,6 +85,8 @@ def test_an_unknown_name_is_an_error_that_names_it_and_what_was_meant(tmp_path: 
         ("PORT", "١٢", "a whole number from 0 to 65535"),
         ("PORT", "-1", "a whole number from 0 to 65535"),
         ("WORKERS", "0", "a whole number from 1 to 64"),
+        ("ARCHIVE_AFTER_DAYS", "0", "off or a whole number from 1 to 36500"),
+        ("ARCHIVE_RETENTION_DAYS", "never", "unlimited or a whole number from 1 to 36500"),
         ("ALLOW_PLAIN_HTTP", "yes", "1, 0, true or false"),
         ("REQUEST_TIMEOUT_SECONDS", "0", "a number from 0.1 to 300"),
         ("REQUEST_TIMEOUT_SECONDS", "nan", "a number from 0.1 to 300"),

@@ -27,6 +27,7 @@ from ledger.recorders.readers import Readers
 from ledger.recorders.reading import POSITION_MAX
 from ledger.recorders.reading import Reader as SQLiteReader
 from ledger.recorders.rows import Reads
+from ledger.segments import Segments, folder_of
 from ledger.times import SECOND
 from projections import INLINE, current_tokens, grant_views, reuse_incidents
 from projections.grant_history import history
@@ -231,7 +232,7 @@ def test_a_rebuild_finds_and_heals_the_same(twice: Twice, postgres: Server) -> N
 
         def heal(derive: Callable[[Reads], Heal]) -> None:
             altered.execute("BEGIN")
-            for statement, rows in derive(SQLiteReader(altered)).statements:
+            for statement, rows in derive(SQLiteReader(altered, Segments(folder_of(path)))).statements:
                 altered.executemany(statement, rows)
             altered.execute("COMMIT")
 

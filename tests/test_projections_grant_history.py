@@ -198,13 +198,17 @@ class Counting(Reader):
     """A reader that counts how many events it was made to walk to."""
 
     def __init__(self, reads: Reader) -> None:
-        super().__init__(reads._connection)
+        super().__init__(reads._connection, reads._archived._segments)
         self.walked = 0
 
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
         found = super().events(name, from_v, to_v)
         self.walked += len(found) + 64
         return found
+
+    def event_at_position(self, name: str, position: int) -> StoredEvent | None:
+        self.walked += 1
+        return super().event_at_position(name, position)
 
 
 async def test_a_page_costs_the_same_whatever_the_grants_age(tmp_path: Path, count: Any) -> None:

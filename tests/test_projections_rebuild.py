@@ -20,6 +20,7 @@ from ledger.grant import Grant
 from ledger.inline import Inline
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Reads, Work
+from ledger.segments import Segments, folder_of
 from projections import INLINE, compare, replay
 from projections.current_tokens import CurrentTokens
 from projections.rebuild import Heal, Rebuilt, rebuild
@@ -31,6 +32,7 @@ class Copied:
 
     def __init__(self, path: Path) -> None:
         self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._segments = Segments(folder_of(path))
 
     def change(self, sql: str, *parameters: object) -> int:
         return self.connection.execute(sql, parameters).rowcount
@@ -42,14 +44,14 @@ class Copied:
     def reader(self) -> Iterator[Reads]:
         self.connection.execute("BEGIN")
         try:
-            yield Reader(self.connection)
+            yield Reader(self.connection, self._segments)
         finally:
             self.connection.execute("ROLLBACK")
 
     def heal(self, derive: Callable[[Reads], Heal]) -> None:
         """What the writer does: derive and write in one transaction."""
         self.connection.execute("BEGIN IMMEDIATE")
-        heal = derive(Reader(self.connection))
+        heal = derive(Reader(self.connection, self._segments))
         for statement, rows in heal.statements:
             self.connection.executemany(statement, rows)
         self.connection.execute("COMMIT")

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain", "Read a token, say what it is and what became of it."),
     "reuse": ("reuse", "List which grants saw a retired token."),
     "rebuild": ("rebuild", "Prove the projections against a replay of all events."),
+    "archive": ("archive", "Move what is over out of the database, every answer kept."),
     "keys": ("keys", "List, rotate, activate or distrust keys."),
     "erase": ("erase", "Remove a person's data."),
     "restore": ("restore", "Say on record that an older backup was put back."),

@@ -97,6 +97,9 @@ def say_history(events: list[Json]) -> None:
     """Print one event a line: its place in its stream, when, what, and what that means."""
     for event in events:
         place = f"{event['v']:>4}"
+        if event.get("withheld"):
+            say(f"{place}  withheld: the archive's time for it is over")
+            continue
         topic = f"{event['topic'].removeprefix('grant.'):24}"
         say(f"{place}  {event['at']}  {topic}  {told(event)}")
 

@@ -20,9 +20,12 @@ def rebuild(as_json: bool, settings: Settings) -> None:
     Safe while serving. Exit code 1 where something differed, with table, key and column; the next run then exits 0.
     """
     with reached(settings) as local:
-        differences = _run(local, not as_json and sys.stderr.isatty())
+        found = _run(local, not as_json and sys.stderr.isatty())
+    differences, withheld = found["differences"], found["withheld"]
     if as_json:
-        say_json({"differences": differences})
+        say_json({"differences": differences} | ({"withheld": withheld} if withheld else {}))
+    for event_id in [] if as_json else withheld:
+        say(f"not replayed: {event_id} and all before it are withheld")
     for difference in [] if as_json else differences:
         say(f"differed: table {difference['table']}, key {difference['key']}, column {difference['column']}")
     if differences:
@@ -30,10 +33,11 @@ def rebuild(as_json: bool, settings: Settings) -> None:
             say(f"{len(differences)} differences, healed by this run")
         raise click.exceptions.Exit(1)
     if not as_json:
-        say("every projection and snapshot equals a replay of all events")
+        all_ = "all events" if not withheld else "all events that are not withheld"
+        say(f"every projection and snapshot equals a replay of {all_}")
 
 
-def _run(local: Local, progress: bool) -> list[Json]:
+def _run(local: Local, progress: bool) -> dict[str, Json]:
     """Ask for it and follow the lines of progress, with a bar on standard error where that is a terminal."""
     last: dict[str, Json] = {}
     with click.progressbar(length=1, label="replaying", file=sys.stderr, hidden=not progress) as bar:
@@ -48,8 +52,7 @@ def _run(local: Local, progress: bool) -> list[Json]:
         accepted(local.request("POST", "/local/rebuild", {}, on_line=follow))
     if "differences" not in last:
         raise_unfinished(last)
-    found: list[Json] = last["differences"]
-    return found
+    return last
 
 
 def raise_unfinished(last: dict[str, Json]) -> None:

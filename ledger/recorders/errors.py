@@ -23,3 +23,15 @@ class StoreBroken(StoreError):
 
 class LostRace(StoreError):
     """A stream had moved on since it was read. Nothing happened: read it again and decide anew."""
+
+
+class ArchiveDamaged(StoreError):
+    """A part of the archive cannot be read. The store itself is whole: only what lies there cannot be told."""
+
+
+class Withheld(StoreError):
+    """The bytes of these events were given up when the archive's own time for them was over; `what` names them."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: withheld since the archive's time was over")
+        self.what = what

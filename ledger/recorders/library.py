@@ -140,10 +140,17 @@ class LedgerRecorder(ApplicationRecorder):
         *,
         inclusive_of_start: bool = True,
     ) -> Sequence[Notification]:
-        """Events of all streams in log order, from position `start` on (or after it) and up to `stop`."""
+        """Events of all streams in log order, from position `start` on (or after it) and up to `stop`.
+
+        What is archived lies there stream by stream: in log order it is not told again. Raises OperationalError where
+        some of what is asked for has moved, never a log with holes.
+        """
         first = 0 if start is None else start + (not inclusive_of_start)
         with self._reading() as reader:
             rows = reader.told(first, VERSION_MAX if stop is None else stop, topics, limit)
+            ((moved,),) = reader.select("SELECT max(to_position) FROM archived")
+        if isinstance(moved, int) and first <= moved:
+            raise OperationalError(f"events up to position {moved} were archived: start a follower after it")
         return [Notification(name, v, _topic(body), body.encode(), position) for position, name, v, body in rows]
 
     def max_notification_id(self) -> int | None:

@@ -14,7 +14,7 @@ from ledger.recorders.postgres_connections import Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_sql import numbered
 from ledger.recorders.reading import MARK
-from ledger.recorders.rows import Head, RawEvent, StoredEvent
+from ledger.recorders.rows import Head, Piece, RawEvent, StoredEvent
 
 # One row a step, by the index, whatever the planner believes of a table that it has not counted yet.
 _WALK = (
@@ -26,6 +26,10 @@ _WALK = (
     ") SELECT position, stream, v, back, body FROM chain WHERE v <= $3"
 )
 _HEAD = "SELECT id, v, position, head, state FROM streams WHERE name = $1"
+_AT_POSITION = (
+    "SELECT e.position, e.stream, e.v, e.back, e.body FROM events e JOIN streams s ON s.id = e.stream"
+    " WHERE e.position = $1 AND s.name = $2"
+)
 _AFTER = (
     "SELECT position, stream, v, back, body FROM events WHERE position > $1 AND position < $2"
     " ORDER BY position LIMIT $3"
@@ -88,6 +92,20 @@ class PostgresReader:
         """One event of a stream."""
         found = self.events(name, v, v)
         return found[0] if found else None
+
+    def event_at_position(self, name: str, position: int) -> StoredEvent | None:
+        """One event of a stream by its position."""
+        for row in self._found(_AT_POSITION, (position, name)):
+            return StoredEvent(*row)
+        return None
+
+    def pieces(self, after: tuple[int, int], above: int, limit: int) -> list[Piece]:
+        """What lies in the archive: nothing, here there is none."""
+        return []
+
+    def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
+        """Never asked: there are no pieces."""
+        raise LookupError("there is no archive on PostgreSQL")
 
     def after(self, position: int, limit: int) -> list[StoredEvent]:
         """All streams' events after a position and below the horizon, in log order."""

@@ -49,6 +49,9 @@ _SCHEMA: Final = (
     # Assertions and proofs that were used, until nobody would take them any more.
     "CREATE TABLE single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL)",
     "CREATE INDEX single_use_expiry ON single_use (expires_at)",
+    # Only SQLite has an archive so far. Questions look here too, and find nothing.
+    "CREATE TABLE archived (stream INTEGER NOT NULL, to_v INTEGER NOT NULL, to_position INTEGER NOT NULL,"
+    " said_position INTEGER, said TEXT, PRIMARY KEY (stream, to_v))",
 )
 
 _INLINE_ROOM: Final = 70

@@ -13,13 +13,16 @@ from ledger.recorders.errors import StoreBroken
 from ledger.recorders.reading import Reader
 from ledger.recorders.schema import APPLICATION_ID
 from ledger.recorders.sqlite_errors import translated
+from ledger.segments import Segments, folder_of
 
 
 class Readers:
     """As many connections as threads ever asked at once, made when they are needed. Safe to use from any thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, segments: Segments | None = None) -> None:
+        """`segments` are those of the database, where somebody holds them already."""
         self._path = path
+        self._segments = segments or Segments(folder_of(path))
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
 
@@ -37,7 +40,7 @@ class Readers:
             connection = self._connect()
         try:
             connection.execute("BEGIN")
-            yield Reader(connection)
+            yield Reader(connection, self._segments)
         except sqlite3.Error as error:
             raise translated(error) from None
         finally:

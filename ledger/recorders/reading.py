@@ -2,16 +2,18 @@
 
 A stream's events are found without an index on every one of them: the nearest mark at or above the version wanted (an
 index entry every 64 versions), or the head, and from there back along `back`. A page of n events costs n + 64 steps
-whatever the stream's length (I-22).
+whatever the stream's length (I-22). Where that way ends before the version wanted, what is older lies in the archive.
 """
 
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from ledger.recorders.rows import Head, RawEvent, StoredEvent
+from ledger.recorders.archived import Archived
+from ledger.recorders.rows import Head, Piece, RawEvent, StoredEvent
 from ledger.recorders.schema import MARK_EVERY_V
 from ledger.recorders.sqlite_errors import translated
+from ledger.segments import Segments
 
 # The term `v % 64 = 1` must stand here as in the index's definition, or the index is not used.
 MARK = (
@@ -27,6 +29,10 @@ WALK = (
     ") SELECT position, stream, v, back, body FROM chain WHERE v <= ?"
 )
 _HEAD = "SELECT id, v, position, head, state FROM streams WHERE name = ?"
+_AT_POSITION = (
+    "SELECT e.position, e.stream, e.v, e.back, e.body FROM events e JOIN streams s ON s.id = e.stream"
+    " WHERE e.position = ? AND s.name = ?"
+)
 _AFTER = "SELECT position, stream, v, back, body FROM events WHERE position > ? ORDER BY position LIMIT ?"
 # As bytes: what a flipped bit has made of a text may be none any more, and is to be named all the same.
 _RAW_AFTER = _AFTER.replace("body", "CAST(body AS BLOB)", 1)
@@ -44,11 +50,12 @@ class Reader:
     `horizon`: below this position nothing can appear any more. One writer gives positions in the order of commits.
     """
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_archived", "_connection")
     horizon = POSITION_MAX
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, segments: Segments) -> None:
         self._connection = connection
+        self._archived = Archived(connection, segments)
 
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """Run one SELECT, all rows at once: bound it."""
@@ -67,7 +74,10 @@ class Reader:
         return None
 
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
-        """A stream's events from `from_v` to `to_v`, both included, oldest first."""
+        """A stream's events from `from_v` to `to_v`, both included, oldest first.
+
+        Raises Withheld where the bytes of one were given up.
+        """
         heads = self._rows("SELECT id, v, position FROM streams WHERE name = ?", (name,))
         if not heads or from_v > heads[0][1] or to_v < from_v:
             return []
@@ -75,15 +85,36 @@ class Reader:
         to_v = min(to_v, last_v)
         for position, _ in self._rows(MARK, (stream, to_v)):
             start = position
-        return [StoredEvent(*row) for row in reversed(self._rows(WALK, (start, from_v, to_v)))]
+        found = [StoredEvent(*row) for row in reversed(self._rows(WALK, (start, from_v, to_v)))]
+        lacking_to_v = found[0].v - 1 if found else to_v
+        return self._archived.events(stream, from_v, lacking_to_v) + found if from_v <= lacking_to_v else found
 
     def event_at(self, name: str, v: int) -> StoredEvent | None:
         """One event of a stream."""
         found = self.events(name, v, v)
         return found[0] if found else None
 
+    def event_at_position(self, name: str, position: int) -> StoredEvent | None:
+        """One event of a stream by its position."""
+        for row in self._rows(_AT_POSITION, (position, name)):
+            return StoredEvent(*row)
+        return self._archived.at_position(name, position)
+
+    def pieces(self, after: tuple[int, int], above: int, limit: int) -> list[Piece]:
+        """What lies in the archive, by stream and version after (stream, version): the pieces with an event above a
+        position."""
+        return self._archived.pieces(after, above, limit)
+
+    def of_segment(self, segment: int) -> list[Piece]:
+        """All pieces that lie in a segment, in its order."""
+        return self._archived.of_segment(segment)
+
+    def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
+        """The positions and stored bytes of an archived piece that is not withheld, oldest first."""
+        return self._archived.lines(piece)
+
     def after(self, position: int, limit: int) -> list[StoredEvent]:
-        """All streams' events after a position, in log order."""
+        """All streams' events after a position, in log order, of those that are not archived."""
         return [StoredEvent(*row) for row in self._rows(_AFTER, (position, limit))]
 
     def raw_after(self, position: int, limit: int) -> list[RawEvent]:

@@ -39,6 +39,28 @@ class RawEvent(NamedTuple):
     body: bytes
 
 
+class Piece(NamedTuple):
+    """A run of a stream's events that lie in the archive: which, and where: in the block that begins at a byte of a
+    segment, from a line of it on. `back` is the position of the event before it, `head` the hash of its last. `said` is
+    the last of its events that a standing follows from, which is there also once the lines are `withheld`."""
+
+    stream: int
+    from_v: int
+    to_v: int
+    from_position: int
+    to_position: int
+    back: int
+    head: bytes
+    segment: int
+    name: str
+    at_byte: int
+    line: int
+    withheld: int
+    said_v: int | None
+    said_position: int | None
+    said: str | None
+
+
 class Work:
     """Everything that one transaction is to write. Filled by the commit path, emptied by nobody: one a batch."""
 
@@ -84,9 +106,12 @@ class Reads(Protocol):
     def stream(self, name: str) -> Head | None: ...
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]: ...
     def event_at(self, name: str, v: int) -> StoredEvent | None: ...
+    def event_at_position(self, name: str, position: int) -> StoredEvent | None: ...
     def after(self, position: int, limit: int) -> list[StoredEvent]: ...
     def raw_after(self, position: int, limit: int) -> list[RawEvent]: ...
     def told(self, first: int, last: int, topics: Sequence[str], limit: int) -> list[tuple[int, str, int, str]]: ...
+    def pieces(self, after: tuple[int, int], above: int, limit: int) -> list[Piece]: ...
+    def lines(self, piece: Piece) -> list[tuple[int, bytes]]: ...
 
 
 class Lends(Protocol):

@@ -1,5 +1,7 @@
 """The tables of the SQLite store. Columns repeat members of events, they never replace them."""
 
+from ledger.recorders import archived
+
 APPLICATION_ID = 0x544C4447
 """Marks the file as a token ledger's (the letters TLDG)."""
 
@@ -12,6 +14,7 @@ ADDED = (
     # Assertions and proofs that were used, until nobody would take them any more: no fact, so in no event.
     "CREATE TABLE IF NOT EXISTS single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS single_use_expiry ON single_use (expires_at)",
+    *archived.TABLES,
 )
 """What a store of this version lacks where an earlier program made it. Asked for whenever one is opened."""
 

@@ -30,6 +30,7 @@ from ledger.recorders.schema import ADDED, APPLICATION_ID, SCHEMA, SCHEMA_VERSIO
 from ledger.recorders.sqlite_errors import translated
 from ledger.recorders.store import Derive
 from ledger.refusals import LedgerError
+from ledger.segments import Segments, folder_of
 
 _GRANT = (
     "SELECT s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
@@ -67,7 +68,8 @@ class SQLiteStore:
         self._statements = [[write.sql for write in each.writes] for each in self.inline]
         self._owner: OwnerLock | None = None
         self._writer: sqlite3.Connection | None = None
-        self._readers = Readers(path)
+        self.segments = Segments(folder_of(path))
+        self._readers = Readers(path, self.segments)
         self._commits = 0
 
     # ------------------------------------------------------------ opening and closing
@@ -79,7 +81,7 @@ class SQLiteStore:
         locked, or a write-ahead log that does not check-point.
         """
         self._owner = OwnerLock.take(self.path)
-        self._readers = Readers(self.path)
+        self._readers = Readers(self.path, self.segments)
         try:
             return self._open(ring_id)
         except sqlite3.Error as error:
@@ -156,6 +158,15 @@ class SQLiteStore:
             )
         for statement in ADDED:
             writer.execute(statement)
+        self._check_archive(writer)
+
+    def _check_archive(self, writer: sqlite3.Connection) -> None:
+        """Events that were moved are nowhere else: without their segments nobody is served (I-23)."""
+        for name, size in writer.execute("SELECT name, bytes FROM segments WHERE finished < 2 ORDER BY id").fetchall():
+            found = self.segments.bytes_of(name)
+            if found != size:
+                problem = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                raise LedgerError(f"{self.segments.folder}: the archive segment {name} {problem}; put it back")
 
     def _inline_names(self) -> str:
         return msgspec.json.encode([each.name for each in self.inline]).decode()
@@ -225,7 +236,7 @@ class SQLiteStore:
 
     def within(self) -> Reader:
         """Reading on the writing connection, inside the open transaction: for decisions, never for long questions."""
-        return Reader(self._connection)
+        return Reader(self._connection, self.segments)
 
     def grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
         """The head of a grant's stream and its private row, None where that was erased; None where nothing ever

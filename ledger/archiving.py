@@ -1,0 +1,150 @@
+"""Moving what is over out of the store, and keeping every answer (I-23).
+
+Streams of grants that have ended move whole; of every other stream, once it is long, what is old: all of it lies behind
+the snapshot in the stream's head. A run copies events as export lines into a segment, closes it, reads it back from the
+disk, holds every line against the store, and only then lets a piece's row take the place of its events, a few hundred
+at a time, in the transactions of the refreshes themselves. No event is rewritten, no table is locked for longer than
+such a step takes.
+
+A crash at any line leaves an event in the store, or in the store and in a segment: the next run finishes that segment
+first. What remains of a moved event is its piece's row; reading follows it by itself.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from ledger.batch import Batch
+from ledger.copying import Copying
+from ledger.decisions import Decisions
+from ledger.moving import Checking, Moving
+from ledger.presenting import Desk, forget_nonce_if_over
+from ledger.recorders import archived
+from ledger.recorders.sqlite import SQLiteStore
+from ledger.segments import number_of
+from ledger.threads import in_thread
+from ledger.withholding import Withholding
+
+PAUSE_SECONDS: Final = 0.01
+"""Between two steps, so that no refresh meets more than one."""
+
+log = logging.getLogger("ledger")
+
+Progress = Callable[[int], None]
+"""Told how many events have moved so far."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to: events and pieces that moved, the segments they lie in and their bytes on the disk, and the
+    pieces of segments left behind that are not of this log; `withheld` events whose time in the archive is over."""
+
+    events: int = 0
+    pieces: int = 0
+    segments: int = 0
+    bytes: int = 0
+    foreign: int = 0
+    withheld: int = 0
+
+
+class Archiving:
+    """Moves events of one store, one run at a time. Made and used on the event loop; reading and writing files happens
+    in threads."""
+
+    def __init__(self, store: SQLiteStore, decisions: Decisions, desk: Desk) -> None:
+        self._store = store
+        self._segments = store.segments
+        self._decisions = decisions
+        self._desk = desk
+        self._withholding = Withholding(store, decisions)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def run(
+        self, before: int, withhold_before: int | None = None, progress: Progress = lambda events: None
+    ) -> Report:
+        """Move whatever may move of what happened earlier than `before` (microseconds); withhold the lines of grants
+        that are over and to which nothing happened since `withhold_before` (None: keep all). What a crash has left half
+        done is finished first. Whatever moved stays moved where a run breaks off.
+
+        Raises StoreError, OSError where the folder cannot be written, Unavailable.
+        """
+        async with self._one_at_a_time:
+            await self._decisions.decided(lambda batch: None)  # not while the log has lost something
+            found = _Found(progress)
+            await self._withholding.finish()
+            for name in await in_thread(self._unfinished):
+                await self._move(name, before, found)
+            copying = Copying(self._store, before)
+            while (copied := await in_thread(copying.segment)) is not None:
+                await self._move(copied, before, found)
+            if withhold_before is not None:
+                found.withheld = await self._withholding.run(withhold_before)
+            return found.report()
+
+    def _unfinished(self) -> list[str]:
+        """Segments that are whole, and whose lines may still lie in the store too."""
+        with self._store.reader() as reads:
+            known = {name for (name,) in reads.select(archived.NOT_TO_BE_MOVED)}
+        return [name for name in self._segments.names() if name not in known]
+
+    async def _move(self, name: str, before: int, found: "_Found") -> None:
+        """Let a closed segment's pieces take the place of their events."""
+        number, size = number_of(name), self._segments.bytes_of(name)
+        checking = Checking(self._store, name, before)
+        steps = checking.steps()
+        while (step := await in_thread(next, steps, None)) is not None:
+            await self._switch((number, name, size, None), step)
+            found.moved(step)
+            await asyncio.sleep(PAUSE_SECONDS)
+        found.foreign += checking.foreign
+        if not await in_thread(checking.of_this_log):
+            await in_thread(self._segments.put_aside, name)
+            log.error("archive_segment_of_another_log", extra={"fields": {"segment": name}})
+            return
+        await self._decisions.decided(lambda batch: batch.private(None, archived.FINISH_SEGMENT, number))
+        found.segments += 1
+        found.bytes += size or 0
+
+    async def _switch(self, segment: tuple[object, ...], step: list[Moving]) -> None:
+        # A crash before this is durable leaves the step's events in both places, and after it in the segment alone.
+        await self._decisions.decided(partial(self._moved, segment, step))
+
+    def _moved(self, segment: tuple[object, ...], step: list[Moving], batch: Batch) -> None:
+        batch.private(None, archived.ADD_SEGMENT, *segment)
+        for piece in step:
+            batch.private(None, archived.ADD_PIECE, *piece.row)
+            batch.private(None, archived.DELETE_EVENTS, msgspec.json.encode(piece.positions).decode())
+            if piece.over is not None:
+                known = piece.over in batch.memory.streams
+                loaded = batch.load(piece.over)
+                assert loaded is not None
+                forget_nonce_if_over(batch, self._desk, loaded)
+                if not known:  # grants that are over shall not push others out of memory
+                    del batch.memory.streams[piece.over]
+
+
+class _Found:
+    """What a run has come to so far."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.segments = self.bytes = self.foreign = self.withheld = 0
+        self._events = self._pieces = 0
+        self._progress = progress
+
+    def moved(self, step: list[Moving]) -> None:
+        self._pieces += len(step)
+        self._events += sum(len(each.positions) for each in step)
+        self._progress(self._events)
+
+    def report(self) -> Report:
+        return Report(
+            events=self._events,
+            pieces=self._pieces,
+            segments=self.segments,
+            bytes=self.bytes,
+            foreign=self.foreign,
+            withheld=self.withheld,
+        )

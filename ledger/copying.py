@@ -1,0 +1,91 @@
+"""Copying what may move into archive segments: whole streams, or the old part of them, one after the other."""
+
+import hashlib
+import logging
+from typing import Final
+
+import msgspec
+
+from ledger import movable
+from ledger.events import AnyEvent, decode
+from ledger.movable import Judging, Movable
+from ledger.recorders.archived import next_number
+from ledger.recorders.rows import Reads
+from ledger.recorders.sqlite import SQLiteStore
+from ledger.segments import SegmentWriter, line_of
+
+EVENTS_A_SEGMENT: Final = 20_000
+EVENTS_A_PAGE: Final = 1_000
+
+log = logging.getLogger("ledger")
+
+
+class Copying:
+    """One pass over all streams, which copies what may move into one segment after the other. In threads."""
+
+    def __init__(self, store: SQLiteStore, before: int) -> None:
+        self._store = store
+        self._before = before
+        self._after = 0
+        self._over = False
+
+    def segment(self) -> str | None:
+        """The next segment, closed and on the disk; None where nothing more may move."""
+        writer: SegmentWriter | None = None
+        try:
+            while not self._over and (writer is None or writer.events < EVENTS_A_SEGMENT):
+                with self._store.reader() as reads:
+                    writer = self._page(reads, writer)
+        except BaseException:
+            if writer is not None:
+                writer.abandon()
+            raise
+        if writer is None:
+            return None
+        if not writer.events:
+            writer.abandon()
+            return None
+        return writer.close()
+
+    def _page(self, reads: Reads, writer: SegmentWriter | None) -> SegmentWriter | None:
+        page = movable.streams(reads, self._after)
+        self._over = not page
+        judging = Judging(reads, self._before)
+        for stream in page:
+            to_v = judging.to_v(stream)
+            if to_v > stream.moved_v:
+                writer = writer or self._store.segments.write(next_number(reads, self._store.segments))
+                room = EVENTS_A_SEGMENT - writer.events
+                _copy(reads, stream, min(to_v, stream.moved_v + room), writer)
+                if writer.events >= EVENTS_A_SEGMENT:
+                    return writer  # the next segment begins with this stream again
+            self._after = stream.id
+        return writer
+
+
+def _copy(reads: Reads, stream: Movable, to_v: int, writer: SegmentWriter) -> None:
+    """Add a stream's lines up to a version. Where the history does not hold nothing more is moved: it is to be found
+    where it was altered."""
+    head, from_v = stream.head, stream.moved_v + 1
+    while from_v <= to_v:
+        page = reads.events(stream.name, from_v, min(to_v, from_v + EVENTS_A_PAGE - 1))
+        for stored in page:
+            body = stored.body.encode()
+            event = _linked(stream.name, from_v, head, body)
+            if event is None:
+                log.error("history_does_not_hold", extra={"fields": {"event": f"{stream.name}/{from_v}"}})
+                return
+            writer.add(line_of(stored.position, body))
+            head, from_v = hashlib.sha256(body).digest(), from_v + 1
+        if not page:
+            return
+
+
+def _linked(name: str, v: int, head: bytes | None, body: bytes) -> AnyEvent | None:
+    """The event of these bytes where it is the one that follows; None where it is not."""
+    try:
+        event = decode(body)
+    except msgspec.MsgspecError:
+        return None
+    fits = (event.stream, event.v, event.prev) == (name, v, None if head is None else head.hex())
+    return event if fits else None

@@ -1,0 +1,165 @@
+"""What a store knows of its archive: one row for each piece, which is a run of one stream's events in one block.
+
+An event lies in `events` or in a piece, never in both: the transaction that writes a piece's row deletes its events. So
+a reader, who sees one committed moment, finds each event in exactly one place.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ledger.recorders.errors import ArchiveDamaged, Withheld
+from ledger.recorders.rows import Piece, Reads, StoredEvent
+from ledger.recorders.sqlite_errors import translated
+from ledger.segments import Segments, event_of
+
+TABLES: Final = (
+    # One row a closed segment. `finished` is 0 as long as some of its lines may still lie in `events` too, or, where it
+    # `replaces` another, as long as some pieces still name that one; 2 once it was replaced, and its file is to go.
+    "CREATE TABLE IF NOT EXISTS segments (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL,"
+    " replaces INTEGER, finished INTEGER NOT NULL) STRICT",
+    # What is left of the events that moved: which ones, where they lie, the hash of the last one, its time, and what
+    # the stream had come to by its own events: state, reason class, generation. `said` is the last event of the piece
+    # that a standing follows from: lists of grants need it. `back` is the position of the event before the piece.
+    "CREATE TABLE IF NOT EXISTS archived (stream INTEGER NOT NULL, to_v INTEGER NOT NULL, from_v INTEGER NOT NULL,"
+    " from_position INTEGER NOT NULL, to_position INTEGER NOT NULL, back INTEGER NOT NULL, head BLOB NOT NULL,"
+    " at TEXT NOT NULL, state TEXT NOT NULL, reason TEXT, generation INTEGER, segment INTEGER NOT NULL,"
+    " at_byte INTEGER NOT NULL, line INTEGER NOT NULL, withheld INTEGER NOT NULL, said_v INTEGER,"
+    " said_position INTEGER, said TEXT, PRIMARY KEY (stream, to_v)) STRICT, WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS archived_positions ON archived (stream, to_position)",
+    "CREATE INDEX IF NOT EXISTS archived_said ON archived (said_position) WHERE said_position IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS archived_segments ON archived (segment)",
+)
+
+ADD_SEGMENT: Final = "INSERT INTO segments VALUES (?, ?, ?, ?, 0) ON CONFLICT (id) DO NOTHING"
+FINISH_SEGMENT: Final = "UPDATE segments SET finished = 1 WHERE id = ?"
+REPLACE_SEGMENT: Final = "UPDATE segments SET finished = 2 WHERE id = ?"
+DROP_SEGMENT: Final = "DELETE FROM segments WHERE id = ? AND finished = 2"
+ADD_PIECE: Final = (
+    "INSERT INTO archived VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)"
+    " ON CONFLICT (stream, to_v) DO NOTHING"
+)
+MOVE_PIECE: Final = (
+    "UPDATE archived SET segment = ?, at_byte = ?, withheld = ? WHERE stream = ? AND to_v = ? AND segment = ?"
+)
+DELETE_EVENTS: Final = "DELETE FROM events WHERE position IN (SELECT value FROM json_each(?))"
+"""The parameter is a JSON array of positions."""
+
+ANY_OF_SEGMENT: Final = "SELECT 1 FROM archived a JOIN segments g ON g.id = a.segment WHERE g.name = ? LIMIT 1"
+LAST_MOVED: Final = (
+    "SELECT to_v FROM archived WHERE stream = (SELECT id FROM streams WHERE name = ?) ORDER BY to_v DESC LIMIT 1"
+)
+HAS_NONCE: Final = "SELECT 1 FROM private_grants WHERE stream = ? AND nonce IS NOT NULL"
+
+NOT_TO_BE_MOVED: Final = "SELECT name FROM segments WHERE finished > 0 OR replaces IS NOT NULL"
+REPLACING: Final = "SELECT name, replaces FROM segments WHERE finished = 0 AND replaces IS NOT NULL ORDER BY id"
+REPLACED: Final = "SELECT id, name FROM segments WHERE finished = 2 ORDER BY id"
+FINISHED: Final = "SELECT id FROM segments WHERE finished = 1 ORDER BY id"
+ENDED_IN_SEGMENT: Final = (
+    "SELECT a.stream, a.to_v, z.at FROM archived a JOIN streams s ON s.id = a.stream"
+    " JOIN archived z ON z.stream = s.id AND z.to_v = s.v"
+    " WHERE a.segment = ? AND NOT a.withheld AND z.state IN ('revoked', 'expired')"
+)
+"""Of the pieces in a segment those whose stream is over and lies in the archive whole, with its last event's time."""
+
+_PIECE: Final = (
+    "SELECT a.stream, a.from_v, a.to_v, a.from_position, a.to_position, a.back, a.head, g.id, g.name, a.at_byte,"
+    " a.line, a.withheld, a.said_v, a.said_position, a.said FROM archived a JOIN segments g ON g.id = a.segment"
+)
+_BY_VERSION: Final = f"{_PIECE} WHERE a.stream = ? AND a.to_v >= ? ORDER BY a.to_v"
+_OF_NAME: Final = "a.stream = (SELECT id FROM streams WHERE name = ?)"
+_BY_POSITION: Final = f"{_PIECE} WHERE {_OF_NAME} AND a.to_position >= ? ORDER BY a.to_position LIMIT 1"
+_AFTER: Final = f"{_PIECE} WHERE (a.stream, a.to_v) > (?, ?) AND a.to_position > ? ORDER BY a.stream, a.to_v LIMIT ?"
+_OF_SEGMENT: Final = f"{_PIECE} WHERE a.segment = ? ORDER BY a.at_byte, a.line"
+
+
+MOVABLE: Final = (
+    "SELECT s.id, s.name, s.v, s.position, s.head, s.state, a.to_v, a.head FROM streams s LEFT JOIN archived a"
+    " ON a.stream = s.id AND a.to_v = (SELECT max(b.to_v) FROM archived b WHERE b.stream = s.id)"
+    " WHERE s.id > ? AND s.v > ifnull(a.to_v, 0) ORDER BY s.id LIMIT ?"
+)
+"""Streams by number that have events outside the archive, with the last version of those inside and its hash."""
+
+
+class Archived:
+    """Questions about what was archived, to one connection and the segments. Raises StoreError."""
+
+    __slots__ = ("_connection", "_segments")
+
+    def __init__(self, connection: sqlite3.Connection, segments: Segments) -> None:
+        self._connection = connection
+        self._segments = segments
+
+    def events(self, stream: int, from_v: int, to_v: int) -> list[StoredEvent]:
+        """Those events of a stream from `from_v` to `to_v` that lie in the archive, oldest first.
+
+        Raises Withheld where the bytes of one were given up.
+        """
+        found: list[StoredEvent] = []
+        for piece in self._each(_BY_VERSION, (stream, from_v)):
+            if piece.from_v > to_v:
+                break
+            low, high = max(from_v, piece.from_v), min(to_v, piece.to_v)
+            if piece.withheld:
+                found.append(self._said(piece, low, high))
+            else:
+                found += self._stored(piece)[low - piece.from_v : high - piece.from_v + 1]
+        return found
+
+    def at_position(self, name: str, position: int) -> StoredEvent | None:
+        """The archived event of a stream at a position; None where that is in no piece. Raises Withheld."""
+        for piece in self._pieces(_BY_POSITION, (name, position)):
+            if piece.withheld:
+                wanted = piece.said_v if piece.said_position == position and piece.said_v else 0
+                return self._said(piece, wanted, wanted)
+            return next((each for each in self._stored(piece) if each.position == position), None)
+        return None
+
+    def pieces(self, after: tuple[int, int], above: int, limit: int) -> list[Piece]:
+        """Pieces by stream and version after (stream, version), of those with an event above a position."""
+        return self._pieces(_AFTER, (*after, above, limit))
+
+    def of_segment(self, segment: int) -> list[Piece]:
+        """All pieces that lie in a segment, in its order."""
+        return self._pieces(_OF_SEGMENT, (segment,))
+
+    def _pieces(self, sql: str, parameters: Sequence[object]) -> list[Piece]:
+        return list(self._each(sql, parameters))
+
+    def _each(self, sql: str, parameters: Sequence[object]) -> Iterator[Piece]:
+        """Row by row: nothing is read that nobody asks for."""
+        try:
+            for row in self._connection.execute(sql, parameters):
+                yield Piece(*row)
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
+        """The positions and stored bytes of a piece that is not withheld, oldest first."""
+        lines = self._segments.lines(piece.name, piece.at_byte)
+        found = [event_of(line) for line in lines[piece.line : piece.line + piece.to_v - piece.from_v + 1]]
+        if None in found or len(found) != piece.to_v - piece.from_v + 1:
+            raise ArchiveDamaged(
+                f"{piece.name}: the block at byte {piece.at_byte} holds other lines than the store says"
+            )
+        return found  # type: ignore[return-value]  # none is None
+
+    def _stored(self, piece: Piece) -> list[StoredEvent]:
+        found, back = [], piece.back
+        for v, (position, body) in enumerate(self.lines(piece), start=piece.from_v):
+            found.append(StoredEvent(position, piece.stream, v, back, body.decode()))
+            back = position
+        return found
+
+    def _said(self, piece: Piece, from_v: int, to_v: int) -> StoredEvent:
+        """The one event of a withheld piece that is still there, where it alone is asked for."""
+        if piece.said is None or piece.said_position is None or not from_v == to_v == piece.said_v:
+            raise Withheld(f"versions {piece.from_v} to {piece.to_v} of stream {piece.stream}")
+        return StoredEvent(piece.said_position, piece.stream, to_v, 0, piece.said)
+
+
+def next_number(reads: Reads, segments: Segments) -> int:
+    """The number of the next segment: above every one that the store knows or the folder holds."""
+    last = reads.select("SELECT ifnull(max(id), 0) FROM segments")[0][0]
+    assert isinstance(last, int)
+    return max(last, segments.last_number()) + 1

@@ -1,0 +1,254 @@
+"""Archive segments: files of export lines beside the store, written once, and read block by block.
+
+An export line is one event: `{"event":<the stored bytes>,"position":"<decimal>"}`, canonical JSON, nothing parsed and
+made again. A line whose bytes were given up is withheld: `#` and the base64 of its hash, SHA-256 over a zero byte and
+the line (the leaf hash of RFC 6962 2.1). A block is a few hundred lines, those of one stream together and in order; it
+is one gzip member, so a segment is a gzip file like any other, and `zcat` shows an auditor every line.
+
+A segment is named by its number and the SHA-256 of its bytes. It has that name only once it is whole and on the disk,
+and nobody ever writes to it again.
+"""
+
+import hashlib
+import os
+import re
+import threading
+import zlib
+from base64 import b64encode
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ledger.recorders.errors import ArchiveDamaged
+
+BLOCK_BYTES: Final = 65_536
+"""Lines fill a block up to here and a little over. Twice as much saves three bytes a refresh and doubles what it takes
+to read one event; half as much costs nine."""
+
+LEVEL: Final = 6
+READ_BYTES: Final = 32_768
+BLOCKS_IN_MEMORY_MAX: Final = 64
+UNFINISHED: Final = "segment.new"
+"""The one file that is being written. What a crash leaves of it is written over."""
+
+_GZIP: Final = 31
+_NAME: Final = re.compile(r"([0-9]{6,})-([0-9a-f]{64})\.jsonl\.gz")
+_NUMBERED: Final = re.compile(r"[0-9]{6,}-")
+_EVENT: Final = b'{"event":'
+_POSITION: Final = b',"position":"'
+_END: Final = b'"}'
+_WITHHELD: Final = b"#"
+
+
+class Block(NamedTuple):
+    """One block of a segment: the byte that it begins at, and its lines."""
+
+    at_byte: int
+    lines: list[bytes]
+
+
+def line_of(position: int, body: bytes) -> bytes:
+    """The export line of an event: its position in the log and its stored bytes."""
+    return b"%s%s%s%d%s" % (_EVENT, body, _POSITION, position, _END)
+
+
+def event_of(line: bytes) -> tuple[int, bytes] | None:
+    """The position and the stored bytes that a line holds; None where they are withheld."""
+    if line.startswith(_WITHHELD):
+        return None
+    body, _, position = line.removeprefix(_EVENT).rpartition(_POSITION)
+    return int(position.removesuffix(_END)), body
+
+
+def withheld(line: bytes) -> bytes:
+    """The line that stands in place of another once its bytes are given up; a withheld one stays as it is."""
+    if line.startswith(_WITHHELD):
+        return line
+    return _WITHHELD + b64encode(hashlib.sha256(b"\0" + line).digest())
+
+
+def folder_of(database: Path) -> Path:
+    """Where the segments of a SQLite database lie: `<database>.archive` beside it."""
+    return database.with_name(database.name + ".archive")
+
+
+def number_of(name: str) -> int:
+    """The number of a segment by its name."""
+    return int(name.partition("-")[0])
+
+
+class Segments:
+    """The segments in one folder. Safe to use from any thread. Raises ArchiveDamaged for what cannot be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._kept: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
+        self._lock = threading.Lock()  # guards `_kept`
+
+    def names(self) -> list[str]:
+        """The names of all segments that are whole, by number. OSError where the folder cannot be read."""
+        try:
+            return sorted((name for name in os.listdir(self.folder) if _NAME.fullmatch(name)), key=number_of)
+        except FileNotFoundError:
+            return []
+
+    def last_number(self) -> int:
+        """The highest number that any segment here has, one that was put aside too; 0 where there is none."""
+        try:
+            return max((number_of(name) for name in os.listdir(self.folder) if _NUMBERED.match(name)), default=0)
+        except FileNotFoundError:
+            return 0
+
+    def bytes_of(self, name: str) -> int | None:
+        """How long a segment is on the disk; None where it is not there."""
+        try:
+            return os.stat(self.folder / name).st_size
+        except FileNotFoundError:
+            return None
+
+    def lines(self, name: str, at_byte: int) -> list[bytes]:
+        """The lines of the block that begins at a byte. The last few blocks asked for are remembered."""
+        key = (name, at_byte)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                return found
+        with _opened(self.folder / name) as file:
+            found = _block(file, name, at_byte)[0].lines
+        with self._lock:
+            self._kept[key] = found
+            while len(self._kept) > BLOCKS_IN_MEMORY_MAX:
+                self._kept.popitem(last=False)
+        return found
+
+    def blocks(self, name: str) -> Iterator[Block]:
+        """Every block of a segment in order, read from the file."""
+        at_byte = 0
+        with _opened(self.folder / name) as file:
+            size = os.fstat(file.fileno()).st_size
+            while at_byte < size:
+                block, at_byte = _block(file, name, at_byte)
+                yield block
+
+    def check(self, name: str) -> None:
+        """Read a whole segment and compare its bytes with its name. Raises ArchiveDamaged."""
+        digest = hashlib.sha256()
+        with _opened(self.folder / name) as file:
+            while chunk := file.read(READ_BYTES):
+                digest.update(chunk)
+        named = _NAME.fullmatch(name)
+        if named is None or named[2] != digest.hexdigest():
+            raise ArchiveDamaged(f"{name}: the bytes of this archive segment are not those that it is named by")
+
+    def write(self, number: int) -> "SegmentWriter":
+        """Begin the segment of this number. OSError where the folder cannot be written."""
+        if not self.folder.is_dir():
+            self.folder.mkdir(mode=0o700)
+            _sync(self.folder.parent)
+        return SegmentWriter(self.folder, number)
+
+    def remove(self, name: str) -> None:
+        """Delete a segment that nothing refers to. It may be gone already."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def put_aside(self, name: str) -> None:
+        """Rename a segment that is of another log, so that nobody looks at it again; its bytes stay."""
+        os.replace(self.folder / name, self.folder / f"{name}.foreign")
+
+
+class SegmentWriter:
+    """One segment under way. A crash before `close` returned leaves at most the unfinished file."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.events = 0
+        self._folder = folder
+        self._number = number
+        self._file = open(folder / UNFINISHED, "wb", opener=_private)  # noqa: SIM115  # closed by `close` or `abandon`
+        self._digest = hashlib.sha256()
+        self._lines: list[bytes] = []
+        self._bytes = 0
+
+    def add(self, line: bytes) -> None:
+        """Add one line, and where it fills the block, write that."""
+        self._lines.append(line)
+        self._bytes += len(line)
+        self.events += 1
+        if self._bytes >= BLOCK_BYTES:
+            self.end_block()
+
+    def add_block(self, lines: list[bytes]) -> None:
+        """Write lines as a block of their own, however long."""
+        self._lines = lines
+        self.events += len(lines)
+        self.end_block()
+
+    def end_block(self) -> None:
+        """Write the lines that wait as a block."""
+        if not self._lines:
+            return
+        packer = zlib.compressobj(LEVEL, zlib.DEFLATED, _GZIP)
+        packed = packer.compress(b"".join(line + b"\n" for line in self._lines)) + packer.flush()
+        self._file.write(packed)
+        self._digest.update(packed)
+        self._lines, self._bytes = [], 0
+
+    def close(self) -> str:
+        """Finish the segment; its name. On return it is on the disk under that name, with its folder's entry.
+
+        Out of the system's memory too, so that whoever reads it next reads the disk.
+        """
+        self.end_block()
+        name = f"{self._number:06d}-{self._digest.hexdigest()}.jsonl.gz"
+        with self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.replace(self._folder / UNFINISHED, self._folder / name)  # A crash before this line: there is no segment.
+        _sync(self._folder)
+        return name
+
+    def abandon(self) -> None:
+        """Let there be no such segment."""
+        self._file.close()
+        (self._folder / UNFINISHED).unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[FileIO]:
+    try:
+        with FileIO(path) as file:
+            yield file
+    except OSError as error:
+        raise ArchiveDamaged(f"{path.name}: this archive segment cannot be read: {error.strerror}") from None
+
+
+def _block(file: FileIO, name: str, at_byte: int) -> tuple[Block, int]:
+    """The block that begins at a byte, and where the next one would."""
+    unpacker = zlib.decompressobj(_GZIP)
+    parts, end = [], at_byte
+    try:
+        while not unpacker.eof:
+            chunk = os.pread(file.fileno(), READ_BYTES, end)
+            if not chunk:
+                raise ArchiveDamaged(f"{name}: the archive segment ends within the block at byte {at_byte}")
+            end += len(chunk)
+            parts.append(unpacker.decompress(chunk))
+    except zlib.error:
+        raise ArchiveDamaged(f"{name}: the block at byte {at_byte} of this archive segment is damaged") from None
+    return Block(at_byte, b"".join(parts).split(b"\n")[:-1]), end - len(unpacker.unused_data)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

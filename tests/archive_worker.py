@@ -1,0 +1,107 @@
+"""Archives copies of a closed ledger, the n-th of them killed at the n-th thing that touches the disk.
+
+`python -m tests.archive_worker FOLDER WORK NOW WAY` copies FOLDER into WORK for each n, forks, and lets the child
+archive all that may move. Standard output is one JSON line a copy: its folder and how the child ended. It goes on until
+a child comes to its end. WAY is `as it is`, `withholds` where the archive's own time is over too, or `deletes first`
+for the twin that is broken.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ledger.archiving import Archiving
+from ledger.batch import Batch
+from ledger.moving import Moving
+from ledger.recorders import archived
+from ledger.recorders.sqlite import SQLiteStore
+from tests.archives import SMALL, archive, reopened
+from tests.ledgers import Clock
+
+COPIES_MAX = 500
+
+
+class Killing:
+    """Kills this process at the n-th call of whatever it stands before."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill nobody any more."""
+        self._left = 0
+
+    def before(self, owner: Any, name: str) -> None:
+        """Stand before a function, and after it."""
+        real: Callable[..., Any] = getattr(owner, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self.step()
+            answer = real(*arguments, **named)
+            self.step()
+            return answer
+
+        setattr(owner, name, counted)
+
+
+class DeletesFirst(Archiving):
+    """Takes events out of the store in a transaction of their own, before the one that writes their pieces."""
+
+    async def _switch(self, segment: tuple[object, ...], step: list[Moving]) -> None:
+        def delete(batch: Batch) -> None:
+            for piece in step:
+                batch.private(None, archived.DELETE_EVENTS, json.dumps(piece.positions))
+
+        await self._decisions.decided(delete)
+        await self._decisions.decided(partial(self._moved, segment, step))
+
+
+async def work(folder: Path, now: int, way: str, at: int) -> None:
+    """Archive; be killed on the way."""
+    async with reopened(folder, Clock(now), "archiver") as opened:
+        if way == "deletes first":
+            ledger = opened.ledger
+            ledger.archiving = DeletesFirst(opened.sqlite, ledger._decisions, ledger.desk)
+        killing = Killing(at)
+        for name in ("open", "mkdir", "write", "fsync", "replace", "unlink"):
+            killing.before(os, name)
+        killing.before(SQLiteStore, "commit")
+        await archive(opened, withhold_before=now + 1 if way == "withholds" else None)
+        killing.end()
+
+
+def main(folder: Path, place: Path, now: int, way: str) -> None:
+    """One child after the other."""
+    for module, name, value in SMALL:
+        setattr(module, name, value)
+    for at in range(1, COPIES_MAX):
+        copy = place / str(at) / folder.name
+        shutil.copytree(folder, copy)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                asyncio.run(work(copy, now, way, at))
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps([str(copy), os.waitstatus_to_exitcode(status)]), flush=True)
+        if os.waitstatus_to_exitcode(status) >= 0:
+            return
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,183 @@
+"""Past the archive's own time lines become their hashes, and whatever can still be told is told as before (I-23)."""
+
+import sqlite3
+import zlib
+from base64 import b64encode
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from ledger import segments
+from ledger.recorders.errors import ArchiveDamaged
+from ledger.segments import folder_of
+from tests.archives import Given, answers, archive, differing, made_small, presented, reopened
+from tests.ledgers import Clock
+from tests.test_ledger_archiving import archived_twin, cut_at_every_step, lived, rebuilt
+
+__all__ = ["made_small"]
+
+FORGOTTEN_FOR_EVER = ("history", "incidents", "explain at1_", "explain ey", "explain ac1_")
+"""Questions whose answers rest on events that were withheld."""
+
+
+async def withheld_twin(folder: Path, clock: Clock) -> tuple[Path, int]:
+    """A copy of a closed ledger, archived and then withheld; how many events that were."""
+    other, _ = await archived_twin(folder, clock)
+    async with reopened(other, clock, "withholder") as opened:
+        report = await archive(opened, withhold_before=opened.clock.now + 1)
+        assert (0, 0) == (report.events, report.foreign)
+    return other, report.withheld
+
+
+def lines_of(folder: Path) -> list[bytes]:
+    """Every line of every segment that the store names, in order of pieces, read by no code of the ledger's."""
+    with closing(sqlite3.connect(folder / "ledger.db")) as connection:
+        rows = connection.execute(
+            "SELECT g.name, a.at_byte, a.line, a.to_v - a.from_v + 1"
+            " FROM archived a JOIN segments g ON g.id = a.segment ORDER BY a.stream, a.to_v"
+        ).fetchall()
+    found = []
+    for name, at_byte, line, count in rows:
+        data = (folder_of(folder / "ledger.db") / name).read_bytes()[at_byte:]
+        found += zlib.decompressobj(31).decompress(data).splitlines()[line : line + count]
+    return found
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_withheld_lines_are_the_hashes_of_what_they_were_and_the_rest_is_as_it_was(tmp_path: Path) -> None:
+    """RFC 6962 2.1: an auditor who kept the leaf hashes finds every one of them."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    archived, _ = await archived_twin(tmp_path / "lived", clock)
+    withheld, count = await withheld_twin(tmp_path / "lived", clock)
+    gone = 0
+    for line, now in zip(lines_of(archived), lines_of(withheld), strict=True):
+        gone += line != now
+        assert now in (line, b"#" + b64encode(sha256(b"\0" + line).digest()))
+    assert count == gone > 30
+    with closing(sqlite3.connect(withheld / "ledger.db")) as connection:
+        assert connection.execute("SELECT sum(to_v - from_v + 1) FROM archived WHERE withheld").fetchall() == [(count,)]
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_what_can_be_told_without_the_events_is_told_as_before(tmp_path: Path) -> None:
+    """I-23: standing, ends and lists; explanations, introspection and refusals of refresh tokens; the rest says that it
+    is withheld, and nothing else."""
+    given, clock = await lived(tmp_path / "lived", 8)
+    other, count = await withheld_twin(tmp_path / "lived", clock)
+    before, after = await asked(tmp_path / "lived", given, clock), await asked(other, given, clock)
+    assert {} == {
+        question: both
+        for question, both in differing(before, after).items()
+        if not question.partition(" ")[2].startswith(FORGOTTEN_FOR_EVER)
+    }
+    hidden = 0
+    for question in before[0]:
+        if question.startswith("history"):
+            events, now = told(before[0][question]), told(after[0][question])
+            assert events.keys() == now.keys()
+            for event_id, event in events.items():
+                no_more = {**{name: event[name] for name in ("event_id", "stream", "v")}, "withheld": True}
+                assert now[event_id] in (event, no_more)
+                hidden += now[event_id] != event
+    assert hidden >= count
+
+
+def told(pages: Any) -> dict[str, Any]:
+    """The events of some pages of a history. An epoch's place among withheld ones nobody can tell."""
+    return {event["event_id"]: event for page in pages for event in page["events"]}
+
+
+async def asked(folder: Path, given: Given, clock: Clock) -> list[Any]:
+    """As for what is archived, but for moments that nobody can tell of, and codes."""
+    given = Given(given.grants, given.refresh, given.access, [])
+    async with reopened(folder, clock) as opened:
+        before = await answers(opened, given, moments=False)
+        return [before, await presented(opened, given, Random("order")), await answers(opened, given, moments=False)]
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_a_rebuild_names_what_it_cannot_replay(tmp_path: Path) -> None:
+    """I-13: what is withheld is compared with nothing, and said; all else is as replayed."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await withheld_twin(tmp_path / "lived", clock)
+    found = rebuilt(other)
+    with closing(sqlite3.connect(other / "ledger.db")) as connection:
+        rows = connection.execute(
+            "SELECT s.name || '/' || max(a.to_v) FROM archived a JOIN streams s ON s.id = a.stream"
+            " WHERE a.withheld GROUP BY s.id ORDER BY s.id"
+        ).fetchall()
+    assert [name for (name,) in rows] == found.withheld
+    assert (len(rows), [], True) == (found.withheld_count, found.differences, found.history_holds)
+    with closing(sqlite3.connect(other / "ledger.db")) as connection, connection:
+        connection.execute("UPDATE current_tokens_v1 SET scope = 'admin'")
+    with pytest.raises(AssertionError, match="something to heal"):
+        rebuilt(other)
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_withholding_that_is_killed_anywhere_is_finished_by_the_next_run(tmp_path: Path) -> None:
+    """I-23: after SIGKILL at each step every piece is there, withheld or not; the next run leaves what an undisturbed
+    one leaves, and no file that nothing names."""
+    _, clock = await lived(tmp_path / "lived", 21, 35)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    full = lines_of(other)
+    *killed, (undisturbed, was_killed) = cut_at_every_step(other, clock, tmp_path / "cut", "withholds")
+    assert not was_killed
+    assert len(killed) > 12
+    expected = lines_of(undisturbed)
+    for cut, _ in killed:
+        for line, now in zip(full, lines_of(cut), strict=True):
+            assert now in (line, segments.withheld(line))
+        for _ in range(2):  # the file of what was replaced goes a run later
+            async with reopened(cut, clock, "next") as opened:
+                await archive(opened, withhold_before=opened.clock.now + 1)
+        assert expected == lines_of(cut), cut
+        with closing(sqlite3.connect(cut / "ledger.db")) as connection:
+            named = {name for (name,) in connection.execute("SELECT name FROM segments")}
+        assert named == set(segments.Segments(folder_of(cut / "ledger.db")).names()), cut
+        assert [] == rebuilt(cut).differences
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_a_segment_that_differs_from_what_it_is_to_replace_never_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin: one whose writer garbles a line is found when it is read back, and nothing names it."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    before = lines_of(other)
+    write = segments.SegmentWriter.add_block
+
+    def garbling(self: segments.SegmentWriter, lines: list[bytes]) -> None:
+        write(self, [*lines[:-1], lines[-1].replace(b"0", b"1", 1)])
+
+    monkeypatch.setattr(segments.SegmentWriter, "add_block", garbling)
+    async with reopened(other, clock, "withholder") as opened:
+        with pytest.raises(ArchiveDamaged, match="not those of"):
+            await archive(opened, withhold_before=opened.clock.now + 1)
+    assert before == lines_of(other)
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_the_replaced_file_goes_a_run_later(tmp_path: Path) -> None:
+    """Whoever reads an older moment meanwhile, a long rebuild for one, still finds it."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    kept = segments.Segments(folder_of(other / "ledger.db"))
+    before = kept.names()
+    async with reopened(other, clock, "withholder") as opened:
+        with opened.store.reader() as reads:
+            names = [str(name) for (name,) in reads.select("SELECT name FROM streams ORDER BY id")]
+            full = [each.body for name in names for each in reads.events(name, 1, 10_000)]
+            await archive(opened, withhold_before=opened.clock.now + 1)
+            opened.sqlite.segments._kept.clear()
+            assert full == [each.body for name in names for each in reads.events(name, 1, 10_000)]
+        assert set(before) < set(kept.names())
+        await archive(opened)
+        assert not set(before) <= set(kept.names())
+    async with reopened(other, clock, "once more"):
+        pass  # all that the store names is there

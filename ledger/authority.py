@@ -75,7 +75,8 @@ class Authority:
     """The view of one process. Owned by the event loop; what it hands out is never changed afterwards.
 
     `control` is the counter that the view stands for; whoever appends to an authority stream calls `evolve` and then
-    sets it. Before the first `reload` it is -1, which equals no store's.
+    sets it. Before the first `reload` it is -1, which equals no store's. `rules_now` is another object after any
+    change: rules that were asked for while it was this one are as good as new.
     """
 
     def __init__(self, reads: Callable[[], Reads], *, clock_skew_seconds: int = 10) -> None:
@@ -94,7 +95,7 @@ class Authority:
         self._client_rules: dict[str, ClientRules] = {}
         self._origins: frozenset[str] | None = None  # gathered when first asked for after a change
         self._subjects: dict[str, Epoch] = {}
-        self._rules: dict[tuple[str, int], Rules] = {}
+        self.rules_now: dict[tuple[str, int], Rules] = {}
         self._ends: dict[_EndKey, EpochEnd] = {}
         # Raises folded here, by stream: those of the batch under way are not in the store yet. The number orders them.
         self._raises: dict[str, list[tuple[int, Raise]]] = {}
@@ -111,7 +112,7 @@ class Authority:
     def control(self, counter: int) -> None:
         if counter != self._control:
             self._control = counter
-            self._rules.clear()
+            self.rules_now = {}
 
     @property
     def clients(self) -> Mapping[str, Client]:
@@ -173,12 +174,12 @@ class Authority:
             client is not None and client.epoch.number and client.epoch.hits(grant.client_epoch, grant.issued_at)
         ):
             return self._made(grant.client_id, subject.number, self._end(grant))
-        return self._rules.get((grant.client_id, subject.number)) or self._living(grant.client_id, subject.number)
+        return self.rules_now.get((grant.client_id, subject.number)) or self._living(grant.client_id, subject.number)
 
     def rules_for_issue(self, client_id: str, subject_id: str) -> Rules:
         """What bears on a grant that shall come to be: nothing has ended it."""
         number = self._subject(subject_id).number
-        return self._rules.get((client_id, number)) or self._living(client_id, number)
+        return self.rules_now.get((client_id, number)) or self._living(client_id, number)
 
     def issued_at_least(self, client_id: str, subject_id: str) -> int:
         """The latest `before` that an epoch of this client or subject has: no new grant is older (microseconds)."""
@@ -187,9 +188,9 @@ class Authority:
         return max(of_client, self._subject(subject_id).latest_before)
 
     def _living(self, client_id: str, subject_epoch: int) -> Rules:
-        if len(self._rules) >= RULES_IN_MEMORY_MAX:
-            self._rules.clear()
-        rules = self._rules[client_id, subject_epoch] = self._made(client_id, subject_epoch, None)
+        if len(self.rules_now) >= RULES_IN_MEMORY_MAX:
+            self.rules_now.clear()
+        rules = self.rules_now[client_id, subject_epoch] = self._made(client_id, subject_epoch, None)
         return rules
 
     def _made(self, client_id: str, subject_epoch: int, end: EpochEnd | None) -> Rules:
@@ -304,7 +305,7 @@ class Authority:
                 return
         if isinstance(event, ClientRevoked | SubjectRevoked):
             self._remember(event)
-        self._rules.clear()
+        self.rules_now = {}
 
     def _evolve_client(self, event: ClientEvent) -> None:
         client = copy.deepcopy(self._clients.get(event.client_id)) or Client()

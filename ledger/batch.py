@@ -12,6 +12,7 @@ from ledger import snapshots
 from ledger.answers import Source
 from ledger.authority import Authority
 from ledger.bounded import make_room
+from ledger.commands import Rules
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.private import PrivateGrant
@@ -36,12 +37,23 @@ class Loaded:
     """A stream in memory: its head as the store will have it after the batch under way, and its aggregate.
 
     `contexts` remembers commitments of contexts by their source, so that a known one costs no hash; `private` is
-    the grant's private row, None for other streams.
+    the grant's private row, None for other streams; `rules` are what bore on the grant when authority was `rules_of`.
     """
 
     __slots__ = (
-        "aggregate", "contexts", "head", "id", "is_authority", "known_position", "name", "position", "private", "v",
-    )  # fmt: skip
+        "aggregate",
+        "contexts",
+        "head",
+        "id",
+        "is_authority",
+        "known_position",
+        "name",
+        "position",
+        "private",
+        "rules",
+        "rules_of",
+        "v",
+    )
 
     def __init__(
         self, name: str, id: int, v: int, position: int, head: str | None, aggregate: snapshots.Aggregate
@@ -55,6 +67,8 @@ class Loaded:
         self.private: PrivateGrant | None = None
         self.contexts: dict[Source, str] = {}
         self.known_position: tuple[int, int] | None = None
+        self.rules: Rules | None = None
+        self.rules_of: object = None
         self.is_authority = name.partition(":")[0] in AUTHORITY_KINDS
 
 
@@ -257,6 +271,7 @@ class Batch:
         head, private = found
         loaded = self._loaded(name, head)
         assert isinstance(loaded.aggregate, Grant)
+        loaded.aggregate.share()
         if loaded.aggregate.subject_id not in self.erased:
             loaded.private = private
         return loaded

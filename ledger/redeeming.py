@@ -39,7 +39,11 @@ def redeem(
     """Exchange a refresh token for its successor (RFC 6749 6, RFC 9700 4.14)."""
     loaded, grant = genuine(batch, desk, caller, source, presented)
     now, generation = batch.now, presented.generation
-    rules = desk.authority.rules(grant)
+    authority = desk.authority
+    rules = loaded.rules
+    if rules is None or loaded.rules_of is not authority.rules_now:
+        rules = loaded.rules = authority.rules(grant)
+        loaded.rules_of = authority.rules_now
     context = loaded.contexts.get(source)
     presenter = Presenter(
         client_id=caller.client_id,

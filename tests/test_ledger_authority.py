@@ -312,7 +312,7 @@ def test_memory_of_subjects_and_ends_is_bounded_and_what_left_it_is_read_again(
             assert f"subject:person {number}/1" == end.event_id
             assert house.authority.rules(Grant(subject_id=f"person {number}", subject_epoch=1)).epoch_end is None
     view = house.authority
-    assert [2, 2, 2, 2] >= [len(view._subjects), len(view._ends), len(view._raises), len(view._rules)]
+    assert [2, 2, 2, 2] >= [len(view._subjects), len(view._ends), len(view._raises), len(view.rules_now)]
 
 
 def test_a_raise_of_the_batch_under_way_is_never_what_leaves_memory(

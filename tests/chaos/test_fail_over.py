@@ -75,16 +75,21 @@ class Watch:
 
     def __init__(self, load: Load) -> None:
         self._load = load
+        # Who sends twice has done when both are answered, which may be long after the first one was.
+        self._single = [chain for chain in load.chains if len(chain._lines) == 1]
         self.outage_seconds = 0.0
         self._ended = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
-        seen, last = self._load.refreshes, time.monotonic()
+        seen, last = self._answered(), time.monotonic()
         while not self._ended.wait(0.005):
-            now, found = time.monotonic(), self._load.refreshes
+            now, found = time.monotonic(), self._answered()
             if found != seen:
                 self.outage_seconds, seen, last = max(self.outage_seconds, now - last), found, now
+
+    def _answered(self) -> int:
+        return sum(chain.acknowledged for chain in self._single)
 
     def goes_on(self) -> None:
         """Refreshes succeed again, of everybody, by themselves (I-24)."""

@@ -143,11 +143,10 @@ class Node:
 class Cluster:
     """All nodes. The first is the primary to begin with."""
 
-    def __init__(self, folder: Path, dynamic: Mapping[str, Json]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.password = secrets.token_urlsafe(9)
         self.nodes = [Node(folder, number) for number in range(1, NODES + 1)]
-        self._dynamic = dynamic
         for node in self.nodes:
             self._own(node.folder)
             (node.folder / "patroni.json").write_text(json.dumps(self._configuration(node)))
@@ -164,7 +163,7 @@ class Cluster:
             "restapi": {"listen": f"127.0.0.1:{node.api_port}", "connect_address": f"127.0.0.1:{node.api_port}"},
             "etcd3": {"hosts": [f"127.0.0.1:{each.etcd_port}" for each in self.nodes]},
             "bootstrap": {
-                "dcs": self._dynamic,
+                "dcs": DYNAMIC,
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums", "no-sync"],
             },
             "postgresql": {
@@ -211,7 +210,7 @@ class Cluster:
             if status == 200:
                 states = sorted((each["role"], each["state"]) for each in told["members"])
                 followers = [state for role, state in states if role != "leader"]
-                waited_for = not self._dynamic["synchronous_mode"] or any(r == "sync_standby" for r, _ in states)
+                waited_for = any(role == "sync_standby" for role, _ in states)
                 return ("leader", "running") in states and ["streaming"] * 2 == followers and waited_for
         return False
 
@@ -232,11 +231,11 @@ class Cluster:
 
 
 @contextmanager
-def formed(**dynamic: Json) -> Iterator[Cluster]:
-    """A cluster until the block ends; `dynamic` are settings of Patroni's in place of DYNAMIC's."""
+def formed() -> Iterator[Cluster]:
+    """A cluster until the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="tlha-", dir="/tmp"))
     folder.chmod(0o711)
-    cluster = Cluster(folder, {**DYNAMIC, **dynamic})
+    cluster = Cluster(folder)
     try:
         cluster.form()
         yield cluster

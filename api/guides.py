@@ -26,6 +26,8 @@ GUIDES: Final[dict[str, str]] = {
     "operating": "Issue, look at and end grants; roles, audit, erasure",
     "resource-servers": "Check access tokens: ask, or check a JWT yourself; audiences; keys",
     "postgresql": "Keep the store on PostgreSQL: workers, nodes, fail-over, backups",
+    "high-availability": "Keep refreshing when a database server dies: replication with Patroni",
+    "scaling": "From a million grants to a thousand million: what each costs, and how to part them",
     "running": "Run the server: files, backups, keys, health, metrics",
 }
 """Every guide by its place under `/docs/`, with its line in the list."""

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
@@ -139,14 +139,18 @@ class Workers:
         for sock in worker.sockets:
             hear_again(sock)  # the one before may have ended in order
         reading, writing = os.pipe()
+        # A signal that comes to the new process before it has handlers of its own waits until then: the parent's would
+        # swallow it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
         pid = os.fork()
         if pid == 0:
-            self._be(worker, reading, writing)
+            self._be(worker, reading, writing, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(writing)
         worker.pid, worker.started_at = pid, time.monotonic()
         return reading
 
-    def _be(self, worker: _Worker, reading: int, writing: int) -> NoReturn:
+    def _be(self, worker: _Worker, reading: int, writing: int, mask: Iterable[int]) -> NoReturn:
         """In the new process: serve, and leave by the shortest way, for nothing of the parent's is to be undone."""
         exit_code = 1
         try:
@@ -154,6 +158,7 @@ class Workers:
             for number in _TOLD:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.setpgid(0, 0)  # Ctrl-C is told by the parent, once
             os.close(reading)
             os.close(self._parent[1])

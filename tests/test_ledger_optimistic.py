@@ -139,7 +139,7 @@ async def test_without_the_premises_a_dead_token_would_look_alive(
 
 async def test_without_the_versions_a_chain_would_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin for what is written: the condition on the version left out."""
-    broken(monkeypatch, "ON s.id = m.id AND s.v = m.v WHERE s.id IS NULL", "ON s.id = m.id WHERE s.id IS NULL")
+    broken(monkeypatch, "JOIN streams s ON s.id = m.id AND s.v = m.v FOR", "JOIN streams s ON s.id = m.id FOR")
 
     async def forked() -> None:
         async with two_nodes(tmp_path) as (one, other):

@@ -49,7 +49,8 @@ CREATE OR REPLACE FUNCTION ledger_append(
 DECLARE
   _offset bigint;
   _late int[] := '{{}}';
-  _more int[];
+  _held bigint[];
+  _made text[];
 BEGIN
   IF p_new_control IS NULL AND p_new_serial IS NULL AND p_floor IS NULL THEN
     PERFORM pg_advisory_xact_lock_shared({lock});
@@ -68,10 +69,13 @@ BEGIN
       LEFT JOIN streams s ON s.id = r.id AND s.v = r.v WHERE s.id IS NULL;
   END IF;
   IF cardinality(p_moved_id) > 0 THEN
-    SELECT lost || coalesce(array_agg(DISTINCT m.unit), '{{}}') INTO lost
-      FROM unnest(p_moved_id, p_moved_before, p_moved_unit) AS m (id, v, unit)
-      LEFT JOIN (SELECT id, v FROM streams WHERE id = ANY (p_moved_id) FOR NO KEY UPDATE SKIP LOCKED) AS s
-      ON s.id = m.id AND s.v = m.v WHERE s.id IS NULL;
+    SELECT coalesce(array_agg(id), '{{}}') INTO _held FROM (
+      SELECT s.id FROM unnest(p_moved_id, p_moved_before) AS m (id, v)
+        JOIN streams s ON s.id = m.id AND s.v = m.v FOR NO KEY UPDATE OF s SKIP LOCKED) AS held;
+    IF cardinality(_held) < cardinality(p_moved_id) THEN
+      SELECT lost || array_agg(DISTINCT unit) INTO lost
+        FROM unnest(p_moved_id, p_moved_unit) AS m (id, unit) WHERE NOT id = ANY (_held);
+    END IF;
   END IF;
   base := 0;
   IF cardinality(p_event_v) = 0 AND p_rows IS NULL AND p_new_control IS NULL AND p_new_serial IS NULL
@@ -96,8 +100,12 @@ BEGIN
         SELECT {id}, name, v, {made_position}, head, state, generation, redeemed, expires FROM asked ORDER BY name
         ON CONFLICT (name) DO NOTHING RETURNING name
     )
-    SELECT coalesce(array_agg(DISTINCT asked.unit), '{{}}') INTO _late
-      FROM asked LEFT JOIN made ON made.name = asked.name WHERE made.name IS NULL;
+    SELECT coalesce(array_agg(name), '{{}}') INTO _made FROM made;
+    IF cardinality(_made) < cardinality(p_made_id) THEN
+      SELECT coalesce(array_agg(DISTINCT unit), '{{}}') INTO _late
+        FROM unnest(p_made_name, p_made_unit) AS m (name, unit)
+        WHERE NOT unit = ANY (lost) AND NOT name = ANY (_made);
+    END IF;
   END IF;
   IF p_rows ? 'spend' THEN
     WITH asked AS (

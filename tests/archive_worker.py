@@ -1,9 +1,9 @@
 """Archives copies of a closed ledger, the n-th of them killed at the n-th thing that touches the disk.
 
-`python -m tests.archive_worker FOLDER WORK NOW WAY` copies FOLDER into WORK for each n, forks, and lets the child
-archive all that may move. Standard output is one JSON line a copy: its folder and how the child ended. It goes on until
-a child comes to its end. WAY is `as it is`, `withholds` where the archive's own time is over too, or `deletes first`
-for the twin that is broken.
+`python -m tests.archive_worker FOLDER WORK NOW WAY STRIDE` copies FOLDER into WORK for each n, or one n in STRIDE,
+forks, and lets the child archive all that may move. Standard output is one JSON line a copy: its folder and how the
+child ended. It goes on until a child comes to its end. WAY is `as it is`, `withholds` where the archive's own time is
+over too, or `deletes first` for the twin that is broken.
 """
 
 import asyncio
@@ -82,11 +82,11 @@ async def work(folder: Path, now: int, way: str, at: int) -> None:
         killing.end()
 
 
-def main(folder: Path, place: Path, now: int, way: str) -> None:
+def main(folder: Path, place: Path, now: int, way: str, stride: int) -> None:
     """One child after the other."""
     for module, name, value in SMALL:
         setattr(module, name, value)
-    for at in range(1, COPIES_MAX):
+    for at in range(1, COPIES_MAX, stride):
         copy = place / str(at) / folder.name
         shutil.copytree(folder, copy)
         child = os.fork()
@@ -104,4 +104,4 @@ def main(folder: Path, place: Path, now: int, way: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))

@@ -68,6 +68,14 @@ class Mounted:
         while (left := until - time.monotonic()) > 0:
             self._take(left)
 
+    def hear(self, within_seconds: float = 60.0) -> None:
+        """Wait until the worker has told of this store that something is durable, however busy the machine is."""
+        until = time.monotonic() + within_seconds
+        while not self.told.count:
+            left = until - time.monotonic()
+            assert left > 0, f"the worker told nothing in {within_seconds} s"
+            self._take(left)
+
     def _take_all(self) -> None:
         while self._take(0):
             pass

@@ -28,7 +28,7 @@ from tests.chaos.ends import Ender
 from tests.chaos.files import check_files, report
 from tests.chaos.load import Load, converge
 from tests.chaos.processes import TroubledServer
-from tests.servers import OPERATORS, SECRETS, Grant, basic
+from tests.servers import OPERATORS, SECRETS, Grant, basic, eventually
 from tests.wire import FORM, INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH, form_bytes, request_bytes
 
 SEED = 20_261_125
@@ -94,6 +94,7 @@ def live(lived: Lived, commands: Sequence[tuple[str, ...]]) -> None:
     misplaced(server)
     with Load(chains, [ender]) as load:
         time.sleep(0.4)
+        eventually(lambda: ender.ends, within_seconds=60, what="the end of a grant")
         server.kill()
         load.stop()
     check_files(server.database, chains, [ender])

@@ -131,6 +131,8 @@ def cut_mounted(mounted: Mounted, cuts: int, synchronous: str) -> int:
         if number % CUTS_A_STORE == 0:
             mounted.work(synchronous)
         mounted.listen(chance.uniform(0.2 if number % CUTS_A_STORE == 0 else 0.0, 0.4))
+        if number % CUTS_A_STORE:
+            mounted.hear()  # the first cut may come before anything is durable; no other one would prove much then
         mode = MODES[number % len(MODES)]
         place = mounted.cut(number, mode)
         with naming(f"cut {number} ({mode})"):

@@ -197,8 +197,9 @@ def test_ci_runs_the_readmes_test_command_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_every_dependency_is_pinned_with_its_hashes() -> None:
-    """CI installs nothing by name alone: what the project asks for, in use and for tests, is pinned by content. Only the
-    extra `ha` is not CI's to install."""
+    """CI installs nothing by name alone: what the project asks for, in use and for tests, is pinned by content.
+
+    Only the extra `ha` is not CI's to install."""
     project = tomllib.loads((HOUSE / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [
         *project["dependencies"],

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ledger.inline import Inline
+from ledger.recorders.archived import TABLES as ARCHIVE
 from ledger.recorders.schema import MARK_EVERY_V
 
 SCHEMA_VERSION: Final = 2
@@ -49,9 +50,8 @@ _SCHEMA: Final = (
     # Assertions and proofs that were used, until nobody would take them any more.
     "CREATE TABLE single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL)",
     "CREATE INDEX single_use_expiry ON single_use (expires_at)",
-    # Only SQLite has an archive so far. Questions look here too, and find nothing.
-    "CREATE TABLE archived (stream INTEGER NOT NULL, to_v INTEGER NOT NULL, to_position INTEGER NOT NULL,"
-    " said_position INTEGER, said TEXT, PRIMARY KEY (stream, to_v))",
+    # Only SQLite databases have an archive so far. Questions look here too, and find nothing.
+    *(re.sub(" STRICT.*$| IF NOT EXISTS", "", statement) for statement in ARCHIVE),
 )
 
 _INLINE_ROOM: Final = 70

@@ -273,10 +273,13 @@ class Commits:
         for each, answer, refused in done:
             future = each.future
             if not future.done():  # A client may have gone: what was decided stands, and its retry is served.
-                if refused:
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+                try:
+                    if refused:
+                        future.set_exception(answer)
+                    else:
+                        future.set_result(answer)
+                except Exception as error:  # a defect of whoever tells it: the others are told all the same
+                    log.error("answer_not_told", exc_info=error)
         self._after()
 
     def _after(self) -> None:

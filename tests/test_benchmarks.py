@@ -111,9 +111,11 @@ def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Pat
 
 
 def test_peers_take_part_where_they_can_and_are_left_out_with_a_line_where_not(
-    tmp_path: Path, harness: list[str]
+    tmp_path: Path, harness: list[str], full: bool
 ) -> None:
     """A server that does not start, one that rotates nothing, a name that is not listed: the others are measured."""
+    if not full:
+        pytest.skip("its many servers take long to start")
     names = ["--peers", "rotates", "keeps", "broken", "unheard-of"]
     told = measured(tmp_path / "out", "--history", "--grants", *harness, *names)
     assert {"token-ledger/sqlite", "bare Starlette endpoint", "rotates"} == {run.side for run in told.runs}
@@ -127,8 +129,10 @@ def test_peers_take_part_where_they_can_and_are_left_out_with_a_line_where_not(
     assert expected == told.left_out
 
 
-def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path) -> None:
+def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path, full: bool) -> None:
     """What was prepared is used again, and a later round is compared with its own round only."""
+    if not full:
+        pytest.skip("its many servers take long to start")
     kept = ["--history", "--grants", "--folder", str(tmp_path / "kept")]
     peers.main([*TINY, "--out", str(tmp_path / "out"), *kept, "--prepare"])
     assert not (tmp_path / "out").exists()

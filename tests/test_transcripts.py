@@ -81,8 +81,19 @@ def server_for(request: pytest.FixtureRequest, tmp_path: Path, window_seconds: i
             yield server
 
 
-@pytest.mark.parametrize("processes", [1, 2], ids=["sqlite", "two-workers-on-postgresql"])
-@pytest.mark.parametrize("vector", VECTORS, ids=[vector.number for vector in VECTORS])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every vector on SQLite; over two workers a tenth of them by default, all with `--full`."""
+    if "vector" in metafunc.fixturenames:
+        stride = 1 if metafunc.config.option.full else 10
+        cases = [("sqlite", vector, 1) for vector in VECTORS]
+        cases += [("two-workers-on-postgresql", vector, 2) for vector in VECTORS[::stride]]
+        metafunc.parametrize(
+            ("vector", "processes"),
+            [(vector, processes) for _, vector, processes in cases],
+            ids=[f"{vector.number}-{name}" for name, vector, _ in cases],
+        )
+
+
 def test_vector(vector: Vector, processes: int, server_for: Server, window_seconds: int) -> None:
     """Each request of the transcript gets the answer that stands below it (RFC 6749 5 and 6)."""
     run_vector(vector, server_for, {"window": str(window_seconds), "half": str(window_seconds / 2), **SHOWN})

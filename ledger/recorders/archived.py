@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ledger.recorders.errors import ArchiveDamaged, Withheld
-from ledger.recorders.rows import Piece, Reads, StoredEvent
+from ledger.recorders.rows import Piece, Reads, StoredEvent, StreamKey
 from ledger.recorders.sqlite_errors import translated
 from ledger.segments import Segments, event_of
 
@@ -90,7 +90,7 @@ class Archived:
         self._connection = connection
         self._segments = segments
 
-    def events(self, stream: int, from_v: int, to_v: int) -> list[StoredEvent]:
+    def events(self, stream: StreamKey, from_v: int, to_v: int) -> list[StoredEvent]:
         """Those events of a stream from `from_v` to `to_v` that lie in the archive, oldest first.
 
         Raises Withheld where the bytes of one were given up.
@@ -115,7 +115,7 @@ class Archived:
             return next((each for each in self._stored(piece) if each.position == position), None)
         return None
 
-    def pieces(self, after: tuple[int, int], above: int, limit: int) -> list[Piece]:
+    def pieces(self, after: tuple[StreamKey, int], above: int, limit: int) -> list[Piece]:
         """Pieces by stream and version after (stream, version), of those with an event above a position."""
         return self._pieces(_AFTER, (*after, above, limit))
 

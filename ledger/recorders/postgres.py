@@ -28,6 +28,7 @@ from ledger.recorders.hops import Hops
 from ledger.recorders.postgres_append import APPEND
 from ledger.recorders.postgres_connections import Address, Connection
 from ledger.recorders.postgres_errors import translated
+from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_readers import PostgresReaders
 from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.postgres_sql import POSITION_BITS
@@ -47,7 +48,7 @@ _GRANTS: Final = (
     "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
     " p.idempotency_mac, p.body_mac, e.id, e.v, e.position, e.head, e.state FROM streams s"
     " LEFT JOIN private_grants p ON p.stream = s.id LEFT JOIN streams e ON e.name = 'subject:' || p.subject_id"
-    " WHERE s.name = ANY ($1::text[])"
+    " WHERE s.id = ANY ($1::uuid[])"
 )
 _END: Final = "SELECT greatest((SELECT max(position) FROM events), (SELECT position_floor FROM control))"
 _HORIZON: Final = (
@@ -66,7 +67,7 @@ _PLANS: Final = (
 )
 # A commit of nothing: it returns when the standbys have whatever can be seen already.
 _CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'token-ledger', '')"
-_CLEAR: Final = "VACUUM private_grants, private_contexts, private_reasons, private_subjects"
+_CLEAR: Final = "VACUUM private_grants, private_contexts, private_reasons, private_subjects, idempotency_keys"
 _NOWHERE: Final = 2**63 - 1
 
 
@@ -246,9 +247,13 @@ class PostgresStore:
         """The control counter and serial as the store says now."""
         return self._asked(_control)
 
-    def last(self) -> tuple[int, int]:
-        """Positions and stream numbers are given when a batch is written; until then they are places in it."""
-        return BASE, BASE
+    def last(self) -> int:
+        """Positions are given when a batch is written; until then they are places in it."""
+        return BASE
+
+    def new_key(self, name: str) -> str:
+        """The key of a stream follows from its name."""
+        return key_of(name)
 
     def end(self) -> int:
         """The last position of the log; 0 where there is none yet."""
@@ -279,7 +284,8 @@ class PostgresStore:
         nothing ever happened to one."""
         found: dict[str, tuple[Head, PrivateGrant | None]] = {}
         subjects: dict[str, Head | None] = {}
-        rows = self._asked(lambda connection: connection.execute(_GRANTS, (postgres_work.texts([*names]),)).fetchall())
+        keys = postgres_work.uuids([*map(key_of, names)])
+        rows = self._asked(lambda connection: connection.execute(_GRANTS, (keys,)).fetchall())
         for name, id, v, position, head, state, subject_id, *more in rows:
             private = None if subject_id is None else PrivateGrant(subject_id, *more[:6])
             found[name] = (Head(id, v, position, head.hex(), state), private)
@@ -420,11 +426,6 @@ def _found(connection: Connection, work: CheckedWork) -> Written | None:
             base = found.position - place
             there.add(unit)
     return None if base is None else Written(base, frozenset(range(work.units)) - there)
-
-
-def _head(row: Sequence[Any]) -> Head | None:
-    id, v, position, head, state = row
-    return None if id is None else Head(id, v, position, head.hex(), state)
 
 
 def _exists(connection: Connection, table: str) -> bool:

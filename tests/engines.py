@@ -85,7 +85,9 @@ def copy_into(connection: sqlite3.Connection, url: str) -> None:
             columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             rows = source.execute(f"SELECT {', '.join(columns)} FROM {_FROM.get(table, table)}".encode()).fetchall()
             marks = ", ".join("?" * len(columns))
-            keys = {at for at, column in enumerate(columns) if column == "stream" or (table, column) == ("streams", "id")}
+            keys = {
+                at for at, column in enumerate(columns) if column == "stream" or (table, column) == ("streams", "id")
+            }
             plain = [[numbers[each] if at in keys else _plain(each) for at, each in enumerate(row)] for row in rows]
             connection.executemany(f"INSERT INTO {table} VALUES ({marks})", plain)
 

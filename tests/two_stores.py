@@ -31,8 +31,10 @@ def copy_to_postgres(path: Path, url: str) -> None:
             with target.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(place)) as copy:
                 for row in rows:
                     copy.write_row([keys[v] if c in at else v for c, v in zip(columns, row, strict=True)])
-        target.execute("INSERT INTO idempotency_keys SELECT idempotency_mac, stream FROM private_grants"
-                       " WHERE idempotency_mac IS NOT NULL")
+        target.execute(
+            "INSERT INTO idempotency_keys SELECT idempotency_mac, stream FROM private_grants"
+            " WHERE idempotency_mac IS NOT NULL"
+        )
         control = source.execute("SELECT counter, serial, position_floor FROM control").fetchone()
         target.execute("UPDATE control SET counter = $1, serial = $2, position_floor = $3", control)
 

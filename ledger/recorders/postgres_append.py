@@ -217,7 +217,7 @@ def _private() -> Iterator[tuple[str, str]]:
     ), begun="begun")  # fmt: skip
     mac = _value(8, "bytea")
     keys = f"SELECT {mac}, {_value(1, 'uuid')} {_FROM.format(key='keep_grant')} AND {mac} IS NOT NULL ORDER BY 1"
-    yield "keep_grant", f"INSERT INTO idempotency_keys (mac, stream) {keys}"  # noqa: S608
+    yield "keep_grant", f"INSERT INTO idempotency_keys (mac, stream) {keys}"
     # Not where the grant's own row is gone: its person was erased, on whatever node.
     yield _insert(
         "keep_context", "private_contexts",
@@ -240,9 +240,7 @@ def _private() -> Iterator[tuple[str, str]]:
     yield "probe", f"INSERT INTO meta (key, value) {probed} {then}"
 
 
-def _erased(
-    stream: tuple[str, str], lookup: tuple[str, str], subject_id: tuple[str, str]
-) -> Iterator[tuple[str, str]]:
+def _erased(stream: tuple[str, str], lookup: tuple[str, str], subject_id: tuple[str, str]) -> Iterator[tuple[str, str]]:
     theirs = "SELECT {} FROM private_grants g WHERE g.subject_id = m.subject_id"
     own, keys = f"t.stream IN ({theirs.format('stream')})", f"t.mac IN ({theirs.format('idempotency_mac')})"
     yield _delete("erase_contexts", "private_contexts", (subject_id,), own)

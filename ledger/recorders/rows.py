@@ -8,7 +8,6 @@ from ledger.events import AnyEvent
 from ledger.inline import Inline
 from ledger.snapshots import Asked
 
-
 StreamKey = int | str
 """What a store calls a stream by, known to it alone: in SQLite a number, which grows as streams begin; in PostgreSQL
 the 32 hex digits of a uuid that follows from the stream's name."""

@@ -2,7 +2,8 @@
 
 What a decision used of a stream, if only to refuse, is a premise: the commit says which had moved, and the requests
 that stood on those are decided again with what is true now. All others are answered: one contested grant costs nobody
-else anything. Grants that are not in memory are fetched in one question before their requests are decided.
+else anything. Grants that are not in memory, or that have moved on, are fetched in one question before their requests
+are decided.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from msgspec.structs import force_setattr
 
 from ledger import snapshots
 from ledger.answers import TokenAnswer
-from ledger.batch import Batch, Memory
+from ledger.batch import Batch, Loaded, Memory
 from ledger.events import decode
 from ledger.private import PrivateGrant
 from ledger.recorders.premises import BASE, CheckedWork, Written
@@ -24,7 +25,8 @@ W = TypeVar("W")
 
 
 class Cold(Exception):
-    """A request asked for a grant that is not in memory before it had done anything: fetch it, and decide then."""
+    """A request asked for a grant that memory does not hold, or holds as it no longer is, before it had done anything:
+    fetch it, and decide then."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,7 +43,7 @@ class Command(NamedTuple):
 class OptimisticBatch(Batch):
     """One batch. `written` says what became of it, once it was committed."""
 
-    __slots__ = ("_commands", "_fetched", "_may_wait", "_uses")
+    __slots__ = ("_before", "_commands", "_fetched", "_may_wait", "_uses")
 
     store: OptimisticStore
     work: CheckedWork
@@ -56,6 +58,7 @@ class OptimisticBatch(Batch):
         self._commands: list[Command] = []
         self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
         self._may_wait = False
+        self._before = (0, 0, 0)  # how much there was of each kind when the request under way came
 
     # ------------------------------------------------------------ deciding
 
@@ -75,12 +78,13 @@ class OptimisticBatch(Batch):
     def _decide(
         self, those: Sequence[W], decide: Callable[[Batch, W], tuple[Any, bool]]
     ) -> tuple[list[tuple[W, Any, bool]], list[tuple[W, str]]]:
-        used, private, notes = self._uses.used, self.work.private, self.when_done
+        used, events, private, notes = self._uses.used, self.work.events, self.work.private, self.when_done
         done: list[tuple[W, Any, bool]] = []
         waiting: list[tuple[W, str]] = []
         for each in those:
             used.clear()
             private_from, notes_from = len(private), len(notes)
+            self._before = len(events), private_from, notes_from
             try:
                 answer, refused = decide(self, each)
             except Cold as cold:
@@ -96,6 +100,15 @@ class OptimisticBatch(Batch):
         self._fetched = {name: found.get(name) for name in names}
         for subject_id, head in subjects.items():
             self.memory.authority.hold_subject(subject_id, head)
+
+    def reload(self, name: str) -> Loaded | None:
+        """Read a grant again that somebody else has moved: with all others that the batch has to fetch, where its
+        request has done nothing yet."""
+        now = len(self.work.events), len(self.work.private), len(self.when_done)
+        if self._may_wait and self._before == now and name not in self._touched:
+            self._uses.pop(name, None)
+            raise Cold(name)
+        return super().reload(name)
 
     def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
         if name in self._fetched:

@@ -222,6 +222,27 @@ async def test_cold_grants_are_fetched_in_one_question(tmp_path: Path, monkeypat
         assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)
 
 
+async def test_grants_that_the_other_node_has_moved_are_fetched_in_one_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of grants that were refreshed elsewhere meanwhile costs as little as one of grants never seen."""
+    asked: list[object] = []
+    real = PostgresStore._answer
+
+    def counted(self: PostgresStore, question: Callable[[object], object]) -> object:
+        asked.append(question)
+        return real(self, question)
+
+    async with two_nodes(tmp_path) as (one, other):
+        answers = [await other.refresh(await other.issue(f"person-{n}")) for n in range(20)]
+        answers = [await one.refresh(each) for each in answers]
+        monkeypatch.setattr(PostgresStore, "_answer", counted)
+        batches = other.ledger.commits.batches
+        answers = await asyncio.gather(*(other.refresh(each) for each in answers))
+        assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)
+        assert [3] * 20 == [one.topics(each).count("token_rotated") for each in answers]
+
+
 async def test_an_unknown_grant_is_asked_for_once(tmp_path: Path) -> None:
     """A genuine token of a grant that is not here: refused, and no endless fetching."""
     async with two_nodes(tmp_path) as (one, other):

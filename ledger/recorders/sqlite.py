@@ -218,7 +218,7 @@ class SQLiteStore:
         try:
             position = self._connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()[0]
             floor = self._connection.execute("SELECT position_floor FROM control").fetchone()[0]
-            return max(position, floor)
+            return int(max(position, floor))
         except sqlite3.Error as error:
             raise translated(error) from None
 

@@ -5,8 +5,10 @@ from contextlib import closing
 
 import pytest
 
+from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address, Connection
 from ledger.recorders.postgres_schema import schema
+from ledger.refusals import LedgerError
 from projections import INLINE
 
 # By table: the column that says whose a row is, and the columns of each unique index. Whoever adds a table says here
@@ -75,6 +77,17 @@ def beyond_a_stream(connection: Connection) -> list[str]:
         for columns in found[table]
         if key not in columns
     ]
+
+
+def test_a_database_of_an_earlier_release_is_refused_by_name(postgres_url: str) -> None:
+    """Its tables are others: nothing is read from them, and `init` does not touch them."""
+    store = PostgresStore(postgres_url, INLINE)
+    assert store.init("ring")
+    with closing(Address(postgres_url).connect()) as connection:
+        connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema'")
+    for opening in (store.open, store.init):
+        with pytest.raises(LedgerError, match="schema 2 is not the 3 of this release"):
+            opening("ring")
 
 
 def test_whatever_is_unique_of_a_grant_contains_its_key(fresh: Connection) -> None:

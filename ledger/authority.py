@@ -274,17 +274,22 @@ class Authority:
         self._control = -1
 
     def reload(self, reads: Reads, control: int) -> None:
-        """Read everything anew: somebody else moved the counter, or what was folded here did not happen after all."""
-        self._control = -1  # a view half read stands for no store
+        """Read everything anew: somebody else moved the counter, or what was folded here did not happen after all.
+
+        All is read before any of it takes the old one's place: where reading has to wait, who authenticates meanwhile
+        must not meet half a view.
+        """
+        self._control = -1  # if reading fails: a view of another moment stands for no store
+        clients, operators = [*_all(reads, "client", Client)], [*_all(reads, "operator", Operator)]
+        head = reads.stream(KEYS_STREAM)
+        keys = Keys() if head is None else _aggregate(reads, KEYS_STREAM, head, Keys)
         self._clear()
-        for name, client in _all(reads, "client", Client):
+        self._keys = keys
+        for name, client in clients:
             self._clients[name] = client
             self._know_client(client)
-        for name, operator in _all(reads, "operator", Operator):
+        for name, operator in operators:
             self._know_operator(self._operators.get(name), operator)
-        head = reads.stream(KEYS_STREAM)
-        if head is not None:
-            self._keys = _aggregate(reads, KEYS_STREAM, head, Keys)
         self._control = control
 
     def evolve(self, event: AnyEvent) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.benchmarks import peers
-from tests.benchmarks.peers_plot import Panel, picture
+from tests.benchmarks.peers_plot import Look, Panel, picture
 from tests.benchmarks.peers_report import Report, Run, SideFacts, markdown
 from tests.benchmarks.peers_rounds import Extent, Measuring, points
 from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
@@ -214,18 +214,24 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
 
 
 def test_the_picture_puts_each_value_where_it_belongs() -> None:
-    """Logarithmic both ways: half the way up is the geometric mean, and nothing lies outside."""
-    lines = {"a": [(1.0, 10.0), (100.0, 1000.0)], "b": [(10.0, 100.0)]}
-    root = ElementTree.fromstring(picture([Panel("x < y", "across", lines)], {"a": "A & a", "b": "B"}, ["a"]))
-    a, b = (each.attrib["points"].split() for each in root.iter(f"{SVG}polyline"))
-    (left, low), (right, high) = (tuple(map(float, point.split(","))) for point in a)
-    assert (f"{(left + right) / 2},{(low + high) / 2}",) == tuple(b)
+    """Logarithmic both ways: half the way up is the geometric mean, and no label covers another."""
+    lines = {"a": [(1.0, 10.0), (100.0, 1000.0)], "b": [(10.0, 100.0)], "c": [(100.0, 990.0)]}
+    looks = {"a": Look("A & a", is_thick=True), "b": Look("B", is_dashed=True), "c": Look("C")}
+    root = ElementTree.fromstring(picture("all < one", [Panel("x < y", "across", lines)], looks))
+    drawn = {each.attrib["class"]: each for each in root.iter(f"{SVG}g") if "class" in each.attrib}
+    a, b, c = (drawn[f"s{number}"].find(f"{SVG}polyline") for number in range(3))
+    assert a is not None
+    assert b is not None
+    assert c is not None
+    (left, low), (right, high) = (tuple(map(float, point.split(","))) for point in a.attrib["points"].split())
+    assert f"{(left + right) / 2},{(low + high) / 2}" == b.attrib["points"]
     assert left < right
     assert high < low
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     assert 0 < left < right < width
     assert 0 < high < low < height
-    texts = [each.text for each in root.iter(f"{SVG}text")]
-    assert {"x < y", "across", "A & a", "B", "10", "20", "500", "1,000"} <= set(texts)
-    widths = {each.attrib["stroke-width"] for each in root.iter(f"{SVG}polyline")}
-    assert {"3", "1.5"} == widths
+    texts = {each.text: float(each.attrib["y"]) for each in root.iter(f"{SVG}text")}
+    assert {"all < one", "x < y", "across", "A & a", "B", "C", "10", "20", "500", "1,000"} <= set(texts)
+    assert min(abs(texts["A & a"] - texts["C"]), abs(texts["A & a"] - texts["B"])) >= 13
+    assert ["3", "1.5", "1.5"] == [each.attrib["stroke-width"] for each in (a, b, c)]
+    assert [False, True, False] == ["stroke-dasharray" in each.attrib for each in (a, b, c)]

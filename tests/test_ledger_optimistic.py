@@ -338,6 +338,23 @@ async def test_a_clients_file_of_yesterday_is_refused_by_whichever_node(tmp_path
             await other.apply(client(), operators=OPERATORS, serial=6)
 
 
+async def test_who_authenticates_while_a_node_reads_authority_anew_meets_all_of_it(tmp_path: Path) -> None:
+    """The store is asked on a thread meanwhile: nobody is told that their client does not exist."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.issue()
+        authority, missed, passes = other.ledger.authority, 0, 0
+        for n in range(5):
+            await one.apply(client(), client(f"another-{n}"), operators=OPERATORS)
+            refreshing = asyncio.ensure_future(other.refresh(answer))
+            while not refreshing.done():
+                known = authority.client("www"), authority.operators.get("soc"), authority.keys.created_at
+                missed, passes = missed + (not all(known)), passes + 1
+                await asyncio.sleep(0)
+            answer = await refreshing
+        assert passes > 5 * 5
+        assert 0 == missed
+
+
 async def test_an_idle_node_hears_of_a_change_by_itself(tmp_path: Path) -> None:
     """Who authenticates is decided before a batch: within about a second the clients are those of now."""
     async with two_nodes(tmp_path) as (one, other):

@@ -247,7 +247,9 @@ def percentile_ms(latencies: list[float], part: float) -> float:
 
 def main() -> None:
     """Read a job (JSON) from standard input, run it, write its figures to standard output."""
-    print(json.dumps(asdict(uvloop.run(run(Job(**json.load(sys.stdin)))))))
+    found = json.dumps(asdict(uvloop.run(run(Job(**json.load(sys.stdin))))))
+    with open(sys.stdout.fileno(), "w", closefd=False) as out:  # all of it, also where Python was told not to buffer
+        out.write(found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Small line charts with logarithmic axes as one SVG: what a table hides shows here."""
+"""Small line charts with logarithmic axes as one SVG: what a table hides shows here.
+
+Every line is labelled where it ends. The picture brings its own ground, light or dark as its reader's screen is.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +11,14 @@ from xml.sax.saxutils import escape
 
 Line: TypeAlias = list[tuple[float, float]]
 
-WIDTH, HEIGHT, COLUMNS, LEGEND = 330, 240, 3, 18
-LEFT, RIGHT, TOP, BOTTOM = 52, WIDTH - 14, 30, HEIGHT - 38
-COLORS = ("#0b6e4f", "#7a1fa2", "#c1440e", "#1565c0", "#8d6e00", "#ad1457", "#455a64", "#5d4037", "#00838f", "#558b2f")
+WIDTH, HEIGHT, COLUMNS, HEAD = 480, 248, 2, 30
+LEFT, RIGHT, TOP, BOTTOM = 58, 310, 36, HEIGHT - 42
+LABEL = 13
+"""The height of a line's label."""
+
+LIGHT = ("#04724d", "#0757b8", "#57606a", "#a3400c", "#7a35c9", "#b02a76", "#7d5600", "#0b6b78", "#6b4630", "#4f6b00")
+DARK = ("#45c490", "#6cb0ff", "#9aa4ae", "#f08b4f", "#c39bff", "#f584bd", "#d9ad3c", "#4cc3cf", "#cfa283", "#a9c94a")
+_STYLE = ".ground{{fill:{ground}}}.ink{{fill:{ink}}}.quiet{{fill:{quiet}}}.grid{{stroke:{grid}}}{sides}"
 
 
 @dataclass(frozen=True)
@@ -22,26 +30,45 @@ class Panel:
     lines: Mapping[str, Line]
 
 
-def picture(panels: Sequence[Panel], names: Mapping[str, str], bold: Sequence[str]) -> str:
-    """All panels, three in a row, one legend beneath. `names` says what each side is called there."""
-    bottom = -(-len(panels) // COLUMNS) * HEIGHT + LEGEND
-    width, height = WIDTH * COLUMNS, bottom + LEGEND * -(-len(names) // COLUMNS)
-    looks = {
-        side: f'stroke="{COLORS[number % len(COLORS)]}" stroke-width="{3 if side in bold else 1.5}"'
-        for number, side in enumerate(names)
-    }
+@dataclass(frozen=True)
+class Look:
+    """How a side is drawn: what it is called, thick where it is ours, dashed where nothing it answers is durable."""
+
+    name: str
+    is_thick: bool = False
+    is_dashed: bool = False
+
+    @property
+    def stroke(self) -> str:
+        width = 'stroke-width="3"' if self.is_thick else 'stroke-width="1.5"'
+        return f'{width} stroke-dasharray="4 3"' if self.is_dashed else width
+
+
+def picture(title: str, panels: Sequence[Panel], looks: Mapping[str, Look]) -> str:
+    """All panels, two in a row. The sides' colors follow the order of `looks`."""
+    width, height = WIDTH * COLUMNS, HEAD + -(-len(panels) // COLUMNS) * HEIGHT
+    numbers = {side: number for number, side in enumerate(looks)}
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"']
-    parts += [f'font-family="sans-serif" font-size="11"><rect width="{width}" height="{height}" fill="#fff"/>']
+    parts += ['font-family="system-ui, sans-serif" font-size="12">', f"<style>{_styles()}</style>"]
+    parts += [f'<rect class="ground" width="{width}" height="{height}"/>']
+    parts += [f'<text class="ink" x="{width / 2}" y="22" text-anchor="middle" font-size="14">{escape(title)}</text>']
     for number, panel in enumerate(panels):
-        at = f"translate({number % COLUMNS * WIDTH} {number // COLUMNS * HEIGHT})"
-        parts.append(f'<g transform="{at}">{_chart(panel, looks)}</g>')
-    for number, (side, name) in enumerate(names.items()):
-        x, y = number % COLUMNS * WIDTH + LEFT, bottom + number // COLUMNS * LEGEND
-        parts.append(f'<path d="M{x} {y - 4}h22" {looks[side]}/><text x="{x + 28}" y="{y}">{escape(name)}</text>')
+        at = f"translate({number % COLUMNS * WIDTH} {HEAD + number // COLUMNS * HEIGHT})"
+        parts.append(f'<g transform="{at}">{_chart(panel, looks, numbers)}</g>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _chart(panel: Panel, looks: Mapping[str, str]) -> str:
+def _styles() -> str:
+    light = {"ground": "#ffffff", "ink": "#1f2328", "quiet": "#59636e", "grid": "#dfe3e8"}
+    dark = {"ground": "#0d1117", "ink": "#e6edf3", "quiet": "#9198a1", "grid": "#2a313a"}
+    both = []
+    for ground, colors in ((light, LIGHT), (dark, DARK)):
+        sides = "".join(f".s{number}{{color:{color}}}" for number, color in enumerate(colors))
+        both.append(_STYLE.format(**ground, sides=sides))
+    return f"{both[0]}@media (prefers-color-scheme:dark){{{both[1]}}}"
+
+
+def _chart(panel: Panel, looks: Mapping[str, Look], numbers: Mapping[str, int]) -> str:
     points = [point for line in panel.lines.values() for point in line] or [(1.0, 1.0)]
     xs, marks = sorted({x for x, _ in points}), _marks([y for _, y in points])
 
@@ -51,17 +78,47 @@ def _chart(panel: Panel, looks: Mapping[str, str]) -> str:
     def up(y: float) -> float:
         return round(BOTTOM - _part(y, marks[0], marks[-1]) * (BOTTOM - TOP), 1)
 
-    parts = [f'<text x="{LEFT}" y="18" font-weight="bold">{escape(panel.title)}</text>']
+    parts = [f'<text class="ink" x="{LEFT}" y="20" font-weight="bold">{escape(panel.title)}</text>']
     for y in marks:
-        parts.append(f'<path d="M{LEFT} {up(y)}H{RIGHT}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 5}" y="{up(y)}" dy="4" text-anchor="end">{y:,g}</text>')
-    parts += [f'<text x="{across(x)}" y="{BOTTOM + 15}" text-anchor="middle">{x:,.0f}</text>' for x in xs]
-    parts.append(f'<text x="{RIGHT}" y="{BOTTOM + 30}" text-anchor="end" fill="#666">{escape(panel.across)}</text>')
-    for side, line in panel.lines.items():
-        where = " ".join(f"{across(x)},{up(y)}" for x, y in line)
-        parts.append(f'<polyline fill="none" {looks[side]} points="{where}"/>')
-        parts += [f'<circle cx="{across(x)}" cy="{up(y)}" r="2" {looks[side]}/>' for x, y in line]
+        parts.append(f'<path class="grid" d="M{LEFT} {up(y)}H{RIGHT}"/>')
+        parts.append(f'<text class="quiet" x="{LEFT - 6}" y="{up(y)}" dy="4" text-anchor="end">{y:,g}</text>')
+    parts += [f'<text class="quiet" x="{across(x)}" y="{BOTTOM + 16}" text-anchor="middle">{x:,.0f}</text>' for x in xs]
+    middle = (LEFT + RIGHT) / 2
+    parts.append(
+        f'<text class="quiet" x="{middle}" y="{BOTTOM + 32}" text-anchor="middle">{escape(panel.across)}</text>'
+    )
+    drawn = {side: [(across(x), up(y)) for x, y in line] for side, line in panel.lines.items()}
+    labels = _apart({side: line[-1][1] for side, line in drawn.items()})
+    for side in sorted(drawn, key=lambda side: looks[side].is_thick):  # ours on top
+        line = _line(drawn[side], looks[side], labels[side])
+        parts.append(f'<g class="s{numbers[side] % len(LIGHT)}" fill="currentColor" stroke="currentColor">{line}</g>')
     return "".join(parts)
+
+
+def _line(points: Line, look: Look, label: float) -> str:
+    where = " ".join(f"{x},{y}" for x, y in points)
+    x, y = points[-1]
+    weight = ' font-weight="bold"' if look.is_thick else ""
+    return "".join(
+        [
+            f'<polyline fill="none" {look.stroke} points="{where}"/>',
+            *(f'<circle cx="{x}" cy="{y}" r="2.5" stroke="none"/>' for x, y in points),
+            f'<path d="M{x + 5} {y}L{RIGHT + 12} {label}" stroke-width="0.6" opacity="0.6"/>',
+            f'<text x="{RIGHT + 15}" y="{label}" dy="4" stroke="none"{weight}>{escape(look.name)}</text>',
+        ]
+    )
+
+
+def _apart(ends: Mapping[str, float]) -> dict[str, float]:
+    """Where labels go: beside the ends of their lines, or as near as they do not cover each other."""
+    placed: dict[str, float] = {}
+    below = -math.inf
+    for side, y in sorted(ends.items(), key=lambda item: item[1]):
+        below = placed[side] = max(y, below + LABEL)
+    above = float(BOTTOM + LABEL)
+    for side, y in reversed(placed.items()):
+        above = placed[side] = min(y, above - LABEL)
+    return {side: round(y, 1) for side, y in placed.items()}
 
 
 def _part(value: float, low: float, high: float) -> float:

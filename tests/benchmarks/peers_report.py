@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from tests.benchmarks.peers_plot import Line, Panel, picture
+from tests.benchmarks.peers_plot import Line, Look, Panel, picture
 
 AXES = {
     "connections": "connections, each with a chain of its own",
@@ -234,31 +234,63 @@ def _conditions(report: Report) -> list[str]:
 # ---------------------------------------------------------------- the picture
 
 
+def _median_of(figure: Callable[[Run], float]) -> Callable[[Sequence[Run]], float]:
+    return lambda runs: statistics.median(map(figure, runs))
+
+
+ACROSS = {
+    "connections": "connections",
+    "history": "rotations behind the grant, one connection",
+    "grants": "grants in the store, 64 connections",
+}
+PANELS: tuple[tuple[str, str, Callable[[Sequence[Run]], float | None]], ...] = (
+    ("refreshes a second", "connections", _median_of(_per_second)),
+    ("p99, ms", "connections", _median_of(_p99)),
+    ("CPU s for 1,000, server and store", "connections", _median_of(_cpu)),
+    ("kB written for 1,000", "connections", _written),
+    ("refreshes a second, long histories", "history", _median_of(_per_second)),
+    ("refreshes a second, many grants", "grants", _median_of(_per_second)),
+)
+NAMES = {"bare Starlette endpoint": "bare endpoint, no store", "dot": "django-oauth-toolkit"}
+"""What sides are called where there is room for a name alone."""
+
+
 def svg(report: Report) -> str:
-    """Throughput by each axis above; latency, CPU and bytes written by connections below."""
+    """Throughput, latency, CPU time and bytes written by connections, and throughput by the other axes."""
     cells = Cells(report)
+    rounds = max((run.round for run in report.runs), default=0)
+    title = f"Refreshes on one machine, medians of {rounds} rounds. Dashed: no durable store"
     panels = [
-        _panel(cells, axis, f"refreshes/s by {axis}", lambda runs: statistics.median(map(_per_second, runs)))
-        for axis in cells.axes()
+        Panel(title, ACROSS[axis], _lines(cells, axis, figure))
+        for title, axis, figure in PANELS
+        if axis in cells.axes()
     ]
-    if "connections" in cells.axes():
-        panels += [
-            _panel(cells, "connections", "p99, ms", lambda runs: statistics.median(map(_p99, runs))),
-            _panel(cells, "connections", "CPU s per 1,000", lambda runs: statistics.median(map(_cpu, runs))),
-            _panel(cells, "connections", "kB written per 1,000", _written),
-        ]
-    names = {side: side if "/" in side else f"{side} (store: {facts.store})" for side, facts in report.sides.items()}
-    return picture(panels, names, [side for side, facts in report.sides.items() if facts.is_ours])
+    looks = {side: _look(side, facts) for side, facts in sorted(report.sides.items(), key=_ours_first)}
+    return picture(title, panels, looks)
 
 
-def _panel(cells: Cells, axis: str, title: str, figure: Callable[[Sequence[Run]], float | None]) -> Panel:
+def _lines(cells: Cells, axis: str, figure: Callable[[Sequence[Run]], float | None]) -> dict[str, Line]:
     lines: dict[str, Line] = {}
     for x in cells.points(axis):
         for side in cells.sides(axis, x):
             y = figure(cells.runs(axis, x, side))
             if y:
                 lines.setdefault(side, []).append((x, y))
-    return Panel(title, axis, lines)
+    return lines
+
+
+def _look(side: str, facts: SideFacts) -> Look:
+    name = NAMES.get(side, side)
+    store = {"PostgreSQL": "pg", "SQLite": "sqlite"}.get(facts.store, facts.store)
+    return Look(
+        name if "/" in side or facts.store == "none" else f"{name}/{store}",
+        is_thick=facts.is_ours,
+        is_dashed=facts.store in ("none", "memory"),
+    )
+
+
+def _ours_first(item: tuple[str, SideFacts]) -> tuple[bool, bool]:
+    return not item[1].is_ours, item[1].store != "none"
 
 
 def counted(report: Report) -> Mapping[str, int]:

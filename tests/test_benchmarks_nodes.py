@@ -1,0 +1,115 @@
+"""What measures nodes, latency and memory counts right: real servers, tiny counts, and no claim about speed."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import load, memory
+from tests.benchmarks.latency import Round, line, measure, on_postgres, on_sqlite
+from tests.benchmarks.nodes import TRIALS, Extent, Measured, check_events, told
+from tests.benchmarks.nodes_load import Contest, Found, Loaded
+from tests.postgres import Server as Postgres
+
+pytestmark = pytest.mark.anyio
+
+TINY = Extent(rounds=1, seconds=0.1, connections=4, grants=10)
+SIDES = {
+    "contested": ["none contested", "one contested"],
+    "workers": ["one worker", "two workers"],
+    "alternate": ["each at its node", "alternately"],
+    "met": ["cold", "again", "elsewhere", "back"],
+}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_each_trial_of_nodes_counts_the_events_of_all_its_answers(
+    tmp_path: Path, postgres: Postgres, name: str, full: bool
+) -> None:
+    """Real nodes on one PostgreSQL; each run has checked itself what the store holds more than before."""
+    if not full and name != "contested":
+        pytest.skip("its servers take long to start")
+    trial, beside = TRIALS[name]
+    found = trial(postgres, tmp_path, TINY)
+    assert SIDES[name] == list(found)
+    assert beside in found
+    for runs in found.values():
+        assert 1 == len(runs)
+        assert 4 <= runs[0].answers < runs[0].events
+        assert 0 < runs[0].p50_ms <= runs[0].p99_ms
+    if name == "contested":
+        (without,), (wanted,) = found.values()
+        assert 2 * without.answers == without.events
+        assert 2 * wanted.answers < wanted.events + wanted.answers < 3 * wanted.answers, "a retry is one event"
+    if name == "met":
+        assert [10] * 4 == [runs[0].answers for runs in found.values()]
+    assert len(told(name, beside, found)) >= 2 * len(found)
+
+
+@pytest.mark.parametrize("events", [26, 28])
+def test_another_number_of_events_than_the_answers_account_for_is_caught(events: int) -> None:
+    """Ten rotations of one's own, two that two wanted: 24 events, and one for each of three answers that came again."""
+    own, contested = Loaded(10, 10, 1, 1, []), Loaded(5, 2, 1, 1, [])
+    found = Found([own, contested], 1, 0, 0, "")
+    check_events(27, found)
+    with pytest.raises(AssertionError, match=f"{events} events for 12 rotations and 15 answers"):
+        check_events(events, found)
+
+
+async def test_two_successors_of_one_token_end_the_run() -> None:
+    """The broken twin of a contested grant (I-03): those who ask at the same time are given one successor each."""
+    contest = Contest(load.Job(0, 0, ["first"], 2, 1.0))
+    for token in ("second", "second"):
+        contest.give(0, token)
+    contest.settle()
+    assert ([], ["second"], 1) == (contest.failed, contest.tokens, contest.rotations)
+    for token in ("third", "fourth"):
+        contest.give(0, token)
+    assert ["a second successor"] == contest.failed
+    assert contest.stopping
+
+
+def test_what_two_workers_would_do_follows_from_the_busiest_process() -> None:
+    """By hand: 100 µs of the only worker; then 120 of two together, which is 60 each a refresh: 10,000 and 16,667."""
+    one, two = _measured(nodes_us=100, store_us=40), _measured(nodes_us=120, store_us=50)
+    lines = told("workers", "one worker", {"one worker": [one], "two workers": [two]})
+    assert "at most 10000/s with one worker, 16667/s with two: 1.67" in lines[-2 if "cores:" in lines[-1] else -1]
+
+
+def _measured(nodes_us: float, store_us: float) -> Measured:
+    return Measured(1, 1, 1, 1, nodes_us, store_us, 1, 0, 1, 2)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_latency_is_told_beside_its_parts(
+    tmp_path: Path, store: str, full: bool, request: pytest.FixtureRequest
+) -> None:
+    """The rows of real refreshes go into a copy, two events each, as the refreshes that are timed do."""
+    if not full and store == "postgres":
+        pytest.skip("its servers take long to start")
+    copies = on_sqlite(tmp_path) if store == "sqlite" else on_postgres(tmp_path, request.getfixturevalue("postgres"))
+    before = copies.count("twin")
+    (found,) = measure(copies, 1, 0.1, 5)
+    assert before + 2 * (2 * 5) == copies.count("twin"), "one round is not counted"
+    assert min(found.refresh, found.request, found.transaction) > 0
+
+
+def test_the_ratio_is_to_both_parts_together() -> None:
+    """By hand: 1.5 ms beside 0.4 and 0.6."""
+    told = line("SQLite", [Round(refresh=1.5, request=0.4, transaction=0.6)])
+    assert told.endswith(
+        "refresh 1.500 ms, bare request 0.400 ms, transaction 0.600 ms: 1.50 [1.50–1.50] of the two together"
+    )
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_memory_is_told_after_each_tenth_of_all_grants(
+    tmp_path: Path, store: str, full: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every grant was refreshed once, which each run has counted; a store that is kept is used again."""
+    if not full:
+        pytest.skip("its servers take long to start")
+    for _ in range(2):
+        memory.main(["--grants", "25", "--connections", "2", "--store", store, "--folder", str(tmp_path)])
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert first.startswith("25 grants: ")
+        assert [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25] == [int(each.split()[0]) for each in lines]

@@ -148,6 +148,18 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(STOP_SECONDS_MAX)
 
+    def kill_postmaster(self) -> None:
+        """End the process that all others belong to, alone: each of those ends when it sees that."""
+        assert self.process is not None
+        left = _children(self.process.pid)
+        self.process.kill()
+        self.process.wait(STOP_SECONDS_MAX)
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        while left := [pid for pid in left if _runs(pid)]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"processes of a postmaster that is dead do not end: {left}")
+            time.sleep(0.01)
+
     def log(self) -> str:
         """What the server said last."""
         return (self.folder / "log").read_text("utf-8", "replace")[-4000:]
@@ -253,6 +265,14 @@ def _die_with_us() -> None:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process does anything: one that ended and that nobody has asked after has no command line."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _free_port() -> int:

@@ -6,22 +6,28 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 ROTATION = b"grant.token_rotated"
 
 
 @dataclass
 class Proxy:
-    """A TCP proxy in threads. `cuts`: so many times the next batch that rotates a token is forwarded, and its answer
-    lost with the connection. `parted`: nobody gets through, and who was through is cut off. `silent`: bytes are kept
-    back in both directions, as by a network that drops them."""
+    """A TCP proxy in threads. `cuts`: so many times the next batch that rotates a token loses its connection: `after`
+    it was answered, which nobody hears then, `during` its work, or `before` it reached anybody. `parted`: nobody gets
+    through, and who was through is cut off. `silent`: bytes are kept back in both directions, as by a network that
+    drops them, and come late; `mute`: those from the server alone. `held`: batches that were kept back."""
 
     to_port: int
     port: int = 0
     cuts: int = 0
+    cut_when: Literal["before", "during", "after"] = "after"
     cut: int = 0
     parted: bool = False
     silent: threading.Event = field(default_factory=threading.Event)
+    mute: threading.Event = field(default_factory=threading.Event)
+    held: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _listener: socket.socket | None = None
     _pairs: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
 
@@ -52,7 +58,11 @@ class Proxy:
             if self.parted:
                 client.close()
                 continue
-            server = socket.create_connection(("127.0.0.1", self.to_port))
+            try:
+                server = socket.create_connection(("127.0.0.1", self.to_port))
+            except OSError:
+                client.close()
+                continue
             self._pairs.append((client, server))
             lost = threading.Event()
             threading.Thread(target=self._ask, args=(client, server, lost), daemon=True).start()
@@ -61,24 +71,42 @@ class Proxy:
     def _ask(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 20):
-                while self.silent.is_set() and not self.parted:
-                    threading.Event().wait(0.01)
-                if self.cuts > 0 and ROTATION in data:
-                    self.cuts -= 1
+                rotates = ROTATION in data
+                if self.silent.is_set():
+                    self.held += rotates
+                    self._keep_back(self.silent)
+                when = self._cut() if rotates else None
+                if when == "after":
                     lost.set()
-                server.sendall(data)
+                if when != "before":
+                    server.sendall(data)
+                if when in ("before", "during"):
+                    break
         _close(client, server)
+
+    def _cut(self) -> Literal["before", "during", "after"] | None:
+        """Whether this batch loses its connection, and when."""
+        with self._lock:
+            if self.cuts == 0:
+                return None
+            self.cuts -= 1
+            self.cut += self.cut_when != "after"
+            return self.cut_when
 
     def _answer(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 20):
-                while self.silent.is_set() and not self.parted:
-                    threading.Event().wait(0.01)
+                self._keep_back(self.silent)
+                self._keep_back(self.mute)
                 if lost.is_set():
                     self.cut += 1
                     break
                 client.sendall(data)
         _close(client, server)
+
+    def _keep_back(self, while_set: threading.Event) -> None:
+        while while_set.is_set() and not self.parted:
+            threading.Event().wait(0.01)
 
 
 def _close(*those: socket.socket) -> None:

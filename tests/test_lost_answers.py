@@ -7,16 +7,24 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.histories import check_history
-from tests.servers import Grant, Server, eventually, running
+from tests.pairs import EACH, Pair, serving
+from tests.servers import Grant, Server, eventually
 
 SEED = 20_261_125
 
 
-@pytest.fixture(scope="module")
-def losing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose clients cut their connections."""
-    with running(tmp_path_factory.mktemp("lost")) as server:
+@pytest.fixture(scope="module", params=EACH)
+def losing_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose clients cut their connections: one process, or two that are asked in turn."""
+    postgres = None if request.param == "sqlite" else request.getfixturevalue("postgres")
+    with serving(tmp_path_factory.mktemp("lost"), postgres, {}) as server:
         yield server
+
+
+@pytest.fixture
+def count(count: Callable[[int, int], int], losing_server: Server) -> Callable[[int, int], int]:
+    """As everywhere; by default fewer over two nodes, which decide by the same rules."""
+    return count if not isinstance(losing_server, Pair) else lambda default, in_full: count(-(-default // 4), in_full)
 
 
 def lose_answer(server: Server, grant: Grant, token: str, generation: int) -> None:

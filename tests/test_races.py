@@ -1,6 +1,7 @@
 """Many at once: refreshes of one token, and refreshes against every kind of revocation (I-01, I-03, I-05, I-06)."""
 
 import hashlib
+import itertools
 import random
 import threading
 import time
@@ -11,7 +12,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.histories import check_history, stored_bytes
-from tests.servers import CALLBACK, Grant, Server, running
+from tests.pairs import EACH, Pair, serving
+from tests.servers import CALLBACK, Grant, Server
 from tests.wire import Answer, Connection, Json
 
 AT_ONCE = 100
@@ -20,11 +22,19 @@ SEED = 20_261_125
 BUYS = ("grant.issued", "grant.token_redeemed", "grant.token_rotated", "grant.retry_served")
 
 
-@pytest.fixture(scope="module")
-def racing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for the races alone: a client-wide revocation ends nobody else's grants."""
-    with running(tmp_path_factory.mktemp("races"), settings={"LOG_LEVEL": "info"}) as server:
+@pytest.fixture(scope="module", params=EACH)
+def racing_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the races alone: a client-wide revocation ends nobody else's grants. It is one process, or two whose
+    grants are touched by both in turn."""
+    postgres = None if request.param == "sqlite" else request.getfixturevalue("postgres")
+    with serving(tmp_path_factory.mktemp("races"), postgres, {"LOG_LEVEL": "info"}) as server:
         yield server
+
+
+@pytest.fixture
+def count(count: Callable[[int, int], int], racing_server: Server) -> Callable[[int, int], int]:
+    """As everywhere; by default fewer over two nodes, which decide by the same rules."""
+    return count if not isinstance(racing_server, Pair) else lambda default, in_full: count(-(-default // 4), in_full)
 
 
 def all_at_once(server: Server, connections: Sequence[Connection], raw: bytes) -> list[Answer]:
@@ -113,11 +123,15 @@ def revoke_the_client(server: Server, grants: Sequence[Grant]) -> None:
 
 
 class Refresher(threading.Thread):
-    """A client that refreshes without pause until it is refused; it knows when each of its requests began."""
+    """A client that refreshes without pause until it is refused, over each of its connections in turn; it knows when
+    each of its requests began."""
 
-    def __init__(self, server: Server, connection: Connection, grant: Grant, acknowledged: threading.Event) -> None:
+    def __init__(
+        self, server: Server, connections: Sequence[Connection], grant: Grant, acknowledged: threading.Event
+    ) -> None:
         super().__init__()
-        self.server, self.connection, self.grant, self.acknowledged = server, connection, grant, acknowledged
+        self.server, self.grant, self.acknowledged = server, grant, acknowledged
+        self.turns = itertools.cycle(connections)
         self.done: list[tuple[float, bool, Answer]] = []
 
     def run(self) -> None:
@@ -125,7 +139,7 @@ class Refresher(threading.Thread):
         while not last:
             last = self.acknowledged.is_set()  # one more request that begins after the acknowledgement
             began = time.monotonic()
-            answer = self.server.refresh(self.grant.client, token, over=self.connection)
+            answer = self.server.refresh(self.grant.client, token, over=next(self.turns))
             self.done.append((began, last, answer))
             if answer.status == 200:
                 token = answer.json()["refresh_token"]
@@ -170,14 +184,14 @@ def test_no_refresh_succeeds_once_the_revocation_is_acknowledged(
     faults: list[str] = []
     client = "oth" if revoke is revoke_the_client else "std"
     with ExitStack() as stack:
-        connections = [stack.enter_context(racing_server.connect()) for _ in range(REFRESHERS)]
+        connections = [[stack.enter_context(racing_server.connect()) for _ in range(2)] for _ in range(REFRESHERS)]
         for _ in range(count(17, 167)):
             person = racing_server.new_subject()
             grants = [racing_server.issue(client, subject=person) for _ in connections]
             acknowledged = threading.Event()
             refreshers = [
-                Refresher(racing_server, connection, grant, acknowledged)
-                for connection, grant in zip(connections, grants, strict=True)
+                Refresher(racing_server, both, grant, acknowledged)
+                for both, grant in zip(connections, grants, strict=True)
             ]
             for refresher in refreshers:
                 refresher.start()

@@ -10,6 +10,7 @@ from random import Random
 from urllib.parse import quote, quote_plus
 
 from tests.chaos.files import report
+from tests.engines import url_of
 from tests.ledger_check import copied
 from tests.servers import OPERATORS, SECRETS, Server, basic
 from tests.wire import secrets_in
@@ -94,6 +95,8 @@ def check_left(server: Server) -> None:
     """Assert that nothing which a server has left holds a secret (I-20), and its log no traceback."""
     server.check_log()
     places = files_beside(server.database)
+    if url_of(server.database) is not None:
+        places |= values_in(server.database)
     logs = {path.name: path.read_bytes() for path in (server.log_file, server.error_file) if path.exists()}
     report(canary_of(server, 20).found_in(places | logs) + tokens_in(places | logs))
 

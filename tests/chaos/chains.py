@@ -8,6 +8,7 @@ on record (`redeemed_between`) and what its token must still buy (`converge`).
 import asyncio
 import base64
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from tests.chaos.exchange import Line, NotBegun, Unanswered
 from tests.servers import Grant, Server
@@ -60,7 +61,8 @@ class Chain:
         raw = self.request()
         presented = self.token
         found = await asyncio.gather(
-            *(line.ask(raw, dribble_seconds=self.dribble_seconds) for line in self._lines), return_exceptions=True
+            *(line.ask(raw, dribble_seconds=self.dribble_seconds) for line in self.lines_to_ask()),
+            return_exceptions=True,
         )
         answers = [each for each in found if isinstance(each, Answer)]
         for each in found:
@@ -75,6 +77,10 @@ class Chain:
         else:  # lost, or 503: whether it was redeemed is unknown
             self.unknown += 1
             self.pending = True
+
+    def lines_to_ask(self) -> Sequence[Line]:
+        """Where the token is presented now: from every sender at once."""
+        return self._lines
 
     def request(self) -> bytes:
         """The request to send now: the same one until a successor was told."""
@@ -121,10 +127,8 @@ class Chain:
 
     async def converge(self) -> None:
         """Ask again for what may have got lost, twice; then go on with what it brought. All of it must succeed."""
-        for line in self._lines[1:]:
-            line.close()
         presented, raw = self.token, self.request()
-        first, again = [await self._lines[0].ask(raw) for _ in range(2)]
+        first, again = [await line.ask(raw) for line in (self._lines[0], self._lines[-1])]
         for answer in (first, again):
             self.take(presented, answer)
         if {200} != {first.status, again.status}:
@@ -134,7 +138,7 @@ class Chain:
             self._fault("two access tokens for one redemption")
         self._go_on(presented)
         presented = self.token
-        self.take(presented, await self._lines[0].ask(self.request()))
+        self.take(presented, await self._lines[-1].ask(self.request()))
         if self.brought[presented]:
             self._go_on(presented)
         self.acknowledged += self.reuses  # the second of its first two was a redemption of its own

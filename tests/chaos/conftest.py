@@ -2,8 +2,52 @@
 
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from tests.engines import standing_for
+from tests.postgres import Server as Postgres
+
+
+class Place(NamedTuple):
+    """Where a trial's servers keep their database, and how many processes each is: `settings` gives those of a server
+    by the folder that it will have."""
+
+    processes: int
+    settings: Callable[[Path], dict[str, str]]
+
+
+SQLITE = Place(1, lambda folder: {})
+
+
+@pytest.fixture(params=["sqlite", "two-workers"])
+def each_place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Run the trial twice: its servers are one process with its file, or two workers on a new PostgreSQL database, for
+    which the path of that file stands then."""
+    if request.param == "sqlite":
+        yield SQLITE
+        return
+    postgres: Postgres = request.getfixturevalue("postgres")
+    with ExitStack() as stack:
+
+        def made(folder: Path) -> dict[str, str]:
+            url = postgres.create_database()
+            stack.callback(postgres.drop_database, url)
+            stack.enter_context(standing_for(folder / "token-ledger.db", url))
+            return {"DATABASE_URL": postgres.over_tcp(url), "WORKERS": "2"}
+
+        yield Place(2, made)
+
+
+@pytest.fixture
+def only_full(full: bool) -> None:
+    """Skip one of several trials of a kind where another one is run."""
+    if not full:
+        pytest.skip("this one of several belongs to --full")
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Servers in trouble: the program, or a broken twin of it, over a preloaded library or under the kernel's tracing."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,6 +31,21 @@ class TroubledServer(Server):
         command = [*program(), "serve"] if self.twin is None else [sys.executable, "-m", "tests.chaos.twins", self.twin]
         variables = ["env", *(f"{name}={value}" for name, value in self.variables.items())] if self.variables else []
         return [*variables, *command]
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes that serve beneath one that does not; none where there is one alone."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def kill(self) -> None:
+        """End every process at once: beneath a parent that was killed alone workers would end in order."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)  # so that it starts nobody anew
+            for worker in self.workers:
+                os.kill(worker, signal.SIGKILL)
+        super().kill()
 
     def inject(self, what: str) -> "subprocess.Popen[bytes]":
         """Let the kernel put something into the process's system calls from now on, as `strace -e inject=` has it.

@@ -1,5 +1,6 @@
 """SIGKILL under load: whatever was acknowledged is there, and every honest client goes on (I-02, I-03, I-09, I-13)."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -10,10 +11,12 @@ import pytest
 
 from tests.chaos.canary import check_left
 from tests.chaos.chains import Chain, chains_of, faults_of
+from tests.chaos.conftest import SQLITE, Place
 from tests.chaos.ends import Ender
 from tests.chaos.files import check_files, report
 from tests.chaos.load import Load, converge
 from tests.chaos.processes import TroubledServer
+from tests.servers import eventually
 
 SEED = 20_261_125
 CHAINS = 64
@@ -23,7 +26,8 @@ MOMENT_SECONDS_MAX = 0.8
 
 
 def kill_under_load(server: TroubledServer, chains: list[Chain], ender: Ender, after_seconds: float) -> None:
-    """Kill the server while everybody is at work, look at what it left, start it again, and let everybody go on."""
+    """Kill the server, all its processes at once, while everybody is at work, look at what it left, start it again, and
+    let everybody go on."""
     with Load(chains, [ender]) as load:
         time.sleep(after_seconds)
         server.kill()
@@ -34,18 +38,44 @@ def kill_under_load(server: TroubledServer, chains: list[Chain], ender: Ender, a
     report(faults_of(chains) + ender.faults)
 
 
-def lives(folder: Path, kills: int, *, twin: str | None = None, chain_count: int = CHAINS) -> int:
-    """Kill servers so many times; every few kills a new database begins. Returns the refreshes acknowledged."""
+def kill_a_worker(server: TroubledServer, chains: list[Chain], ender: Ender, after_seconds: float) -> None:
+    """Kill one of two workers while everybody is at work. The other one goes on, its parent starts another."""
+    with Load(chains, [ender]) as load:
+        time.sleep(after_seconds)
+        killed = server.workers[int(after_seconds * 1000) % 2]
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: killed not in server.workers and len(server.workers) == 2, what="another worker")
+        before = load.refreshes
+        eventually(lambda: load.refreshes > before + len(chains) // 2, what="refreshes")
+        load.stop()
+    converge(chains, [ender])
+    report(faults_of(chains) + ender.faults)
+
+
+def lives(
+    folder: Path,
+    kills: int,
+    *,
+    twin: str | None = None,
+    chain_count: int = CHAINS,
+    place: Place = SQLITE,
+) -> int:
+    """Kill servers so many times, two workers one at a time and then together; every few kills a new database begins.
+    Returns the refreshes acknowledged."""
     acknowledged = 0
     for first in range(0, kills, KILLS_A_LIFE):
-        server = TroubledServer(folder / str(first), twin=twin, settings={"LOG_LEVEL": "info"})
+        settings = {"LOG_LEVEL": "info", **place.settings(folder / str(first))}
+        server = TroubledServer(folder / str(first), twin=twin, settings=settings)
         try:
             server.start()
             chains = chains_of(server, chain_count)
             ender = Ender(server, Random(f"{SEED} {first}"))
             for number in range(first, min(first + KILLS_A_LIFE, kills)):
                 chance = Random(f"{SEED} kill {number}")
-                kill_under_load(server, chains, ender, chance.uniform(0.02, MOMENT_SECONDS_MAX))
+                kill = kill_a_worker if place.processes > 1 and number % KILLS_A_LIFE < 2 else kill_under_load
+                kill(server, chains, ender, chance.uniform(0.02, MOMENT_SECONDS_MAX))
+            if place.processes > 1:
+                check_rebuild(server)
             server.kill()
             check_files(server.database, chains, [ender])
             acknowledged += sum(chain.acknowledged for chain in chains)
@@ -55,13 +85,22 @@ def lives(folder: Path, kills: int, *, twin: str | None = None, chain_count: int
     return acknowledged
 
 
+def check_rebuild(server: TroubledServer) -> None:
+    """The command that proves projections and snapshots equal to a replay says so, and changes nothing."""
+    rebuilt = server.command("rebuild")
+    assert 0 == rebuilt.returncode, rebuilt
+
+
 def test_what_was_acknowledged_outlives_the_process(
-    tmp_path: Path, count: Callable[[int, int], int], record_property: Callable[[str, object], None]
+    tmp_path: Path,
+    each_place: Place,
+    count: Callable[[int, int], int],
+    record_property: Callable[[str, object], None],
 ) -> None:
     """No acknowledged rotation or end is lost, no token has a second successor, no honest family dies (I-09, I-10)."""
-    kills = count(6, 60)
+    kills = count(6 // each_place.processes, 60)
     record_property("kills", kills)
-    record_property("refreshes acknowledged", lives(tmp_path, kills))
+    record_property("refreshes acknowledged", lives(tmp_path, kills, place=each_place))
 
 
 @pytest.mark.usefixtures("needs_strace")

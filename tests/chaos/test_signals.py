@@ -9,6 +9,7 @@ import pytest
 
 from tests.chaos.canary import check_left
 from tests.chaos.chains import Chain, chains_of, faults_of
+from tests.chaos.conftest import SQLITE, Place
 from tests.chaos.files import check_files, report
 from tests.chaos.load import Load, converge
 from tests.chaos.processes import TroubledServer
@@ -41,9 +42,10 @@ def terminate_under_load(server: TroubledServer, chains: list[Chain], after_seco
     check_files(server.database, chains)
 
 
-def stops(folder: Path, times: int, *, twin: str | None = None) -> int:
+def stops(folder: Path, times: int, *, twin: str | None = None, place: Place = SQLITE) -> int:
     """End one server so many times, each time on what it left. Returns the refreshes acknowledged."""
-    server = TroubledServer(folder / "server", twin=twin, settings={"LOG_LEVEL": "info"})
+    settings = {"LOG_LEVEL": "info", **place.settings(folder / "server")}
+    server = TroubledServer(folder / "server", twin=twin, settings=settings)
     try:
         server.start()
         chance = Random(SEED)
@@ -60,12 +62,15 @@ def stops(folder: Path, times: int, *, twin: str | None = None) -> int:
 
 
 def test_what_was_begun_is_answered(
-    tmp_path: Path, count: Callable[[int, int], int], record_property: Callable[[str, object], None]
+    tmp_path: Path,
+    each_place: Place,
+    count: Callable[[int, int], int],
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Connections end only between requests; no refresh is answered 503 or not at all; the files hold everything."""
-    times = count(3, 20)
+    times = count(2, 20)
     record_property("stops", times)
-    record_property("refreshes acknowledged", stops(tmp_path, times))
+    record_property("refreshes acknowledged", stops(tmp_path, times, place=each_place))
 
 
 def test_a_server_that_leaves_at_once_is_caught(tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ from ledger.commands import Decision, GrantCommand, RedeemToken, Rules
 from ledger.commits import Commits
 from ledger.grant import Grant
 from ledger.randomness import system_randomness
-from ledger.recorders.errors import StoreError
+from ledger.recorders.errors import StoreBusy, StoreError
+from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_schema import LOCK
+from ledger.recorders.premises import Written
+from ledger.recorders.rows import Work
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import Refusal, Refused
 
@@ -97,9 +101,43 @@ def overlooks_what_is_ahead() -> None:
     Grant.decide = blind  # type: ignore[method-assign]  # the fault
 
 
+def takes_silence_for_failure() -> None:
+    """Believe that what was not answered did not happen."""
+
+    def not_there(self: PostgresStore, work: Work) -> Written | None:
+        raise StoreBusy("the connection was lost")
+
+    PostgresStore.is_there = not_there  # type: ignore[method-assign]  # the fault
+
+
+def commits_in_steps() -> None:
+    """Begin, write, do something else, commit; and nothing ends who stays silent meanwhile."""
+    commit = PostgresStore.commit
+
+    def in_steps(self: PostgresStore) -> Written:
+        connection = self._connected()
+        connection.execute("SET idle_in_transaction_session_timeout = 0")
+        connection.execute("BEGIN")
+        connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})".encode())
+        written = commit(self)
+        time.sleep(0.1)
+        connection.execute("COMMIT")
+        return written
+
+    PostgresStore.commit = in_steps  # type: ignore[method-assign]  # the fault
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     fault.__name__: fault
-    for fault in (answers_before_the_commit, mints_siblings, leaves_at_once, hides_errors, overlooks_what_is_ahead)
+    for fault in (
+        answers_before_the_commit,
+        mints_siblings,
+        leaves_at_once,
+        hides_errors,
+        overlooks_what_is_ahead,
+        takes_silence_for_failure,
+        commits_in_steps,
+    )
 }
 
 

@@ -4,7 +4,7 @@ Everything drawn is plain: which holder, which of its tokens counted back from t
 and moments (`model_strategies.py`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from ledger import commands, times
 from ledger.events import Words
-from ledger.policy import PRESETS, STANDARD
+from ledger.policy import PRESETS, STANDARD, Policy
 from ledger.refusals import Refusal
 from ledger.times import SECOND
 from tests.model_checker import Token
@@ -54,16 +54,24 @@ RUNS_PER_SEED = 10
 """Runs of one seed resemble each other: many seeds with few runs each see more than one seed with many."""
 
 
-def run_worlds(seeds: Iterable[int], settings: Settings) -> None:
+def run_worlds(
+    seeds: Iterable[int],
+    settings: Settings,
+    *,
+    world: Callable[[str, Policy, Words], World] = World,
+    runs: int = RUNS_PER_SEED,
+) -> None:
     """Run worlds from each seed. Raises the first disagreement, whose seed stands in the output."""
     for number in seeds:
         print(f"seed {number}")
-        machine = seed(number)(type("Family", (Family,), {}))
-        run_state_machine_as_test(machine, settings=Settings(settings, max_examples=RUNS_PER_SEED))
+        machine = seed(number)(type("Family", (Family,), {"new_world": staticmethod(world)}))
+        run_state_machine_as_test(machine, settings=Settings(settings, max_examples=runs))
 
 
 class Family(RuleBasedStateMachine):
     """One client, one subject, one grant after another; every step is judged by the aggregate and by the model."""
+
+    new_world: Callable[[str, Policy, Words], World]
 
     @initialize(
         preset=presets,
@@ -92,7 +100,7 @@ class Family(RuleBasedStateMachine):
     ) -> None:
         given = PRESETS.get(preset) or msgspec.structs.replace(STANDARD, **lifetimes[preset])
         policy = msgspec.structs.replace(given, **dict([("on_reuse", action), *tweaks]))
-        self.world, self.idle_for = World(kind, policy, client_resource), 0
+        self.world, self.idle_for = self.new_world(kind, policy, client_resource), 0
         self.begin_grant(by_code, scope, resource if client_resource else None, idle_seconds, life_seconds)
 
     def begin_grant(

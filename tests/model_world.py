@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ledger import commands, events, history, times
-from ledger.commands import ClientRules, EpochEnd, Presenter, Rules
+from ledger.commands import ClientRules, Decision, EpochEnd, Presenter, Rules
 from ledger.epochs import Epoch, Raise, first_hit
 from ledger.events import ClientRevoked, GrantEvent, SubjectRevoked, Words
 from ledger.grant import Grant, StateMayBeStale
@@ -26,7 +26,6 @@ from tests.model_compare import agree, compare_served, compare_states
 from tests.model_history import History, micros
 
 GRANT_ID = "0192f4a0b1c27def8a9b0123456789ab"
-STREAM = f"grant:{GRANT_ID}"
 SUBJECT = "5b" * 16
 START = times.micros("2026-11-25T12:00:00.250000Z")
 CLIENT_SCOPE = ("read", "openid", "profile", "write", "offline_access")
@@ -59,11 +58,20 @@ class World:
         )
         self.forget_grant()
 
+    def new_grant_id(self) -> str:
+        """The id of the next grant; the one before it is forgotten."""
+        return GRANT_ID
+
     def forget_grant(self) -> None:
+        self.grant_id = self.new_grant_id()
         self.grant, self.history, self.log = Grant(), History(), list[GrantEvent]()
         self.entries: list[Recorded | Handed] = []
         self.commits: list[tuple[int, int]] = []  # events and entries at each commit
         self.held: dict[str, list[Token]] = {"owner": [], "thief": []}
+
+    @property
+    def stream(self) -> str:
+        return f"grant:{self.grant_id}"
 
     # ------------------------------------------------------------ what stands outside the grant
 
@@ -171,7 +179,7 @@ class World:
         rules, before = self.rules(), msgspec.msgpack.encode(self.grant)
         expected, told = decide(self.history, command, rules), None
         try:
-            decision = self.grant.decide(command, rules)
+            decision = self.decided(command, rules)
         except StateMayBeStale:
             agree("read anew", expected.stale, True)
             assert isinstance(command, commands.RedeemToken)
@@ -197,6 +205,10 @@ class World:
             compare_served(self.history, expected, decision.outcome)
         return expected
 
+    def decided(self, command: commands.GrantCommand, rules: Rules) -> Decision:
+        """What the aggregate says. Raises Refused, StateMayBeStale."""
+        return self.grant.decide(command, rules)
+
     def append(self, made: Sequence[GrantEvent]) -> None:
         """Fold what was stored, never what was decided."""
         for event in made:
@@ -220,7 +232,7 @@ class World:
         befores = [times.micros(raised.before) for raised in self.raises if raised.before is not None]
         return {
             **self.command(),
-            "grant_id": GRANT_ID,
+            "grant_id": self.grant_id,
             "client_id": "www",
             "subject_id": SUBJECT,
             "scope": scope,
@@ -268,7 +280,7 @@ class World:
         """A grant of which only the sign-in, the exchange and what follows at once are looked at: the client's scope
         may shrink in between, time pass, and the person, the client or an operator end it; then the code comes again,
         with each of these keys."""
-        kept = self.grant, self.history, self.log, self.entries, self.commits, self.held
+        kept = self.grant_id, self.grant, self.history, self.log, self.entries, self.commits, self.held
         outside = self.client, self.raises, self.now
 
         def meanwhile() -> None:
@@ -292,7 +304,7 @@ class World:
             check(self.entries)
         if self.history.of("issued"):
             self.compare_states()
-        self.grant, self.history, self.log, self.entries, self.commits, self.held = kept
+        self.grant_id, self.grant, self.history, self.log, self.entries, self.commits, self.held = kept
         self.client, self.raises, self.now = outside
         self.control += 1
 
@@ -333,10 +345,10 @@ class World:
         self, scope: Words, resource: Words | None, idle_seconds: int | None, life_seconds: int | None
     ) -> None:
         """A grant of which only the issuance is looked at."""
-        kept = self.grant, self.history, self.log, self.entries, self.commits, self.held
+        kept = self.grant_id, self.grant, self.history, self.log, self.entries, self.commits, self.held
         self.issue(scope, resource, idle_seconds, life_seconds)
         self.compare_states()
-        self.grant, self.history, self.log, self.entries, self.commits, self.held = kept
+        self.grant_id, self.grant, self.history, self.log, self.entries, self.commits, self.held = kept
 
     def present(
         self,
@@ -355,7 +367,7 @@ class World:
         presenter = self.presenter(context, proof)
         first = None
         if token[0] <= (self.history.current or 0) - 2:
-            first = history.first_redemption(self, STREAM, len(self.log), token[0])
+            first = history.first_redemption(self, self.stream, len(self.log), token[0])
             agree("first redemption", self.history.first_redemption(token[0]), first)
         command = commands.RedeemToken(
             **self.command(),
@@ -383,7 +395,7 @@ class World:
 
     def event_at(self, name: str, v: int) -> events.AnyEvent:
         """The history as the ledger's own search asks for it."""
-        agree("stream", STREAM, name)
+        agree("stream", self.stream, name)
         return self.log[v - 1]
 
     def give_back_access_token(self, v: int) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.benchmarks import peers
-from tests.benchmarks.peers_plot import Look, Panel, picture
+from tests.benchmarks.peers_plot import Dots, Lines, Look, picture
 from tests.benchmarks.peers_report import Report, Run, SideFacts, markdown
 from tests.benchmarks.peers_rounds import Extent, Measuring, points
 from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
@@ -90,6 +90,9 @@ def rows(table: str) -> list[list[str]]:
 def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Path) -> None:
     """Table, figures and picture come out: a row for each side and point, a run for each of its rounds."""
     told = measured(tmp_path / "out", "--history", "1", "30", "--grants", "70")
+    drawn = (tmp_path / "out" / "peers.svg").read_bytes()
+    peers.main(["--redraw", "--out", str(tmp_path / "out")])
+    assert drawn == (tmp_path / "out" / "peers.svg").read_bytes()
     ours, bare = "token-ledger/sqlite", "bare Starlette endpoint"
     expected = [("connections", 2, side) for side in (ours, bare)]
     expected += [(axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("grants", 70))]
@@ -106,8 +109,9 @@ def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Pat
     )
     assert "- Left out: peers: --harness and --workdir name" in table
     root = ElementTree.parse(tmp_path / "out" / "peers.svg").getroot()
-    # By connections: two sides each in throughput, p99 and CPU, ours alone in bytes; by history and grants ours alone.
-    assert 2 + 1 + 1 + 2 + 2 + 1 == len(root.findall(f".//{SVG}polyline"))
+    assert 1 == len(root.findall(f".//{SVG}polyline")), "only along histories is there more than one point, of ours"
+    titles = [each.text for each in root.iter(f"{SVG}text") if each.attrib.get("class") == "ink"]
+    assert ["refreshes a second, 2 connections", "refreshes a second"] == titles[1:2] + titles[-1:]
 
 
 def test_peers_take_part_where_they_can_and_are_left_out_with_a_line_where_not(
@@ -217,7 +221,7 @@ def test_the_picture_puts_each_value_where_it_belongs() -> None:
     """Logarithmic both ways: half the way up is the geometric mean, and no label covers another."""
     lines = {"a": [(1.0, 10.0), (100.0, 1000.0)], "b": [(10.0, 100.0)], "c": [(100.0, 990.0)]}
     looks = {"a": Look("A & a", is_thick=True), "b": Look("B", is_dashed=True), "c": Look("C")}
-    root = ElementTree.fromstring(picture("all < one", [Panel("x < y", "across", lines)], looks))
+    root = ElementTree.fromstring(picture("all < one", [Lines("x < y", "across", lines)], looks))
     drawn = {each.attrib["class"]: each for each in root.iter(f"{SVG}g") if "class" in each.attrib}
     a, b, c = (drawn[f"s{number}"].find(f"{SVG}polyline") for number in range(3))
     assert a is not None
@@ -235,3 +239,18 @@ def test_the_picture_puts_each_value_where_it_belongs() -> None:
     assert min(abs(texts["A & a"] - texts["C"]), abs(texts["A & a"] - texts["B"])) >= 13
     assert ["3", "1.5", "1.5"] == [each.attrib["stroke-width"] for each in (a, b, c)]
     assert [False, True, False] == ["stroke-dasharray" in each.attrib for each in (a, b, c)]
+
+
+def test_dots_stand_in_the_order_given_and_say_their_values() -> None:
+    """Logarithmic: from one to ten is as far as from ten to a hundred; hollow where nothing is durable."""
+    values = {"a": 1.0, "b": 10.0, "c": 100.0}
+    looks = {"a": Look("A", is_thick=True), "b": Look("B", is_dashed=True), "c": Look("C")}
+    root = ElementTree.fromstring(picture("", [Dots("x < y", values)], looks))
+    a, b, c = root.iter(f"{SVG}circle")
+    left, middle, right = (float(each.attrib["cx"]) for each in (a, b, c))
+    assert 0 < left < middle < right
+    assert middle - left == pytest.approx(right - middle, abs=0.2)
+    assert float(a.attrib["cy"]) < float(b.attrib["cy"]) < float(c.attrib["cy"])
+    assert [None, "none", None] == [each.attrib.get("fill") for each in (a, b, c)]
+    texts = [each.text for each in root.iter(f"{SVG}text") if "class" not in each.attrib]
+    assert ["A", "1.00", "B", "10.0", "C", "100"] == texts

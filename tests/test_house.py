@@ -22,8 +22,8 @@ WHOLE = {
     "bad_input", "benchmarks", "benchmarks_nodes", "bulk", "canary", "cases", "cases_audiences", "cases_browsers",
     "cases_clients", "cases_store", "commands", "conformance_fapi", "conformance_oauch", "conformance_openid", "crash",
     "demo", "disk", "durability", "erasure", "event_table", "fuzz_forms", "fuzz_openapi", "growth", "house", "latency",
-    "libraries", "libraries_keys", "lost_answers", "model", "mutants", "operators", "postgres", "power_cut", "races",
-    "readme", "rebuild", "signals", "speed", "transcripts", "tutorial", "vectors",
+    "libraries", "libraries_keys", "lost_answers", "model", "model_stored", "mutants", "operators", "postgres",
+    "power_cut", "races", "readme", "rebuild", "signals", "speed", "transcripts", "tutorial", "vectors",
 }  # fmt: skip
 COMMAND = re.compile(r"^<!-- command: (\w+) -->\n```bash\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 # Spelled so that no pattern finds itself.

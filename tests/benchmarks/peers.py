@@ -52,9 +52,16 @@ def about(extent: Extent, cluster: Postgres | None) -> dict[str, str]:
 def write(report: Report, out: Path) -> None:
     """The three files."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "peers.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    (out / "peers.json").write_bytes(
+        msgspec.json.encode(report).replace(b'{"side":', b'\n{"side":') + b"\n"
+    )  # a run a line
     (out / "peers.md").write_text(markdown(report), "utf-8")
     (out / "peers.svg").write_text(svg(report), "utf-8")
+
+
+def measured_before(out: Path) -> Report:
+    """What lies there already."""
+    return msgspec.json.decode((out / "peers.json").read_bytes(), type=Report)
 
 
 def sides_of(asked: argparse.Namespace, stack: ExitStack, measuring: Measuring) -> tuple[list[Side], Postgres | None]:
@@ -90,7 +97,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> Report:
     peers_max = {"history": asked.peer_history_max, "grants": asked.peer_grants_max}
     report = Report({}, {}, {}, [])
     if asked.add and (asked.out / "peers.json").exists():
-        report = msgspec.json.decode((asked.out / "peers.json").read_bytes(), type=Report)
+        report = measured_before(asked.out)
         report.left_out.clear()
     measuring = Measuring(folder, extent, report)
     with ExitStack() as stack:
@@ -116,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--prepare", action="store_true", help="fill the stores in --folder and end")
     found.add_argument("--wait", action="store_true", help="measure once a line comes, when the machine is quiet")
     found.add_argument("--add", action="store_true", help="keep the runs that are in --out already")
+    found.add_argument("--redraw", action="store_true", help="measure nothing: table and picture anew from peers.json")
     found.add_argument("--rounds", type=int, default=5)
     found.add_argument("--seconds", type=float, default=5.0, help="of each run: %(default)s")
     found.add_argument("--warm-up", type=float, default=2.0, help="seconds on each server that are not counted")
@@ -129,6 +137,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the table, the figures and the picture; progress goes to standard error."""
     asked = parser().parse_args(arguments)
+    if asked.redraw:
+        write(measured_before(asked.out), asked.out)
+        return
     with tempfile.TemporaryDirectory(prefix="token-ledger-bench-") as scratch:
         report = measure(asked, asked.folder or Path(scratch))
     if not asked.prepare:

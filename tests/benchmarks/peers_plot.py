@@ -1,18 +1,21 @@
-"""Small line charts with logarithmic axes as one SVG: what a table hides shows here.
+"""Small charts with logarithmic axes as one SVG: what a table hides shows here.
 
-Every line is labelled where it ends. The picture brings its own ground, light or dark as its reader's screen is.
+A chart of dots compares sides at one point, a chart of lines shows how each goes along. Everything is labelled where it
+stands. The picture brings its own ground, light or dark as its reader's screen is.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 from xml.sax.saxutils import escape
 
 Line: TypeAlias = list[tuple[float, float]]
 
-WIDTH, HEIGHT, COLUMNS, HEAD = 480, 248, 2, 30
+WIDTH, HEIGHT, COLUMNS, HEAD = 480, 240, 2, 30
 LEFT, RIGHT, TOP, BOTTOM = 58, 310, 36, HEIGHT - 42
+NAMES_END, DOTS_END = 188, WIDTH - 64
 LABEL = 13
 """The height of a line's label."""
 
@@ -22,12 +25,23 @@ _STYLE = ".ground{{fill:{ground}}}.ink{{fill:{ink}}}.quiet{{fill:{quiet}}}.grid{
 
 
 @dataclass(frozen=True)
-class Panel:
+class Lines:
     """One chart: what it shows, what is varied, and a line of (x, y) for each side, both above 0."""
 
     title: str
     across: str
     lines: Mapping[str, Line]
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One chart: what it shows, and a value above 0 for each side, from above downwards."""
+
+    title: str
+    values: Mapping[str, float]
+
+
+Panel: TypeAlias = Lines | Dots
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,8 @@ def picture(title: str, panels: Sequence[Panel], looks: Mapping[str, Look]) -> s
     parts += [f'<text class="ink" x="{width / 2}" y="22" text-anchor="middle" font-size="14">{escape(title)}</text>']
     for number, panel in enumerate(panels):
         at = f"translate({number % COLUMNS * WIDTH} {HEAD + number // COLUMNS * HEIGHT})"
-        parts.append(f'<g transform="{at}">{_chart(panel, looks, numbers)}</g>')
+        chart = _lines(panel, looks, numbers) if isinstance(panel, Lines) else _dots(panel, looks, numbers)
+        parts.append(f'<g transform="{at}">{chart}</g>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -68,7 +83,52 @@ def _styles() -> str:
     return f"{both[0]}@media (prefers-color-scheme:dark){{{both[1]}}}"
 
 
-def _chart(panel: Panel, looks: Mapping[str, Look], numbers: Mapping[str, int]) -> str:
+def _dots(panel: Dots, looks: Mapping[str, Look], numbers: Mapping[str, int]) -> str:
+    """A row for each side: its name, and a dot that says its value."""
+    marks = _marks([*panel.values.values()] or [1.0])
+    row = (BOTTOM - TOP) / max(len(panel.values), 1)
+
+    def across(value: float) -> float:
+        return round(NAMES_END + _part(value, marks[0], marks[-1]) * (DOTS_END - NAMES_END), 1)
+
+    parts = [f'<text class="ink" x="{LEFT}" y="20" font-weight="bold">{escape(panel.title)}</text>']
+    for mark in _spaced(marks, across):
+        parts.append(f'<path class="grid" d="M{across(mark)} {TOP}V{BOTTOM}"/>')
+        parts.append(
+            f'<text class="quiet" x="{across(mark)}" y="{BOTTOM + 16}" text-anchor="middle">{_count(mark)}</text>'
+        )
+    for number, (side, value) in enumerate(panel.values.items()):
+        look, x, y = looks[side], across(value), round(TOP + (number + 0.5) * row, 1)
+        weight = ' font-weight="bold"' if look.is_thick else ""
+        dot = f'<circle cx="{x}" cy="{y}" r="{5 if look.is_thick else 4}"'
+        dot += ' fill="none" stroke="currentColor" stroke-width="1.5"/>' if look.is_dashed else "/>"
+        parts.append(
+            f'<g class="s{numbers[side] % len(LIGHT)}" fill="currentColor"{weight}>'
+            f'<text x="{NAMES_END - 12}" y="{y}" dy="4" text-anchor="end">{escape(look.name)}</text>{dot}'
+            f'<text x="{x + 9}" y="{y}" dy="4">{_short(value)}</text></g>'
+        )
+    return "".join(parts)
+
+
+def _count(number: float) -> str:
+    """A number on an axis, where there is little room."""
+    if number < 10_000:
+        return f"{number:,g}"
+    return f"{number / 1000:g}k" if number < 1_000_000 else f"{number / 1_000_000:g}M"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _spaced(marks: Sequence[float], across: Callable[[float], float]) -> list[float]:
+    """Those marks whose labels have room: powers of ten where all of them have none."""
+    if min((across(high) - across(low) for low, high in pairwise(marks)), default=math.inf) > 34:
+        return [*marks]
+    return [mark for mark in marks if math.log10(mark) % 1 < 1e-9]
+
+
+def _lines(panel: Lines, looks: Mapping[str, Look], numbers: Mapping[str, int]) -> str:
     points = [point for line in panel.lines.values() for point in line] or [(1.0, 1.0)]
     xs, marks = sorted({x for x, _ in points}), _marks([y for _, y in points])
 
@@ -82,11 +142,9 @@ def _chart(panel: Panel, looks: Mapping[str, Look], numbers: Mapping[str, int]) 
     for y in marks:
         parts.append(f'<path class="grid" d="M{LEFT} {up(y)}H{RIGHT}"/>')
         parts.append(f'<text class="quiet" x="{LEFT - 6}" y="{up(y)}" dy="4" text-anchor="end">{y:,g}</text>')
-    parts += [f'<text class="quiet" x="{across(x)}" y="{BOTTOM + 16}" text-anchor="middle">{x:,.0f}</text>' for x in xs]
-    middle = (LEFT + RIGHT) / 2
-    parts.append(
-        f'<text class="quiet" x="{middle}" y="{BOTTOM + 32}" text-anchor="middle">{escape(panel.across)}</text>'
-    )
+    below = 'class="quiet" text-anchor="middle"'
+    parts += [f'<text {below} x="{across(x)}" y="{BOTTOM + 16}">{_count(x)}</text>' for x in xs]
+    parts.append(f'<text {below} x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 32}">{escape(panel.across)}</text>')
     drawn = {side: [(across(x), up(y)) for x, y in line] for side, line in panel.lines.items()}
     labels = _apart({side: line[-1][1] for side, line in drawn.items()})
     for side in sorted(drawn, key=lambda side: looks[side].is_thick):  # ours on top

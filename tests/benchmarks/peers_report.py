@@ -1,12 +1,12 @@
 """What the runs say: medians, ratios within one round, a table in Markdown, and a picture."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
-from tests.benchmarks.peers_plot import Line, Look, Panel, picture
+from tests.benchmarks.peers_plot import Dots, Line, Lines, Look, Panel, picture
 
 AXES = {
     "connections": "connections, each with a chain of its own",
@@ -59,6 +59,10 @@ class Report(msgspec.Struct):
     sides: dict[str, SideFacts]
     left_out: dict[str, str]
     runs: list[Run]
+
+
+Figure: TypeAlias = Callable[[Sequence[Run]], float | None]
+"""One figure of the runs of a side at a point."""
 
 
 class Cells:
@@ -234,49 +238,48 @@ def _conditions(report: Report) -> list[str]:
 # ---------------------------------------------------------------- the picture
 
 
-def _median_of(figure: Callable[[Run], float]) -> Callable[[Sequence[Run]], float]:
+def _median_of(figure: Callable[[Run], float]) -> Figure:
     return lambda runs: statistics.median(map(figure, runs))
 
 
-ACROSS = {
-    "connections": "connections",
-    "history": "rotations behind the grant, one connection",
-    "grants": "grants in the store, 64 connections",
-}
-PANELS: tuple[tuple[str, str, Callable[[Sequence[Run]], float | None]], ...] = (
-    ("refreshes a second", "connections", _median_of(_per_second)),
-    ("p99, ms", "connections", _median_of(_p99)),
-    ("CPU s for 1,000, server and store", "connections", _median_of(_cpu)),
-    ("kB written for 1,000", "connections", _written),
-    ("refreshes a second, long histories", "history", _median_of(_per_second)),
-    ("refreshes a second, many grants", "grants", _median_of(_per_second)),
+AT_MOST_CONNECTIONS: tuple[tuple[str, Figure], ...] = (
+    ("refreshes a second, {} connections", _median_of(_per_second)),
+    ("p99 in ms, {} connections (less is better)", _median_of(_p99)),
+    ("CPU seconds for 1,000, server and store (less is better)", _median_of(_cpu)),
+    ("kB written for 1,000 (less is better)", _written),
 )
+ALONG = {"history": "rotations behind the grant, one connection", "grants": "grants in the store, 64 connections"}
 NAMES = {"bare Starlette endpoint": "bare endpoint, no store", "dot": "django-oauth-toolkit"}
 """What sides are called where there is room for a name alone."""
 
 
 def svg(report: Report) -> str:
-    """Throughput, latency, CPU time and bytes written by connections, and throughput by the other axes."""
+    """All sides at the greatest number of connections; throughput along histories and along numbers of grants."""
     cells = Cells(report)
     rounds = max((run.round for run in report.runs), default=0)
-    title = f"Refreshes on one machine, medians of {rounds} rounds. Dashed: no durable store"
-    panels = [
-        Panel(title, ACROSS[axis], _lines(cells, axis, figure))
-        for title, axis, figure in PANELS
-        if axis in cells.axes()
-    ]
+    title = f"Refreshes on one machine, medians of {rounds} rounds. Hollow and dashed: no durable store"
+    panels: list[Panel] = []
+    for most in cells.points("connections")[-1:]:
+        for what, figure in AT_MOST_CONNECTIONS:
+            values = {side: y for side, _, y in _values(cells, "connections", [most], figure)}
+            panels.append(Dots(what.format(most), values))
+    for axis, across in ALONG.items():
+        lines: dict[str, Line] = {}
+        for side, x, y in _values(cells, axis, cells.points(axis), _median_of(_per_second)):
+            lines.setdefault(side, []).append((x, y))
+        if len(cells.points(axis)) > 1:
+            panels.append(Lines("refreshes a second", across, lines))
     looks = {side: _look(side, facts) for side, facts in sorted(report.sides.items(), key=_ours_first)}
     return picture(title, panels, looks)
 
 
-def _lines(cells: Cells, axis: str, figure: Callable[[Sequence[Run]], float | None]) -> dict[str, Line]:
-    lines: dict[str, Line] = {}
-    for x in cells.points(axis):
+def _values(cells: Cells, axis: str, points: Sequence[int], figure: Figure) -> Iterator[tuple[str, int, float]]:
+    """What is known of each side at these points; ours first, then from the fastest on."""
+    for x in points:
         for side in cells.sides(axis, x):
             y = figure(cells.runs(axis, x, side))
             if y:
-                lines.setdefault(side, []).append((x, y))
-    return lines
+                yield side, x, y
 
 
 def _look(side: str, facts: SideFacts) -> Look:

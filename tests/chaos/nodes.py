@@ -20,7 +20,8 @@ from tests.servers import Grant, Server, eventually
 CLIENTS = ("std", "std", "mob", "std", "keep", "std", "std", "mob")
 
 WITHOUT_VERSIONS = ("s.id = m.id AND s.v = m.v FOR NO KEY", "s.id = m.id FOR NO KEY")
-"""A phrase of the appending function, and what replaces it in a broken twin."""
+WITHOUT_PREMISES = ("IF cardinality(p_read_id) > 0 THEN", "IF false THEN")
+"""Phrases of the appending function, and what replaces each in a broken twin."""
 
 
 class Wanderer(Chain):

@@ -1,0 +1,144 @@
+"""The lock on authority: what it keeps in order, and for how long somebody who is frozen may keep it (I-06, I-24)."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+
+from ledger.recorders import postgres_append, postgres_connections
+from ledger.recorders.errors import StoreError
+from ledger.recorders.rows import Reads
+from ledger.refusals import Refusal, Unavailable
+from tests.engines import url_of
+from tests.ledgers import OPTIONS, SECURITY, Clock, Opened, check_ledger, open_ledger
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
+
+BACK_SECONDS_MAX = 10.0
+SHARED = "PERFORM pg_advisory_xact_lock_shared({lock});"
+CHECKED = "    RETURN;\n  END IF;\n\n  IF cardinality(p_read_id) > 0 THEN"
+DAWDLES = (
+    "    RETURN;\n  END IF;\n"
+    "  IF p_new_control IS NULL AND cardinality(p_event_v) > 0 THEN PERFORM pg_sleep(0.4); END IF;\n\n"
+    "  IF cardinality(p_read_id) > 0 THEN"
+)
+"""Between having read the control counter and writing, a batch takes its time."""
+
+
+def let(monkeypatch: pytest.MonkeyPatch, right: str, other: str) -> None:
+    """Let stores be made with another appending function."""
+    assert 1 == postgres_append._FUNCTION.count(right)
+    monkeypatch.setattr(postgres_append, "_FUNCTION", postgres_append._FUNCTION.replace(right, other))
+
+
+async def until(opened: Opened, sql: str) -> None:
+    """Wait until the server's answer to a question has a row."""
+    url = url_of(opened.path)
+    assert url is not None
+    with psycopg.connect(url, autocommit=True) as connection:
+        while not connection.execute(sql.encode()).fetchall():
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def two_nodes(folder: Path) -> AsyncIterator[tuple[Opened, Opened]]:
+    clock = Clock()
+    async with (
+        open_ledger(folder, clock=clock) as one,
+        open_ledger(folder, clock=clock, seed=2, clients=None) as other,
+    ):
+        yield one, other
+    check_ledger(one.path)
+
+
+async def end_while_a_batch_is_written(folder: Path) -> None:
+    """One node ends a person's grants while the other has checked that nobody did, and not written yet."""
+    async with two_nodes(folder) as (one, other):
+        answer = await other.issue()
+        refreshing = asyncio.ensure_future(other.refresh(answer))
+        await until(one, "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()")
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        ended_at = one.ledger.acknowledged_position
+        answer = await refreshing
+        assert answer.position < ended_at, "a refresh behind the acknowledged end of its person"
+        assert Refusal.REVOKED_BY_SUBJECT is (await other.refused(answer)).refusal
+
+
+async def test_an_end_waits_for_the_batches_that_have_not_heard_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-06: what was decided before it is in the log before it, however slow it was; what comes after is refused."""
+    let(monkeypatch, CHECKED, DAWDLES)
+    await end_while_a_batch_is_written(tmp_path)
+
+
+async def test_without_the_lock_a_refresh_would_stand_behind_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: batches take no lock."""
+    let(monkeypatch, CHECKED, DAWDLES)
+    let(monkeypatch, SHARED, "")
+    with pytest.raises(AssertionError, match="behind the acknowledged end"):
+        await end_while_a_batch_is_written(tmp_path)
+
+
+# ---------------------------------------------------------------- frozen with the lock
+
+
+class Frozen:
+    """Heals rows in the transaction that has the log to itself, and freezes in it."""
+
+    def __init__(self) -> None:
+        self.thawed = threading.Event()
+
+    def derive(self, reads: Reads) -> Sequence[tuple[str, Sequence[tuple[object, ...]]]]:
+        self.thawed.wait(60)
+        return ()
+
+
+async def freeze_with_the_lock(folder: Path, idle: str, monkeypatch: pytest.MonkeyPatch, within_seconds: float) -> None:
+    """Refresh while somebody is frozen who has the lock alone; `idle` is how long a silent transaction may live."""
+    guards = postgres_connections._GUARDED
+    five = "'idle_in_transaction_session_timeout', '5s'"
+    assert five in guards
+    monkeypatch.setattr(postgres_connections, "_GUARDED", guards.replace(five, five.replace("5s", idle)))
+    options = msgspec.structs.replace(OPTIONS, request_timeout_seconds=within_seconds / 2)
+    async with open_ledger(folder, options=options) as opened:
+        answer = await opened.issue()
+        frozen = Frozen()
+        healing = asyncio.create_task(asyncio.to_thread(opened.store.rewrite, frozen.derive))
+        await until(opened, "SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted")
+        try:
+            begun = time.monotonic()
+            while True:
+                try:
+                    await opened.refresh(answer)
+                    break
+                except Unavailable:
+                    assert time.monotonic() - begun < within_seconds, "not back in time (I-24)"
+        finally:
+            frozen.thawed.set()
+            told = (await asyncio.gather(healing, return_exceptions=True))[0]
+        assert time.monotonic() - begun < within_seconds
+        assert isinstance(told, StoreError), "who was ended for silence is told so"
+    check_ledger(opened.path)
+
+
+async def test_who_freezes_with_the_lock_holds_nobody_up_for_long(
+    tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-24: the server ends a transaction that has been silent for five seconds (one, unless `--full`), and refreshes
+    succeed within ten."""
+    await freeze_with_the_lock(tmp_path, "5s" if full else "1s", monkeypatch, BACK_SECONDS_MAX)
+
+
+async def test_without_an_end_to_silence_everybody_would_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin of the test above."""
+    with pytest.raises(AssertionError, match="not back in time"):
+        await freeze_with_the_lock(tmp_path, "0", monkeypatch, 3.0)

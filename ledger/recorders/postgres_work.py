@@ -36,7 +36,7 @@ _HEADER: Final = struct.Struct(">iiIii")  # dimensions, whether there are nulls,
 _EMPTY: Final = struct.Struct(">iiI")
 _LENGTH: Final = struct.Struct(">i")
 _NULL: Final = _LENGTH.pack(-1)
-_SIXTEEN: Final = _LENGTH.pack(16)
+_SIXTEEN: Final = _LENGTH.pack(16).hex()
 _BIGINT: Final = struct.Struct(">iq")
 _INT: Final = struct.Struct(">ii")
 _BYTEA_OID, _BIGINT_OID, _INT_OID, _TEXT_OID, _UUID_OID = 17, 20, 23, 25, 2950
@@ -114,8 +114,8 @@ def byteas(values: list[bytes]) -> Byteas:
 
 def uuids(values: Sequence[Any]) -> Uuids:
     """Pack a uuid[] of hex digits."""
-    unhex = bytes.fromhex
-    return Uuids(_header(_UUID_OID, values) + b"".join([_SIXTEEN + unhex(value) for value in values]))
+    parts = bytes.fromhex(_SIXTEEN + _SIXTEEN.join(values)) if values else b""
+    return Uuids(_header(_UUID_OID, values) + parts)
 
 
 def _header(oid: int, values: Sequence[object]) -> bytes:

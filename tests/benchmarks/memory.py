@@ -1,8 +1,8 @@
 """What memory a server takes while it serves very many grants: `python -m tests.benchmarks.memory --grants 1000000`.
 
-Every grant is refreshed once, in a shuffled order, over 64 connections: no more than its memory holds can be hot. What
-is resident of the server is told after each tenth of them: it grows until so many grants are in memory as may be, and
-not beyond. After each tenth the store must hold two events for each answer.
+Every grant is refreshed once, in a shuffled order, over 64 connections. What is resident of the server is told after
+each tenth of them: it grows until so many grants are in memory as may be, and not beyond. After each tenth the store
+must hold two events for each answer.
 
 The store is made first, which is told, too; in `--folder` it is kept for the next run. That may be the folder of
 `tests.benchmarks.peers`: its stores of so many grants are used then, on SQLite.
@@ -56,9 +56,8 @@ def told(nodes: Nodes, touched: int, what: str) -> None:
     print(f"{touched:>9,} grants served: {resident / 1e6:6,.0f} MB resident{what}", flush=True)
 
 
-def measure(nodes: Nodes, connections: int) -> None:
-    """Refresh every grant once, a tenth of them after the other."""
-    count = len(nodes.tokens)
+def measure(nodes: Nodes, connections: int, count: int) -> None:
+    """Refresh so many grants once, a tenth of them after the other."""
     random.Random(1).shuffle(nodes.tokens)
     told(nodes, 0, "")
     edges = [count * number // 10 for number in range(11)]
@@ -72,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure on one store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grants", type=int, default=1_000_000)
+    parser.add_argument("--served", type=int, help="so many of them are refreshed, by default all")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--store", choices=["sqlite", "postgres"], default="sqlite")
     parser.add_argument("--folder", type=Path, help="where the store is kept, on SQLite; else a temporary one")
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         began = time.monotonic()
         with (on_sqlite if asked.store == "sqlite" else on_postgres)(folder, asked.grants) as nodes:
             print(f"{asked.grants:,} grants: {time.monotonic() - began:.0f} s until it serves them", flush=True)
-            measure(nodes, asked.connections)
+            measure(nodes, asked.connections, min(asked.served or asked.grants, asked.grants))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ log = Log("api")
 
 
 class Archiver:
-    """Archives as the settings say. One run at a time, whoever asks: others wait for it."""
+    """Archives as the settings say. One run at a time, whoever asks of this process: others wait for it."""
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self._ledger = ledger
@@ -37,12 +37,10 @@ class Archiver:
 
     def after(self, days: int | None) -> "ArchiveRun":
         """A run over what happened longer ago than so many days; None: than ARCHIVE_AFTER_DAYS. Raises Refused."""
-        chosen, archiving = self._after_days if days is None else days, self._ledger.archiving
-        if archiving is None:
-            raise Refused(Refusal.INVALID_REQUEST, detail="only a SQLite database has an archive so far")
+        chosen = self._after_days if days is None else days
         if chosen is None:
             raise Refused(Refusal.INVALID_REQUEST, detail="ARCHIVE_AFTER_DAYS is off: say after how many days")
-        return ArchiveRun(archiving, self._ledger.memory.clock(), chosen, self._retention_days)
+        return ArchiveRun(self._ledger.archiving, self._ledger.memory.clock(), chosen, self._retention_days)
 
     @contextlib.asynccontextmanager
     async def from_time_to_time(self) -> AsyncIterator[None]:
@@ -58,7 +56,7 @@ class Archiver:
     async def _on_and_on(self) -> None:
         await asyncio.sleep(FIRST_AFTER_SECONDS)
         while True:
-            await self.after(None).run(lambda line: None)
+            await self.after(None).run(lambda line: None, regular=True)
             await asyncio.sleep(EVERY_SECONDS)
 
 
@@ -70,8 +68,9 @@ class ArchiveRun:
         self._before = now - after_days * DAY
         self._withhold_before = None if retention_days is None else now - retention_days * DAY
 
-    async def run(self, tell: Callable[[Any], None]) -> None:
-        """Archive; `tell` is called in the loop with each line. What fails is told, and logged."""
+    async def run(self, tell: Callable[[Any], None], *, regular: bool = False) -> None:
+        """Archive; `tell` is called in the loop with each line. What fails is told, and logged. `regular`: every worker
+        on every node begins one like it, and one of them is enough."""
         told_at = 0.0
 
         def progress(events: int) -> None:
@@ -82,7 +81,7 @@ class ArchiveRun:
                 tell({"moved": events})
 
         try:
-            report = await self._archiving.run(self._before, self._withhold_before, progress)
+            report = await self._archiving.run(self._before, self._withhold_before, progress, regular=regular)
         except (StoreError, OSError, Unavailable) as error:
             problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             log.error("archiving_failed", problem=problem)

@@ -209,9 +209,9 @@ class Connection(asyncio.Protocol):
     def scope_of(
         self, method: str, target: bytes, version: str, headers: list[Header], names_origin: bool
     ) -> dict[str, Any]:
-        """Return the ASGI scope. In `state`: `deadline`, in the loop's time, by when the request should be answered;
-        `local`, whether it came through the socket beside the database; `draining`, whether the server is ending;
-        `names_origin`, whether there is an Origin header; `body`, where it was there with a head that repeats.
+        """Return the ASGI scope. In `state`: `local`, whether it came through the socket beside the database;
+        `draining`, whether the server is ending; `names_origin`, whether there is an Origin header; `body`, where it
+        was there with a head that repeats.
 
         Where the peer has shown a certificate (RFC 8705), it stands in `extensions["tls"]`. Raises Malformed.
         """
@@ -230,7 +230,6 @@ class Connection(asyncio.Protocol):
             "query_string": query,
             "headers": headers,
             "state": {
-                "deadline": self.began_at + self.listener.request_seconds,
                 "local": self.listener.local,
                 "draining": self.listener.draining,
                 "names_origin": names_origin,

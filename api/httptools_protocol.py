@@ -202,8 +202,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
         self.ended += 1
         self.cycle = self.running = exchange
         if alike.once_more is None or not alike.once_more(scope["headers"], body, exchange):
-            listener = self.listener
-            state = {"deadline": self.began_at + listener.request_seconds, "draining": listener.draining, "body": body}
+            state = {"draining": self.listener.draining, "body": body}
             exchange.scope = {**scope, "state": {**scope["state"], **state}}
             exchange.whole = body
             self.start(exchange)

@@ -188,8 +188,6 @@ class Settings:
     def __post_init__(self) -> None:
         if self.workers > 1 and self.sqlite_path is not None:
             raise SettingsError("WORKERS: SQLite is served by one process; above 1 needs PostgreSQL as DATABASE_URL")
-        if self.archive_after_days is not None and self.sqlite_path is None:
-            raise SettingsError("ARCHIVE_AFTER_DAYS: only a SQLite database has an archive so far")
         if (self.tls_cert is None) != (self.tls_key is None):
             missing, given = ("TLS_CERT", "TLS_KEY") if self.tls_cert is None else ("TLS_KEY", "TLS_CERT")
             raise SettingsError(f"{missing} is missing: {given} alone serves nothing (one file may hold both)")

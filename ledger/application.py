@@ -31,7 +31,6 @@ from ledger.presentations import Bursts
 from ledger.presenting import Desk, parse_access, signed
 from ledger.randomness import Randomness
 from ledger.recorders.errors import StoreError
-from ledger.recorders.sqlite import SQLiteStore
 from ledger.recorders.store import Store
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from ledger.ring_file import RingFile
@@ -91,7 +90,7 @@ class Ledger:
         )
         self.afterwards = Afterwards(self._commits, self.desk)
         self._decisions = Decisions(self._commits, self.desk, self.log_end, self.afterwards)
-        self.archiving = Archiving(store, self._decisions, self.desk) if isinstance(store, SQLiteStore) else None
+        self.archiving = Archiving(store, self._decisions, self.desk)
         self.operators = Operators(store, self._commits, self._decisions, self.desk, self.log_end, self._ring_file)
 
     @classmethod

@@ -1,16 +1,21 @@
 """Moving what is over out of the store, and keeping every answer (I-23).
 
 Streams of grants that have ended move whole; of every other stream, once it is long, what is old: all of it lies behind
-the snapshot in the stream's head. A run copies events as export lines into a segment, closes it, reads it back from the
-disk, holds every line against the store, and only then lets a piece's row take the place of its events, a few hundred
-at a time, in the transactions of the refreshes themselves. No event is rewritten, no table is locked for longer than
-such a step takes.
+the snapshot in the stream's head. A run copies events as export lines into a segment, closes it, reads it back from
+where it lies, holds every line against the store, and only then lets a piece's row take the place of its events, a few
+hundred at a time, in the transactions of the refreshes themselves. No event is rewritten, no table is locked for longer
+than such a step takes.
 
 A crash at any line leaves an event in the store, or in the store and in a segment: the next run finishes that segment
 first. What remains of a moved event is its piece's row; reading follows it by itself.
+
+Whoever refreshes meanwhile, on whatever node, is in nobody's way: they append to a stream and move its head, and what
+moves is older, and never changes. Of all processes that use a store one archives at a time (`SegmentStore.claim`); what
+another one, that was frozen meanwhile, would still write changes nothing.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -24,13 +29,17 @@ from ledger.decisions import Decisions
 from ledger.moving import Checking, Moving
 from ledger.presenting import Desk, forget_nonce_if_over
 from ledger.recorders import archived
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.errors import StoreBusy, StoreError
+from ledger.recorders.store import Store
 from ledger.segments import number_of
 from ledger.threads import in_thread
 from ledger.withholding import Withholding
 
 PAUSE_SECONDS: Final = 0.01
 """Between two steps, so that no refresh meets more than one."""
+
+REST_SECONDS: Final = 1800.0
+"""So long after a regular run no process begins another one."""
 
 log = logging.getLogger("ledger")
 
@@ -39,8 +48,8 @@ Progress = Callable[[int], None]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to: events and pieces that moved, the segments they lie in and their bytes on the disk, and the
-    pieces of segments left behind that are not of this log; `withheld` events whose time in the archive is over."""
+    """What a run came to: events and pieces that moved, the segments they lie in and their bytes, and the pieces of
+    segments left behind that are not of this log; `withheld` events whose time in the archive is over."""
 
     events: int = 0
     pieces: int = 0
@@ -51,10 +60,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Archiving:
-    """Moves events of one store, one run at a time. Made and used on the event loop; reading and writing files happens
-    in threads."""
+    """Moves events of one store, one run at a time. Made and used on the event loop; reading and writing segments
+    happens in threads."""
 
-    def __init__(self, store: SQLiteStore, decisions: Decisions, desk: Desk) -> None:
+    def __init__(self, store: Store, decisions: Decisions, desk: Desk) -> None:
         self._store = store
         self._segments = store.segments
         self._decisions = decisions
@@ -63,26 +72,47 @@ class Archiving:
         self._one_at_a_time = asyncio.Lock()
 
     async def run(
-        self, before: int, withhold_before: int | None = None, progress: Progress = lambda events: None
+        self,
+        before: int,
+        withhold_before: int | None = None,
+        progress: Progress = lambda events: None,
+        *,
+        regular: bool = False,
     ) -> Report:
         """Move whatever may move of what happened earlier than `before` (microseconds); withhold the lines of grants
         that are over and to which nothing happened since `withhold_before` (None: keep all). What a crash has left half
-        done is finished first. Whatever moved stays moved where a run breaks off.
+        done is finished first. Whatever moved stays moved where a run breaks off. A `regular` run is one that every
+        process begins by itself: it does nothing where another one archives, or has done so not long ago.
 
-        Raises StoreError, OSError where the folder cannot be written, Unavailable.
+        Raises StoreError (StoreBusy where another process archives), OSError where segments cannot be written,
+        Unavailable.
         """
         async with self._one_at_a_time:
             await self._decisions.decided(lambda batch: None)  # not while the log has lost something
-            found = _Found(progress)
-            await self._withholding.finish()
-            for name in await in_thread(self._unfinished):
-                await self._move(name, before, found)
-            copying = Copying(self._store, before)
-            while (copied := await in_thread(copying.segment)) is not None:
-                await self._move(copied, before, found)
-            if withhold_before is not None:
-                found.withheld = await self._withholding.run(withhold_before)
-            return found.report()
+            try:
+                if not await in_thread(partial(self._segments.claim, regular=regular)):
+                    if regular:
+                        return Report()
+                    raise StoreBusy("another process archives this store, or was killed at it a minute ago")
+                report = await self._run(before, withhold_before, progress)
+            except BaseException:
+                with contextlib.suppress(StoreError):  # then it is over a while after the last that was heard of it
+                    await in_thread(self._segments.release, 0.0)
+                raise
+            await in_thread(self._segments.release, REST_SECONDS if regular else 0.0)
+            return report
+
+    async def _run(self, before: int, withhold_before: int | None, progress: Progress) -> Report:
+        found = _Found(progress)
+        await self._withholding.finish()
+        for name in await in_thread(self._unfinished):
+            await self._move(name, before, found)
+        copying = Copying(self._store, before)
+        while (copied := await in_thread(copying.segment)) is not None:
+            await self._move(copied, before, found)
+        if withhold_before is not None:
+            found.withheld = await self._withholding.run(withhold_before)
+        return found.report()
 
     def _unfinished(self) -> list[str]:
         """Segments that are whole, and whose lines may still lie in the store too."""
@@ -92,10 +122,11 @@ class Archiving:
 
     async def _move(self, name: str, before: int, found: "_Found") -> None:
         """Let a closed segment's pieces take the place of their events."""
-        number, size = number_of(name), self._segments.bytes_of(name)
+        number, size = number_of(name), await in_thread(self._segments.bytes_of, name)
         checking = Checking(self._store, name, before)
         steps = checking.steps()
         while (step := await in_thread(next, steps, None)) is not None:
+            await in_thread(self._segments.keep)
             await self._switch((number, name, size, None), step)
             found.moved(step)
             await asyncio.sleep(PAUSE_SECONDS)
@@ -113,17 +144,19 @@ class Archiving:
         await self._decisions.decided(partial(self._moved, segment, step))
 
     def _moved(self, segment: tuple[object, ...], step: list[Moving], batch: Batch) -> None:
+        overs = [(piece.over, piece.over in batch.memory.streams) for piece in step if piece.over is not None]
+        batch.ask_for([name for name, _ in overs])
         batch.private(None, archived.ADD_SEGMENT, *segment)
         for piece in step:
+            stream, to_v, *_ = piece.row
             batch.private(None, archived.ADD_PIECE, *piece.row)
-            batch.private(None, archived.DELETE_EVENTS, msgspec.json.encode(piece.positions).decode())
-            if piece.over is not None:
-                known = piece.over in batch.memory.streams
-                loaded = batch.load(piece.over)
-                assert loaded is not None
-                forget_nonce_if_over(batch, self._desk, loaded)
-                if not known:  # grants that are over shall not push others out of memory
-                    del batch.memory.streams[piece.over]
+            batch.private(None, archived.DELETE_EVENTS, msgspec.json.encode(piece.positions).decode(), stream, to_v)
+        for name, known in overs:
+            over = batch.load(name)
+            assert over is not None
+            forget_nonce_if_over(batch, self._desk, over)
+            if not known:  # grants that are over shall not push others out of memory
+                batch.memory.streams.pop(name, None)
 
 
 class _Found:

@@ -1,5 +1,7 @@
 """A sign-in page has done its work: what the person agreed to goes on record, and a code is derived from it."""
 
+from msgspec.structs import asdict
+
 from ledger import codes, times
 from ledger.answers import AuthorizationAnswer, AuthorizationRequest
 from ledger.batch import Batch
@@ -7,7 +9,7 @@ from ledger.clients import Operator
 from ledger.commands import AuthorizeGrant
 from ledger.events import GrantAuthorized
 from ledger.grant import Grant
-from ledger.new_grants import begin, begin_members, check_issuer, drawn
+from ledger.new_grants import begin, beginning, check_issuer, drawn
 from ledger.presenting import Desk
 from ledger.refusals import Unavailable
 from ledger.times import SECOND
@@ -21,7 +23,7 @@ def authorize(batch: Batch, desk: Desk, operator: Operator, request: Authorizati
     check_issuer(operator, request.client_id)
     new = drawn(batch, desk, request)
     command = AuthorizeGrant(
-        **begin_members(batch, desk, operator, request, new),
+        **asdict(beginning(batch, desk, operator, request, new)),
         redirect_uri=request.redirect_uri,
         challenge=request.challenge,
         dpop_jkt=request.dpop_jkt,

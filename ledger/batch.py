@@ -173,6 +173,10 @@ class Batch:
 
     # ------------------------------------------------------------ reading
 
+    def ask_for(self, names: Sequence[str]) -> None:
+        """Say which grants a decision is going to load, before it does anything else: where each question takes a
+        while they are asked for in one."""
+
     def load(self, name: str) -> Loaded | None:
         """A stream by name, None where nothing ever happened to it."""
         loaded = self.memory.streams.get(name)

@@ -10,8 +10,8 @@ from ledger import movable
 from ledger.events import AnyEvent, decode
 from ledger.movable import Judging, Movable
 from ledger.recorders.archived import next_number
-from ledger.recorders.rows import Reads
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.rows import Reads, StreamKey
+from ledger.recorders.store import Store
 from ledger.segments import SegmentWriter, line_of
 
 EVENTS_A_SEGMENT: Final = 20_000
@@ -23,17 +23,18 @@ log = logging.getLogger("ledger")
 class Copying:
     """One pass over all streams, which copies what may move into one segment after the other. In threads."""
 
-    def __init__(self, store: SQLiteStore, before: int) -> None:
+    def __init__(self, store: Store, before: int) -> None:
         self._store = store
         self._before = before
-        self._after = 0
+        self._after: StreamKey | None = None
         self._over = False
 
     def segment(self) -> str | None:
-        """The next segment, closed and on the disk; None where nothing more may move."""
+        """The next segment, closed and durable; None where nothing more may move."""
         writer: SegmentWriter | None = None
         try:
             while not self._over and (writer is None or writer.events < EVENTS_A_SEGMENT):
+                self._store.segments.keep()
                 with self._store.reader() as reads:
                     writer = self._page(reads, writer)
         except BaseException:

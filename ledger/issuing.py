@@ -1,5 +1,7 @@
 """Issuing a grant, once for each Idempotency-Key: an issuer that lost the answer asks again and gets the same."""
 
+from msgspec.structs import asdict
+
 from ledger.answers import IssueRequest, TokenAnswer
 from ledger.batch import Batch, Loaded
 from ledger.clients import Operator
@@ -7,7 +9,7 @@ from ledger.commands import IssueGrant, Served
 from ledger.events import GrantIssued
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
-from ledger.new_grants import begin, begin_members, check_issuer, drawn
+from ledger.new_grants import begin, beginning, check_issuer, drawn
 from ledger.presenting import Desk, answer, check_keys, unsigned_jwt
 from ledger.private import body_mac, commitment, idempotency_mac
 from ledger.refusals import Refusal, Refused
@@ -32,7 +34,7 @@ def issue(
             return _again(batch, desk, *earlier, request, request_mac)
     new = drawn(batch, desk, request)
     command = IssueGrant(
-        **begin_members(batch, desk, operator, request, new),
+        **asdict(beginning(batch, desk, operator, request, new)),
         refresh_token_ttl_seconds=request.refresh_token_ttl_seconds,
         grant_ttl_seconds=request.grant_ttl_seconds,
         device=None if request.device is None else commitment(new.salt, "device", request.device),

@@ -7,8 +7,8 @@ from ledger.clients import Client
 from ledger.epochs import Epoch, Subject
 from ledger.events import decode
 from ledger.grant import Grant
-from ledger.recorders.archived import MOVABLE
-from ledger.recorders.rows import Reads
+from ledger.recorders.archived import MOVABLE_AFTER, MOVABLE_FIRST
+from ledger.recorders.rows import Reads, StreamKey
 
 STREAMS_A_PAGE: Final = 200
 PART_EVENTS_MIN: Final = 128
@@ -16,9 +16,10 @@ PART_EVENTS_MIN: Final = 128
 
 
 class Movable(NamedTuple):
-    """A stream of which something may move: its versions after `moved_v`, the last moved one hashing to `head`."""
+    """A stream, and what of it may move: its versions after `moved_v`, the last moved one hashing to `head`. Of one
+    with nothing outside the archive, or whose snapshot cannot be read, `aggregate` is None."""
 
-    id: int
+    id: StreamKey
     name: str
     v: int
     position: int
@@ -27,15 +28,22 @@ class Movable(NamedTuple):
     aggregate: snapshots.Aggregate | None
 
 
-def streams(reads: Reads, after: int) -> list[Movable]:
-    """The next streams by number that have events outside the archive."""
+def streams(reads: Reads, after: StreamKey | None) -> list[Movable]:
+    """The next streams by key, None for the first ones; none where all have been told."""
+    found = (
+        reads.select(MOVABLE_FIRST, (STREAMS_A_PAGE,))
+        if after is None
+        else reads.select(MOVABLE_AFTER, (after, STREAMS_A_PAGE))
+    )
     return [
         Movable(id, name, v, position, moved_v or 0, moved_head, _snapshot(name, v, head, state))  # type: ignore[arg-type]  # STRICT
-        for id, name, v, position, head, state, moved_v, moved_head in reads.select(MOVABLE, (after, STREAMS_A_PAGE))
+        for id, name, v, position, head, state, moved_v, moved_head in found
     ]
 
 
 def _snapshot(name: object, v: object, head: object, state: object) -> snapshots.Aggregate | None:
+    if state is None:
+        return None
     assert isinstance(name, str)
     assert isinstance(v, int)
     assert isinstance(head, bytes)
@@ -50,7 +58,7 @@ class Judging:
         self._reads = reads
         self._before = before
         self._epochs: dict[str, Epoch] = {}
-        self.last_position = int(str(reads.select("SELECT ifnull(max(position), 0) FROM events")[0][0]))
+        self.last_position = int(str(reads.select("SELECT coalesce(max(position), 0) FROM events")[0][0]))
 
     def to_v(self, stream: Movable) -> int:
         """The last version that may move; 0 where none may.

@@ -10,7 +10,7 @@ from ledger.grant import Grant
 from ledger.movable import Judging
 from ledger.recorders import archived
 from ledger.recorders.rows import Reads
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
 from ledger.segments import Block, event_of, number_of
 
 EVENTS_A_STEP: Final = 250
@@ -75,9 +75,9 @@ def _several(runs: Iterator[_Run]) -> Iterator[list[_Run]]:
 
 
 class Checking:
-    """Reads a closed segment back from the disk and holds it against the store. In threads."""
+    """Reads a closed segment back from where it lies and holds it against the store. In threads."""
 
-    def __init__(self, store: SQLiteStore, name: str, before: int) -> None:
+    def __init__(self, store: Store, name: str, before: int) -> None:
         self.foreign = 0
         self._store = store
         self._name = name

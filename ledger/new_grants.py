@@ -1,13 +1,12 @@
 """How every grant begins, issued or authorized: for whom an operator may let it, what is drawn for it, what is kept."""
 
-from typing import TypedDict
-
 import msgspec
 
 from ledger.answers import GrantRequest
 from ledger.batch import Batch, Loaded
 from ledger.clients import Operator
-from ledger.events import GrantEvent, Words
+from ledger.commands import BeginGrant
+from ledger.events import GrantEvent
 from ledger.grant import Grant
 from ledger.presenting import Desk
 from ledger.private import PrivateGrant, commitment, new_nonce, new_salt, new_subject_id, nonce_sha256
@@ -28,25 +27,6 @@ class NewGrant(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"NewGrant(grant_id={self.grant_id!r})"
-
-
-class BeginMembers(TypedDict):
-    """The members of `BeginGrant`."""
-
-    at: int
-    command_id: str
-    grant_id: str
-    client_id: str
-    subject_id: str
-    scope: Words
-    resource: Words | None
-    nonce_sha256: str
-    issued_by: str
-    issued_at_least: int
-    session: str | None
-    auth_time: int | None
-    acr: str | None
-    amr: Words | None
 
 
 def check_issuer(operator: Operator, client_id: str) -> None:
@@ -71,24 +51,24 @@ def drawn(batch: Batch, desk: Desk, request: GrantRequest) -> NewGrant:
     )
 
 
-def begin_members(batch: Batch, desk: Desk, operator: Operator, request: GrantRequest, new: NewGrant) -> BeginMembers:
+def beginning(batch: Batch, desk: Desk, operator: Operator, request: GrantRequest, new: NewGrant) -> BeginGrant:
     """What the command says, whichever way the grant begins."""
-    return {
-        "at": batch.now,
-        "command_id": batch.command_id,
-        "grant_id": new.grant_id,
-        "client_id": request.client_id,
-        "subject_id": new.subject_id,
-        "scope": request.scope,
-        "resource": request.resource,
-        "nonce_sha256": nonce_sha256(new.nonce),
-        "issued_by": operator.requested_by,
-        "issued_at_least": desk.authority.issued_at_least(request.client_id, new.subject_id),
-        "session": None if request.session is None else commitment(new.salt, "session", request.session),
-        "auth_time": request.auth_time,
-        "acr": request.acr,
-        "amr": request.amr,
-    }
+    return BeginGrant(
+        at=batch.now,
+        command_id=batch.command_id,
+        grant_id=new.grant_id,
+        client_id=request.client_id,
+        subject_id=new.subject_id,
+        scope=request.scope,
+        resource=request.resource,
+        nonce_sha256=nonce_sha256(new.nonce),
+        issued_by=operator.requested_by,
+        issued_at_least=desk.authority.issued_at_least(request.client_id, new.subject_id),
+        session=None if request.session is None else commitment(new.salt, "session", request.session),
+        auth_time=request.auth_time,
+        acr=request.acr,
+        amr=request.amr,
+    )
 
 
 def begin(

@@ -25,11 +25,11 @@ W = TypeVar("W")
 
 
 class Cold(Exception):
-    """A request asked for a grant that memory does not hold, or holds as it no longer is, before it had done anything:
-    fetch it, and decide then."""
+    """A request asked for grants that memory does not hold, or holds as they no longer are, before it had done
+    anything: fetch them, and decide then."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, *names: str) -> None:
+        self.names = names
 
 
 class Command(NamedTuple):
@@ -70,17 +70,17 @@ class OptimisticBatch(Batch):
         done, waiting = self._decide(taken, decide)
         self._may_wait = False
         if waiting:
-            self._fetch([name for _, name in waiting])
+            self._fetch([name for _, names in waiting for name in names])
             more, _ = self._decide([each for each, _ in waiting], decide)
             done += more
         return done
 
     def _decide(
         self, those: Sequence[W], decide: Callable[[Batch, W], tuple[Any, bool]]
-    ) -> tuple[list[tuple[W, Any, bool]], list[tuple[W, str]]]:
+    ) -> tuple[list[tuple[W, Any, bool]], list[tuple[W, tuple[str, ...]]]]:
         used, events, private, notes = self._uses.used, self.work.events, self.work.private, self.when_done
         done: list[tuple[W, Any, bool]] = []
-        waiting: list[tuple[W, str]] = []
+        waiting: list[tuple[W, tuple[str, ...]]] = []
         for each in those:
             used.clear()
             private_from, notes_from = len(private), len(notes)
@@ -88,7 +88,7 @@ class OptimisticBatch(Batch):
             try:
                 answer, refused = decide(self, each)
             except Cold as cold:
-                waiting.append((each, cold.name))
+                waiting.append((each, cold.names))
             else:
                 done.append((each, answer, refused))
                 self._commands.append(Command(tuple(used), private_from, notes_from))
@@ -109,6 +109,12 @@ class OptimisticBatch(Batch):
             self._uses.pop(name, None)
             raise Cold(name)
         return super().reload(name)
+
+    def ask_for(self, names: Sequence[str]) -> None:
+        """Say which grants a decision is going to load, before it does anything else: those that are not in memory are
+        fetched together."""
+        if self._may_wait and (cold := [name for name in names if name not in self._uses]):
+            raise Cold(*cold)
 
     def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
         if name in self._fetched:

@@ -1,12 +1,13 @@
-"""Archive segments: files of export lines beside the store, written once, and read block by block.
+"""Archive segments: export lines in compressed blocks, written once, and read block by block.
 
 An export line is one event: `{"event":<the stored bytes>,"position":"<decimal>"}`, canonical JSON, nothing parsed and
 made again. A line whose bytes were given up is withheld: `#` and the base64 of its hash, SHA-256 over a zero byte and
 the line (the leaf hash of RFC 6962 2.1). A block is a few hundred lines, those of one stream together and in order; it
 is one gzip member, so a segment is a gzip file like any other, and `zcat` shows an auditor every line.
 
-A segment is named by its number and the SHA-256 of its bytes. It has that name only once it is whole and on the disk,
-and nobody ever writes to it again.
+A segment is named by its number and the SHA-256 of its bytes. It has that name only once it is whole and durable, and
+nobody ever writes to it again. Beside a SQLite database segments are files in a folder; where the store is one of many
+nodes they lie in its database (`recorders/postgres_segments.py`).
 """
 
 import hashlib
@@ -16,11 +17,11 @@ import threading
 import zlib
 from base64 import b64encode
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from ledger.recorders.errors import ArchiveDamaged
 
@@ -30,6 +31,9 @@ to read one event; half as much costs nine."""
 
 LEVEL: Final = 6
 READ_BYTES: Final = 32_768
+FOREIGN: Final = ".foreign"
+"""Ends the name of a segment that was put aside."""
+
 BLOCKS_IN_MEMORY_MAX: Final = 64
 UNFINISHED: Final = "segment.new"
 """The one file that is being written. What a crash leaves of it is written over."""
@@ -80,18 +84,107 @@ def number_of(name: str) -> int:
     return int(name.partition("-")[0])
 
 
+def digest_of(name: str) -> str | None:
+    """The SHA-256 that a segment is named by; None where the text is no name of one that is whole and of this log."""
+    named = _NAME.fullmatch(name)
+    return None if named is None else named[2]
+
+
+class BlocksInMemory:
+    """The lines of the last few blocks that were asked for. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, name: str, at_byte: int) -> list[bytes] | None:
+        """The lines of a block; None where they are not here."""
+        key = (name, at_byte)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def keep(self, name: str, at_byte: int, lines: list[bytes]) -> None:
+        """Remember a block, and forget the one that was asked for least lately."""
+        with self._lock:
+            self._kept[name, at_byte] = lines
+            while len(self._kept) > BLOCKS_IN_MEMORY_MAX:
+                self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._kept.clear()
+
+
+class Place(Protocol):
+    """Where the bytes of one segment under way go. Raises OSError, StoreError."""
+
+    def write(self, at_byte: int, block: bytes) -> None: ...
+    def close(self, name: str, size: int) -> None:
+        """Let there be a segment of this name: all of it, durable, on return; a crash before that leaves none."""
+        ...
+
+    def abandon(self) -> None: ...
+
+
+class SegmentStore(Protocol):
+    """The segments of one store, for whoever archives. Used from threads, one at a time. Raises OSError, StoreError."""
+
+    def claim(self, *, regular: bool) -> bool:
+        """Become the one who archives; False where another process is. A `regular` run is also turned away where one
+        was not long ago: every process would begin one."""
+        ...
+
+    def keep(self) -> None:
+        """Stay the one who archives: to be called every few seconds. Raises StoreBusy where another process is by now:
+        nothing that this one writes counts any more."""
+        ...
+
+    def release(self, rest_seconds: float) -> None:
+        """Let others archive, and regular runs only after a rest. Raises StoreBusy as `keep` does."""
+        ...
+
+    def names(self) -> list[str]: ...
+    def last_number(self) -> int: ...
+    def bytes_of(self, name: str) -> int | None: ...
+    def blocks(self, name: str) -> Iterator[Block]: ...
+    def check(self, name: str) -> None: ...
+    def write(self, number: int) -> "SegmentWriter": ...
+    def remove(self, name: str) -> None: ...
+    def put_aside(self, name: str) -> None: ...
+
+
 class Segments:
     """The segments in one folder. Safe to use from any thread. Raises ArchiveDamaged for what cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._kept: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
-        self._lock = threading.Lock()  # guards `_kept`
+        self.in_memory = BlocksInMemory()
+
+    # ------------------------------------------------------------ who archives
+
+    def claim(self, *, regular: bool) -> bool:
+        """Become the one who archives: whoever owns the database is."""
+        return True
+
+    def keep(self) -> None:
+        """Stay the one who archives."""
+
+    def release(self, rest_seconds: float) -> None:
+        """Let others archive: there are none."""
+
+    # ------------------------------------------------------------ the segments
 
     def names(self) -> list[str]:
-        """The names of all segments that are whole, by number. OSError where the folder cannot be read."""
+        """The names of all segments that are whole, by number."""
         try:
-            return sorted((name for name in os.listdir(self.folder) if _NAME.fullmatch(name)), key=number_of)
+            return sorted(filter(digest_of, os.listdir(self.folder)), key=number_of)
         except FileNotFoundError:
             return []
 
@@ -111,18 +204,11 @@ class Segments:
 
     def lines(self, name: str, at_byte: int) -> list[bytes]:
         """The lines of the block that begins at a byte. The last few blocks asked for are remembered."""
-        key = (name, at_byte)
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-                return found
-        with _opened(self.folder / name) as file:
-            found = _block(file, name, at_byte)[0].lines
-        with self._lock:
-            self._kept[key] = found
-            while len(self._kept) > BLOCKS_IN_MEMORY_MAX:
-                self._kept.popitem(last=False)
+        found = self.in_memory.get(name, at_byte)
+        if found is None:
+            with _opened(self.folder / name) as file:
+                found = block_at(_of(file), name, at_byte)[0].lines
+            self.in_memory.keep(name, at_byte, found)
         return found
 
     def blocks(self, name: str) -> Iterator[Block]:
@@ -131,7 +217,7 @@ class Segments:
         with _opened(self.folder / name) as file:
             size = os.fstat(file.fileno()).st_size
             while at_byte < size:
-                block, at_byte = _block(file, name, at_byte)
+                block, at_byte = block_at(_of(file), name, at_byte)
                 yield block
 
     def check(self, name: str) -> None:
@@ -140,16 +226,14 @@ class Segments:
         with _opened(self.folder / name) as file:
             while chunk := file.read(READ_BYTES):
                 digest.update(chunk)
-        named = _NAME.fullmatch(name)
-        if named is None or named[2] != digest.hexdigest():
-            raise ArchiveDamaged(f"{name}: the bytes of this archive segment are not those that it is named by")
+        check_digest(name, digest.hexdigest())
 
     def write(self, number: int) -> "SegmentWriter":
         """Begin the segment of this number. OSError where the folder cannot be written."""
         if not self.folder.is_dir():
             self.folder.mkdir(mode=0o700)
             _sync(self.folder.parent)
-        return SegmentWriter(self.folder, number)
+        return SegmentWriter(number, _File(self.folder))
 
     def remove(self, name: str) -> None:
         """Delete a segment that nothing refers to. It may be gone already."""
@@ -157,18 +241,18 @@ class Segments:
 
     def put_aside(self, name: str) -> None:
         """Rename a segment that is of another log, so that nobody looks at it again; its bytes stay."""
-        os.replace(self.folder / name, self.folder / f"{name}.foreign")
+        os.replace(self.folder / name, self.folder / f"{name}{FOREIGN}")
 
 
 class SegmentWriter:
-    """One segment under way. A crash before `close` returned leaves at most the unfinished file."""
+    """One segment under way. A crash before `close` returned leaves nothing that has a segment's name."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, number: int, place: Place) -> None:
         self.events = 0
-        self._folder = folder
         self._number = number
-        self._file = open(folder / UNFINISHED, "wb", opener=_private)  # noqa: SIM115  # closed by `close` or `abandon`
+        self._place = place
         self._digest = hashlib.sha256()
+        self._size = 0
         self._lines: list[bytes] = []
         self._bytes = 0
 
@@ -192,29 +276,54 @@ class SegmentWriter:
             return
         packer = zlib.compressobj(LEVEL, zlib.DEFLATED, _GZIP)
         packed = packer.compress(b"".join(line + b"\n" for line in self._lines)) + packer.flush()
-        self._file.write(packed)
+        self._place.write(self._size, packed)
         self._digest.update(packed)
+        self._size += len(packed)
         self._lines, self._bytes = [], 0
 
     def close(self) -> str:
-        """Finish the segment; its name. On return it is on the disk under that name, with its folder's entry.
-
-        Out of the system's memory too, so that whoever reads it next reads the disk.
-        """
+        """Finish the segment; its name. On return it is durable under that name."""
         self.end_block()
         name = f"{self._number:06d}-{self._digest.hexdigest()}.jsonl.gz"
+        self._place.close(name, self._size)
+        return name
+
+    def abandon(self) -> None:
+        """Let there be no such segment."""
+        self._place.abandon()
+
+
+class _File:
+    """A segment's bytes on their way into a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = open(folder / UNFINISHED, "wb", opener=_private)  # noqa: SIM115  # closed by `close` or `abandon`
+
+    def write(self, at_byte: int, block: bytes) -> None:
+        """Append a block."""
+        self._file.write(block)
+
+    def close(self, name: str, size: int) -> None:
+        """Give the file its name, with its folder's entry on the disk. Out of the system's memory too, so that whoever
+        reads it next reads the disk."""
         with self._file as file:
             file.flush()
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.replace(self._folder / UNFINISHED, self._folder / name)  # A crash before this line: there is no segment.
         _sync(self._folder)
-        return name
 
     def abandon(self) -> None:
-        """Let there be no such segment."""
+        """Let there be no such file."""
         self._file.close()
         (self._folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def check_digest(name: str, digest: str) -> None:
+    """Raise ArchiveDamaged where a segment's bytes, of this SHA-256, are not those that it is named by."""
+    if digest_of(name) != digest:
+        raise ArchiveDamaged(f"{name}: the bytes of this archive segment are not those that it is named by")
 
 
 @contextmanager
@@ -226,13 +335,14 @@ def _opened(path: Path) -> Iterator[FileIO]:
         raise ArchiveDamaged(f"{path.name}: this archive segment cannot be read: {error.strerror}") from None
 
 
-def _block(file: FileIO, name: str, at_byte: int) -> tuple[Block, int]:
-    """The block that begins at a byte, and where the next one would."""
+def block_at(read: Callable[[int], bytes], name: str, at_byte: int) -> tuple[Block, int]:
+    """The block of a segment that begins at a byte, and where the next one would. `read` gives some of its bytes from
+    one on, nothing at its end. Raises ArchiveDamaged."""
     unpacker = zlib.decompressobj(_GZIP)
     parts, end = [], at_byte
     try:
         while not unpacker.eof:
-            chunk = os.pread(file.fileno(), READ_BYTES, end)
+            chunk = read(end)
             if not chunk:
                 raise ArchiveDamaged(f"{name}: the archive segment ends within the block at byte {at_byte}")
             end += len(chunk)
@@ -240,6 +350,10 @@ def _block(file: FileIO, name: str, at_byte: int) -> tuple[Block, int]:
     except zlib.error:
         raise ArchiveDamaged(f"{name}: the block at byte {at_byte} of this archive segment is damaged") from None
     return Block(at_byte, b"".join(parts).split(b"\n")[:-1]), end - len(unpacker.unused_data)
+
+
+def _of(file: FileIO) -> Callable[[int], bytes]:
+    return lambda at_byte: os.pread(file.fileno(), READ_BYTES, at_byte)
 
 
 def _private(path: str, flags: int) -> int:

@@ -2,8 +2,8 @@
 
 A segment is never rewritten. Another one takes its place, block by block and line by line the same, but that the lines
 whose time is over are withheld (`segments.withheld`): whoever knew the hashes of the old one's lines finds them all.
-The new segment is closed, read back and held against the old one before any piece's row names it. The old one's file is
-deleted by the next run, so that whoever still reads an older moment finds it.
+The new segment is closed, read back and held against the old one before any piece's row names it. The old one goes with
+the next run, so that whoever still reads an older moment finds it.
 
 What a withheld event said nobody can tell any more. The stream's head, its snapshot, the grant's row and the event that
 its end follows from stay in the store.
@@ -19,7 +19,7 @@ from ledger.decisions import Decisions
 from ledger.recorders import archived
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.rows import Piece, StreamKey
-from ledger.recorders.sqlite import SQLiteStore
+from ledger.recorders.store import Store
 from ledger.segments import Block, event_of, number_of, withheld
 from ledger.threads import in_thread
 
@@ -40,18 +40,18 @@ class Moved(NamedTuple):
 class Withholding:
     """Withholds what is due in the archive of one store. Used by the run that archives: never two at a time."""
 
-    def __init__(self, store: SQLiteStore, decisions: Decisions) -> None:
+    def __init__(self, store: Store, decisions: Decisions) -> None:
         self._store = store
         self._segments = store.segments
         self._decisions = decisions
 
     async def finish(self) -> None:
         """Do what a crash, or the run before, has left: pieces that still name a segment that was replaced, and the
-        files of those that none names any more."""
+        segments that none names any more."""
         for name, old in await in_thread(self._rows, archived.REPLACING):
             await self._move(str(name), int(str(old)))
         for number, name in await in_thread(self._rows, archived.REPLACED):
-            # A crash before this line leaves the file, after it only its row: the next run does it again.
+            # A crash before this line leaves the segment, after it only its row: the next run does it again.
             await in_thread(self._segments.remove, str(name))
             await self._decisions.decided(partial(_drop, number))
 
@@ -84,7 +84,7 @@ class Withholding:
         return due if len(due) * 2 >= len(pieces) else []
 
     def _replacement(self, due: list[Piece]) -> str:
-        """Write the segment that takes another one's place; its name once it is on the disk."""
+        """Write the segment that takes another one's place; its name once it is durable."""
         lines = {(each.at_byte, each.line + more) for each in due for more in range(each.to_v - each.from_v + 1)}
         name = due[0].name
         with self._store.reader() as reads:
@@ -104,8 +104,9 @@ class Withholding:
 
     async def _move(self, name: str, old: int) -> None:
         """Let every piece of a segment name the one that replaces it."""
-        number, size = number_of(name), self._segments.bytes_of(name)
+        number, size = number_of(name), await in_thread(self._segments.bytes_of, name)
         for step in await in_thread(self._moves, name, old):
+            await in_thread(self._segments.keep)
             # A crash before this is durable: the piece names the old segment, after it the new one; both are there.
             await self._decisions.decided(partial(_switch, (number, name, size, old), step))
         await self._decisions.decided(partial(_replace, number, old))

@@ -123,7 +123,7 @@ class Replay:
         self._keep(list(self._open))
 
     def _follow_archive(self, reads: Reads) -> Iterator[int]:
-        last: tuple[StreamKey, int] = (0, 0)
+        last: tuple[StreamKey, int] | None = None
         while pieces := reads.pieces(last, self.position, PAGE_PIECES):
             for piece in pieces:
                 last = (piece.stream, piece.to_v)

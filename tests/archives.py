@@ -20,9 +20,11 @@ from ledger import archiving, copying, movable, moving, segments, times, withhol
 from ledger.answers import GrantAct
 from ledger.archiving import Report
 from ledger.clients import LOCAL_OPERATOR
+from ledger.recorders import postgres_archive
 from ledger.refusals import Refused
 from ledger.standing import Status
 from projections import grant_history, grant_views, reuse_incidents
+from tests.engines import back_up, url_of
 from tests.ledgers import ELSEWHERE, HOME, SECURITY, Clock, Opened, caller, client, open_ledger, with_policy
 from tests.sign_ins import app, exchanged, sign_in
 
@@ -64,6 +66,7 @@ SMALL = (
     (movable, "PART_EVENTS_MIN", 4),
     (movable, "STREAMS_A_PAGE", 3),
     (segments, "BLOCK_BYTES", 3_000),
+    (postgres_archive, "PAGE_BYTES", 300),
     (copying, "EVENTS_A_SEGMENT", 40),
     (moving, "EVENTS_A_STEP", 9),
     (withholding, "PIECES_A_STEP", 3),
@@ -160,12 +163,13 @@ def twin(folder: Path) -> Path:
     """A copy of a closed ledger's folder, beside it; the same name, of which its chance depends."""
     copy = folder.parent / "twins" / str(len(list(folder.parent.glob("twins/*")))) / folder.name
     shutil.copytree(folder, copy)
+    if url_of(folder / "ledger.db") is not None:
+        back_up(folder / "ledger.db", copy / "ledger.db")
     return copy
 
 
 async def archive(opened: Opened, before: int | None = None, withhold_before: int | None = None) -> Report:
     """Archive what happened before a moment, or all that may move."""
-    assert opened.ledger.archiving is not None
     return await opened.ledger.archiving.run(opened.clock.now + 1 if before is None else before, withhold_before)
 
 

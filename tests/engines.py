@@ -6,6 +6,7 @@ checks it is given a copy of its tables in SQLite, so that what is checked, and 
 
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,7 +16,11 @@ import psycopg
 import pytest
 
 from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_connections import Address
+from ledger.recorders.postgres_readers import PostgresReaders
+from ledger.recorders.readers import Readers
 from ledger.recorders.schema import SCHEMA
+from ledger.segments import folder_of
 from projections import INLINE
 from tests.postgres import Server
 
@@ -45,6 +50,11 @@ def url_of(path: Path) -> str | None:
     return _urls.get(path)
 
 
+def stand_for(path: Path, url: str) -> None:
+    """Let a path stand for a database that exists until the test is over."""
+    _urls[path] = url
+
+
 def back_up(path: Path, to: Path) -> None:
     """Copy a database that nobody has open."""
     if (url := _urls.get(path)) is None:
@@ -66,6 +76,37 @@ def lose(path: Path) -> None:
         _servers[-1].drop_database(_urls.pop(path))
     for left in path.parent.glob(f"{path.name}*"):
         left.unlink()
+
+
+def readers_of(path: Path) -> Readers | PostgresReaders:
+    """Readers of a database, whoever has it open."""
+    url = _urls.get(path)
+    return Readers(path) if url is None else PostgresReaders(Address(url))
+
+
+def alter(path: Path, sql: str) -> int:
+    """Change a database past the ledger, by a statement that both engines read; how many rows that were."""
+    if (url := _urls.get(path)) is None:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            return connection.execute(sql).rowcount
+    with psycopg.connect(url, autocommit=True) as postgres:
+        return postgres.execute(sql.encode()).rowcount
+
+
+@contextmanager
+def archive_folder(path: Path) -> Iterator[Path]:
+    """A folder with the segments of a database's archive as files: the one beside it, or made of its rows."""
+    if (url := _urls.get(path)) is None:
+        yield folder_of(path)
+        return
+    with tempfile.TemporaryDirectory() as made, psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT w.name, string_agg(b.bytes, ''::bytea ORDER BY b.at_byte) FROM whole_segments w"
+            " JOIN segment_pages b ON b.segment = w.id GROUP BY w.name"
+        )
+        for name, data in rows:
+            (Path(made) / name).write_bytes(data)
+        yield Path(made)
 
 
 def _name(url: str) -> str:
@@ -121,6 +162,7 @@ def each_store(request: pytest.FixtureRequest) -> Iterator[str]:
         yield "sqlite"
 
 
+only_on_postgres = pytest.mark.parametrize("each_store", ["postgres"], indirect=True)
 only_on_sqlite = pytest.mark.parametrize("each_store", ["sqlite"], indirect=True)
 """For a test of a file that is run on either store, about what only SQLite has."""
 

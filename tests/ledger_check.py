@@ -31,7 +31,7 @@ from ledger.events import (
 from ledger.grant import Grant
 from ledger.inline import Inline
 from projections import INLINE
-from tests.engines import copy_into, url_of
+from tests.engines import archive_folder, copy_into, url_of
 
 AUTHORITY = ("client", "operator", "subject", "keys")
 
@@ -65,13 +65,13 @@ def check_ledger(path: Path, inline: Sequence[Inline] = INLINE) -> Checked:
     The store may be open in this or another process, or left behind by a killed one: it is copied, not touched. Do not
     call it while somebody writes.
     """
-    with copied(path) as connection:
+    with copied(path) as connection, archive_folder(path) as folder:
         assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall(), "the file itself is damaged"
         streams = {row[0]: row[1:] for row in connection.execute("SELECT * FROM streams")}
         rows: list[tuple[int, int, int, int, str]] = connection.execute(
             "SELECT position, stream, v, back, body FROM events"
         ).fetchall()
-        rows = sorted([*rows, *_archived(connection, path.with_name(f"{path.name}.archive"))])
+        rows = sorted([*rows, *_archived(connection, folder)])
         stored = [_Stored(position, stream, v, back, body, decode(body)) for position, stream, v, back, body in rows]
         by_stream: dict[int, list[_Stored]] = defaultdict(list)
         for each in stored:

@@ -4,9 +4,11 @@ Times are seconds after START.
 """
 
 import msgspec
+from msgspec.structs import asdict
 
 from ledger.commands import (
     AuthorizeGrant,
+    BeginGrant,
     ClientRules,
     CountPresentations,
     EpochEnd,
@@ -23,7 +25,6 @@ from ledger.commands import (
     SuspendGrant,
 )
 from ledger.events import GrantAuthorized, Words
-from ledger.new_grants import BeginMembers
 from ledger.policy import PRESETS, STANDARD, Policy
 from ledger.refusals import Refusal
 from ledger.times import SECOND, micros
@@ -107,7 +108,7 @@ def issue(
     bound_x5t_s256: str | None = None,
 ) -> IssueGrant:
     return IssueGrant(
-        **_begins(at, scope, resource, issued_at_least, client_id),
+        **asdict(_begins(at, scope, resource, issued_at_least, client_id)),
         refresh_token_ttl_seconds=refresh_token_ttl_seconds,
         grant_ttl_seconds=grant_ttl_seconds,
         bound_jkt=bound_jkt,
@@ -126,7 +127,7 @@ def authorize(
     dpop_jkt: str | None = None,
 ) -> AuthorizeGrant:
     return AuthorizeGrant(
-        **_begins(at, scope, resource, issued_at_least, client_id, signed_in=True),
+        **asdict(_begins(at, scope, resource, issued_at_least, client_id, signed_in=True)),
         redirect_uri=redirect_uri,
         challenge=CHALLENGE,
         dpop_jkt=dpop_jkt,
@@ -135,23 +136,23 @@ def authorize(
 
 def _begins(
     at: float, scope: Words, resource: Words | None, issued_at_least: int, client_id: str, *, signed_in: bool = False
-) -> BeginMembers:
-    return {
-        "at": moment(at),
-        "command_id": COMMAND_ID,
-        "grant_id": GRANT_ID,
-        "client_id": client_id,
-        "subject_id": "5ub",
-        "scope": scope,
-        "resource": resource,
-        "nonce_sha256": "0f" * 32,
-        "issued_by": "operator:login-app",
-        "issued_at_least": issued_at_least,
-        "session": "5e" * 32 if signed_in else None,
-        "auth_time": 1_764_072_000 if signed_in else None,
-        "acr": "urn:x" if signed_in else None,
-        "amr": ("pwd",) if signed_in else None,
-    }
+) -> BeginGrant:
+    return BeginGrant(
+        at=moment(at),
+        command_id=COMMAND_ID,
+        grant_id=GRANT_ID,
+        client_id=client_id,
+        subject_id="5ub",
+        scope=scope,
+        resource=resource,
+        nonce_sha256="0f" * 32,
+        issued_by="operator:login-app",
+        issued_at_least=issued_at_least,
+        session="5e" * 32 if signed_in else None,
+        auth_time=1_764_072_000 if signed_in else None,
+        acr="urn:x" if signed_in else None,
+        amr=("pwd",) if signed_in else None,
+    )
 
 
 def exchange(

@@ -9,15 +9,20 @@ import pytest
 from api import archiver
 from api.archiver import Archiver
 from api.settings import Settings
+from ledger import archiving
 from ledger.refusals import Refused
 from ledger.segments import folder_of
+from tests.engines import archive_folder, only_on_sqlite
 from tests.ledgers import open_ledger
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 
 async def test_a_server_archives_every_hour_until_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is under way when it stops is broken off: nothing runs on a store that is being closed."""
     monkeypatch.setattr(archiver, "FIRST_AFTER_SECONDS", 0.01)
     monkeypatch.setattr(archiver, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(archiving, "REST_SECONDS", 0.005)
     async with open_ledger(tmp_path) as opened:
         settings = Settings(archive_after_days=2, archive_retention_days=5)
         async with Archiver(opened.ledger, settings).from_time_to_time():
@@ -33,12 +38,15 @@ async def test_a_server_archives_every_hour_until_it_stops(tmp_path: Path, monke
             async with asyncio.timeout(20):
                 while [(2,)] != opened.rows("SELECT sum(to_v) FROM archived WHERE withheld"):
                     await asyncio.sleep(0.01)
-        names = {path.name for path in folder_of(opened.path).iterdir()}
+        with archive_folder(opened.path) as folder:
+            names = {path.name for path in folder.iterdir()}
         opened.clock.pass_seconds(30 * 86_400)
         await asyncio.sleep(0.1)
-        assert names == {path.name for path in folder_of(opened.path).iterdir()}
+        with archive_folder(opened.path) as folder:
+            assert names == {path.name for path in folder.iterdir()}
 
 
+@only_on_sqlite
 async def test_a_failed_run_is_one_line_in_the_log_and_the_next_one_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -127,6 +127,7 @@ def test_commands_say_what_they_say_on_sqlite(there: Place, tmp_path: Path) -> N
             ("revoke", "--subject", "ann", "--reason", "asked to"),
             ("grant", "history", grant_id),
             ("erase", "--subject", "ann"),
+            ("archive", "--after", "1"),
             ("rebuild",),
         ):
             lines.append(told(place.run(*command)))
@@ -167,6 +168,19 @@ def test_a_server_and_commands_beside_it(tmp_path: Path, postgres_url: str, post
         assert 200 == server.refresh("www", server.issue().refresh_token).status
     finally:
         server.stop()
+
+
+def test_archiving_is_told_to_wait_while_another_process_does(there: Place) -> None:
+    """One line and exit code 2; once that one was not heard of for a minute the next has its turn."""
+    told(there.run("init"))
+    with psycopg.connect(there.settings["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("UPDATE archiver SET holder = 'another', until = now() + interval '30 seconds'")
+        assert "another process archives this store" in there.refused("archive", "--after", "1")
+        connection.execute("UPDATE archiver SET until = now()")
+    nothing = {"events": 0, "pieces": 0, "segments": 0, "bytes": 0, "foreign": 0, "withheld": 0}
+    assert nothing == json.loads(told(there.run("archive", "--after", "1", "--json")))
+    with psycopg.connect(there.settings["DATABASE_URL"]) as connection:
+        assert [("",)] == connection.execute("SELECT holder FROM archiver").fetchall()
 
 
 def test_rebuild_heals_what_was_altered(there: Place) -> None:

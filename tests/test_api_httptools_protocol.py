@@ -41,7 +41,6 @@ class Telling:
         told |= {"names": sorted(scope), "names_origin": scope["state"]["names_origin"]}
         told |= {"query": scope["query_string"].decode(), "draining": scope["state"]["draining"]}
         told["headers"] = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]]
-        told["late"] = not 0 < scope["state"]["deadline"] - asyncio.get_running_loop().time() <= 10
         told["state"] = sorted(scope["state"].keys() - {"body"})
         scope["path_params"] = scope["state"]["params"] = {"of": "this request alone"}
         if scope["path"] == "/early":

@@ -119,7 +119,7 @@ def test_an_idle_connection_is_closed_after_its_time(quick: Running) -> None:
 
 
 def test_an_application_has_its_own_time(quick: Running) -> None:
-    """A request received whole is not ended by the server; `state["deadline"]` tells the application what is asked."""
+    """A request received whole is not ended by the server, however long its answer takes."""
     server = quick.server.app
     server.release.clear()
     with quick.connect() as connection:

@@ -9,15 +9,19 @@ from random import Random
 import pytest
 from eventsourcing.persistence import OperationalError
 
-from ledger import movable, segments
+from ledger import movable
+from ledger.recorders.archived import Archived
 from ledger.recorders.errors import Withheld
 from ledger.recorders.library import LedgerFactory
-from ledger.recorders.rows import StoredEvent
+from ledger.recorders.rows import Piece, StoredEvent
 from ledger.segments import folder_of
 from tests.archives import archive, made_small
+from tests.engines import only_on_sqlite, url_of
 from tests.ledgers import Opened, open_ledger
 
 __all__ = ["made_small"]
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
 REFRESHES = 150
 
@@ -67,13 +71,13 @@ async def test_one_event_costs_one_block_however_long_the_history_is(
     async with open_ledger(tmp_path) as opened:
         name, before = await long_grant(opened, monkeypatch, 280)
         read: list[int] = []
-        lines = segments.Segments.lines
+        block = Archived._stored
 
-        def counted(self: segments.Segments, segment: str, at_byte: int) -> list[bytes]:
-            read.append(at_byte)
-            return lines(self, segment, at_byte)
+        def counted(self: Archived, piece: Piece) -> list[StoredEvent]:
+            read.append(piece.at_byte)
+            return block(self, piece)
 
-        monkeypatch.setattr(segments.Segments, "lines", counted)
+        monkeypatch.setattr(Archived, "_stored", counted)
         assert opened.rows("SELECT count(DISTINCT at_byte) FROM archived")[0][0] in range(20, 100)
         with opened.store.reader() as reads:
             assert before[99] == reads.event_at(name, 100)
@@ -113,7 +117,7 @@ async def test_a_follower_of_the_log_is_never_told_one_with_holes(tmp_path: Path
         answer = await opened.issue()
         await opened.act("revoke", answer.grant_id)
         name = f"grant:{answer.grant_id}"
-        factory = LedgerFactory({"LEDGER_DATABASE": str(opened.path)})
+        factory = LedgerFactory({"LEDGER_DATABASE": url_of(opened.path) or str(opened.path)})
         recorder = factory.application_recorder()
         before = recorder.select_events(name)
         await opened.issue("bob")
@@ -130,6 +134,7 @@ async def test_a_follower_of_the_log_is_never_told_one_with_holes(tmp_path: Path
         factory.close()
 
 
+@only_on_sqlite
 async def test_a_store_of_an_earlier_release_is_given_its_tables(tmp_path: Path) -> None:
     """They are asked for whenever one is opened; nothing has moved there."""
     async with open_ledger(tmp_path) as opened:

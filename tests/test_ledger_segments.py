@@ -115,7 +115,7 @@ def test_an_unfinished_segment_is_no_segment(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
     left = Segments(tmp_path).write(1)
     left.add_block([line_of(1, BODY * 100)])
-    left._file.close()  # as a killed process does
+    left._place._file.close()  # type: ignore[attr-defined]  # as a killed process does
     name = written(tmp_path, [line_of(2, BODY)])
     assert [name] == Segments(tmp_path).names()
     assert [line_of(2, BODY)] == Segments(tmp_path).lines(name, 0)
@@ -129,7 +129,7 @@ def test_blocks_in_memory_are_few(tmp_path: Path) -> None:
     read = Segments(tmp_path)
     for block in read.blocks(name):
         read.lines(name, block.at_byte)
-    assert segments.BLOCKS_IN_MEMORY_MAX == len(read._kept)
+    assert segments.BLOCKS_IN_MEMORY_MAX == len(read.in_memory)
 
 
 def test_the_archive_lies_beside_its_database() -> None:

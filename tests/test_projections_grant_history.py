@@ -198,7 +198,7 @@ class Counting(Reader):
     """A reader that counts how many events it was made to walk to."""
 
     def __init__(self, reads: Reader) -> None:
-        super().__init__(reads._connection, reads._archived._segments)
+        super().__init__(reads._connection, reads._segments)
         self.walked = 0
 
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:

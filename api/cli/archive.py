@@ -1,4 +1,4 @@
-"""`archive`: what is over moves out of the database into compressed segments beside it; every answer is kept."""
+"""`archive`: what is over moves into compressed segments; every answer is kept."""
 
 import json
 import sys
@@ -18,10 +18,11 @@ DAYS = click.IntRange(1, DAYS_MAX)
 @json_option
 @settings_option
 def archive(after_days: int | None, as_json: bool, settings: Settings) -> None:
-    """Move grants that are over, and the old part of long histories, out of the database.
+    """Move grants that are over, and the old part of long histories, into the archive.
 
-    Events lie in segments beside it then, gzip files of one JSON line each, and everything that is asked about them is
-    answered as before. Safe while serving; a run that is broken off is finished by the next.
+    Events lie in compressed segments then, beside a SQLite database or in tables of their own on PostgreSQL, and
+    everything that is asked about them is answered as before. Safe while serving; a run that is broken off is finished
+    by the next.
     """
     if after_days is None and settings.archive_after_days is None:
         raise Failed("say --after DAYS, or set ARCHIVE_AFTER_DAYS", 2)

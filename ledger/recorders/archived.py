@@ -1,17 +1,19 @@
 """What a store knows of its archive: one row for each piece, which is a run of one stream's events in one block.
 
 An event lies in `events` or in a piece, never in both: the transaction that writes a piece's row deletes its events. So
-a reader, who sees one committed moment, finds each event in exactly one place.
+a reader, who sees one committed moment, finds each event in exactly one place. One whose questions each see a moment of
+their own finds it too, as long as it looks into `events` first: events only ever move from there into the archive.
+
+Questions are written in what both engines read. What is written is SQLite's; a store that puts a batch's work into one
+call knows these statements by their texts (`postgres_archive.py`).
 """
 
-import sqlite3
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 from ledger.recorders.errors import ArchiveDamaged, Withheld
 from ledger.recorders.rows import Piece, Reads, StoredEvent, StreamKey
-from ledger.recorders.sqlite_errors import translated
-from ledger.segments import Segments, event_of
+from ledger.segments import SegmentStore, event_of
 
 TABLES: Final = (
     # One row a closed segment. `finished` is 0 as long as some of its lines may still lie in `events` too, or, where it
@@ -27,6 +29,7 @@ TABLES: Final = (
     " at_byte INTEGER NOT NULL, line INTEGER NOT NULL, withheld INTEGER NOT NULL, said_v INTEGER,"
     " said_position INTEGER, said TEXT, PRIMARY KEY (stream, to_v)) STRICT, WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS archived_positions ON archived (stream, to_position)",
+    "CREATE INDEX IF NOT EXISTS archived_ends ON archived (to_position)",
     "CREATE INDEX IF NOT EXISTS archived_said ON archived (said_position) WHERE said_position IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS archived_segments ON archived (segment)",
 )
@@ -42,8 +45,11 @@ ADD_PIECE: Final = (
 MOVE_PIECE: Final = (
     "UPDATE archived SET segment = ?, at_byte = ?, withheld = ? WHERE stream = ? AND to_v = ? AND segment = ?"
 )
-DELETE_EVENTS: Final = "DELETE FROM events WHERE position IN (SELECT value FROM json_each(?))"
-"""The parameter is a JSON array of positions."""
+DELETE_EVENTS: Final = (
+    "DELETE FROM events WHERE position IN (SELECT value FROM json_each(?))"
+    " AND EXISTS (SELECT 1 FROM archived WHERE stream = ? AND to_v = ?)"
+)
+"""A JSON array of positions, and the piece that must be there before they go."""
 
 ANY_OF_SEGMENT: Final = "SELECT 1 FROM archived a JOIN segments g ON g.id = a.segment WHERE g.name = ? LIMIT 1"
 LAST_MOVED: Final = (
@@ -58,7 +64,7 @@ FINISHED: Final = "SELECT id FROM segments WHERE finished = 1 ORDER BY id"
 ENDED_IN_SEGMENT: Final = (
     "SELECT a.stream, a.to_v, z.at FROM archived a JOIN streams s ON s.id = a.stream"
     " JOIN archived z ON z.stream = s.id AND z.to_v = s.v"
-    " WHERE a.segment = ? AND NOT a.withheld AND z.state IN ('revoked', 'expired')"
+    " WHERE a.segment = ? AND a.withheld = 0 AND z.state IN ('revoked', 'expired')"
 )
 """Of the pieces in a segment those whose stream is over and lies in the archive whole, with its last event's time."""
 
@@ -66,29 +72,40 @@ _PIECE: Final = (
     "SELECT a.stream, a.from_v, a.to_v, a.from_position, a.to_position, a.back, a.head, g.id, g.name, a.at_byte,"
     " a.line, a.withheld, a.said_v, a.said_position, a.said FROM archived a JOIN segments g ON g.id = a.segment"
 )
-_BY_VERSION: Final = f"{_PIECE} WHERE a.stream = ? AND a.to_v >= ? ORDER BY a.to_v"
+_BY_VERSION: Final = f"{_PIECE} WHERE a.stream = ? AND a.to_v >= ? ORDER BY a.to_v LIMIT ?"
 _OF_NAME: Final = "a.stream = (SELECT id FROM streams WHERE name = ?)"
 _BY_POSITION: Final = f"{_PIECE} WHERE {_OF_NAME} AND a.to_position >= ? ORDER BY a.to_position LIMIT 1"
+_ANY_AFTER: Final = "SELECT 1 FROM archived WHERE to_position > ? LIMIT 1"
+_FIRST: Final = f"{_PIECE} WHERE a.to_position > ? ORDER BY a.stream, a.to_v LIMIT ?"
 _AFTER: Final = f"{_PIECE} WHERE (a.stream, a.to_v) > (?, ?) AND a.to_position > ? ORDER BY a.stream, a.to_v LIMIT ?"
 _OF_SEGMENT: Final = f"{_PIECE} WHERE a.segment = ? ORDER BY a.at_byte, a.line"
 
+PIECES_A_PAGE: Final = 50
 
-MOVABLE: Final = (
-    "SELECT s.id, s.name, s.v, s.position, s.head, s.state, a.to_v, a.head FROM streams s LEFT JOIN archived a"
-    " ON a.stream = s.id AND a.to_v = (SELECT max(b.to_v) FROM archived b WHERE b.stream = s.id)"
-    " WHERE s.id > ? AND s.v > ifnull(a.to_v, 0) ORDER BY s.id LIMIT ?"
+_STREAMS: Final = "SELECT id, name, v, position, head, state FROM streams"
+_MOVABLE: Final = (
+    "SELECT s.id, s.name, s.v, s.position, s.head, CASE WHEN s.v > coalesce(a.to_v, 0) THEN s.state END, a.to_v, a.head"
+    " FROM ({}) s LEFT JOIN archived a ON a.stream = s.id"
+    " AND a.to_v = (SELECT max(b.to_v) FROM archived b WHERE b.stream = s.id) ORDER BY s.id"
 )
-"""Streams by number that have events outside the archive, with the last version of those inside and its hash."""
+MOVABLE_FIRST: Final = _MOVABLE.format(f"{_STREAMS} ORDER BY id LIMIT ?")
+MOVABLE_AFTER: Final = _MOVABLE.format(f"{_STREAMS} WHERE id > ? ORDER BY id LIMIT ?")
+"""Streams by key, a page of them whether they have events outside the archive or not: with those that have, the
+snapshot; and the last version of those inside with its hash. It is streams that are counted, so however many lie in the
+archive whole a page takes no longer."""
 
 
 class Archived:
-    """Questions about what was archived, to one connection and the segments. Raises StoreError."""
+    """Questions about what was archived. Raises StoreError."""
 
-    __slots__ = ("_connection", "_segments")
+    __slots__ = ("_block", "_select")
 
-    def __init__(self, connection: sqlite3.Connection, segments: Segments) -> None:
-        self._connection = connection
-        self._segments = segments
+    def __init__(
+        self, select: Callable[[str, Sequence[object]], list[Any]], block: Callable[[Piece], list[bytes]]
+    ) -> None:
+        """`select` runs a statement written with `?`; `block` gives all lines of the block that a piece lies in."""
+        self._select = select
+        self._block = block
 
     def events(self, stream: StreamKey, from_v: int, to_v: int) -> list[StoredEvent]:
         """Those events of a stream from `from_v` to `to_v` that lie in the archive, oldest first.
@@ -96,15 +113,25 @@ class Archived:
         Raises Withheld where the bytes of one were given up.
         """
         found: list[StoredEvent] = []
-        for piece in self._each(_BY_VERSION, (stream, from_v)):
-            if piece.from_v > to_v:
-                break
+        for piece in self._from(stream, from_v, to_v):
             low, high = max(from_v, piece.from_v), min(to_v, piece.to_v)
             if piece.withheld:
                 found.append(self._said(piece, low, high))
             else:
                 found += self._stored(piece)[low - piece.from_v : high - piece.from_v + 1]
         return found
+
+    def _from(self, stream: StreamKey, from_v: int, to_v: int) -> Iterator[Piece]:
+        """The pieces of a stream with these versions; no more of them are asked for than there can be."""
+        while from_v <= to_v:
+            page = self._pieces(_BY_VERSION, (stream, from_v, min(PIECES_A_PAGE, to_v - from_v + 1)))
+            for piece in page:
+                if piece.from_v > to_v:
+                    return
+                yield piece
+            if not page:
+                return
+            from_v = page[-1].to_v + 1
 
     def at_position(self, name: str, position: int) -> StoredEvent | None:
         """The archived event of a stream at a position; None where that is in no piece. Raises Withheld."""
@@ -115,8 +142,13 @@ class Archived:
             return next((each for each in self._stored(piece) if each.position == position), None)
         return None
 
-    def pieces(self, after: tuple[StreamKey, int], above: int, limit: int) -> list[Piece]:
-        """Pieces by stream and version after (stream, version), of those with an event above a position."""
+    def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
+        """Pieces by stream and version after (stream, version), None for the first ones, of those with an event above a
+        position."""
+        if not self._select(_ANY_AFTER, (above,)):  # else all of them would be looked at, to find none
+            return []
+        if after is None:
+            return self._pieces(_FIRST, (above, limit))
         return self._pieces(_AFTER, (*after, above, limit))
 
     def of_segment(self, segment: int) -> list[Piece]:
@@ -124,19 +156,11 @@ class Archived:
         return self._pieces(_OF_SEGMENT, (segment,))
 
     def _pieces(self, sql: str, parameters: Sequence[object]) -> list[Piece]:
-        return list(self._each(sql, parameters))
-
-    def _each(self, sql: str, parameters: Sequence[object]) -> Iterator[Piece]:
-        """Row by row: nothing is read that nobody asks for."""
-        try:
-            for row in self._connection.execute(sql, parameters):
-                yield Piece(*row)
-        except sqlite3.Error as error:
-            raise translated(error) from None
+        return [Piece(*row) for row in self._select(sql, parameters)]
 
     def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
         """The positions and stored bytes of a piece that is not withheld, oldest first."""
-        lines = self._segments.lines(piece.name, piece.at_byte)
+        lines = self._block(piece)
         found = [event_of(line) for line in lines[piece.line : piece.line + piece.to_v - piece.from_v + 1]]
         if None in found or len(found) != piece.to_v - piece.from_v + 1:
             raise ArchiveDamaged(
@@ -158,8 +182,8 @@ class Archived:
         return StoredEvent(piece.said_position, piece.stream, to_v, 0, piece.said)
 
 
-def next_number(reads: Reads, segments: Segments) -> int:
-    """The number of the next segment: above every one that the store knows or the folder holds."""
-    last = reads.select("SELECT ifnull(max(id), 0) FROM segments")[0][0]
+def next_number(reads: Reads, segments: SegmentStore) -> int:
+    """The number of the next segment: above every one that the store names or that lies there."""
+    last = reads.select("SELECT coalesce(max(id), 0) FROM segments")[0][0]
     assert isinstance(last, int)
     return max(last, segments.last_number()) + 1

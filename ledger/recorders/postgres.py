@@ -22,7 +22,7 @@ import psycopg
 
 from ledger.inline import Inline
 from ledger.private import PrivateGrant
-from ledger.recorders import postgres_append, postgres_rewriting, postgres_schema, postgres_work
+from ledger.recorders import postgres_append, postgres_archive, postgres_rewriting, postgres_schema, postgres_work
 from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.hops import Hops
 from ledger.recorders.postgres_append import APPEND
@@ -31,6 +31,7 @@ from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_readers import PostgresReaders
 from ledger.recorders.postgres_reading import PostgresReader
+from ledger.recorders.postgres_segments import PostgresSegments
 from ledger.recorders.postgres_sql import POSITION_BITS
 from ledger.recorders.premises import BASE, CheckedWork, Written
 from ledger.recorders.rows import Head, StoredEvent, Work
@@ -80,10 +81,10 @@ class PostgresStore:
         """Raises LedgerError where `url` is none of a PostgreSQL database."""
         self.inline = tuple(inline)
         self.address = Address(url)
-        self.lost_batches = 0
         self._name = self._lost_name = ""  # of the connection, so that it can be told from all others
         self._waiting_name = f"token-ledger {secrets.token_hex(6)}"
         self._connection: Connection | None = None
+        self.segments = PostgresSegments(self.address)
         self._readers = PostgresReaders(self.address)
         self._hops = Hops()
         self._told = (0, 0)
@@ -112,6 +113,7 @@ class PostgresStore:
                 for key, value in self._meta(ring_id).items():
                     connection.execute("INSERT INTO meta VALUES ($1, $2)", (key, value))
             self._check(connection, ring_id)
+            connection.execute(postgres_archive.FUNCTION.encode())
             connection.execute(postgres_append.function(self.inline, _types(connection)).encode())
             connection.execute("COMMIT")
             return made
@@ -128,6 +130,7 @@ class PostgresStore:
                 raise LedgerError(f"{self.address.place}: there is no ledger here yet; `token-ledger init` creates one")
             self._check(connection, ring_id)
             self._check_durability(connection)
+            postgres_archive.check(connection, str(self.address.place))
             self._go_on_above(connection)
         except psycopg.Error as error:
             self.close()
@@ -153,16 +156,11 @@ class PostgresStore:
             )
 
     def _check_durability(self, connection: Connection) -> None:
-        asked = ("synchronous_commit", "synchronous_standby_names", "fsync")
-        commit, standbys, fsync = (
-            connection.execute("SELECT current_setting($1)", (each,)).fetchone() for each in asked
-        )
-        assert commit is not None
-        assert standbys is not None
-        assert fsync is not None
-        if commit[0] == "off" or (commit[0] == "local" and standbys[0]):
+        question = "SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')"
+        ((commit, standbys),) = connection.execute(question).fetchall()
+        if commit == "off" or (commit == "local" and standbys):
             raise LedgerError(
-                f"{self.address.place}: synchronous_commit is {commit[0]}: what was acknowledged could be lost"
+                f"{self.address.place}: synchronous_commit is {commit}: what was acknowledged could be lost"
             )
 
     def _go_on_above(self, connection: Connection) -> None:
@@ -183,6 +181,7 @@ class PostgresStore:
         """Give all connections back. Safe to call twice, and in any state."""
         self._closed = True
         self._readers.close()
+        self.segments.close()
         self._hops.close()
         self._drop()
 
@@ -317,7 +316,7 @@ class PostgresStore:
         assert isinstance(work, CheckedWork)
         if len(work.events) > postgres_append.PLACES_MAX:
             raise LedgerError(f"more than {postgres_append.PLACES_MAX} events at once")
-        self._parameters = postgres_work.parameters(work)
+        self._parameters = postgres_work.parameters(work, self.segments.holder)
 
     def commit(self) -> Written:
         """Write it: durable on return, but for what was lost. StoreUnreachable: the outcome is unknown."""
@@ -406,6 +405,7 @@ class _Asking(PostgresReader):
 
     def __init__(self, store: PostgresStore) -> None:
         self._store = store
+        self._in_memory = store._readers.in_memory
         self.horizon = _NOWHERE
 
     def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:

@@ -146,6 +146,9 @@ BEGIN
   END IF;
   IF p_rows IS NOT NULL THEN
 {rows}
+    IF p_rows ? 'archive' THEN
+      PERFORM ledger_archive(p_rows->'archive', lost);
+    END IF;
   END IF;
   IF (p_new_control IS NOT NULL OR p_new_serial IS NOT NULL) AND cardinality(lost) = 0 THEN
     told_control := coalesce(p_new_control, told_control);

@@ -21,6 +21,7 @@ from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.postgres_schema import LOCK
 from ledger.recorders.postgres_sql import POSITION_BITS
 from ledger.recorders.reading import POSITION_MAX
+from ledger.segments import BlocksInMemory
 
 CONNECTIONS_MAX: Final = 6
 PAUSE_SECONDS: Final = 0.002
@@ -41,6 +42,7 @@ class PostgresReaders:
     """At most `connections_max` connections, made when they are needed. Safe to use from any thread."""
 
     def __init__(self, address: Address, *, connections_max: int = CONNECTIONS_MAX) -> None:
+        self.in_memory = BlocksInMemory()
         self._address = address
         self._idle: list[Connection] = []
         self._places = threading.BoundedSemaphore(connections_max)
@@ -67,7 +69,7 @@ class PostgresReaders:
         try:
             connection, horizon = self._begun(begin)
             try:
-                yield PostgresReader(connection, horizon)
+                yield PostgresReader(connection, horizon, self.in_memory)
             except psycopg.Error as error:
                 raise translated(error) from None
             finally:

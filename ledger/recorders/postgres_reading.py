@@ -6,16 +6,23 @@ there any more. A stream's own events, and rows that are found by their key, are
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 
+from ledger.recorders.archived import Archived
+from ledger.recorders.postgres_archive import PAGES, joined
 from ledger.recorders.postgres_connections import Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_sql import numbered
 from ledger.recorders.reading import MARK
 from ledger.recorders.rows import GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
+from ledger.segments import BlocksInMemory, block_at
+
+PAGES_A_BLOCK: Final = 3
+"""A block nearly always lies in so many pages of its segment: one question."""
 
 # One row a step, by the index, whatever the planner believes of a table that it has not counted yet.
 _WALK = (
@@ -54,10 +61,12 @@ class PostgresReader:
     `horizon`: below this position nothing can appear any more.
     """
 
-    __slots__ = ("_connection", "horizon")
+    __slots__ = ("_connection", "_in_memory", "horizon")
 
-    def __init__(self, connection: Connection, horizon: int) -> None:
+    def __init__(self, connection: Connection, horizon: int, in_memory: BlocksInMemory | None = None) -> None:
+        """`in_memory` are blocks of the archive that others have asked for."""
         self._connection = connection
+        self._in_memory = BlocksInMemory() if in_memory is None else in_memory
         self.horizon = horizon
 
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
@@ -83,7 +92,10 @@ class PostgresReader:
         return None
 
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
-        """A stream's events from `from_v` to `to_v`, both included, oldest first."""
+        """A stream's events from `from_v` to `to_v`, both included, oldest first.
+
+        Raises Withheld where the bytes of one were given up.
+        """
         heads = self._rows("SELECT id, v, position FROM streams WHERE id = $1", (key_of(name),))
         if not heads or from_v > heads[0][1] or to_v < from_v:
             return []
@@ -91,7 +103,9 @@ class PostgresReader:
         to_v = min(to_v, last_v)
         for position, _ in self._rows(numbered(MARK), (stream, to_v)):
             start = position
-        return [StoredEvent(*row) for row in reversed(self._rows(_WALK, (start, from_v, to_v)))]
+        found = [StoredEvent(*row) for row in reversed(self._rows(_WALK, (start, from_v, to_v)))]
+        lacking_to_v = found[0].v - 1 if found else to_v
+        return self._archived().events(stream, from_v, lacking_to_v) + found if from_v <= lacking_to_v else found
 
     def event_at(self, name: str, v: int) -> StoredEvent | None:
         """One event of a stream."""
@@ -102,7 +116,7 @@ class PostgresReader:
         """One event of a stream by its position."""
         for row in self._rows(_AT_POSITION, (position, key_of(name))):
             return StoredEvent(*row)
-        return None
+        return self._archived().at_position(name, position)
 
     def newest_grant(self, column: GrantsOf, value: str) -> str | None:
         """The stream of the grant of a client or person that was issued last."""
@@ -123,13 +137,36 @@ class PostgresReader:
             return salt, text
         return None
 
-    def pieces(self, after: tuple[StreamKey, int], above: int, limit: int) -> list[Piece]:
-        """What lies in the archive: nothing, here there is none."""
-        return []
+    # ------------------------------------------------------------ the archive
+
+    def _archived(self) -> Archived:
+        return Archived(self.select, self._block)
+
+    def _block(self, piece: Piece) -> list[bytes]:
+        """The lines of the block that a piece lies in, of the same moment as its row."""
+        lines = self._in_memory.get(piece.name, piece.at_byte)
+        if lines is None:
+            lines = block_at(partial(self._bytes, piece.segment), piece.name, piece.at_byte)[0].lines
+            self._in_memory.keep(piece.name, piece.at_byte, lines)
+        return lines
+
+    def _bytes(self, segment: int, at_byte: int) -> bytes:
+        return joined(self._rows(PAGES, (segment, at_byte, PAGES_A_BLOCK)), at_byte)
+
+    def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
+        """What lies in the archive, by stream and version after (stream, version), None for the first: the pieces with
+        an event above a position."""
+        return self._archived().pieces(after, above, limit)
+
+    def of_segment(self, segment: int) -> list[Piece]:
+        """All pieces that lie in a segment, in its order."""
+        return self._archived().of_segment(segment)
 
     def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
-        """Never asked: there are no pieces."""
-        raise LookupError("there is no archive on PostgreSQL")
+        """The positions and stored bytes of an archived piece that is not withheld, oldest first."""
+        return self._archived().lines(piece)
+
+    # ------------------------------------------------------------ the log
 
     def after(self, position: int, limit: int) -> list[StoredEvent]:
         """All streams' events after a position and below the horizon, in log order."""

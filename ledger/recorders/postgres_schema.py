@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ledger.inline import Inline
-from ledger.recorders.archived import TABLES as ARCHIVE
+from ledger.recorders import archived, postgres_archive
 from ledger.recorders.schema import MARK_EVERY_V
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 LOCK: Final = 0x544C4447
 """The advisory lock on authority (the letters TLDG): every batch shares it, one that changes authority has it alone."""
@@ -54,8 +54,11 @@ _SCHEMA: Final = (
     # Assertions and proofs that were used, until nobody would take them any more.
     "CREATE TABLE single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL)",
     "CREATE INDEX single_use_expiry ON single_use (expires_at)",
-    # Only SQLite databases have an archive so far. Questions look here too, and find nothing.
-    *(re.sub(" STRICT.*$| IF NOT EXISTS", "", each).replace("stream INTEGER", "stream uuid") for each in ARCHIVE),
+    *(
+        re.sub(" STRICT.*$| IF NOT EXISTS", "", each).replace("stream INTEGER", "stream uuid")
+        for each in archived.TABLES
+    ),
+    *postgres_archive.TABLES,
 )
 
 _INLINE_ROOM: Final = 70

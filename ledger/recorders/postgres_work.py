@@ -12,7 +12,7 @@ from psycopg import Connection
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from ledger.recorders import private_rows
+from ledger.recorders import postgres_archive, private_rows
 from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.premises import CheckedWork
 
@@ -128,11 +128,12 @@ def _joined(values: Iterable[bytes]) -> bytes:
     return b"".join([part for value in values for part in (pack(len(value)), value)])
 
 
-def parameters(work: CheckedWork) -> tuple[object, ...]:
-    """The parameters of the appending function, in its order."""
+def parameters(work: CheckedWork, archiver: str | None) -> tuple[object, ...]:
+    """The parameters of the appending function, in its order. `archiver` is this process's name as the one who
+    archives."""
     unit_of, names = work.unit_of, work.names
     read, events = work.read, work.events
-    floor, rows = _rows(work)
+    floor, rows = _rows(work, archiver)
     return (
         *work.stands_on, work.units, work.now, work.control, work.serial, floor,
         uuids([each[0] for each in read]), ints([each[1] for each in read]), ints([each[2] for each in read]),
@@ -179,18 +180,25 @@ def _made(work: CheckedWork) -> tuple[bytes, ...]:
     )
 
 
-def _rows(work: CheckedWork) -> tuple[int | None, Json | None]:
-    """The acknowledged position to go on above, if any, and private and projected rows: lists of [unit, values…]."""
-    rows: dict[str, list[tuple[object, ...]]] = {}
+def _rows(work: CheckedWork, archiver: str | None) -> tuple[int | None, Json | None]:
+    """The acknowledged position to go on above, if any, and private, projected and archived rows: lists of
+    [unit, values…]."""
+    rows: dict[str, Any] = {}
+    archive = postgres_archive.Rows(archiver)
     floor = None
     for unit, (statement, values) in zip(work.private_units, work.private, strict=True):
         if statement == private_rows.RAISE_FLOOR:
             (floor,) = values
             continue
+        if statement in postgres_archive.KINDS:
+            archive.add(unit, statement, values)
+            continue
         rows.setdefault(_KEYS[statement], []).append((unit, *map(_plain, _keyed(statement, values))))
     unit_of = work.unit_of
     for key, by_key in work.projected.items():
         rows[key] = [(unit_of[stream], *values) for stream, values in by_key.values()]
+    if moved := archive.told():
+        rows["archive"] = moved
     assert floor is None or isinstance(floor, int)
     return floor, Json(_encoded(rows)) if rows else None
 

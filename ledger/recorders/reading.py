@@ -56,12 +56,12 @@ class Reader:
     `horizon`: below this position nothing can appear any more. One writer gives positions in the order of commits.
     """
 
-    __slots__ = ("_archived", "_connection")
+    __slots__ = ("_connection", "_segments")
     horizon = POSITION_MAX
 
     def __init__(self, connection: sqlite3.Connection, segments: Segments) -> None:
         self._connection = connection
-        self._archived = Archived(connection, segments)
+        self._segments = segments
 
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """Run one SELECT, all rows at once: bound it."""
@@ -93,7 +93,7 @@ class Reader:
             start = position
         found = [StoredEvent(*row) for row in reversed(self._rows(WALK, (start, from_v, to_v)))]
         lacking_to_v = found[0].v - 1 if found else to_v
-        return self._archived.events(stream, from_v, lacking_to_v) + found if from_v <= lacking_to_v else found
+        return self._archived().events(stream, from_v, lacking_to_v) + found if from_v <= lacking_to_v else found
 
     def event_at(self, name: str, v: int) -> StoredEvent | None:
         """One event of a stream."""
@@ -104,7 +104,7 @@ class Reader:
         """One event of a stream by its position."""
         for row in self._rows(_AT_POSITION, (position, name)):
             return StoredEvent(*row)
-        return self._archived.at_position(name, position)
+        return self._archived().at_position(name, position)
 
     def newest_grant(self, column: GrantsOf, value: str) -> str | None:
         """The stream of the grant of a client or person that was issued last."""
@@ -124,18 +124,21 @@ class Reader:
             return salt, text
         return None
 
-    def pieces(self, after: tuple[StreamKey, int], above: int, limit: int) -> list[Piece]:
-        """What lies in the archive, by stream and version after (stream, version): the pieces with an event above a
-        position."""
-        return self._archived.pieces(after, above, limit)
+    def _archived(self) -> Archived:
+        return Archived(self._rows, lambda piece: self._segments.lines(piece.name, piece.at_byte))
+
+    def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
+        """What lies in the archive, by stream and version after (stream, version), None for the first: the pieces with
+        an event above a position."""
+        return self._archived().pieces(after, above, limit)
 
     def of_segment(self, segment: int) -> list[Piece]:
         """All pieces that lie in a segment, in its order."""
-        return self._archived.of_segment(segment)
+        return self._archived().of_segment(segment)
 
     def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
         """The positions and stored bytes of an archived piece that is not withheld, oldest first."""
-        return self._archived.lines(piece)
+        return self._archived().lines(piece)
 
     def after(self, position: int, limit: int) -> list[StoredEvent]:
         """All streams' events after a position, in log order, of those that are not archived."""

@@ -13,6 +13,7 @@ from ledger.inline import Inline
 from ledger.private import PrivateGrant
 from ledger.recorders.premises import Written
 from ledger.recorders.rows import Head, Reads, StoredEvent, StreamKey, Work
+from ledger.segments import SegmentStore
 
 Derive = Callable[[Reads], Sequence[tuple[str, Sequence[tuple[object, ...]]]]]
 """Finds what is to be written: statements with `?`, each with the rows to run it for."""
@@ -26,6 +27,11 @@ class Store(Protocol):
     @property
     def optimistic(self) -> bool:
         """Whether others may write while a batch is decided."""
+        ...
+
+    @property
+    def segments(self) -> SegmentStore:
+        """Where its archive lies."""
         ...
 
     def run(self, act: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from ledger.presenting import (
     Foreign,
     answer,
     check_keys,
+    check_nonce,
     forget_nonce_if_over,
     presenter_of,
     record,
@@ -68,6 +69,7 @@ def exchange(
     jwt = None
     if isinstance(outcome, Served):
         check_keys(desk.ring, outcome)
+        check_nonce(loaded)
         jwt = unsigned_jwt(desk, outcome, presented.grant_id, authorized, subject_of(batch, grant.subject_id))
     named = isinstance(decision.events[0], GrantExpired)  # only this one says who presented
     record(batch, desk, loaded, decision, source if named else None, presenter.context)

@@ -84,6 +84,13 @@ def check_keys(ring: KeyRing, served: Served) -> None:
         raise Unavailable(f"the key ring of this node lacks key {lacking}")
 
 
+def check_nonce(loaded: Loaded) -> None:
+    """Raise Unavailable where the nonce is gone that an answer is made with, of a grant that seems to live: it has
+    ended on another node, and this is decided again when the store has said so. Asked before anything is recorded."""
+    if loaded.private is None or loaded.private.nonce is None:
+        raise Unavailable("the grant has ended elsewhere")
+
+
 class SignedIn(Protocol):
     """What the tokens of a grant say of its client and of the sign-in: a grant does, and whatever one begins with."""
 

@@ -15,6 +15,7 @@ from ledger.presenting import (
     Desk,
     answer,
     check_keys,
+    check_nonce,
     context_of,
     forget_nonce_if_over,
     genuine,
@@ -90,6 +91,7 @@ def redeem(
         reuse = next((event for event in decision.events if isinstance(event, ReuseDetected)), None)
         raise Refused(served.refusal, event_id=served.event_id, reuse=reuse)
     check_keys(desk.ring, served)
+    check_nonce(loaded)
     jwt = None
     if served.access_token.format == "jwt":
         jwt = unsigned_jwt(desk, served, presented.grant_id, grant, subject_of(batch, grant.subject_id))

@@ -142,6 +142,8 @@ class StoredWorld(World):
 
     def check_whole(self) -> None:
         super().check_whole()
+        if not self.history.events:
+            return
         bodies, snapshot = self.nodes.stored(self.stream)
         told: list[dict[str, Any]] = [json.loads(body) for body in bodies]
         for event in told:

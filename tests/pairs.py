@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from tests.chaos.processes import TroubledServer
 from tests.postgres import Server as Postgres
 from tests.servers import Server, running
 from tests.wire import Connection, Json
@@ -15,11 +16,12 @@ EACH = ("sqlite", "two-nodes")
 
 class Pair(Server):
     """A server, and another one beside it on the same database, keys and clients: every second connection is its. What
-    one has made or read, the other is asked about next; a grant's requests come to both in turn."""
+    one has made or read, the other is asked about next; a grant's requests come to both in turn. One remembers all that
+    it has read, and has to find out what of it is true; the other forgets nearly everything at once."""
 
     def __init__(self, folder: Path, **options: Json) -> None:
         super().__init__(folder, **options)
-        self.other = Server(folder / "other", **options)
+        self.other = TroubledServer(folder / "other", twin="remembers_little", **options)
         self.other.keys_file, self.other.tokens, self.other.secrets = self.keys_file, self.tokens, self.secrets
         self.other.settings |= {
             "HEAD_FILE": str(self.other.folder / "token-ledger.head"),

@@ -182,7 +182,7 @@ async def test_a_batch_is_written_in_the_order_of_its_log(tmp_path: Path) -> Non
                 "SELECT e.v, e.position FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ? ORDER BY e.v",
                 f"grant:{answer.grant_id}",
             )
-            assert all(before[1] < after[1] for before, after in pairwise(rows))  # type: ignore[operator]
+            assert all(before[1] < after[1] for before, after in pairwise(rows))  # type: ignore[operator]  # whole numbers
 
 
 async def test_with_positions_taken_ahead_a_log_would_run_backwards(
@@ -322,6 +322,27 @@ async def test_a_crowd_with_one_token_over_two_nodes(tmp_path: Path, count: Call
             assert len(one.grant_events(first)) <= 1 + 3
 
 
+@pytest.mark.parametrize("erased", [False, True])
+async def test_a_grant_whose_end_took_its_nonce_along_is_refused(
+    tmp_path: Path, erased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-06: a node that fetches it, and has not heard of the end of its person, cannot make its tokens: it hears of the
+    end then, and says so."""
+    monkeypatch.setattr(Commits, "look", lambda self: None)
+    async with two_nodes(tmp_path) as (one, other):
+        await other.refresh(await other.issue())  # so it knows her, and that nothing has happened to her
+        answer = await one.issue()
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        await one.refused(answer)
+        if erased:
+            await one.ledger.operators.erase(SECURITY, "alice")
+        held = (
+            "SELECT 1 FROM private_grants p JOIN streams s ON s.id = p.stream WHERE p.nonce IS NOT NULL AND s.name = ?"
+        )
+        assert [] == one.rows(held, f"grant:{answer.grant_id}")
+        assert Refusal.REVOKED_BY_SUBJECT is (await other.refused(answer)).refusal
+
+
 async def test_clients_that_one_node_changes_rule_on_the_other(tmp_path: Path) -> None:
     """A cut of scope binds on the other node's next decision (I-06, I-08)."""
     async with two_nodes(tmp_path) as (one, other):
@@ -381,7 +402,7 @@ async def test_a_command_that_touches_two_streams_is_whole_or_not_at_all(tmp_pat
         assert batches + 2 == other.ledger.commits.batches
         ends = [one.rows("SELECT max(e.position) FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ?",
                          f"grant:{answer.grant_id}")[0][0] for answer in answers]  # fmt: skip
-        assert 1 == ends[1] - ends[0], "next to each other, in one transaction"  # type: ignore[operator]
+        assert 1 == ends[1] - ends[0], "next to each other, in one transaction"  # type: ignore[operator]  # whole numbers
 
 
 async def test_a_token_that_memory_has_not_heard_of_is_no_alarm(

@@ -12,6 +12,7 @@ from tests.chaos.chains import Chain, faults_of
 from tests.chaos.exchange import Line
 from tests.chaos.files import check_files, report
 from tests.chaos.load import converge
+from tests.chaos.processes import TroubledServer
 from tests.engines import standing_for
 from tests.postgres import Server as Postgres
 from tests.postgres_proxy import Proxy, proxied
@@ -39,7 +40,8 @@ class Wanderer(Chain):
 
 @dataclass
 class Nodes:
-    """`one` reaches the database through `way`, `other` without; both have one key ring and one clients file."""
+    """`one` reaches the database through `way`, `other` without; both have one key ring. `other` forgets nearly all
+    that it has read at once."""
 
     postgres: Postgres
     url: str
@@ -78,7 +80,7 @@ def two_nodes(
         assert through != direct
         more = {"LOG_LEVEL": "info", **(settings or {})}
         one = Server(folder / "one", settings={**more, "DATABASE_URL": through})
-        other = Server(folder / "other", settings={**more, "DATABASE_URL": direct})
+        other = TroubledServer(folder / "other", twin="remembers_little", settings={**more, "DATABASE_URL": direct})
         other.settings["HEAD_FILE"] = str(other.folder / "token-ledger.head")
         other.keys_file, other.tokens = one.keys_file, one.tokens
         for node in (one, other):

@@ -59,18 +59,19 @@ def lives(
     twin: str | None = None,
     chain_count: int = CHAINS,
     place: Place = SQLITE,
+    begin: int = 0,
 ) -> int:
-    """Kill servers so many times, two workers one at a time and then together; every few kills a new database begins.
-    Returns the refreshes acknowledged."""
+    """Kill servers so many times, from the kill of a number on, two workers one at a time and then together; every few
+    kills a new database begins. Returns the refreshes acknowledged."""
     acknowledged = 0
-    for first in range(0, kills, KILLS_A_LIFE):
+    for first in range(begin, begin + kills, KILLS_A_LIFE):
         settings = {"LOG_LEVEL": "info", **place.settings(folder / str(first))}
         server = TroubledServer(folder / str(first), twin=twin, settings=settings)
         try:
             server.start()
             chains = chains_of(server, chain_count)
             ender = Ender(server, Random(f"{SEED} {first}"))
-            for number in range(first, min(first + KILLS_A_LIFE, kills)):
+            for number in range(first, min(first + KILLS_A_LIFE, begin + kills)):
                 chance = Random(f"{SEED} kill {number}")
                 kill = kill_a_worker if place.processes > 1 and number % KILLS_A_LIFE < 2 else kill_under_load
                 kill(server, chains, ender, chance.uniform(0.02, MOMENT_SECONDS_MAX))
@@ -91,16 +92,24 @@ def check_rebuild(server: TroubledServer) -> None:
     assert 0 == rebuilt.returncode, rebuilt
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The kills of the full tier come in four parts."""
+    if "part" in metafunc.fixturenames:
+        metafunc.parametrize("part", range(4 if metafunc.config.option.full else 1))
+
+
 def test_what_was_acknowledged_outlives_the_process(
     tmp_path: Path,
     each_place: Place,
+    part: int,
     count: Callable[[int, int], int],
     record_property: Callable[[str, object], None],
 ) -> None:
     """No acknowledged rotation or end is lost, no token has a second successor, no honest family dies (I-09, I-10)."""
-    kills = count(6 // each_place.processes, 60)
+    kills, chains = count(6 // each_place.processes, 60 // 4), CHAINS // each_place.processes
+    acknowledged = lives(tmp_path, kills, place=each_place, chain_count=chains, begin=part * kills)
     record_property("kills", kills)
-    record_property("refreshes acknowledged", lives(tmp_path, kills, place=each_place))
+    record_property("refreshes acknowledged", acknowledged)
 
 
 @pytest.mark.usefixtures("needs_strace")

@@ -26,7 +26,15 @@ SHORT = {"REQUEST_TIMEOUT_SECONDS": str(REQUEST_SECONDS)}
 
 
 Record = Callable[[str, object], None]
-only_full = pytest.mark.usefixtures("only_full")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One kind of trouble by default, all of them with `--full`."""
+    kinds = None if metafunc.config.option.full else 1
+    if "how" in metafunc.fixturenames:
+        metafunc.parametrize("how", ("silent", "mute", "parted")[:kinds])
+    if "arrives" in metafunc.fixturenames:
+        metafunc.parametrize("arrives", (False, True)[:kinds], ids=("late", "arrived")[:kinds])
 
 
 # ---------------------------------------------------------------- parted from the database
@@ -78,7 +86,6 @@ def part_and_heal(nodes: Nodes, here: Sequence[Chain], there: Sequence[Chain], h
     return goes_on([*here, *there])
 
 
-@pytest.mark.parametrize("how", ["silent", *(pytest.param(how, marks=only_full) for how in ("mute", "parted"))])
 def test_a_node_that_is_parted_says_that_it_does_not_know(
     tmp_path: Path, postgres: Postgres, how: str, count: Callable[[int, int], int], record_property: Record
 ) -> None:
@@ -213,7 +220,6 @@ def freeze_and_thaw(nodes: Nodes, *, arrives: bool) -> None:
         assert not {"grant.reuse_detected", "grant.revoked"} & {*topics}, "an honest client was signed out"
 
 
-@pytest.mark.parametrize("arrives", [False, pytest.param(True, marks=only_full)], ids=["late", "arrived"])
 def test_a_node_that_thaws_decides_nothing_on_what_it_remembers(
     tmp_path: Path, postgres: Postgres, arrives: bool, count: Callable[[int, int], int], record_property: Record
 ) -> None:
@@ -243,7 +249,7 @@ def test_a_node_that_believes_its_memory_is_caught(tmp_path: Path, postgres: Pos
         freeze()
 
 
-@only_full
+@pytest.mark.usefixtures("only_full")
 def test_a_node_of_two_that_is_killed_leaves_the_other_alone(tmp_path: Path, postgres: Postgres) -> None:
     """No lock, no row and no client of the other's goes with it; who wandered goes on where it is heard."""
     with two_nodes(tmp_path, postgres) as nodes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from api.__main__ import main as program
 from api.server import Server
-from ledger import tokens
+from ledger import batch, tokens
 from ledger.commands import Decision, GrantCommand, RedeemToken, Rules
 from ledger.commits import Commits
 from ledger.grant import Grant
@@ -127,6 +127,11 @@ def commits_in_steps() -> None:
     PostgresStore.commit = in_steps  # type: ignore[method-assign]  # the fault
 
 
+def remembers_little() -> None:
+    """No fault: room for a few streams, so that nearly every request finds its grant's cache cold."""
+    batch.STREAMS_IN_MEMORY_MAX = 4
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     fault.__name__: fault
     for fault in (
@@ -137,6 +142,7 @@ FAULTS: dict[str, Callable[[], None]] = {
         overlooks_what_is_ahead,
         takes_silence_for_failure,
         commits_in_steps,
+        remembers_little,
     )
 }
 

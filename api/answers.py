@@ -26,7 +26,8 @@ BASIC_CHALLENGE: Final = (b"www-authenticate", b'Basic realm="token-ledger"')
 BEARER_CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 
 _TOKEN_LINES: Final = b"".join(b"%b: %b\r\n" % header for header in (JSON, *NOT_STORED)) + b"content-length: %d\r\n"
-_TOKEN_LINES_AND_POSITION: Final = _TOKEN_LINES + b"ledger-position: %d\r\n"
+_TOKEN_REST: Final = _TOKEN_LINES + b"\r\n%b"
+_TOKEN_REST_AND_POSITION: Final = _TOKEN_LINES + b"ledger-position: %d\r\n\r\n%b"
 _FOREIGN: Final = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")  # RFC 6749 5.2: what error_description may not hold
 
 
@@ -75,7 +76,8 @@ class Answer:
 
 
 class TokenResponse(Answer):
-    """A token response, whose headers are always the same but for two numbers: `lines` is how they go over the wire."""
+    """A token response, whose headers are always the same but for two numbers: `rest` is how they and the body go over
+    the wire."""
 
     __slots__ = ("position",)
 
@@ -86,18 +88,19 @@ class TokenResponse(Answer):
 
     @property
     def headers(self) -> list[Header]:  # type: ignore[override]  # made when somebody asks, which is seldom
-        """The same as `lines`."""
+        """The same as in `rest`."""
         headers = [JSON, *NOT_STORED, (b"content-length", b"%d" % len(self.body))]
         if self.position is not None:
             headers.append((b"ledger-position", b"%d" % self.position))
         return headers
 
     @property
-    def lines(self) -> bytes:
-        """The headers, each with its line end."""
+    def rest(self) -> bytes:
+        """The headers, each with its line end, and the body."""
+        body = self.body
         if self.position is None:
-            return _TOKEN_LINES % len(self.body)
-        return _TOKEN_LINES_AND_POSITION % (len(self.body), self.position)
+            return _TOKEN_REST % (len(body), body)
+        return _TOKEN_REST_AND_POSITION % (len(body), self.position, body)
 
 
 class BadRequest(Exception):

@@ -18,7 +18,7 @@ from ledger import times
 from ledger.application import Ledger
 from ledger.archiving import Archiving, Report
 from ledger.recorders.errors import StoreError
-from ledger.refusals import Refusal, Refused, Unavailable
+from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 
 DAY: Final = 86_400 * times.SECOND
 FIRST_AFTER_SECONDS: Final = 60.0
@@ -82,7 +82,10 @@ class ArchiveRun:
 
         try:
             report = await self._archiving.run(self._before, self._withhold_before, progress, regular=regular)
-        except (StoreError, OSError, Unavailable) as error:
+        except Refused as refused:
+            tell({"error": "conflict", "error_description": refused.detail})
+            return
+        except (StoreError, OSError, Unavailable, LedgerError) as error:
             problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             log.error("archiving_failed", problem=problem)
             what = f"archiving was broken off, what moved stays moved: {problem}"

@@ -42,6 +42,7 @@ class Exchange(TakesWhole):
     status: int = 0
     received: int = 0
     over_limit: bool = False
+    over: bool = False  # answered by `reply`, at once: nobody has to do with this request any more
 
     def run(self, app: Any) -> None:
         """Run the application for this request in a task of its own."""
@@ -52,6 +53,7 @@ class Exchange(TakesWhole):
         """Send the answer of an application that took the request without a task."""
         if self.take(answer):
             self.on_response = _nothing
+            self.over = True
         else:
             self.run(answer)
 

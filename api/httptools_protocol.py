@@ -102,7 +102,7 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
         self.response_started = self.response_complete = True
         if self._event is not None:
             self._event.set()
-        self.transport.write(STATUS_LINES[answer.status] + listener.date_line + answer.lines + b"\r\n" + answer.body)
+        self.transport.write(STATUS_LINES[answer.status] + listener.date_line + answer.rest)
         self.on_response()
         return True
 
@@ -197,10 +197,15 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
         self.began_at = self.loop.time()
         self.deadline = _NEVER
         body, scope = data[len(alike.head) :], alike.scope
-        exchange = HttptoolsExchange(self, scope, keep_alive=True)
-        exchange.more_body = False
+        exchange = self.cycle
+        if exchange.over:  # as good as new
+            exchange.over = exchange.response_started = exchange.response_complete = False
+            exchange.scope, exchange.on_response = scope, self.on_response_complete
+        else:
+            exchange = self.cycle = HttptoolsExchange(self, scope, keep_alive=True)
+            exchange.more_body = False
         self.ended += 1
-        self.cycle = self.running = exchange
+        self.running = exchange
         if alike.once_more is None or not alike.once_more(scope["headers"], body, exchange):
             state = {"draining": self.listener.draining, "body": body}
             exchange.scope = {**scope, "state": {**scope["state"], **state}}

@@ -122,7 +122,7 @@ class TokenEndpoint:
             return False
         form, proven, source = known
         token = forms.repeated_token(form, body)
-        if token is None or token not in self._ledger.desk.handed_out:
+        if token is None:
             return False
         started, caller = perf_counter(), proven.caller
         return self._clients.holds(proven, source.address) and self._ledger.refresh_soon(

@@ -170,7 +170,7 @@ class Ledger:
 
         Raises Refused: an owner's reason only for the owner, UNKNOWN_TOKEN for everyone else.
         """
-        presented = self.desk.handed_out.pop(token, None) or await self._presented(token, caller)
+        presented = await self._presented(token, caller)
 
         def redeem(batch: Batch) -> TokenAnswer:
             return redeeming.redeem(batch, self.desk, caller, source, presented, scope, resource)
@@ -189,10 +189,12 @@ class Ledger:
         self, caller: Caller, source: Source, token: str, tell: Callable[[TokenAnswer | BaseException], None]
     ) -> bool:
         """As `refresh`, for a token that this process made, and without anybody waiting: `tell`, which may not raise,
-        is called once with the answer or with what `refresh` would raise. False: not this one, and nothing happened."""
+        is called once with the answer or with what `refresh` would raise. False: not this one, and nothing happened.
+
+        `token` is ASCII."""
         if self.behind is not None or caller.single_use:
             return False
-        presented = self.desk.handed_out.pop(token, None)
+        presented = self.desk.made(token)
         if presented is None:
             return False
         refreshing = Refreshing(self, caller, source, presented, tell)
@@ -212,7 +214,8 @@ class Ledger:
     async def _presented(self, token: str, caller: Caller) -> tokens.Presented:
         """Read a refresh token. Raises Refused for what is none of ours."""
         try:
-            presented = self._ring_file.read(tokens.parse, token)
+            presented = self.desk.made(token) if token.isascii() else None
+            presented = presented or self._ring_file.read(tokens.parse, token)
             if presented is not None:
                 return presented
             raise Refused(Refusal.UNKNOWN_TOKEN)

@@ -29,8 +29,9 @@ from ledger.decisions import Decisions
 from ledger.moving import Checking, Moving
 from ledger.presenting import Desk, forget_nonce_if_over
 from ledger.recorders import archived
-from ledger.recorders.errors import StoreBusy, StoreError
+from ledger.recorders.errors import StoreError
 from ledger.recorders.store import Store
+from ledger.refusals import Refusal, Refused
 from ledger.segments import number_of
 from ledger.threads import in_thread
 from ledger.withholding import Withholding
@@ -40,6 +41,8 @@ PAUSE_SECONDS: Final = 0.01
 
 REST_SECONDS: Final = 1800.0
 """So long after a regular run no process begins another one."""
+
+_TAKEN: Final = "another process archives this store, or was killed at it less than a minute ago"
 
 log = logging.getLogger("ledger")
 
@@ -84,7 +87,7 @@ class Archiving:
         done is finished first. Whatever moved stays moved where a run breaks off. A `regular` run is one that every
         process begins by itself: it does nothing where another one archives, or has done so not long ago.
 
-        Raises StoreError (StoreBusy where another process archives), OSError where segments cannot be written,
+        Raises Refused (CONFLICT) where another process archives, StoreError, OSError where segments cannot be written,
         Unavailable.
         """
         async with self._one_at_a_time:
@@ -93,7 +96,7 @@ class Archiving:
                 if not await in_thread(partial(self._segments.claim, regular=regular)):
                     if regular:
                         return Report()
-                    raise StoreBusy("another process archives this store, or was killed at it a minute ago")
+                    raise Refused(Refusal.CONFLICT, detail=_TAKEN)
                 report = await self._run(before, withhold_before, progress)
             except BaseException:
                 with contextlib.suppress(StoreError):  # then it is over a while after the last that was heard of it
@@ -135,13 +138,13 @@ class Archiving:
             await in_thread(self._segments.put_aside, name)
             log.error("archive_segment_of_another_log", extra={"fields": {"segment": name}})
             return
-        await self._decisions.decided(lambda batch: batch.private(None, archived.FINISH_SEGMENT, number))
+        await self._decisions.decided(lambda batch: batch.private(None, archived.FINISH_SEGMENT, number), ours=True)
         found.segments += 1
         found.bytes += size or 0
 
     async def _switch(self, segment: tuple[object, ...], step: list[Moving]) -> None:
         # A crash before this is durable leaves the step's events in both places, and after it in the segment alone.
-        await self._decisions.decided(partial(self._moved, segment, step))
+        await self._decisions.decided(partial(self._moved, segment, step), ours=True)
 
     def _moved(self, segment: tuple[object, ...], step: list[Moving], batch: Batch) -> None:
         overs = [(piece.over, piece.over in batch.memory.streams) for piece in step if piece.over is not None]

@@ -33,18 +33,20 @@ STREAMS_IN_MEMORY_MAX = 200_000
 AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
 REPLAY_PAGE_EVENTS = 1000
 COMMAND_IDS_DRAWN = 64
+CONTEXTS_MAX = 16
 
 
 class Loaded:
     """A stream in memory: its head as the store will have it after the batch under way, and its aggregate.
 
-    `contexts` remembers commitments of contexts by their source, so that a known one costs no hash; `private` is
-    the grant's private row, None for other streams; `rules` are what bore on the grant when authority was `rules_of`.
+    `source` and `context` are the last source that acted on it and its commitment, so that it costs no hash, and
+    `contexts` those before; `private` is the grant's private row, None for other streams; `rules` are what bore on the
+    grant when authority was `rules_of`.
     """
 
     __slots__ = (
-        "aggregate", "contexts", "head", "id", "is_authority", "known_position", "name", "position", "private", "rules",
-        "rules_of", "v",
+        "aggregate", "context", "contexts", "head", "id", "is_authority", "known_position", "name", "position",
+        "private", "rules", "rules_of", "source", "v",
     )  # fmt: skip
 
     def __init__(
@@ -57,11 +59,32 @@ class Loaded:
         self.head = head
         self.aggregate = aggregate
         self.private: PrivateGrant | None = None
-        self.contexts: dict[Source, str] = {}
+        self.source: Source | None = None
+        self.context = ""
+        self.contexts: dict[Source, str] | None = None
         self.rules: Rules | None = None
         self.rules_of: object = None
         self.known_position: tuple[int, int] | None = None
         self.is_authority = name.partition(":")[0] in AUTHORITY_KINDS
+
+    def context_of(self, source: Source) -> str | None:
+        """The commitment of a source that is remembered; None where it is not."""
+        if source == self.source:
+            return self.context
+        return None if self.contexts is None else self.contexts.get(source)
+
+    def keep_context(self, source: Source, context: str) -> None:
+        """Remember a source's commitment, of `CONTEXTS_MAX` at most."""
+        if self.source is not None and source != self.source:
+            contexts = self.contexts = self.contexts or {}
+            if len(contexts) >= CONTEXTS_MAX - 1:
+                contexts.clear()
+            contexts[self.source] = self.context
+        self.source, self.context = source, context
+
+    def forget_contexts(self) -> None:
+        """Remember none any more."""
+        self.source, self.context, self.contexts = None, "", None
 
 
 class Memory:
@@ -275,7 +298,7 @@ class Batch:
         head, private = found
         loaded = self._loaded(name, head)
         assert isinstance(loaded.aggregate, Grant)
-        loaded.aggregate.share()
+        loaded.aggregate.share(name)
         if loaded.aggregate.subject_id not in self.erased:
             loaded.private = private
         return loaded
@@ -357,7 +380,7 @@ class Batch:
         for name, loaded in self.memory.streams.items():
             if isinstance(loaded.aggregate, Grant) and loaded.aggregate.subject_id == subject_id:
                 loaded.private = None
-                loaded.contexts.clear()
+                loaded.forget_contexts()
                 self._also_changed.add(name)
 
     def probe(self) -> None:

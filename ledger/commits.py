@@ -73,7 +73,7 @@ class Commits:
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle: asyncio.Future[None] | None = None
         self._closed = False
-        self._awake = Awake(self._loop, deadline_seconds if store.optimistic else float("inf"))
+        self._awake = Awake(self._loop, deadline_seconds) if store.optimistic else None
         self.broken: StoreError | None = None
         self.last_error: str | None = None
         self.batches = 0
@@ -95,7 +95,8 @@ class Commits:
     def put(self, decide: Decide[T], future: AnswerTo[T], ours: bool = False) -> None:
         """As `submit`, for one who is answered in another way than by a future. May answer before it returns."""
         now = self._loop.time()
-        if self.broken or self._closed or len(self._waiting) >= WAITING_MAX or not (ours or self._awake.hears(now)):
+        awake = self._awake is None or ours or self._awake.hears(now)
+        if self.broken is not None or self._closed or len(self._waiting) >= WAITING_MAX or not awake:
             future.set_exception(Unavailable())
             return
         self._waiting.append(Waiting(decide, self._memory.new_command_id(), future, now + self._deadline_seconds, ours))
@@ -444,7 +445,8 @@ class Commits:
             await self._idle
         if self._sweeper is not None:
             self._sweeper.cancel()
-        self._awake.close()
+        if self._awake is not None:
+            self._awake.close()
         self._handover.put(None)
         await asyncio.to_thread(self._thread.join, HANGING_COMMIT_SECONDS)
         return not self._thread.is_alive()

@@ -6,7 +6,7 @@ everything follows from the grant's own events alone, so that a replay and a sna
 
 from functools import lru_cache
 from sys import intern
-from typing import Protocol, assert_never
+from typing import Protocol, TypeAlias, assert_never
 
 import msgspec
 
@@ -58,12 +58,19 @@ class Tally(msgspec.Struct, gc=False, array_like=True, frozen=True):
 
 
 NOTHING_COUNTED = Tally()
+KeySpans: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @lru_cache(4096)
 def shared(words: Words) -> Words:
     """The first of all equal ones."""
     return words
+
+
+@lru_cache(4096)
+def shared_spans(spans: KeySpans) -> KeySpans:
+    """The first of all equal ones."""
+    return spans
 
 
 class Named(Protocol):
@@ -110,26 +117,31 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
     absolute_expires_at: int | None = None
     generation: int | None = None
     token_issued_at: int = 0
-    key_spans: list[tuple[int, int]] = []
+    key_spans: KeySpans = ()
     last_redeemed_at: int | None = None
     redeemed: Redemption | None = None
     previous: Redemption | None = None
-    counted_retries: list[int] = []  # generations with a retry that counted on the budget, as far back as it looks
+    # Generations with a retry that counted on the budget, as far back as it looks.
+    counted_retries: tuple[int, ...] = ()
     end: Standing | None = None
     suspension: Standing | None = None
-    alerted: dict[str, int] = {}  # label → current generation at its last event since the issuance or reinstatement
+    # Each label with the generation that was current at its last event since the issuance or reinstatement.
+    alerted: tuple[tuple[str, int], ...] = ()
     rollback_v: int = 0
     foreign_recorded: bool = False
     tally: Tally = NOTHING_COUNTED
-    revoked_access_tokens: list[tuple[int, int]] = []  # (issuing v, when revoked)
+    revoked_access_tokens: tuple[tuple[int, int], ...] = ()  # (issuing v, when revoked)
     dead_through_v: int = 0  # every access token issued up to here is over
     access_token_longest: int = 0
     access_tokens_until: int = 0  # no access token of this grant lives beyond
 
-    def share(self) -> None:
-        """Have what many grants have alike as one object: less memory, and what a refresh reads of them lies close."""
+    def share(self, stream: str) -> None:
+        """Have what many grants have alike as one object: less memory, and what a refresh reads of them lies close.
+        `stream` is the name by which the grant is found in memory."""
+        self.stream = stream
         self.client_id, self.issued_by = intern(self.client_id), intern(self.issued_by)
         self.granted, self.carried = shared(self.granted), shared(self.carried)
+        self.key_spans = shared_spans(self.key_spans)
 
     @property
     def grant_id(self) -> str:
@@ -245,7 +257,8 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
             case RefreshTokenWithheld():
                 self.generation = None
             case ReuseDetected():
-                self.alerted[event.label] = event.current_generation
+                others = tuple(each for each in self.alerted if each[0] != event.label)
+                self.alerted = (*others, (event.label, event.current_generation))
             case GrantSuspended():
                 self.suspension = standing.suspended(event.reason_class, at, event.event_id)
             case GrantReinstated():
@@ -276,7 +289,7 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
         self.resource = event.resource
         # Until the code is exchanged the grant lives as long as the code does, and nothing has to end it.
         self.idle_expires_at = self.absolute_expires_at = micros(event.code_expires_at)
-        self.share()
+        self.share(event.stream)
 
     def _issued(self, event: GrantIssued, at: int) -> None:
         self.stream = event.stream
@@ -289,13 +302,13 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
             self.issued_at = at
             self.granted = self.carried = event.scope
             self.resource = event.resource
-            self.share()
+            self.share(event.stream)
         self.idle_seconds = event.idle_seconds
         self.idle_expires_at = _moment(event.idle_expires_at)
         self.absolute_expires_at = _moment(event.absolute_expires_at)
         self.generation = event.generation
         self.token_issued_at = at
-        self.key_spans = [(event.generation, event.key_id)]
+        self.key_spans = shared_spans(((event.generation, event.key_id),))
         self._minted(_access_token(event))
 
     def _redeemed(self, event: TokenRedeemed, at: int) -> None:
@@ -317,10 +330,9 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
         idle = event.idle_expires_at
         self.idle_expires_at = None if idle is None else micros(idle)
         if event.key_id != self.key_spans[-1][1]:
-            self.key_spans.append((generation, event.key_id))
-            del self.key_spans[:-KEY_SPANS_MAX]
+            self.key_spans = (*self.key_spans, (generation, event.key_id))[-KEY_SPANS_MAX:]
         if self.counted_retries and self.counted_retries[0] < generation - 1 - RETRY_LOOK_BACK_GENERATIONS:
-            del self.counted_retries[0]  # one generation further, one at most falls out of sight
+            self.counted_retries = self.counted_retries[1:]  # one generation further, one at most falls out of sight
 
     def _retry_served(self, event: RetryServed) -> None:
         assert self.previous is not None, "a retry follows a rotation"
@@ -329,11 +341,11 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
         if minted is not None:
             self._minted(minted)
         if event.counts and event.presented_generation not in self.counted_retries:
-            self.counted_retries.append(event.presented_generation)
+            self.counted_retries = (*self.counted_retries, event.presented_generation)
 
     def _reinstated(self, event: GrantReinstated) -> None:
         self.suspension = None
-        self.alerted = {}
+        self.alerted = ()
         if event.trust is not None and self.previous is not None:
             self.previous.close_windows()  # trusted is who holds the current token, nobody else
 
@@ -362,7 +374,7 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
             kept.remove(min(kept))
         for dropped_v, _ in set(remembered).difference(kept):
             self.dead_through_v = max(self.dead_through_v, dropped_v)
-        self.revoked_access_tokens = kept
+        self.revoked_access_tokens = tuple(kept)
 
 
 def access_token_of(event: AnyEvent) -> AccessToken | None:

@@ -54,6 +54,11 @@ class Inline(Protocol):
         """The kinds of write, in the order in which a batch runs them: inserts stand before updates."""
         ...
 
+    @property
+    def heeds(self) -> frozenset[type[AnyEvent]]:
+        """The types of event that may write something: a command without one is not asked about."""
+        ...
+
     def rows(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> Iterable[tuple[int, tuple[object, ...]]]:
         """What the events of one command of one stream, at these positions, write: (index into `writes`, values).
 

@@ -1,8 +1,8 @@
 """What all decisions on presented tokens share: whether one is ours, what is recorded with a decision, the answer."""
 
 import logging
-from collections import OrderedDict
 from functools import partial
+from hmac import compare_digest
 from typing import NamedTuple, Protocol, TypeAlias
 
 from msgspec.structs import replace
@@ -11,6 +11,7 @@ from ledger import access_tokens, jwt_access_tokens, tokens
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.authority import Authority
 from ledger.batch import Batch, Loaded
+from ledger.bounded import make_room
 from ledger.commands import AccessToken, Decision, Presenter, Served
 from ledger.events import GrantExpired, GrantRevoked, Words
 from ledger.grant import Grant
@@ -46,8 +47,9 @@ class Desk:
     """What decisions on presented tokens need beside the batch. `alarms` counts what no honest client does; `issuer` is
     what the ledger calls itself in JWTs.
 
-    `handed_out` are the refresh tokens that this process made last and nobody has presented since, by their text: one
-    that is found here need not be taken apart, for its tag and secret are those that were given to it.
+    `handed_out` are the refresh tokens that this process made last, one a grant and key, by the characters that name
+    both: one that is found here (`made`) need not be taken apart, for its tag and secret are those that were given to
+    it.
     """
 
     __slots__ = ("alarms", "authority", "bursts", "foreign", "handed_out", "issuer", "presentations", "ring")
@@ -58,16 +60,22 @@ class Desk:
         self.authority = authority
         self.bursts = bursts
         self.presentations = Presentations()
-        # Of this kind because the oldest leaves at once: a plain dict steps over all that were presented since.
-        self.handed_out: OrderedDict[str, tokens.Presented] = OrderedDict()
+        self.handed_out: dict[str, tokens.Presented] = {}
         self.foreign: list[Foreign] = []
         self.alarms: dict[str, int] = {"unknown_grant": 0, "wrong_secret": 0, "ahead_of_log": 0}
 
-    def hand_out(self, text: str, made: tokens.Presented) -> None:
+    def hand_out(self, made: tokens.Presented) -> None:
         """Remember a token that goes out. Says nothing of whether it is current: whoever decides looks at the grant."""
-        if len(self.handed_out) >= HANDED_OUT_MAX:
-            self.handed_out.popitem(last=False)
-        self.handed_out[text] = made
+        handed_out, whose = self.handed_out, made.text[tokens.WHOSE]
+        if len(handed_out) >= HANDED_OUT_MAX and whose not in handed_out:
+            make_room(handed_out, HANDED_OUT_MAX)
+        handed_out[whose] = made
+
+    def made(self, text: str) -> tokens.Presented | None:
+        """The token that this process has made last of its grant, where it is this text (ASCII); in constant time, for
+        whoever knows an older one knows how it begins."""
+        known = self.handed_out.get(text[tokens.WHOSE])
+        return known if known is not None and compare_digest(known.text, text) else None
 
     def alarm(self, kind: str, grant_id: str) -> None:
         """Count it, and say it in one log line: a token with our tag that the log does not account for."""
@@ -177,7 +185,7 @@ def record(
     if not events:
         return
     batch.append(loaded, events)
-    if source is not None and context is not None and source not in loaded.contexts:
+    if source is not None and context is not None:
         keep_context(batch, loaded, source, context)
     if decision.ends_subject:
         assert isinstance(loaded.aggregate, Grant)
@@ -273,7 +281,7 @@ def presenter_of(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -
 
 def context_of(batch: Batch, loaded: Loaded, source: Source) -> str:
     """The commitment that stands for a source in the events of this grant."""
-    known = loaded.contexts.get(source)
+    known = loaded.context_of(source)
     if known is not None:
         return known
     # A salt that was erased is replaced for this once: nobody can open that commitment any more, as it should be.
@@ -284,11 +292,9 @@ def context_of(batch: Batch, loaded: Loaded, source: Source) -> str:
 
 def keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) -> None:
     """Write the private row that opens a context, unless this process has seen it written."""
-    if source in loaded.contexts or loaded.private is None:
+    if loaded.context_of(source) is not None or loaded.private is None:
         return
-    if len(loaded.contexts) >= 16:
-        loaded.contexts.clear()
-    loaded.contexts[source] = context
+    loaded.keep_context(source, context)
     batch.private(
         loaded,
         KEEP_CONTEXT,

@@ -45,7 +45,7 @@ def redeem(
     if rules is None or loaded.rules_of is not authority.rules_now:
         rules = loaded.rules = authority.rules(grant)
         loaded.rules_of = authority.rules_now
-    context = loaded.contexts.get(source)
+    context = loaded.context if source == loaded.source else loaded.context_of(source)
     presenter = Presenter(
         client_id=caller.client_id,
         authenticated=caller.authenticated,
@@ -100,15 +100,14 @@ def redeem(
         batch.append(loaded, decision.events)
     if context is None and decision.events:
         if previous is not None and presenter.context == previous.context:
-            loaded.contexts[source] = presenter.context
+            loaded.keep_context(source, presenter.context)
         else:
             keep_context(batch, loaded, source, presenter.context)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
     told = answer(batch, desk.ring, loaded, grant, served, jwt)
     if told.refresh_token is not None and served.generation is not None:
-        made = tokens.Presented(told.grant_id, served.generation, served.key_id, None)
-        desk.hand_out(told.refresh_token, made)
+        desk.hand_out(tokens.Presented(told.grant_id, served.generation, served.key_id, None, told.refresh_token))
     return told
 
 

@@ -136,7 +136,7 @@ def _reuse(
     assert rules.client is not None
     assert grant.generation is not None
     action = rules.client.policy.on_reuse
-    told_at = grant.alerted.get(label)
+    told_at = dict(grant.alerted).get(label)
     if action == "alert" and told_at is not None and grant.generation - told_at < ALERT_AGAIN_GENERATIONS:
         raise Refused(Refusal.ROTATED, event_id=retired_by, counts=True)
     detected = ReuseDetected(

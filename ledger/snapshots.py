@@ -16,7 +16,7 @@ from ledger.events import AnyEvent
 from ledger.grant import Grant
 from ledger.keys import Keys
 
-FORMAT = 1
+FORMAT = 2
 """Raise this when an aggregate's state changes its shape: older snapshots are then ignored and replayed."""
 
 ROOM_BYTES = 576

@@ -13,18 +13,22 @@ __all__ = ["KeyNotHeld", "Presented", "derive", "genuine", "new_grant_id", "pars
 
 _FORMAT = TokenFormat("rt1_", secret=Purpose.REFRESH_SECRET, secret_size=20, tag=Purpose.REFRESH_TAG, tag_size=12)
 
+WHOSE: Final = slice(4, 28)
+"""Where in a token's text key and grant stand, and nothing else: the first 18 of its bytes."""
+
 
 class Presented(Concealed):
     """A refresh token whose tag holds: we issued this, generation g of that grant. Its secret is not judged yet; None
-    where it need not be, because this process made the token."""
+    where it need not be, because this process made the token, which is `text` then."""
 
-    __slots__ = ("generation", "grant_id", "key_id", "secret")
+    __slots__ = ("generation", "grant_id", "key_id", "secret", "text")
 
-    def __init__(self, grant_id: str, generation: int, key_id: int, secret: bytes | None) -> None:
+    def __init__(self, grant_id: str, generation: int, key_id: int, secret: bytes | None, text: str = "") -> None:
         self.grant_id: Final = grant_id
         self.generation: Final = generation
         self.key_id: Final = key_id
         self.secret: Final = secret
+        self.text: Final = text
 
 
 derive = _FORMAT.write

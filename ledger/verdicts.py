@@ -39,7 +39,7 @@ class Redemption(msgspec.Struct, gc=False, array_like=True):
     unconfirmed_until: str | None = None
     retry_budget: int = 0
     recorded: int = 0  # bits, see `marks`
-    minted: list[AccessToken] = []  # by retries, at most RETRY_VARIATIONS_MAX
+    minted: tuple[AccessToken, ...] = ()  # by retries, at most RETRY_VARIATIONS_MAX
 
     def rotated(self, event: TokenRotated) -> None:
         """The generation is retired: its windows are set, once."""
@@ -93,7 +93,7 @@ class Redemption(msgspec.Struct, gc=False, array_like=True):
         """A retry of this generation was recorded."""
         self.recorded |= marks(event.kind, event.counts, event.context != self.context)
         if minted is not None:
-            self.minted.append(minted)
+            self.minted = (*self.minted, minted)
 
 
 def marks(kind: str, counts: bool, foreign: bool) -> int:

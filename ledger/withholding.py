@@ -53,7 +53,7 @@ class Withholding:
         for number, name in await in_thread(self._rows, archived.REPLACED):
             # A crash before this line leaves the segment, after it only its row: the next run does it again.
             await in_thread(self._segments.remove, str(name))
-            await self._decisions.decided(partial(_drop, number))
+            await self._decisions.decided(partial(_drop, number), ours=True)
 
     async def run(self, before: int) -> int:
         """Withhold whatever belongs to grants that are over and to which nothing has happened since `before`
@@ -108,8 +108,8 @@ class Withholding:
         for step in await in_thread(self._moves, name, old):
             await in_thread(self._segments.keep)
             # A crash before this is durable: the piece names the old segment, after it the new one; both are there.
-            await self._decisions.decided(partial(_switch, (number, name, size, old), step))
-        await self._decisions.decided(partial(_replace, number, old))
+            await self._decisions.decided(partial(_switch, (number, name, size, old), step), ours=True)
+        await self._decisions.decided(partial(_replace, number, old), ours=True)
 
     def _moves(self, name: str, old: int) -> list[list[Moved]]:
         self._segments.check(name)

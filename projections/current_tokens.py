@@ -77,11 +77,15 @@ class CurrentTokens:
     name = TABLE
     ddl = _DDL
     writes = WRITES
+    heeds: frozenset[type[AnyEvent]] = frozenset(
+        {
+            GrantAuthorized, GrantExpired, GrantIssued, GrantReinstated, GrantRevoked, GrantSuspended, ScopeReduced,
+            ScopeRestored,
+        }
+    )  # fmt: skip
 
     def rows(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> Rows:
         """What one command's events change of its grant's row: see `Inline`."""
-        if len(events) == 2 and type(events[1]) is TokenRotated and type(events[0]) is TokenRedeemed:
-            return ()  # nearly every command
         changes: dict[int, tuple[object, ...]] = {}
         grant_id = ""
         for event, position in zip(events, positions, strict=True):

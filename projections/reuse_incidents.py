@@ -44,7 +44,6 @@ _DDL: Final = (
     " label TEXT NOT NULL) STRICT",
 )
 _GRANT_ID: Final = len("grant:")  # where the id begins in a stream's name
-_KINDS: Final = frozenset({ReuseDetected, RetryServed})
 
 
 class ReuseIncidents:
@@ -53,11 +52,10 @@ class ReuseIncidents:
     name = TABLE
     ddl = _DDL
     writes = (Write("insert", TABLE, "position", ("grant_id", "at", "label")),)
+    heeds: frozenset[type[AnyEvent]] = frozenset({ReuseDetected, RetryServed})
 
     def rows(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> Iterable[tuple[int, tuple[object, ...]]]:
         """What one command's events add: see `Inline`."""
-        if _KINDS.isdisjoint(map(type, events)):  # nearly every command
-            return ()
         return [
             (0, (position, event.stream[_GRANT_ID:], event.at, label))
             for event, position in zip(events, positions, strict=True)

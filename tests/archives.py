@@ -5,6 +5,7 @@ nothing, `presented` presents every token again. What is asked of a ledger and o
 same (I-23).
 """
 
+import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -183,6 +184,20 @@ def _moments(opened: Opened) -> Iterator[int]:
 
 async def answers(opened: Opened, given: Given, *, moments: bool = True) -> dict[str, Any]:
     """Every question that changes nothing, and its answer; about past `moments` too."""
+    found = await asyncio.to_thread(_looked_at, opened, given, moments=moments)
+    for token in (*(each for mine in given.refresh.values() for each in mine), *given.codes):
+        found[f"explain {token}"] = await opened.ledger.operators.explain(token)
+    for client_id, token in given.access:
+        found[f"explain {token}"] = await opened.ledger.operators.explain(token)
+        found[f"introspect {token}"] = await opened.ledger.introspect(caller(client_id), token)
+    for grant_id, mine in given.refresh.items():
+        for token in mine:
+            found[f"introspect {token}"] = await opened.ledger.introspect(caller(given.grants[grant_id]), token)
+    return {question: _plain(answer) for question, answer in found.items()}
+
+
+def _looked_at(opened: Opened, given: Given, *, moments: bool) -> dict[str, Any]:
+    """Lists, histories and incidents. In a thread, as the server asks: a loop that stands still seems frozen."""
     found: dict[str, Any] = {}
     now = opened.clock.now
     with opened.store.reader() as reads:
@@ -198,15 +213,7 @@ async def answers(opened: Opened, given: Given, *, moments: bool = True) -> dict
             for at in asked:
                 told = grant_history.history(reads, grant_id, now, at=at, limit=2, discloses=True)
                 found[f"history {grant_id} at {at}"] = told
-    for token in (*(each for mine in given.refresh.values() for each in mine), *given.codes):
-        found[f"explain {token}"] = await opened.ledger.operators.explain(token)
-    for client_id, token in given.access:
-        found[f"explain {token}"] = await opened.ledger.operators.explain(token)
-        found[f"introspect {token}"] = await opened.ledger.introspect(caller(client_id), token)
-    for grant_id, mine in given.refresh.items():
-        for token in mine:
-            found[f"introspect {token}"] = await opened.ledger.introspect(caller(given.grants[grant_id]), token)
-    return {question: _plain(answer) for question, answer in found.items()}
+    return found
 
 
 def _pages(reads: Any, grant_id: str, now: int, limit: int) -> Iterator[Any]:

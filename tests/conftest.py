@@ -1,12 +1,18 @@
 """The two tiers: by default seeded and small, with `--full` the counts that the promises were made with."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+LACKING = [name for name in ("greenlet", "psycopg") if find_spec(name) is None]
+"""What the store on PostgreSQL needs and is not installed: no test is run then, for most of them need it, too."""
+
 # shared_server, own_server; place, made; postgres, postgres_url; what the chaos trials counted
-pytest_plugins = ["tests.postgres", "tests.engines", "tests.servers", "tests.places", "tests.chaos.figures"]
+pytest_plugins = (
+    [] if LACKING else ["tests.postgres", "tests.engines", "tests.servers", "tests.places", "tests.chaos.figures"]
+)
 FULL_TIMEOUT_SECONDS = 3600
 
 
@@ -16,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before the time-out's own plugin reads the option
 def pytest_configure(config: pytest.Config) -> None:
+    if LACKING:
+        raise pytest.UsageError(f"the tests need {' and '.join(LACKING)}: pip install -e '.[dev]'")
     # Slow cores make any single example late at times, which says nothing about the property.
     common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], stateful_step_count=50)
     settings.register_profile("default", common, max_examples=200, derandomize=True)

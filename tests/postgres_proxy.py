@@ -16,7 +16,8 @@ class Proxy:
     """A TCP proxy in threads. `cuts`: so many times the next batch that rotates a token loses its connection: `after`
     it was answered, which nobody hears then, `during` its work, or `before` it reached anybody. `parted`: nobody gets
     through, and who was through is cut off. `silent`: bytes are kept back in both directions, as by a network that
-    drops them, and come late; `mute`: those from the server alone. `held`: batches that were kept back."""
+    drops them, and come late; `mute`: those from the server alone; `catches`: batches that rotate a token, of which so
+    many were `held`."""
 
     to_port: int
     port: int = 0
@@ -26,6 +27,7 @@ class Proxy:
     parted: bool = False
     silent: threading.Event = field(default_factory=threading.Event)
     mute: threading.Event = field(default_factory=threading.Event)
+    catches: threading.Event = field(default_factory=threading.Event)
     held: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _listener: socket.socket | None = None
@@ -72,9 +74,10 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 20):
                 rotates = ROTATION in data
-                if self.silent.is_set():
-                    self.held += rotates
-                    self._keep_back(self.silent)
+                self._keep_back(self.silent)
+                if rotates and self.catches.is_set():
+                    self.held += 1
+                    self._keep_back(self.catches)
                 when = self._cut() if rotates else None
                 if when == "after":
                     lost.set()

@@ -226,7 +226,8 @@ async def trial_of_once_more(folder: Path) -> None:
             answer = await repeated.once_more(fields(token))
             assert answer is not None
             assert (200, "read openid profile") == (answer["status"], answer["scope"])
-            token = answer["refresh_token"]
+            retired, token = token, answer["refresh_token"]
+        assert await repeated.once_more(fields(retired)) is None
         assert await repeated.once_more(fields(token, client_secret=OTHER_SECRET)) is None
         assert await repeated.once_more(fields(token, scope="read")) is None
         assert await repeated.once_more(fields(token[:-1] + ("A" if token[-1] != "A" else "B"))) is None
@@ -236,7 +237,7 @@ async def trial_of_once_more(folder: Path) -> None:
         answer = await repeated.once_more(fields(token))
         assert answer is not None
         assert (400, "invalid_grant", "suspended") == (answer["status"], answer["error"], answer["reason"])
-        assert await repeated.once_more(fields(token)) is None  # presented once, it is known no more
+        assert answer == await repeated.once_more(fields(token))
 
         second = (await repeated.asked(fields(other["refresh_token"])))["refresh_token"]
         text = (folder / "clients.toml").read_text("utf-8").replace('"Secr3t!"', f'"{OTHER_SECRET}"')

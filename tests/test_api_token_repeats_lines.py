@@ -51,6 +51,9 @@ class Repeated:
     def rotations(self) -> int:
         return self.ledger.topics(self.grant_id).count("grant.token_rotated")
 
+    def wait_for_rotations(self, count: int) -> None:
+        eventually(lambda: self.rotations() == count, what="the commit")
+
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
@@ -59,7 +62,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     honest = TokenEndpoint.once_more
 
     def noted(*given: object) -> bool:
-        found.append(honest(*given))  # type: ignore[arg-type]
+        found.append(honest(*given))  # type: ignore[arg-type]  # whatever it is given
         return found[-1]
 
     monkeypatch.setattr(TokenEndpoint, "once_more", noted)
@@ -97,7 +100,7 @@ def test_an_answer_that_is_lost_is_given_again(
         client = new_client()
         client.line.send(client.request())
         if number % 2:
-            eventually(lambda one=client: one.rotations() == 4, what="the commit")  # type: ignore[misc]
+            client.wait_for_rotations(4)
         else:
             time.sleep(chance.uniform(0, 0.004))
         client.line.cut()

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -194,6 +195,14 @@ def test_ci_runs_the_readmes_test_command_as_it_stands(tmp_path: Path) -> None:
     assert commands == {name: read_by_ci(readme, name) for name in commands}
     assert "make\nmake check" == read_by_ci(readme.replace(commands["test"], "make\nmake check"), "test")
     assert "" == read_by_ci(readme.replace("command: test", "command: other"), "test")
+
+
+def test_without_the_driver_of_postgresql_one_line_says_what_the_tests_need() -> None:
+    """An environment that is not whole is told apart from a test that fails."""
+    program = "import sys, pytest; sys.modules['psycopg'] = None; sys.exit(pytest.main(['-q', 'tests/test_house.py']))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=HOUSE, capture_output=True, text=True, check=False)
+    assert pytest.ExitCode.USAGE_ERROR == done.returncode
+    assert ("", "ERROR: the tests need psycopg: pip install -e '.[dev]'") == (done.stdout.strip(), done.stderr.strip())
 
 
 def test_every_dependency_is_pinned_with_its_hashes() -> None:

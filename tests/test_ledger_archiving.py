@@ -54,7 +54,8 @@ async def asked(folder: Path, given: Given, clock: Clock) -> list[Any]:
     async with reopened(folder, clock) as opened:
         before = await answers(opened, given)
         outcomes = await presented(opened, given, Random("order"))
-        return compared(folder, 0, [before, outcomes, await answers(opened, given)])
+        after = await answers(opened, given)
+    return compared(folder, 0, [before, outcomes, after])
 
 
 def compared(folder: Path, since: int, told: list[Any]) -> list[Any]:
@@ -160,6 +161,7 @@ TWINS = (
 )
 
 
+@only_on_sqlite  # what is broken is the same code on either store
 @pytest.mark.parametrize("breaking", TWINS, ids=lambda twin: twin.__name__)
 @pytest.mark.usefixtures("made_small")
 async def test_a_ledger_that_reads_its_archive_wrongly_is_caught(
@@ -184,9 +186,11 @@ def checked(folder: Path) -> Any:
 
 
 @pytest.mark.usefixtures("made_small")
-async def test_archiving_while_things_go_on_changes_nothing(tmp_path: Path, count: Callable[[int, int], int]) -> None:
+async def test_archiving_while_things_go_on_changes_nothing(
+    tmp_path: Path, count: Callable[[int, int], int], each_store: str
+) -> None:
     """I-23: a ledger that is archived again and again, to any moment, goes on like one that never is."""
-    for seed in range(count(2, 40)):
+    for seed in range(count(2, 40) if each_store == "sqlite" else count(1, 10)):
         one = tmp_path / f"{seed}" / "ledger"
         one.parent.mkdir()
         mine, clock = await lived(one, seed, 20)

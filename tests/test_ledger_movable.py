@@ -81,7 +81,7 @@ async def test_a_grant_moves_whole_once_it_is_over(
         assert to_v == movable_to(opened, f"grant:{answer.grant_id}", opened.clock.now)
         loaded = opened.ledger.memory.streams[f"grant:{answer.grant_id}"]
         with opened.store.reader() as reads:
-            assert (state, reason, to_v > 0) == Judging(reads, opened.clock.now).standing(loaded.aggregate)  # type: ignore[arg-type]
+            assert (state, reason, to_v > 0) == Judging(reads, opened.clock.now).standing(loaded.aggregate)  # type: ignore[arg-type]  # a grant's
 
 
 async def test_a_grant_that_no_event_says_is_expired_moves_once_its_time_was_long_over(tmp_path: Path) -> None:

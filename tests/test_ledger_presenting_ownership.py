@@ -177,7 +177,7 @@ async def test_many_contexts_of_one_grant_are_all_kept_and_few_remembered(tmp_pa
             opened.clock.pass_seconds(1)
             answer = await opened.refresh(answer, source=Source(f"192.0.2.{n}", "app/1"))
         assert [(40,)] == opened.rows("SELECT count(*) FROM private_contexts")
-        assert len(opened.ledger.memory.streams[f"grant:{answer.grant_id}"].contexts) <= 16
+        assert 0 < len(opened.ledger.memory.streams[f"grant:{answer.grant_id}"].contexts or ()) < 16
         opened.check_memory()
     check_ledger(opened.path)
 

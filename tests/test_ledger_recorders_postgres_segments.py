@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from api.rebuilding import Rebuilding
 from ledger.answers import Source, TokenAnswer
 from ledger.archiving import Archiving, Report
 from ledger.moving import Moving
@@ -22,7 +23,7 @@ from ledger.recorders import postgres_archive, postgres_segments
 from ledger.recorders.errors import ArchiveDamaged, StoreBusy
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_segments import PostgresSegments
-from ledger.refusals import LedgerError
+from ledger.refusals import LedgerError, Refusal, Refused
 from ledger.segments import line_of
 from tests.archives import archive, made_small
 from tests.engines import alter, url_of
@@ -76,8 +77,9 @@ async def test_one_process_archives_at_a_time(tmp_path: Path) -> None:
         first, second = segments_of(one), segments_of(other)
         assert first.claim(regular=False)
         assert not second.claim(regular=False)
-        with pytest.raises(StoreBusy, match="another process archives"):
+        with pytest.raises(Refused) as turned_away:
             await archive(other)
+        assert turned_away.value.refusal is Refusal.CONFLICT
         first.release(0.0)
         assert second.claim(regular=False)
         assert 1 == alter(one.path, "UPDATE archiver SET until = now() - interval '1 second'")
@@ -110,7 +112,7 @@ async def test_two_runs_at_once_are_one(tmp_path: Path) -> None:
         found = await asyncio.gather(archive(one), archive(other), return_exceptions=True)
         (report,) = [each for each in found if isinstance(each, Report)]
         (turned_away,) = [each for each in found if not isinstance(each, Report)]
-        assert isinstance(turned_away, StoreBusy)
+        assert isinstance(turned_away, Refused)
         assert 6 * 10 <= report.events
     check_ledger(tmp_path / "ledger.db")
 
@@ -203,6 +205,32 @@ async def test_workers_refresh_what_is_being_moved(tmp_path: Path, count: Callab
             ((v,),) = told(one.path, f"SELECT v FROM streams WHERE name = 'grant:{answer.grant_id}'")
             assert 1 + 2 * (30 + refreshed) == v
         assert (await archive(other, before)).events == 0
+    check_ledger(tmp_path / "ledger.db")
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_a_rebuild_that_heals_meanwhile_finds_every_event_once(tmp_path: Path) -> None:
+    """I-13, I-14: it looks at a moment, and again under the lock of authority; what moves in between it neither misses
+    nor counts twice."""
+    async with two_workers(tmp_path) as (one, other):
+        await ended_grants(one)
+        one.clock.pass_seconds(1)
+        before = one.clock.now
+        assert alter(one.path, "UPDATE current_tokens_v1 SET scope = 'all'") == 7
+        lines: list[Any] = []
+        running = asyncio.create_task(archive(other, before))
+        rebuilds = 0
+        while not running.done() or not rebuilds:
+            await Rebuilding(one.ledger).run(lines.append)
+            alter(one.path, "UPDATE current_tokens_v1 SET scope = 'all'")
+            rebuilds += 1
+        assert (await running).events >= 60
+        found = [line for line in lines if "healed" in line]
+        assert [(True, True)] * rebuilds == [(each["healed"], each["history_holds"]) for each in found], lines[-1]
+        await Rebuilding(one.ledger).run(lines.append)
+        assert {("current_tokens_v1", "scope")} == {
+            (each["table"], each["column"]) for each in lines[-1]["differences"]
+        }
     check_ledger(tmp_path / "ledger.db")
 
 

@@ -100,7 +100,8 @@ async def asked(folder: Path, given: Given, clock: Clock) -> list[Any]:
         last = opened.ledger.acknowledged_position
         before = await answers(opened, given, moments=False)
         outcomes = await presented(opened, given, Random("order"))
-        return compared(folder, last, [before, outcomes, await answers(opened, given, moments=False)])
+        after = await answers(opened, given, moments=False)
+    return compared(folder, last, [before, outcomes, after])
 
 
 @pytest.mark.usefixtures("made_small")

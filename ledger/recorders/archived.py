@@ -82,14 +82,16 @@ _OF_SEGMENT: Final = f"{_PIECE} WHERE a.segment = ? ORDER BY a.at_byte, a.line"
 
 PIECES_A_PAGE: Final = 50
 
-_STREAMS: Final = "SELECT id, name, v, position, head, state FROM streams"
-_MOVABLE: Final = (
-    "SELECT s.id, s.name, s.v, s.position, s.head, CASE WHEN s.v > coalesce(a.to_v, 0) THEN s.state END, a.to_v, a.head"
-    " FROM ({}) s LEFT JOIN archived a ON a.stream = s.id"
-    " AND a.to_v = (SELECT max(b.to_v) FROM archived b WHERE b.stream = s.id) ORDER BY s.id"
+_STREAMS: Final = (
+    "SELECT t.id, t.name, t.v, t.position, t.head, t.state,"
+    " (SELECT max(b.to_v) FROM archived b WHERE b.stream = t.id) AS moved_v FROM streams t"
 )
-MOVABLE_FIRST: Final = _MOVABLE.format(f"{_STREAMS} ORDER BY id LIMIT ?")
-MOVABLE_AFTER: Final = _MOVABLE.format(f"{_STREAMS} WHERE id > ? ORDER BY id LIMIT ?")
+_MOVABLE: Final = (
+    "SELECT s.id, s.name, s.v, s.position, s.head, CASE WHEN s.v > coalesce(s.moved_v, 0) THEN s.state END, s.moved_v,"
+    " (SELECT a.head FROM archived a WHERE a.stream = s.id AND a.to_v = s.moved_v) FROM ({}) s ORDER BY s.id"
+)
+MOVABLE_FIRST: Final = _MOVABLE.format(f"{_STREAMS} ORDER BY t.id LIMIT ?")
+MOVABLE_AFTER: Final = _MOVABLE.format(f"{_STREAMS} WHERE t.id > ? ORDER BY t.id LIMIT ?")
 """Streams by key, a page of them whether they have events outside the archive or not: with those that have, the
 snapshot; and the last version of those inside with its hash. It is streams that are counted, so however many lie in the
 archive whole a page takes no longer."""

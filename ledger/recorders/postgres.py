@@ -53,12 +53,12 @@ _GRANTS: Final = (
 )
 _END: Final = "SELECT greatest((SELECT max(position) FROM events), (SELECT position_floor FROM control))"
 _HORIZON: Final = (
-    f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608
+    f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608  # words of ours alone
     " + (SELECT position_offset FROM control)"
 )
 _OTHERS: Final = "FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid()"
 # Not where its commit waits for a standby: whoever ends such a wait lets everybody see what no standby has.
-_END_OLD: Final = f"SELECT CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) END {_OTHERS}"  # noqa: S608
+_END_OLD: Final = f"SELECT CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) END {_OTHERS}"  # noqa: S608  # words of ours alone
 _END_WAITS: Final = f"SELECT pg_terminate_backend(pid) {_OTHERS}"
 # By index, always, and planned once: a plan that was made while a table was small, or not counted yet, would read all
 # of it at every batch by the time that it is large.
@@ -173,7 +173,7 @@ class PostgresStore:
             connection.execute("BEGIN")
             connection.execute(f"SELECT pg_advisory_xact_lock({postgres_schema.LOCK})")
             if connection.execute(question.encode()).fetchone() == (True,):
-                lifted = f"UPDATE control SET position_offset = position_offset + ({_END}) + 1 - ({_HORIZON})"  # noqa: S608
+                lifted = f"UPDATE control SET position_offset = position_offset + ({_END}) + 1 - ({_HORIZON})"  # noqa: S608  # words of ours alone
                 connection.execute(lifted.encode())
             connection.execute("COMMIT")
 

@@ -35,7 +35,7 @@ PARAMETERS: Final = (
 )  # fmt: skip
 
 APPEND: Final = (
-    "SELECT told_control, told_serial, base, lost FROM ledger_append("  # noqa: S608
+    "SELECT told_control, told_serial, base, lost FROM ledger_append("
     + ", ".join(f"${number}::{kind}" for number, (_, kind) in enumerate(PARAMETERS, 1))
     + ")"
 )
@@ -205,7 +205,7 @@ def _insert(
 
 def _delete(key: str, table: str, columns: Sequence[tuple[str, str]], where: str) -> tuple[str, str]:
     values = ", ".join(f"{_value(place, kind)} AS {name}" for place, (name, kind) in enumerate(columns, 1))
-    return key, f"DELETE FROM {table} AS t USING (SELECT {values} {_FROM.format(key=key)}) AS m WHERE {where}"  # noqa: S608
+    return key, f"DELETE FROM {table} AS t USING (SELECT {values} {_FROM.format(key=key)}) AS m WHERE {where}"
 
 
 def _private() -> Iterator[tuple[str, str]]:
@@ -229,14 +229,14 @@ def _private() -> Iterator[tuple[str, str]]:
     )  # fmt: skip
     yield _insert("keep_reason", "private_reasons", (stream, ("v", "int"), ("salt", "bytea"), ("text", "text")))
     streams = f"SELECT {_value(1, 'uuid')} AS stream {_FROM.format(key='forget_nonce')}"
-    forgotten = f"UPDATE private_grants AS t SET nonce = NULL FROM ({streams}) AS m WHERE t.stream = m.stream"  # noqa: S608
+    forgotten = f"UPDATE private_grants AS t SET nonce = NULL FROM ({streams}) AS m WHERE t.stream = m.stream"
     yield "forget_nonce", forgotten
     asked = "jsonb_array_elements(p_rows->'prune_single_use') AS r"
     old = (
-        f"SELECT mac FROM single_use WHERE expires_at < (SELECT min((r->>1)::bigint) FROM {asked})"  # noqa: S608
+        f"SELECT mac FROM single_use WHERE expires_at < (SELECT min((r->>1)::bigint) FROM {asked})"
         f" ORDER BY expires_at LIMIT (SELECT 2 * count(*) FROM {asked}) FOR UPDATE SKIP LOCKED"
     )
-    yield "prune_single_use", f"DELETE FROM single_use WHERE mac IN ({old})"  # noqa: S608
+    yield "prune_single_use", f"DELETE FROM single_use WHERE mac IN ({old})"
     yield from _erased(stream, lookup, subject_id)
     probed = "SELECT 'probe', max(r->>1) FROM jsonb_array_elements(p_rows->'probe') AS r"
     then = "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
@@ -271,6 +271,6 @@ def _written(key: str, write: Write, types: Mapping[tuple[str, str], str]) -> tu
     values = ", ".join(f"{_value(place, kind)} AS {name}" for place, (name, kind) in enumerate(columns, 1))
     settings = ", ".join(f"{name} = m.{name}" for name in write.columns)
     return key, (
-        f"UPDATE {write.table} AS t SET {settings} FROM (SELECT {values} {_FROM.format(key=key)}) AS m"  # noqa: S608
+        f"UPDATE {write.table} AS t SET {settings} FROM (SELECT {values} {_FROM.format(key=key)}) AS m"
         f" WHERE t.{write.key} = m.{write.key}"
     )

@@ -29,7 +29,7 @@ PAUSE_SECONDS: Final = 0.002
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # In one message with BEGIN: the first statement of the transaction takes its snapshot.
 _MOMENT: Final = (
-    f"SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << {POSITION_BITS}) + position_offset,"  # noqa: S608
+    f"SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << {POSITION_BITS}) + position_offset,"  # noqa: S608  # words of ours alone
     " (SELECT coalesce(max(position), 0) FROM events) FROM control"
 )
 

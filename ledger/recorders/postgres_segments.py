@@ -40,7 +40,7 @@ _HELD: Final = (
     " WHERE holder = $1 RETURNING 1)"
 )
 _KEEP: Final = _HELD + " SELECT 1 FROM held"  # noqa: S608  # a statement of ours
-_WRITE: Final = _HELD + ", done AS ({}) SELECT 1 FROM held"  # noqa: S608
+_WRITE: Final = _HELD + ", done AS ({}) SELECT 1 FROM held"  # noqa: S608  # words of ours alone
 _ADD_PAGE: Final = _WRITE.format("INSERT INTO segment_pages SELECT $3::bigint, $4::bigint, $5::bytea FROM held")
 _CLOSE: Final = _WRITE.format("INSERT INTO whole_segments SELECT $3::bigint, $4::text, $5::bigint FROM held")
 _CLEAR: Final = _WRITE.format("DELETE FROM segment_pages USING held WHERE segment >= $3::bigint")

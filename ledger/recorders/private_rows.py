@@ -15,9 +15,9 @@ PRUNE_SINGLE_USE: Final = (
 )
 
 _GRANTS: Final = "SELECT stream FROM private_grants WHERE subject_id = ?"
-ERASE_CONTEXTS: Final = f"DELETE FROM private_contexts WHERE stream IN ({_GRANTS})"  # noqa: S608
+ERASE_CONTEXTS: Final = f"DELETE FROM private_contexts WHERE stream IN ({_GRANTS})"  # noqa: S608  # words of ours alone
 ERASE_REASONS: Final = (
-    "DELETE FROM private_reasons WHERE event_id IN (SELECT r.event_id FROM private_reasons r JOIN streams s"  # noqa: S608
+    "DELETE FROM private_reasons WHERE event_id IN (SELECT r.event_id FROM private_reasons r JOIN streams s"  # noqa: S608  # words of ours alone
     f" ON r.event_id >= s.name || '/' AND r.event_id < s.name || '0' WHERE s.id IN ({_GRANTS}))"
 )
 ERASE_OWN_REASONS: Final = "DELETE FROM private_reasons WHERE event_id >= ? || '/' AND event_id < ? || '0'"

@@ -71,7 +71,7 @@ class Piece(NamedTuple):
 class Work:
     """Everything that one transaction is to write. Filled by the commit path, emptied by nobody: one a batch."""
 
-    __slots__ = ("_projecting", "control", "events", "inline", "made", "moved", "private", "rows", "serial")
+    __slots__ = ("_heeded", "_projecting", "control", "events", "inline", "made", "moved", "private", "rows", "serial")
 
     def __init__(self, inline: Sequence[Inline]) -> None:
         self.inline = inline
@@ -79,6 +79,7 @@ class Work:
         self.made: list[tuple[object, ...]] = []
         self.moved: list[tuple[object, ...]] = []
         self.rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in inline]
+        self._heeded = frozenset[type[AnyEvent]]().union(*[each.heeds for each in inline])
         self._projecting = [(each.rows, rows) for each, rows in zip(inline, self.rows, strict=True)]
         self.private: list[tuple[str, tuple[object, ...]]] = []
         self.control: int | None = None
@@ -96,6 +97,8 @@ class Work:
 
     def project(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> None:
         """Add the inline projections' rows for one command's events of one stream."""
+        if self._heeded.isdisjoint(map(type, events)):  # nearly every command
+            return
         for project, rows in self._projecting:
             for index, parameters in project(events, positions):
                 rows[index].append(parameters)

@@ -131,6 +131,12 @@ def check_events(events: int, found: Found) -> None:
     assert events == expected, f"{events} events for {rotations} rotations and {found.answers} answers"
 
 
+def started(server: Server, workers: int) -> None:
+    """Start a node and wait until all of its workers serve."""
+    server.start()
+    eventually(lambda: server.log().count(" event=serving ") >= workers, what="all workers")
+
+
 @contextmanager
 def serving(postgres: Postgres, folder: Path, *, grants: int, nodes: int = 1, workers: int = 1) -> Iterator[Nodes]:
     """Nodes on a database of their own, which holds so many grants; each node so many workers."""
@@ -146,8 +152,7 @@ def serving(postgres: Postgres, folder: Path, *, grants: int, nodes: int = 1, wo
         servers.append(other)
     try:
         for server in servers:
-            server.start()
-            eventually(lambda: server.log().count(" event=serving ") >= workers, what="all workers")  # noqa: B023
+            started(server, workers)
         assert postgres.process is not None
         tokens = (first / TOKENS).read_text("ascii").split()
         yield Nodes(servers, tokens, lambda: events_on(url), postgres.process.pid)

@@ -102,8 +102,7 @@ def two_nodes(
 
 def end_well(nodes: Nodes, chains: Sequence[Chain]) -> None:
     """Both are ready; every client asks once more, wherever it likes; both end in order, and the store is whole."""
-    for node in nodes.both:
-        eventually(lambda node=node: node.health("/readyz") == 200, what="readiness")  # type: ignore[misc]
+    eventually(lambda: all(node.health("/readyz") == 200 for node in nodes.both), within_seconds=20.0, what="readiness")
     converge(chains)
     report(faults_of(list(chains)))
     for node in nodes.both:

@@ -109,13 +109,18 @@ def test_a_killed_server_that_comes_back(
         figures(record_property, chains)
 
 
+def cut_one(way: Proxy) -> None:
+    """Cut the next connection that a batch is written on."""
+    before, way.cuts = way.cut, 1
+    eventually(lambda: way.cut > before, what="a batch to cut")
+
+
 def cut_commits(way: Proxy, load: Load, cuts: int) -> None:
     """Let so many batches lose their connections while somebody waits for them: answered, under way, not begun."""
     chance = Random(SEED)
     for number in range(cuts):
         way.cut_when = ("after", "during", "before")[number % 3]
-        before, way.cuts = way.cut, 1
-        eventually(lambda before=before: way.cut > before, what="a batch to cut")  # type: ignore[misc]
+        cut_one(way)
         time.sleep(chance.uniform(0.0, 0.1))
     goes_on(load)
 

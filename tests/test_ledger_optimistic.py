@@ -13,10 +13,11 @@ from ledger import operating
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.commits import Commits
-from ledger.recorders import postgres_append
+from ledger.recorders import postgres_append, postgres_reading
 from ledger.recorders.postgres import PostgresStore
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.single_use import SingleUse
+from ledger.times import SECOND
 from tests.engines import url_of
 from tests.ledgers import (
     ELSEWHERE,
@@ -309,6 +310,39 @@ async def test_keys_that_nothing_holds_to_be_unique_issue_twice(tmp_path: Path) 
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("ALTER TABLE idempotency_keys DROP CONSTRAINT idempotency_keys_pkey")
         assert 2 in [len(await _issued_at_once(one, other, f"key-{n}")) for n in range(10)]
+
+
+async def _ended_once_more(folder: Path) -> Refusal | None:
+    """A person is ended, has a new grant by a node whose clock is behind, and is ended again: how it is refused then,
+    None where it lives."""
+    async with (
+        open_ledger(folder, clock=Clock(START + 10 * SECOND)) as one,
+        open_ledger(folder, clock=Clock(START), seed=2, clients=None) as other,
+    ):
+        first = await one.issue("alice")
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        second = await other.issue("alice")
+        assert second.grant_id < first.grant_id, "by its id it is the older one"
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        try:
+            await other.refresh(second)
+        except Refused as refused:
+            return refused.refusal
+        return None
+
+
+async def test_what_was_issued_last_is_told_by_the_log_and_by_no_clock(tmp_path: Path) -> None:
+    """I-06: an end that comes after an issue ends it, whatever the two nodes' clocks say."""
+    assert Refusal.REVOKED_BY_SUBJECT == await _ended_once_more(tmp_path)
+
+
+async def test_grants_in_the_order_of_their_ids_leave_one_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin: the newest by its id is an older one, so nothing seems to be left to end."""
+    by_id = postgres_reading._NEWEST_GRANT["subject_id"].replace("p.begun DESC", "p.stream DESC")
+    monkeypatch.setitem(postgres_reading._NEWEST_GRANT, "subject_id", by_id)
+    assert await _ended_once_more(tmp_path) is None
 
 
 async def test_a_crowd_with_one_token_over_two_nodes(tmp_path: Path, count: Callable[[int, int], int]) -> None:

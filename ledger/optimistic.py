@@ -234,6 +234,7 @@ class OptimisticBatch(Batch):
         streams.used.clear()
         self.store.rollback()
         memory.position = self.store.last()
+        self.last_at = None  # nothing of it may be acknowledged: its positions are places that came to nothing
         if self._authority_touched:
             self._forget_authority()
 

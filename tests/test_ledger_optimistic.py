@@ -13,8 +13,10 @@ from ledger import operating
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.commits import Commits
+from ledger.log_end import LogEnd
 from ledger.recorders import postgres_append, postgres_reading
 from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.premises import BASE
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.single_use import SingleUse
 from ledger.times import SECOND
@@ -383,6 +385,27 @@ async def test_clients_that_one_node_changes_rule_on_the_other(tmp_path: Path) -
         answer = await other.refresh(await other.issue())
         await one.apply(client(scope=("read",)), operators=OPERATORS)
         assert ("read",) == (await other.refresh(answer)).scope
+
+
+async def test_what_is_acknowledged_is_never_a_place_in_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is decided again was not written: a head file that named its end would say of every log that it had
+    lost its own."""
+    told: list[int] = []
+    acknowledge = LogEnd.acknowledge
+
+    def noted(self: LogEnd, position: int, at: str) -> None:
+        told.append(position)
+        acknowledge(self, position, at)
+
+    monkeypatch.setattr(LogEnd, "acknowledge", noted)
+    monkeypatch.setattr(Commits, "look", lambda self: None)
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await one.apply(client(), client("another"), operators=OPERATORS)
+        assert (await other.refresh(answer)).position == told[-1]
+        assert max(told) < BASE
 
 
 async def test_a_clients_file_of_yesterday_is_refused_by_whichever_node(tmp_path: Path) -> None:

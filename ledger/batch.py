@@ -6,7 +6,7 @@ forgotten (`Batch.forget`) and read again.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from ledger import snapshots
 from ledger.answers import Source
@@ -20,7 +20,7 @@ from ledger.randomness import Randomness
 from ledger.recorders.errors import ArchiveDamaged, Withheld
 from ledger.recorders.premises import Written
 from ledger.recorders.private_rows import PROBE
-from ledger.recorders.rows import Head, StoredEvent, Work
+from ledger.recorders.rows import GrantsOf, Head, StoredEvent, StreamKey, Work
 from ledger.recorders.store import Store
 from ledger.refusals import Forgotten, Unavailable
 from ledger.uses import Uses
@@ -50,7 +50,7 @@ class Loaded:
     )  # fmt: skip
 
     def __init__(
-        self, name: str, id: int, v: int, position: int, head: str | None, aggregate: snapshots.Aggregate
+        self, name: str, id: StreamKey, v: int, position: int, head: str | None, aggregate: snapshots.Aggregate
     ) -> None:
         self.name = name
         self.id = id
@@ -102,7 +102,7 @@ class Memory:
         self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
         self.credentials_moved = False
         self._command_ids: list[str] = []
-        self.position, self.stream_id = store.last()
+        self.position = store.last()
 
     def new_command_id(self) -> str:
         """32 lower-case hex digits, used once."""
@@ -117,7 +117,7 @@ class Memory:
 
     def read_anew(self, control: int) -> None:
         """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing."""
-        self.position, self.stream_id = self.store.last()
+        self.position = self.store.last()
         if not isinstance(self.streams, Uses):
             self.forget_everything()
             self.authority.reload(self.store.within(), control)
@@ -270,15 +270,13 @@ class Batch:
                 return position, body
         raise LookupError(f"{name}/{v} is neither in the store nor in this batch")
 
-    def issued_since(self, column: Literal["client_id", "subject_id"], value: str, unbounded: int) -> bool:
+    def issued_since(self, column: GrantsOf, value: str, unbounded: int) -> bool:
         """Whether a grant of this client or person was issued under the epoch number `unbounded` or a later one: a
         further raise would end it."""
-        newest = self.store.within().select(
-            "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"  # noqa: S608  # one of two columns
-            f" WHERE p.{column} = ? ORDER BY p.stream DESC LIMIT 1",
-            (value,),
-        )
-        names = [*(str(name) for (name,) in newest), *(name for name, (_, v) in self._touched.items() if v == 0)]
+        names = [name for name, (_, v) in self._touched.items() if v == 0]
+        newest = self.store.within().newest_grant(column, value)
+        if newest is not None:
+            names.append(newest)
         epoch = "client_epoch" if column == "client_id" else "subject_epoch"
         return any(
             isinstance(loaded.aggregate, Grant)
@@ -340,7 +338,7 @@ class Batch:
         if loaded.name not in self._touched:
             self._touched[loaded.name] = (loaded, loaded.v)
             if not loaded.v:
-                loaded.id = memory.stream_id = memory.stream_id + 1
+                loaded.id = self.store.new_key(loaded.name)
                 memory.streams[loaded.name] = loaded
         positions, rows, id = [], self.work.events, loaded.id
         position, back, head, v = memory.position, loaded.position, loaded.head, loaded.v
@@ -428,7 +426,7 @@ class Batch:
             memory.streams.pop(name, None)
         try:
             self.store.rollback()
-            memory.position, memory.stream_id = self.store.last()
+            memory.position = self.store.last()
             if self._authority_touched:
                 memory.authority.reload(self.store.within(), -1)
         finally:

@@ -10,7 +10,7 @@ from ledger import movable
 from ledger.events import AnyEvent, decode
 from ledger.movable import Judging, Movable
 from ledger.recorders.archived import next_number
-from ledger.recorders.rows import Reads
+from ledger.recorders.rows import Reads, StreamKey
 from ledger.recorders.store import Store
 from ledger.segments import SegmentWriter, line_of
 
@@ -26,7 +26,7 @@ class Copying:
     def __init__(self, store: Store, before: int) -> None:
         self._store = store
         self._before = before
-        self._after: int | None = None
+        self._after: StreamKey | None = None
         self._over = False
 
     def segment(self) -> str | None:

@@ -66,12 +66,10 @@ def _issued_before(batch: Batch, mac: bytes) -> tuple[Loaded, Grant] | None:
     """The grant that was issued under an Idempotency-Key, in the store or earlier in this batch."""
     grant_id = batch.idempotency.get(mac)
     if grant_id is None:
-        rows = batch.store.within().select(
-            "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream WHERE p.idempotency_mac = ?", (mac,)
-        )
-        if not rows:
+        name = batch.store.within().grant_of_key(mac)
+        if name is None:
             return None
-        grant_id = str(rows[0][0]).removeprefix("grant:")
+        grant_id = name.removeprefix("grant:")
     found = batch.grant(grant_id)
     assert found is not None
     return found if found[0].private is not None else None  # its person is erased in this very batch, the key with it

@@ -8,7 +8,7 @@ from ledger.epochs import Epoch, Subject
 from ledger.events import decode
 from ledger.grant import Grant
 from ledger.recorders.archived import MOVABLE_AFTER, MOVABLE_FIRST
-from ledger.recorders.rows import Reads
+from ledger.recorders.rows import Reads, StreamKey
 
 STREAMS_A_PAGE: Final = 200
 PART_EVENTS_MIN: Final = 128
@@ -19,7 +19,7 @@ class Movable(NamedTuple):
     """A stream, and what of it may move: its versions after `moved_v`, the last moved one hashing to `head`. Of one
     with nothing outside the archive, or whose snapshot cannot be read, `aggregate` is None."""
 
-    id: int
+    id: StreamKey
     name: str
     v: int
     position: int
@@ -28,8 +28,8 @@ class Movable(NamedTuple):
     aggregate: snapshots.Aggregate | None
 
 
-def streams(reads: Reads, after: int | None) -> list[Movable]:
-    """The next streams by number, None for the first ones; none where all have been told."""
+def streams(reads: Reads, after: StreamKey | None) -> list[Movable]:
+    """The next streams by key, None for the first ones; none where all have been told."""
     found = (
         reads.select(MOVABLE_FIRST, (STREAMS_A_PAGE,))
         if after is None

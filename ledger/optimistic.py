@@ -203,7 +203,7 @@ class OptimisticBatch(Batch):
             if type(answer) is TokenAnswer and answer.position >= BASE:
                 force_setattr(answer, "position", answer.position - BASE + written.base)
         self._make_real(written)
-        memory.position, memory.stream_id = self.store.last()
+        memory.position = self.store.last()
         if written.lost and (self.work.control is not None or self.work.serial is not None):
             self._forget_authority()
         return kept, again
@@ -217,8 +217,6 @@ class OptimisticBatch(Batch):
         for name, (loaded, _) in self._touched.items():
             if work.unit_of[name] not in written.lost:
                 loaded.position += base - BASE
-                if loaded.id >= BASE:
-                    loaded.id += base - BASE
         self.last_at = None
         for position, id, _, _, body in reversed(work.events):
             if work.unit_of[work.names[id]] not in written.lost:
@@ -235,7 +233,7 @@ class OptimisticBatch(Batch):
             streams.pop(name, None)
         streams.used.clear()
         self.store.rollback()
-        memory.position, memory.stream_id = self.store.last()
+        memory.position = self.store.last()
         self.last_at = None  # nothing of it may be acknowledged: its positions are places that came to nothing
         if self._authority_touched:
             self._forget_authority()

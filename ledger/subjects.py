@@ -101,7 +101,7 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
         batch.append(loaded, [event])
     batch.private(None, ERASE_CONTEXTS, subject_id)
     batch.private(None, ERASE_REASONS, subject_id)
-    batch.private(None, ERASE_OWN_REASONS, f"subject:{subject_id}/", f"subject:{subject_id}0")
+    batch.private(None, ERASE_OWN_REASONS, loaded.name, loaded.name)
     batch.private(None, ERASE_GRANTS, subject_id)
     batch.private(None, ERASE_SUBJECT, lookup, subject_id)
     batch.subjects[lookup] = None

@@ -18,7 +18,7 @@ from ledger.batch import Batch
 from ledger.decisions import Decisions
 from ledger.recorders import archived
 from ledger.recorders.errors import ArchiveDamaged
-from ledger.recorders.rows import Piece
+from ledger.recorders.rows import Piece, StreamKey
 from ledger.recorders.store import Store
 from ledger.segments import Block, event_of, number_of, withheld
 from ledger.threads import in_thread
@@ -32,7 +32,7 @@ class Moved(NamedTuple):
     segment: int
     at_byte: int
     withheld: int
-    stream: int
+    stream: StreamKey
     to_v: int
     before: int
 

@@ -7,7 +7,7 @@ import msgspec
 
 from ledger import snapshots
 from ledger.inline import Inline
-from ledger.recorders.rows import Reads
+from ledger.recorders.rows import Reads, StreamKey
 from ledger.snapshots import Aggregate
 from projections.replay import Replay, ReplayedStream
 
@@ -199,18 +199,15 @@ def compare_streams(replay: Replay, reads: Reads, found: Found) -> None:
 
 
 def _live_streams(reads: Reads) -> Iterator[tuple[Any, ...]]:
-    last = 0
-    while page := reads.select(
-        "SELECT id, name, v, position, head, state, generation, last_redeemed_at, idle_expires_at FROM streams"
-        " WHERE id > ? ORDER BY id LIMIT ?",
-        (last, PAGE_ROWS),
-    ):
+    start = "SELECT id, name, v, position, head, state, generation, last_redeemed_at, idle_expires_at FROM streams"
+    page = reads.select(f"{start} ORDER BY id LIMIT ?", (PAGE_ROWS,))
+    while page:
         yield from page
-        last = int(str(page[-1][0]))
+        page = reads.select(f"{start} WHERE id > ? ORDER BY id LIMIT ?", (page[-1][0], PAGE_ROWS))
 
 
 def _replayed_streams(replay: Replay) -> Iterator[tuple[Any, ...]]:
-    last = 0
+    last: StreamKey | None = None
     while page := replay.streams_after(last, PAGE_ROWS):
         yield from page
         last = page[-1].id

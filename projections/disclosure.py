@@ -10,7 +10,7 @@ import msgspec
 
 from ledger.events import AnyEvent
 from ledger.private import context_value
-from ledger.recorders.rows import Reads
+from ledger.recorders.rows import Reads, StreamKey
 
 _CONTEXTS: Final = ("context", "first_context", "last_context")
 
@@ -26,7 +26,7 @@ class Disclosed(msgspec.Struct, frozen=True):
 class _Grant(msgspec.Struct, frozen=True):
     """What of a grant's private row opens its commitments."""
 
-    stream: int
+    stream: StreamKey
     salt: bytes
     device: str | None
     session: str | None
@@ -74,12 +74,8 @@ class Disclosure:
 
     def reason(self, event_id: str) -> Disclosed | None:
         """Why an operator acted, in their own words."""
-        rows = self._reads.select("SELECT salt, text FROM private_reasons WHERE event_id = ?", (event_id,))
-        if not rows:
-            return None
-        salt, text = rows[0]
-        assert isinstance(salt, bytes)
-        return Disclosed(salt.hex(), "reason", str(text))
+        found = self._reads.reason(event_id)
+        return None if found is None else Disclosed(found[0].hex(), "reason", found[1])
 
     def _given(self, stream: str, name: str) -> Disclosed | None:
         grant = self._grant(stream)

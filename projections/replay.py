@@ -20,7 +20,7 @@ from ledger import snapshots
 from ledger.events import AnyEvent, decode
 from ledger.inline import Inline, Write
 from ledger.recorders.errors import ArchiveDamaged
-from ledger.recorders.rows import Piece, RawEvent, Reads
+from ledger.recorders.rows import Piece, RawEvent, Reads, StreamKey
 
 PAGE_EVENTS: Final = 1_000
 PAGE_PIECES: Final = 100
@@ -39,7 +39,7 @@ class Broken(NamedTuple):
 class ReplayedStream(NamedTuple):
     """The head that a stream must have: as in the table `streams`."""
 
-    id: int
+    id: StreamKey
     name: str
     v: int
     position: int
@@ -63,7 +63,7 @@ class _Open:
         self.aggregate = aggregate
 
     def row(self) -> tuple[object, ...]:
-        """As it stands in `replayed`, but for its number."""
+        """As it stands in `replayed`, but for its key."""
         state = snapshots.encode(self.v, self.head, self.aggregate)
         return self.name, self.v, self.position, self.head, state, *snapshots.asked(self.aggregate)
 
@@ -76,23 +76,23 @@ class Replay:
         self.position = 0
         self.events = 0
         self.broken: list[Broken] = []
-        self._broken_streams: set[int] = set()
-        self._open: dict[int, _Open] = {}
+        self._broken_streams: set[StreamKey] = set()
+        self._open: dict[StreamKey, _Open] = {}
         self._command: list[AnyEvent] = []
         self._positions: list[int] = []
-        self._key: tuple[int, str] = (0, "")
+        self._key: tuple[StreamKey, str] = (0, "")
         self._rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in self.inline]
         # An empty name is a private temporary database on disk, gone when it is closed or the process dies.
         self.scratch = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self.scratch.execute("PRAGMA journal_mode=OFF")
         self.scratch.execute("PRAGMA synchronous=OFF")
         self.scratch.execute(
-            "CREATE TABLE replayed (id INTEGER PRIMARY KEY, name TEXT NOT NULL, v INTEGER NOT NULL,"
+            "CREATE TABLE replayed (id ANY PRIMARY KEY, name TEXT NOT NULL, v INTEGER NOT NULL,"
             " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL, generation INTEGER,"
             " last_redeemed_at INTEGER, idle_expires_at INTEGER) STRICT"
         )
         self.scratch.execute(
-            "CREATE TABLE withheld (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, to_v INTEGER NOT NULL) STRICT"
+            "CREATE TABLE withheld (id ANY PRIMARY KEY, name TEXT NOT NULL UNIQUE, to_v INTEGER NOT NULL) STRICT"
         )
         for each in self.inline:
             for statement in each.ddl:
@@ -123,7 +123,7 @@ class Replay:
         self._keep(list(self._open))
 
     def _follow_archive(self, reads: Reads) -> Iterator[int]:
-        last: tuple[int, int] | None = None
+        last: tuple[StreamKey, int] | None = None
         while pieces := reads.pieces(last, self.position, PAGE_PIECES):
             for piece in pieces:
                 last = (piece.stream, piece.to_v)
@@ -161,7 +161,7 @@ class Replay:
 
     # ------------------------------------------------------------ what it came to
 
-    def withholds(self, id: int) -> bool:
+    def withholds(self, id: StreamKey) -> bool:
         """Whether a stream cannot be replayed, since the archive's time for its events is over."""
         return bool(self.scratch.execute("SELECT 1 FROM withheld WHERE id = ?", (id,)).fetchone())
 
@@ -175,17 +175,18 @@ class Replay:
         rows = self.scratch.execute("SELECT name || '/' || to_v FROM withheld ORDER BY id LIMIT ?", (limit,))
         return count, [name for (name,) in rows]
 
-    def stream_is_broken(self, id: int) -> bool:
+    def stream_is_broken(self, id: StreamKey) -> bool:
         """Whether a stream's history does not hold; it was then folded only as far as it seemed to."""
         return id in self._broken_streams
 
-    def streams_after(self, id: int, limit: int) -> list[ReplayedStream]:
-        """Streams in order of their numbers."""
-        rows = self.scratch.execute("SELECT * FROM replayed WHERE id > ? ORDER BY id LIMIT ?", (id, limit))
+    def streams_after(self, id: StreamKey | None, limit: int) -> list[ReplayedStream]:
+        """Streams in order of their keys, from the first where `id` is None."""
+        after, values = ("", ()) if id is None else ("WHERE id > ?", (id,))
+        rows = self.scratch.execute(f"SELECT * FROM replayed {after} ORDER BY id LIMIT ?", (*values, limit))  # noqa: S608  # one of two terms
         return [ReplayedStream(*row) for row in rows]
 
-    def stream(self, id: int) -> ReplayedStream | None:
-        """One stream by its number."""
+    def stream(self, id: StreamKey) -> ReplayedStream | None:
+        """One stream by its key."""
         row = self.scratch.execute("SELECT * FROM replayed WHERE id = ?", (id,)).fetchone()
         return ReplayedStream(*row) if row else None
 
@@ -208,7 +209,7 @@ class Replay:
         if problem is not None:
             self._break(stored.stream, Broken(f"{name}/{stored.v}", *problem))
 
-    def _break(self, stream: int, broken: Broken) -> None:
+    def _break(self, stream: StreamKey, broken: Broken) -> None:
         self._broken_streams.add(stream)
         self.broken.append(broken)
 
@@ -256,7 +257,7 @@ class Replay:
 
     # ------------------------------------------------------------ streams out of memory
 
-    def _recalled(self, id: int) -> _Open | None:
+    def _recalled(self, id: StreamKey) -> _Open | None:
         found = self.stream(id)
         if found is None:
             return None
@@ -272,7 +273,7 @@ class Replay:
             for id in oldest:
                 del self._open[id]
 
-    def _keep(self, ids: Sequence[int]) -> None:
+    def _keep(self, ids: Sequence[StreamKey]) -> None:
         rows = ((id, *self._open[id].row()) for id in ids)
         self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -120,11 +121,36 @@ def copy_into(connection: sqlite3.Connection, url: str) -> None:
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     with closing(psycopg.connect(url)) as source:
         source.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        numbers = _numbers(source)
         for table in tables:
             columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-            rows = source.execute(f"SELECT {', '.join(columns)} FROM {table}".encode()).fetchall()
+            rows = source.execute(f"SELECT {', '.join(columns)} FROM {_FROM.get(table, table)}".encode()).fetchall()
             marks = ", ".join("?" * len(columns))
-            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+            keys = {
+                at for at, column in enumerate(columns) if column == "stream" or (table, column) == ("streams", "id")
+            }
+            plain = [[numbers[each] if at in keys else _plain(each) for at, each in enumerate(row)] for row in rows]
+            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", plain)
+
+
+_FROM = {
+    "private_reasons": "(SELECT s.name || '/' || r.v AS event_id, salt, text FROM private_reasons r"
+    " JOIN streams s ON s.id = r.stream) AS r"
+}
+
+
+def _numbers(source: psycopg.Connection[tuple[object, ...]]) -> dict[object, int]:
+    """The number that each stream would have on SQLite: in the order in which they began."""
+    rows = source.execute(
+        "SELECT s.id FROM streams s LEFT JOIN (SELECT stream, min(position) AS first FROM"
+        " (SELECT stream, position FROM events UNION ALL SELECT stream, from_position FROM archived) AS all_of_them"
+        " GROUP BY stream) AS f ON f.stream = s.id ORDER BY f.first"
+    ).fetchall()
+    return {key: number for number, (key,) in enumerate(rows, 1)}
+
+
+def _plain(value: object) -> object:
+    return value.hex if isinstance(value, UUID) else value
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -222,7 +222,7 @@ class Opened:
                     f"{name}: another private row than the store's"
                 )
                 memory.streams[name] = loaded
-            assert (memory.position, memory.stream_id) == self.store.last()
+            assert memory.position == self.store.last()
             assert memory.authority.control in (-1, self.store.control()[0])
         finally:
             self.store.rollback()

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from ledger import operating
@@ -13,11 +14,13 @@ from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.commits import Commits
 from ledger.log_end import LogEnd
-from ledger.recorders import postgres_append
+from ledger.recorders import postgres_append, postgres_reading
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.premises import BASE
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.single_use import SingleUse
+from ledger.times import SECOND
+from tests.engines import url_of
 from tests.ledgers import (
     ELSEWHERE,
     HOME,
@@ -278,6 +281,70 @@ async def test_one_key_and_one_person_on_two_nodes_at_once(tmp_path: Path) -> No
             apart = await asyncio.gather(*(node.issue(f"newer-{n}") for node in (one, other)))
             assert apart[0].grant_id != apart[1].grant_id
             assert one.issuance(apart[0]).subject_id == one.issuance(apart[1]).subject_id
+
+
+async def _issued_at_once(one: Opened, other: Opened, key: str) -> set[str]:
+    """Both nodes issue for a person whom both know, with one Idempotency-Key; the ids of what they issued."""
+    both = await asyncio.gather(*(node.issue("known", key=key) for node in (one, other)))
+    return {answer.grant_id for answer in both}
+
+
+async def test_one_key_on_two_nodes_at_once_where_nothing_else_is_new(tmp_path: Path) -> None:
+    """Only the key itself says that the two are one: it is unique over all grants, in a table of its own."""
+    async with two_nodes(tmp_path) as (one, other):
+        await one.issue("known")
+        for n in range(5):
+            assert 1 == len(await _issued_at_once(one, other, f"key-{n}"))
+        rows = one.rows("SELECT count(*), count(idempotency_mac) FROM private_grants")
+        assert [(6, 5)] == rows
+
+
+async def test_keys_that_nothing_holds_to_be_unique_issue_twice(tmp_path: Path) -> None:
+    """The broken twin: without that table's key, two nodes issue two grants."""
+    clock = Clock()
+    async with (
+        open_ledger(tmp_path, clock=clock) as one,
+        open_ledger(tmp_path, clock=clock, seed=2, clients=None) as other,
+    ):
+        await one.issue("known")
+        url = url_of(one.path)
+        assert url is not None
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ALTER TABLE idempotency_keys DROP CONSTRAINT idempotency_keys_pkey")
+        assert 2 in [len(await _issued_at_once(one, other, f"key-{n}")) for n in range(10)]
+
+
+async def _ended_once_more(folder: Path) -> Refusal | None:
+    """A person is ended, has a new grant by a node whose clock is behind, and is ended again: how it is refused then,
+    None where it lives."""
+    async with (
+        open_ledger(folder, clock=Clock(START + 10 * SECOND)) as one,
+        open_ledger(folder, clock=Clock(START), seed=2, clients=None) as other,
+    ):
+        first = await one.issue("alice")
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        second = await other.issue("alice")
+        assert second.grant_id < first.grant_id, "by its id it is the older one"
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        try:
+            await other.refresh(second)
+        except Refused as refused:
+            return refused.refusal
+        return None
+
+
+async def test_what_was_issued_last_is_told_by_the_log_and_by_no_clock(tmp_path: Path) -> None:
+    """I-06: an end that comes after an issue ends it, whatever the two nodes' clocks say."""
+    assert Refusal.REVOKED_BY_SUBJECT == await _ended_once_more(tmp_path)
+
+
+async def test_grants_in_the_order_of_their_ids_leave_one_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin: the newest by its id is an older one, so nothing seems to be left to end."""
+    by_id = postgres_reading._NEWEST_GRANT["subject_id"].replace("p.begun DESC", "p.stream DESC")
+    monkeypatch.setitem(postgres_reading._NEWEST_GRANT, "subject_id", by_id)
+    assert await _ended_once_more(tmp_path) is None
 
 
 async def test_a_crowd_with_one_token_over_two_nodes(tmp_path: Path, count: Callable[[int, int], int]) -> None:

@@ -424,20 +424,18 @@ class Inserting(LedgerRecorder):
         store, work = self._store, Work(())
         store.begin()
         try:
-            position, number = store.last()
+            position = store.last()
             positions = []
             for event in stored_events:
                 position += 1
-                head = store.head(str(event.originator_id))
+                name, asked = str(event.originator_id), (None, None, None)
+                head = store.head(name)
                 known = head.v if head else 0
                 if event.originator_version != known + 1:
                     raise IntegrityError
-                if head is None:
-                    number += 1
                 body = msgspec.json.encode({"topic": event.topic, "state": event.state.decode()}).decode()
-                stream, back = (head.id, head.position) if head else (number, 0)
+                stream, back = (head.id, head.position) if head else (store.new_key(name), 0)
                 work.events.append((position, stream, event.originator_version, back, body))
-                name, asked = str(event.originator_id), (None, None, None)
                 work.add_head(stream, name, event.originator_version, position, b"", b"", asked, known)
                 store.write(work)
                 work = Work(())

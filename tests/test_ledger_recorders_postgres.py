@@ -13,6 +13,7 @@ import pytest
 from ledger.answers import TokenAnswer
 from ledger.recorders import postgres_reading
 from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_connections import Address
 from ledger.recorders.postgres_schema import LOCK
 from ledger.refusals import LedgerError, Unavailable
 from tests import engines
@@ -285,7 +286,7 @@ async def test_what_is_asked_for_goes_by_index_before_anything_was_counted(tmp_p
         assert 1 == len(opened.store.within().events(f"grant:{answer.grant_id}", 5, 5))
         url = url_of(opened.path)
         assert url is not None
-        with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
+        with Address(url).connect() as connection:  # with the guards that all of ours have
             explained = connection.execute(f"EXPLAIN (COSTS off) {postgres_reading._WALK}".encode(), (1, 2, 3))
             plan = "\n".join(line for (line,) in explained.fetchall())
         assert ("Nested Loop" in plan, "Join" in plan, "Seq Scan" in plan) == (True, False, False)

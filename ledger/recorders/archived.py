@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ledger.recorders.errors import ArchiveDamaged, Withheld
-from ledger.recorders.rows import Piece, Reads, StoredEvent
+from ledger.recorders.rows import Piece, Reads, StoredEvent, StreamKey
 from ledger.segments import SegmentStore, event_of
 
 TABLES: Final = (
@@ -92,7 +92,7 @@ _MOVABLE: Final = (
 )
 MOVABLE_FIRST: Final = _MOVABLE.format(f"{_STREAMS} ORDER BY t.id LIMIT ?")
 MOVABLE_AFTER: Final = _MOVABLE.format(f"{_STREAMS} WHERE t.id > ? ORDER BY t.id LIMIT ?")
-"""Streams by number, a page of them whether they have events outside the archive or not: with those that have, the
+"""Streams by key, a page of them whether they have events outside the archive or not: with those that have, the
 snapshot; and the last version of those inside with its hash. It is streams that are counted, so however many lie in the
 archive whole a page takes no longer."""
 
@@ -109,7 +109,7 @@ class Archived:
         self._select = select
         self._block = block
 
-    def events(self, stream: int, from_v: int, to_v: int) -> list[StoredEvent]:
+    def events(self, stream: StreamKey, from_v: int, to_v: int) -> list[StoredEvent]:
         """Those events of a stream from `from_v` to `to_v` that lie in the archive, oldest first.
 
         Raises Withheld where the bytes of one were given up.
@@ -123,7 +123,7 @@ class Archived:
                 found += self._stored(piece)[low - piece.from_v : high - piece.from_v + 1]
         return found
 
-    def _from(self, stream: int, from_v: int, to_v: int) -> Iterator[Piece]:
+    def _from(self, stream: StreamKey, from_v: int, to_v: int) -> Iterator[Piece]:
         """The pieces of a stream with these versions; no more of them are asked for than there can be."""
         while from_v <= to_v:
             page = self._pieces(_BY_VERSION, (stream, from_v, min(PIECES_A_PAGE, to_v - from_v + 1)))
@@ -144,7 +144,7 @@ class Archived:
             return next((each for each in self._stored(piece) if each.position == position), None)
         return None
 
-    def pieces(self, after: tuple[int, int] | None, above: int, limit: int) -> list[Piece]:
+    def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
         """Pieces by stream and version after (stream, version), None for the first ones, of those with an event above a
         position."""
         if not self._select(_ANY_AFTER, (above,)):  # else all of them would be looked at, to find none

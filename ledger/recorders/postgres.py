@@ -28,6 +28,7 @@ from ledger.recorders.hops import Hops
 from ledger.recorders.postgres_append import APPEND
 from ledger.recorders.postgres_connections import Address, Connection
 from ledger.recorders.postgres_errors import translated
+from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_readers import PostgresReaders
 from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.postgres_segments import PostgresSegments
@@ -48,7 +49,7 @@ _GRANTS: Final = (
     "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
     " p.idempotency_mac, p.body_mac, e.id, e.v, e.position, e.head, e.state FROM streams s"
     " LEFT JOIN private_grants p ON p.stream = s.id LEFT JOIN streams e ON e.name = 'subject:' || p.subject_id"
-    " WHERE s.name = ANY ($1::text[])"
+    " WHERE s.id = ANY ($1::uuid[])"
 )
 _END: Final = "SELECT greatest((SELECT max(position) FROM events), (SELECT position_floor FROM control))"
 _HORIZON: Final = (
@@ -67,7 +68,7 @@ _PLANS: Final = (
 )
 # A commit of nothing: it returns when the standbys have whatever can be seen already.
 _CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'token-ledger', '')"
-_CLEAR: Final = "VACUUM private_grants, private_contexts, private_reasons, private_subjects"
+_CLEAR: Final = "VACUUM private_grants, private_contexts, private_reasons, private_subjects, idempotency_keys"
 _NOWHERE: Final = 2**63 - 1
 
 
@@ -155,16 +156,11 @@ class PostgresStore:
             )
 
     def _check_durability(self, connection: Connection) -> None:
-        asked = ("synchronous_commit", "synchronous_standby_names", "fsync")
-        commit, standbys, fsync = (
-            connection.execute("SELECT current_setting($1)", (each,)).fetchone() for each in asked
-        )
-        assert commit is not None
-        assert standbys is not None
-        assert fsync is not None
-        if commit[0] == "off" or (commit[0] == "local" and standbys[0]):
+        question = "SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')"
+        ((commit, standbys),) = connection.execute(question).fetchall()
+        if commit == "off" or (commit == "local" and standbys):
             raise LedgerError(
-                f"{self.address.place}: synchronous_commit is {commit[0]}: what was acknowledged could be lost"
+                f"{self.address.place}: synchronous_commit is {commit}: what was acknowledged could be lost"
             )
 
     def _go_on_above(self, connection: Connection) -> None:
@@ -250,9 +246,13 @@ class PostgresStore:
         """The control counter and serial as the store says now."""
         return self._asked(_control)
 
-    def last(self) -> tuple[int, int]:
-        """Positions and stream numbers are given when a batch is written; until then they are places in it."""
-        return BASE, BASE
+    def last(self) -> int:
+        """Positions are given when a batch is written; until then they are places in it."""
+        return BASE
+
+    def new_key(self, name: str) -> str:
+        """The key of a stream follows from its name."""
+        return key_of(name)
 
     def end(self) -> int:
         """The last position of the log; 0 where there is none yet."""
@@ -283,7 +283,8 @@ class PostgresStore:
         nothing ever happened to one."""
         found: dict[str, tuple[Head, PrivateGrant | None]] = {}
         subjects: dict[str, Head | None] = {}
-        rows = self._asked(lambda connection: connection.execute(_GRANTS, (postgres_work.texts([*names]),)).fetchall())
+        keys = postgres_work.uuids([*map(key_of, names)])
+        rows = self._asked(lambda connection: connection.execute(_GRANTS, (keys,)).fetchall())
         for name, id, v, position, head, state, subject_id, *more in rows:
             private = None if subject_id is None else PrivateGrant(subject_id, *more[:6])
             found[name] = (Head(id, v, position, head.hex(), state), private)

@@ -6,8 +6,8 @@ changes nothing, and neither is its outcome believed where it only read (I-06). 
 lost: what hangs together with one (a *unit*, one request nearly always) is left out, everything else is written. It
 waits for nobody's row: who else has one locked is about to move it.
 
-Numbers from BASE on are places in the batch; the transaction's own base is added to them. All streams were read before
-the transaction had its id, so of two events of a stream the later one has the higher position.
+Positions from BASE on are places in the batch: the transaction's own base is added to them. All streams were read
+before the transaction had its id, so of two events of a stream the later one has the higher position.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +23,14 @@ PLACES_MAX: Final = (1 << POSITION_BITS) - 1
 PARAMETERS: Final = (
     ("control", "bigint"), ("serial", "bigint"), ("units", "int"), ("now", "bigint"),
     ("new_control", "bigint"), ("new_serial", "bigint"), ("floor", "bigint"),
-    ("read_id", "bigint[]"), ("read_v", "int[]"), ("read_unit", "int[]"),
-    ("moved_id", "bigint[]"), ("moved_before", "int[]"), ("moved_v", "int[]"), ("moved_position", "bigint[]"),
+    ("read_id", "uuid[]"), ("read_v", "int[]"), ("read_unit", "int[]"),
+    ("moved_id", "uuid[]"), ("moved_before", "int[]"), ("moved_v", "int[]"), ("moved_position", "bigint[]"),
     ("moved_head", "bytea[]"), ("moved_state", "bytea[]"), ("moved_generation", "int[]"),
     ("moved_redeemed", "bigint[]"), ("moved_expires", "bigint[]"), ("moved_unit", "int[]"),
-    ("made_id", "bigint[]"), ("made_name", "text[]"), ("made_v", "int[]"), ("made_position", "bigint[]"),
+    ("made_id", "uuid[]"), ("made_name", "text[]"), ("made_v", "int[]"), ("made_position", "bigint[]"),
     ("made_head", "bytea[]"), ("made_state", "bytea[]"), ("made_generation", "int[]"),
     ("made_redeemed", "bigint[]"), ("made_expires", "bigint[]"), ("made_unit", "int[]"),
-    ("event_stream", "bigint[]"), ("event_v", "int[]"), ("event_back", "bigint[]"), ("event_unit", "int[]"),
+    ("event_stream", "uuid[]"), ("event_v", "int[]"), ("event_back", "bigint[]"), ("event_unit", "int[]"),
     ("event_body", "text[]"), ("rows", "jsonb"),
 )  # fmt: skip
 
@@ -49,8 +49,8 @@ CREATE OR REPLACE FUNCTION ledger_append(
 DECLARE
   _offset bigint;
   _late int[] := '{{}}';
-  _held bigint[];
-  _made text[];
+  _held uuid[];
+  _made uuid[];
 BEGIN
   IF p_new_control IS NULL AND p_new_serial IS NULL AND p_floor IS NULL THEN
     PERFORM pg_advisory_xact_lock_shared({lock});
@@ -97,14 +97,14 @@ BEGIN
         AS m (id, name, v, position, head, state, generation, redeemed, expires, unit) WHERE NOT unit = ANY (lost)
     ), made AS (
       INSERT INTO streams (id, name, v, position, head, state, generation, last_redeemed_at, idle_expires_at)
-        SELECT {id}, name, v, {made_position}, head, state, generation, redeemed, expires FROM asked ORDER BY name
-        ON CONFLICT (name) DO NOTHING RETURNING name
+        SELECT id, name, v, {made_position}, head, state, generation, redeemed, expires FROM asked ORDER BY id
+        ON CONFLICT (id) DO NOTHING RETURNING id
     )
-    SELECT coalesce(array_agg(name), '{{}}') INTO _made FROM made;
+    SELECT coalesce(array_agg(id), '{{}}') INTO _made FROM made;
     IF cardinality(_made) < cardinality(p_made_id) THEN
       SELECT coalesce(array_agg(DISTINCT unit), '{{}}') INTO _late
-        FROM unnest(p_made_name, p_made_unit) AS m (name, unit)
-        WHERE NOT unit = ANY (lost) AND NOT name = ANY (_made);
+        FROM unnest(p_made_id, p_made_unit) AS m (id, unit)
+        WHERE NOT unit = ANY (lost) AND NOT id = ANY (_made);
     END IF;
   END IF;
   IF p_rows ? 'spend' THEN
@@ -122,8 +122,8 @@ BEGIN
   END IF;
   IF cardinality(_late) > 0 THEN
     -- What else these units have just written: rows that this very transaction made.
-    DELETE FROM streams WHERE xmin = pg_current_xact_id()::xid AND name IN (
-      SELECT name FROM unnest(p_made_name, p_made_unit) AS m (name, unit) WHERE unit = ANY (_late));
+    DELETE FROM streams WHERE xmin = pg_current_xact_id()::xid AND id IN (
+      SELECT id FROM unnest(p_made_id, p_made_unit) AS m (id, unit) WHERE unit = ANY (_late));
     DELETE FROM single_use WHERE xmin = pg_current_xact_id()::xid AND mac IN (
       SELECT (r->>1)::bytea FROM jsonb_array_elements(p_rows->'spend') AS r WHERE (r->>0)::int = ANY (_late));
     lost := lost || _late;
@@ -139,7 +139,7 @@ BEGIN
   END IF;
   IF cardinality(p_event_v) > 0 THEN
     INSERT INTO events (position, stream, back, v, body)
-      SELECT base + place, {stream}, {back}, v, body
+      SELECT base + place, stream, {back}, v, body
         FROM unnest(p_event_stream, p_event_v, p_event_back, p_event_unit, p_event_body)
         WITH ORDINALITY AS m (stream, v, back, unit, body, place)
         WHERE NOT unit = ANY (lost);
@@ -164,7 +164,9 @@ _ROWS: Final = """
       {statement};
     END IF;"""
 
-_FROM: Final = "FROM jsonb_array_elements(p_rows->'{key}') AS r WHERE NOT (r->>0)::int = ANY (lost)"
+_FROM: Final = (
+    "FROM jsonb_array_elements(p_rows->'{key}') WITH ORDINALITY AS m (r, place) WHERE NOT (r->>0)::int = ANY (lost)"
+)
 
 
 def function(inline: Sequence[Inline], types: Mapping[tuple[str, str], str]) -> str:
@@ -175,10 +177,8 @@ def function(inline: Sequence[Inline], types: Mapping[tuple[str, str], str]) -> 
         parameters=",\n  ".join(f"p_{name} {kind}" for name, kind in PARAMETERS),
         lock=LOCK,
         bits=POSITION_BITS,
-        id=_given("asked.id"),
         made_position=_given("asked.position"),
         position=_given("m.position"),
-        stream=_given("m.stream"),
         back=_given("m.back"),
         rows="".join(_ROWS.format(key=key, statement=statement) for key, statement in rows),
     )
@@ -194,10 +194,13 @@ def _value(place: int, kind: str) -> str:
     return _given(value) if kind == "bigint" else value
 
 
-def _insert(key: str, table: str, columns: Sequence[tuple[str, str]], then: str = "") -> tuple[str, str]:
-    names = ", ".join(name for name, _ in columns)
-    values = ", ".join(_value(place, kind) for place, (_, kind) in enumerate(columns, 1))
-    return key, f"INSERT INTO {table} ({names}) SELECT {values} {_FROM.format(key=key)}{then}"
+def _insert(
+    key: str, table: str, columns: Sequence[tuple[str, str]], then: str = "", *, begun: str = ""
+) -> tuple[str, str]:
+    """`begun` is a column that says where in the log the row came to be, or near it."""
+    names = [name for name, _ in columns] + [begun] * bool(begun)
+    values = [_value(place, kind) for place, (_, kind) in enumerate(columns, 1)] + ["base + place"] * bool(begun)
+    return key, f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)} {_FROM.format(key=key)}{then}"
 
 
 def _delete(key: str, table: str, columns: Sequence[tuple[str, str]], where: str) -> tuple[str, str]:
@@ -208,21 +211,24 @@ def _delete(key: str, table: str, columns: Sequence[tuple[str, str]], where: str
 def _private() -> Iterator[tuple[str, str]]:
     """Private rows. What is erased goes before what is kept, because the same person may be new again in the same
     batch, and once more behind it, so that what the batch had added before goes too."""
-    stream, lookup, subject_id = ("stream", "bigint"), ("lookup", "bytea"), ("subject_id", "text")
-    yield from _erased(lookup, subject_id)
+    stream, lookup, subject_id = ("stream", "uuid"), ("lookup", "bytea"), ("subject_id", "text")
+    yield from _erased(stream, lookup, subject_id)
     yield _insert("keep_subject", "private_subjects", (lookup, subject_id, ("subject", "text")))
     yield _insert("keep_grant", "private_grants", (
         stream, ("client_id", "text"), subject_id, ("nonce", "bytea"), ("salt", "bytea"), ("device", "text"),
         ("session", "text"), ("idempotency_mac", "bytea"), ("body_mac", "bytea"),
-    ))  # fmt: skip
+    ), begun="begun")  # fmt: skip
+    mac = _value(8, "bytea")
+    keys = f"SELECT {mac}, {_value(1, 'uuid')} {_FROM.format(key='keep_grant')} AND {mac} IS NOT NULL ORDER BY 1"
+    yield "keep_grant", f"INSERT INTO idempotency_keys (mac, stream) {keys}"
     # Not where the grant's own row is gone: its person was erased, on whatever node.
     yield _insert(
         "keep_context", "private_contexts",
         (stream, ("commitment", "text"), ("address", "text"), ("user_agent", "text")),
-        f" AND EXISTS (SELECT FROM private_grants g WHERE g.stream = {_value(1, 'bigint')}) ON CONFLICT DO NOTHING",
+        f" AND EXISTS (SELECT FROM private_grants g WHERE g.stream = {_value(1, 'uuid')}) ON CONFLICT DO NOTHING",
     )  # fmt: skip
-    yield _insert("keep_reason", "private_reasons", (("event_id", "text"), ("salt", "bytea"), ("text", "text")))
-    streams = f"SELECT {_value(1, 'bigint')} AS stream {_FROM.format(key='forget_nonce')}"
+    yield _insert("keep_reason", "private_reasons", (stream, ("v", "int"), ("salt", "bytea"), ("text", "text")))
+    streams = f"SELECT {_value(1, 'uuid')} AS stream {_FROM.format(key='forget_nonce')}"
     forgotten = f"UPDATE private_grants AS t SET nonce = NULL FROM ({streams}) AS m WHERE t.stream = m.stream"
     yield "forget_nonce", forgotten
     asked = "jsonb_array_elements(p_rows->'prune_single_use') AS r"
@@ -231,22 +237,19 @@ def _private() -> Iterator[tuple[str, str]]:
         f" ORDER BY expires_at LIMIT (SELECT 2 * count(*) FROM {asked}) FOR UPDATE SKIP LOCKED"
     )
     yield "prune_single_use", f"DELETE FROM single_use WHERE mac IN ({old})"
-    yield from _erased(lookup, subject_id)
+    yield from _erased(stream, lookup, subject_id)
     probed = "SELECT 'probe', max(r->>1) FROM jsonb_array_elements(p_rows->'probe') AS r"
     then = "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
     yield "probe", f"INSERT INTO meta (key, value) {probed} {then}"
 
 
-def _erased(lookup: tuple[str, str], subject_id: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    own = "t.stream IN (SELECT stream FROM private_grants g WHERE g.subject_id = m.subject_id)"
+def _erased(stream: tuple[str, str], lookup: tuple[str, str], subject_id: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    theirs = "SELECT {} FROM private_grants g WHERE g.subject_id = m.subject_id"
+    own, keys = f"t.stream IN ({theirs.format('stream')})", f"t.mac IN ({theirs.format('idempotency_mac')})"
     yield _delete("erase_contexts", "private_contexts", (subject_id,), own)
-    reasons = (
-        "SELECT x.event_id FROM private_reasons x JOIN streams s ON x.event_id >= s.name || '/'"
-        " AND x.event_id < s.name || '0' JOIN private_grants g ON g.stream = s.id WHERE g.subject_id = m.subject_id"
-    )
-    yield _delete("erase_reasons", "private_reasons", (subject_id,), f"t.event_id IN ({reasons})")
-    between = "t.event_id >= m.low AND t.event_id < m.high"
-    yield _delete("erase_own_reasons", "private_reasons", (("low", "text"), ("high", "text")), between)
+    yield _delete("erase_reasons", "private_reasons", (subject_id,), own)
+    yield _delete("erase_own_reasons", "private_reasons", (stream,), "t.stream = m.stream")
+    yield _delete("erase_grants", "idempotency_keys", (subject_id,), keys)
     yield _delete("erase_grants", "private_grants", (subject_id,), "t.subject_id = m.subject_id")
     same = "t.lookup = m.lookup AND t.subject_id = m.subject_id"
     yield _delete("erase_subject", "private_subjects", (lookup, subject_id), same)

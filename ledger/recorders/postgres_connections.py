@@ -14,6 +14,7 @@ import psycopg
 from psycopg import RawCursor, errors
 from psycopg.conninfo import conninfo_to_dict
 
+from ledger.recorders import postgres_keys
 from ledger.recorders.errors import StoreUnreachable
 from ledger.refusals import LedgerError
 
@@ -115,6 +116,7 @@ class Address:
             connection.close()
             raise StoreUnreachable(f"{self.place}: {self.redacted(error)}") from None
         assert row is not None
+        postgres_keys.register(connection)
         *_, version, encoding = row
         if version < VERSION_MIN:
             connection.close()

@@ -15,9 +15,10 @@ from ledger.recorders.archived import Archived
 from ledger.recorders.postgres_archive import PAGES, joined
 from ledger.recorders.postgres_connections import Connection
 from ledger.recorders.postgres_errors import translated
+from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_sql import numbered
 from ledger.recorders.reading import MARK
-from ledger.recorders.rows import Head, Piece, RawEvent, StoredEvent
+from ledger.recorders.rows import GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
 from ledger.segments import BlocksInMemory, block_at
 
 PAGES_A_BLOCK: Final = 3
@@ -32,11 +33,8 @@ _WALK = (
     " (SELECT * FROM events WHERE position = c.back LIMIT 1) e WHERE c.v > $2 AND c.back > 0"
     ") SELECT position, stream, v, back, body FROM chain WHERE v <= $3"
 )
-_HEAD = "SELECT id, v, position, head, state FROM streams WHERE name = $1"
-_AT_POSITION = (
-    "SELECT e.position, e.stream, e.v, e.back, e.body FROM events e JOIN streams s ON s.id = e.stream"
-    " WHERE e.position = $1 AND s.name = $2"
-)
+_HEAD = "SELECT id, v, position, head, state FROM streams WHERE id = $1"
+_AT_POSITION = "SELECT position, stream, v, back, body FROM events WHERE position = $1 AND stream = $2"
 _AFTER = (
     "SELECT position, stream, v, back, body FROM events WHERE position > $1 AND position < $2"
     " ORDER BY position LIMIT $3"
@@ -47,6 +45,13 @@ _TOLD = (
     "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position >= $1 AND e.position <= $2 AND e.position < $3"
 )
+_OF_GRANT = "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"
+_NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
+    "client_id": f"{_OF_GRANT} WHERE p.client_id = $1 ORDER BY p.begun DESC LIMIT 1",
+    "subject_id": f"{_OF_GRANT} WHERE p.subject_id = $1 ORDER BY p.begun DESC LIMIT 1",
+}
+_GRANT_OF_KEY = "SELECT s.name FROM idempotency_keys k JOIN streams s ON s.id = k.stream WHERE k.mac = $1"
+_REASON = "SELECT salt, text FROM private_reasons WHERE stream = $1 AND v = $2"
 _TOPIC = " AND e.body::json ->> 'topic' = ANY($5)"
 
 
@@ -82,7 +87,7 @@ class PostgresReader:
 
     def stream(self, name: str) -> Head | None:
         """The head of a stream, None where nothing ever happened to it."""
-        for id, v, position, head, state in self._found(_HEAD, (name,)):
+        for id, v, position, head, state in self._rows(_HEAD, (key_of(name),)):
             return Head(id, v, position, head.hex(), state)
         return None
 
@@ -91,7 +96,7 @@ class PostgresReader:
 
         Raises Withheld where the bytes of one were given up.
         """
-        heads = self._found("SELECT id, v, position FROM streams WHERE name = $1", (name,))
+        heads = self._rows("SELECT id, v, position FROM streams WHERE id = $1", (key_of(name),))
         if not heads or from_v > heads[0][1] or to_v < from_v:
             return []
         stream, last_v, start = heads[0]
@@ -109,9 +114,28 @@ class PostgresReader:
 
     def event_at_position(self, name: str, position: int) -> StoredEvent | None:
         """One event of a stream by its position."""
-        for row in self._found(_AT_POSITION, (position, name)):
+        for row in self._rows(_AT_POSITION, (position, key_of(name))):
             return StoredEvent(*row)
         return self._archived().at_position(name, position)
+
+    def newest_grant(self, column: GrantsOf, value: str) -> str | None:
+        """The stream of the grant of a client or person that was issued last."""
+        for (name,) in self._found(_NEWEST_GRANT[column], (value,)):
+            return str(name)
+        return None
+
+    def grant_of_key(self, idempotency_mac: bytes) -> str | None:
+        """The stream of the grant that was issued under an Idempotency-Key."""
+        for (name,) in self._rows(_GRANT_OF_KEY, (idempotency_mac,)):
+            return str(name)
+        return None
+
+    def reason(self, event_id: str) -> tuple[bytes, str] | None:
+        """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""
+        stream, _, v = event_id.rpartition("/")
+        for salt, text in self._rows(_REASON, (key_of(stream), int(v))):
+            return salt, text
+        return None
 
     # ------------------------------------------------------------ the archive
 
@@ -129,7 +153,7 @@ class PostgresReader:
     def _bytes(self, segment: int, at_byte: int) -> bytes:
         return joined(self._rows(PAGES, (segment, at_byte, PAGES_A_BLOCK)), at_byte)
 
-    def pieces(self, after: tuple[int, int] | None, above: int, limit: int) -> list[Piece]:
+    def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
         """What lies in the archive, by stream and version after (stream, version), None for the first: the pieces with
         an event above a position."""
         return self._archived().pieces(after, above, limit)

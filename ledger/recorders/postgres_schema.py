@@ -13,7 +13,7 @@ from ledger.inline import Inline
 from ledger.recorders import archived, postgres_archive
 from ledger.recorders.schema import MARK_EVERY_V
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 LOCK: Final = 0x544C4447
 """The advisory lock on authority (the letters TLDG): every batch shares it, one that changes authority has it alone."""
@@ -26,31 +26,38 @@ _SCHEMA: Final = (
     "CREATE TABLE control (id INTEGER PRIMARY KEY CHECK (id = 1), counter INTEGER NOT NULL, serial INTEGER NOT NULL,"
     " position_floor INTEGER NOT NULL, position_offset INTEGER NOT NULL) WITH (fillfactor = 10)",
     "INSERT INTO control VALUES (1, 0, 0, 0, 0)",
-    # The head of each stream, with its snapshot. A stream's number is the position at which it began, or near it: so
-    # numbers grow with the log, whoever gave them.
-    "CREATE TABLE streams (id INTEGER PRIMARY KEY, position INTEGER NOT NULL, v int NOT NULL,"
-    " generation int, last_redeemed_at INTEGER, idle_expires_at INTEGER, name TEXT NOT NULL UNIQUE, head BLOB NOT NULL,"
-    " state BLOB NOT NULL) WITH (fillfactor = 45)",
+    # The head of each stream, with its snapshot. The key follows from the name (`postgres_keys.py`): what is found by
+    # its name is found by its key, and the index on names is for those that begin alike.
+    "CREATE TABLE streams (id uuid PRIMARY KEY, position INTEGER NOT NULL, v int NOT NULL, generation int,"
+    " last_redeemed_at INTEGER, idle_expires_at INTEGER, name TEXT NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL)"
+    " WITH (fillfactor = 45)",
+    "CREATE INDEX streams_name ON streams (name)",
     # `back` is the position of the stream's previous event: one index entry in 64 suffices to find the way.
-    "CREATE TABLE events (position INTEGER NOT NULL, stream INTEGER NOT NULL, back INTEGER NOT NULL, v int NOT NULL,"
+    "CREATE TABLE events (position INTEGER NOT NULL, stream uuid NOT NULL, back INTEGER NOT NULL, v int NOT NULL,"
     " body TEXT NOT NULL)",
     "CREATE INDEX events_position ON events (position)",
     f"CREATE UNIQUE INDEX events_marks ON events (stream, v) WHERE v % {MARK_EVERY_V} = 1",
-    # Private rows: what may be forgotten. Never in events, snapshots or exports.
-    "CREATE TABLE private_grants (stream INTEGER PRIMARY KEY, client_id TEXT NOT NULL, subject_id TEXT NOT NULL,"
-    " nonce BLOB, salt BLOB NOT NULL, device TEXT, session TEXT, idempotency_mac BLOB, body_mac BLOB)",
-    "CREATE INDEX private_grants_client ON private_grants (client_id, stream)",
-    "CREATE INDEX private_grants_subject ON private_grants (subject_id, stream)",
-    "CREATE UNIQUE INDEX private_grants_idempotency ON private_grants (idempotency_mac)"
-    " WHERE idempotency_mac IS NOT NULL",
-    "CREATE TABLE private_reasons (event_id TEXT PRIMARY KEY, salt BLOB NOT NULL, text TEXT NOT NULL)",
+    # Private rows: what may be forgotten. Never in events, snapshots or exports. `begun` is the position at which the
+    # grant began, or near it, in the order in which grants began: their ids only say what some node's clock said.
+    "CREATE TABLE private_grants (stream uuid PRIMARY KEY, begun INTEGER NOT NULL, client_id TEXT NOT NULL,"
+    " subject_id TEXT NOT NULL, nonce BLOB, salt BLOB NOT NULL, device TEXT, session TEXT, idempotency_mac BLOB,"
+    " body_mac BLOB)",
+    "CREATE INDEX private_grants_client ON private_grants (client_id, begun)",
+    "CREATE INDEX private_grants_subject ON private_grants (subject_id, begun)",
+    # Which grant an Idempotency-Key has led to. It is one key for all nodes, of all grants: so a table of its own.
+    "CREATE TABLE idempotency_keys (mac BLOB PRIMARY KEY, stream uuid NOT NULL)",
+    "CREATE TABLE private_reasons (stream uuid NOT NULL, v int NOT NULL, salt BLOB NOT NULL, text TEXT NOT NULL,"
+    " PRIMARY KEY (stream, v))",
     "CREATE TABLE private_subjects (lookup BLOB PRIMARY KEY, subject_id TEXT NOT NULL UNIQUE, subject TEXT NOT NULL)",
-    "CREATE TABLE private_contexts (stream INTEGER NOT NULL, commitment TEXT NOT NULL, address TEXT NOT NULL,"
+    "CREATE TABLE private_contexts (stream uuid NOT NULL, commitment TEXT NOT NULL, address TEXT NOT NULL,"
     " user_agent TEXT NOT NULL, PRIMARY KEY (stream, commitment))",
     # Assertions and proofs that were used, until nobody would take them any more.
     "CREATE TABLE single_use (mac BLOB PRIMARY KEY, expires_at INTEGER NOT NULL)",
     "CREATE INDEX single_use_expiry ON single_use (expires_at)",
-    *(re.sub(" STRICT.*$| IF NOT EXISTS", "", statement) for statement in archived.TABLES),
+    *(
+        re.sub(" STRICT.*$| IF NOT EXISTS", "", each).replace("stream INTEGER", "stream uuid")
+        for each in archived.TABLES
+    ),
     *postgres_archive.TABLES,
 )
 
@@ -70,12 +77,13 @@ def schema(inline: Sequence[Inline]) -> list[str]:
 
 def _of_inline(statement: str, table: str, *, updated: bool) -> Iterable[str]:
     """One of an inline table's own statements, which are SQLite's. There a row's number, its position, stands in every
-    index by itself; here it is a column, and its index no constraint."""
+    index by itself; here it is a column, and its index no constraint. A grant's id is its stream's key."""
     statement = statement.removesuffix(" STRICT")
     if statement.startswith("CREATE TABLE"):
-        made = statement.replace("position INTEGER PRIMARY KEY", "position INTEGER NOT NULL")
-        yield f"{made} WITH (fillfactor = {_INLINE_ROOM})" if updated else made
-        if made != statement:
+        made = statement.replace("grant_id TEXT", "grant_id uuid")
+        numbered = made.replace("position INTEGER PRIMARY KEY", "position INTEGER NOT NULL")
+        yield f"{numbered} WITH (fillfactor = {_INLINE_ROOM})" if updated else numbered
+        if numbered != made:
             yield f"CREATE INDEX {table}_position ON {table} (position)"
     else:
         yield re.sub(r"\((\w+)\)$", r"(\1, position)", statement)

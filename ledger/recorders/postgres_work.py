@@ -13,6 +13,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 from ledger.recorders import postgres_archive, private_rows
+from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.premises import CheckedWork
 
 _KEYS: Final[Mapping[str, str]] = {
@@ -35,9 +36,10 @@ _HEADER: Final = struct.Struct(">iiIii")  # dimensions, whether there are nulls,
 _EMPTY: Final = struct.Struct(">iiI")
 _LENGTH: Final = struct.Struct(">i")
 _NULL: Final = _LENGTH.pack(-1)
+_SIXTEEN: Final = _LENGTH.pack(16).hex()
 _BIGINT: Final = struct.Struct(">iq")
 _INT: Final = struct.Struct(">ii")
-_BYTEA_OID, _BIGINT_OID, _INT_OID, _TEXT_OID = 17, 20, 23, 25
+_BYTEA_OID, _BIGINT_OID, _INT_OID, _TEXT_OID, _UUID_OID = 17, 20, 23, 25, 2950
 
 
 class Bigints(bytes):
@@ -54,6 +56,10 @@ class Texts(bytes):
 
 class Byteas(bytes):
     """A packed bytea[]."""
+
+
+class Uuids(bytes):
+    """A packed uuid[]."""
 
 
 class Json(bytes):
@@ -77,7 +83,7 @@ def _dumper(base: type[_Packed], of: int) -> type[_Packed]:
 
 def register(connection: Connection[Any]) -> None:
     """Let a connection take what is packed here as it is."""
-    for kind, oid in ((Bigints, 1016), (Ints, 1007), (Texts, 1009), (Byteas, 1001)):
+    for kind, oid in ((Bigints, 1016), (Ints, 1007), (Texts, 1009), (Byteas, 1001), (Uuids, 2951)):
         connection.adapters.register_dumper(kind, _dumper(_Packed, oid))
     connection.adapters.register_dumper(Json, _dumper(_Text, 3802))
 
@@ -106,6 +112,12 @@ def byteas(values: list[bytes]) -> Byteas:
     return Byteas(_header(_BYTEA_OID, values) + _joined(values))
 
 
+def uuids(values: Sequence[Any]) -> Uuids:
+    """Pack a uuid[] of hex digits."""
+    parts = bytes.fromhex(_SIXTEEN + _SIXTEEN.join(values)) if values else b""
+    return Uuids(_header(_UUID_OID, values) + parts)
+
+
 def _header(oid: int, values: Sequence[object]) -> bytes:
     # That there may be a null is no statement that there is one.
     return _HEADER.pack(1, 1, oid, len(values), 1) if values else _EMPTY.pack(0, 0, oid)
@@ -124,10 +136,10 @@ def parameters(work: CheckedWork, archiver: str | None) -> tuple[object, ...]:
     floor, rows = _rows(work, archiver)
     return (
         *work.stands_on, work.units, work.now, work.control, work.serial, floor,
-        bigints([each[0] for each in read]), ints([each[1] for each in read]), ints([each[2] for each in read]),
+        uuids([each[0] for each in read]), ints([each[1] for each in read]), ints([each[2] for each in read]),
         *_moved(work),
         *_made(work),
-        bigints([each[1] for each in events]),
+        uuids([each[1] for each in events]),
         ints([each[2] for each in events]),
         bigints([each[3] for each in events]),
         ints([unit_of[names[each[1]]] for each in events]),
@@ -139,7 +151,7 @@ def parameters(work: CheckedWork, archiver: str | None) -> tuple[object, ...]:
 def _moved(work: CheckedWork) -> tuple[bytes, ...]:
     moved: list[tuple[Any, ...]] = work.moved
     return (
-        bigints([each[7] for each in moved]),
+        uuids([each[7] for each in moved]),
         ints([each[8] for each in moved]),
         ints([each[0] for each in moved]),
         bigints([each[1] for each in moved]),
@@ -155,7 +167,7 @@ def _moved(work: CheckedWork) -> tuple[bytes, ...]:
 def _made(work: CheckedWork) -> tuple[bytes, ...]:
     made: list[tuple[Any, ...]] = work.made
     return (
-        bigints([each[0] for each in made]),
+        uuids([each[0] for each in made]),
         texts([each[1] for each in made]),
         ints([each[2] for each in made]),
         bigints([each[3] for each in made]),
@@ -181,7 +193,7 @@ def _rows(work: CheckedWork, archiver: str | None) -> tuple[int | None, Json | N
         if statement in postgres_archive.KINDS:
             archive.add(unit, statement, values)
             continue
-        rows.setdefault(_KEYS[statement], []).append((unit, *map(_plain, values)))
+        rows.setdefault(_KEYS[statement], []).append((unit, *map(_plain, _keyed(statement, values))))
     unit_of = work.unit_of
     for key, by_key in work.projected.items():
         rows[key] = [(unit_of[stream], *values) for stream, values in by_key.values()]
@@ -189,6 +201,17 @@ def _rows(work: CheckedWork, archiver: str | None) -> tuple[int | None, Json | N
         rows["archive"] = moved
     assert floor is None or isinstance(floor, int)
     return floor, Json(_encoded(rows)) if rows else None
+
+
+def _keyed(statement: str, values: tuple[object, ...]) -> tuple[object, ...]:
+    """What these tables hold in place of an event's id, or of the name of a stream: its key."""
+    if statement == private_rows.KEEP_REASON:
+        event_id, *more = values
+        stream, _, v = str(event_id).rpartition("/")
+        return key_of(stream), int(v), *more
+    if statement == private_rows.ERASE_OWN_REASONS:
+        return (key_of(str(values[0])),)
+    return values
 
 
 _encoded: Final[Callable[[object], bytes]] = msgspec.json.Encoder().encode

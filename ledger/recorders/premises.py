@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 
 from ledger.events import AnyEvent
 from ledger.inline import Inline
-from ledger.recorders.rows import Work
+from ledger.recorders.rows import StreamKey, Work
 
 BASE: Final = 1 << 62
-"""From here on a number stands for a place in its batch: the position or stream is given when the batch is written."""
+"""From here on a number stands for a place in its batch: the position is given when the batch is written."""
 
 
 class Written(NamedTuple):
@@ -37,8 +37,8 @@ class CheckedWork(Work):
         self.units = 0
         self.unit_of: dict[str, int] = {}
         self.private_units: list[int] = []
-        self.read: list[tuple[int, int, int]] = []
-        self.names: dict[int, str] = {}
+        self.read: list[tuple[StreamKey, int, int]] = []
+        self.names: dict[StreamKey, str] = {}
         # By table, kind and key, because one statement changes a row once: what comes later says it all again.
         self.projected: dict[str, dict[object, tuple[str, tuple[object, ...]]]] = {}
 

@@ -20,7 +20,7 @@ ERASE_REASONS: Final = (
     "DELETE FROM private_reasons WHERE event_id IN (SELECT r.event_id FROM private_reasons r JOIN streams s"  # noqa: S608  # words of ours alone
     f" ON r.event_id >= s.name || '/' AND r.event_id < s.name || '0' WHERE s.id IN ({_GRANTS}))"
 )
-ERASE_OWN_REASONS: Final = "DELETE FROM private_reasons WHERE event_id >= ? AND event_id < ?"
+ERASE_OWN_REASONS: Final = "DELETE FROM private_reasons WHERE event_id >= ? || '/' AND event_id < ? || '0'"
 ERASE_GRANTS: Final = "DELETE FROM private_grants WHERE subject_id = ?"
 ERASE_SUBJECT: Final = "DELETE FROM private_subjects WHERE lookup = ? AND subject_id = ?"
 

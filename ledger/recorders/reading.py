@@ -7,10 +7,10 @@ whatever the stream's length (I-22). Where that way ends before the version want
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ledger.recorders.archived import Archived
-from ledger.recorders.rows import Head, Piece, RawEvent, StoredEvent
+from ledger.recorders.rows import GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
 from ledger.recorders.schema import MARK_EVERY_V
 from ledger.recorders.sqlite_errors import translated
 from ledger.segments import Segments
@@ -40,6 +40,12 @@ _TOLD = (
     "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position >= ? AND e.position <= ?"
 )
+_OF_GRANT = "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"
+_NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
+    "client_id": f"{_OF_GRANT} WHERE p.client_id = ? ORDER BY p.stream DESC LIMIT 1",
+    "subject_id": f"{_OF_GRANT} WHERE p.subject_id = ? ORDER BY p.stream DESC LIMIT 1",
+}
+_GRANT_OF_KEY = f"{_OF_GRANT} WHERE p.idempotency_mac = ?"
 
 POSITION_MAX = 2**63 - 1
 
@@ -100,10 +106,28 @@ class Reader:
             return StoredEvent(*row)
         return self._archived().at_position(name, position)
 
+    def newest_grant(self, column: GrantsOf, value: str) -> str | None:
+        """The stream of the grant of a client or person that was issued last."""
+        for (name,) in self._rows(_NEWEST_GRANT[column], (value,)):
+            return str(name)
+        return None
+
+    def grant_of_key(self, idempotency_mac: bytes) -> str | None:
+        """The stream of the grant that was issued under an Idempotency-Key."""
+        for (name,) in self._rows(_GRANT_OF_KEY, (idempotency_mac,)):
+            return str(name)
+        return None
+
+    def reason(self, event_id: str) -> tuple[bytes, str] | None:
+        """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""
+        for salt, text in self._rows("SELECT salt, text FROM private_reasons WHERE event_id = ?", (event_id,)):
+            return salt, text
+        return None
+
     def _archived(self) -> Archived:
         return Archived(self._rows, lambda piece: self._segments.lines(piece.name, piece.at_byte))
 
-    def pieces(self, after: tuple[int, int] | None, above: int, limit: int) -> list[Piece]:
+    def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
         """What lies in the archive, by stream and version after (stream, version), None for the first: the pieces with
         an event above a position."""
         return self._archived().pieces(after, above, limit)

@@ -2,17 +2,24 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ledger.events import AnyEvent
 from ledger.inline import Inline
 from ledger.snapshots import Asked
 
+StreamKey = int | str
+"""What a store calls a stream by, known to it alone: in SQLite a number, which grows as streams begin; in PostgreSQL
+the 32 hex digits of a uuid that follows from the stream's name."""
+
+GrantsOf = Literal["client_id", "subject_id"]
+"""Whose grants are asked for: a client's or a person's."""
+
 
 class Head(NamedTuple):
-    """The head of a stream: its number, the version, position and hash of its last event, and its snapshot."""
+    """The head of a stream: its key, the version, position and hash of its last event, and its snapshot."""
 
-    id: int
+    id: StreamKey
     v: int
     position: int
     head: str
@@ -23,7 +30,7 @@ class StoredEvent(NamedTuple):
     """An event as it lies in the store: `body` the stored bytes as text, `back` the position before it (0: none)."""
 
     position: int
-    stream: int
+    stream: StreamKey
     v: int
     back: int
     body: str
@@ -33,7 +40,7 @@ class RawEvent(NamedTuple):
     """A stored event whose bytes may be none of a text any more."""
 
     position: int
-    stream: int
+    stream: StreamKey
     v: int
     back: int
     body: bytes
@@ -44,7 +51,7 @@ class Piece(NamedTuple):
     segment, from a line of it on. `back` is the position of the event before it, `head` the hash of its last. `said` is
     the last of its events that a standing follows from, which is there also once the lines are `withheld`."""
 
-    stream: int
+    stream: StreamKey
     from_v: int
     to_v: int
     from_position: int
@@ -68,7 +75,7 @@ class Work:
 
     def __init__(self, inline: Sequence[Inline]) -> None:
         self.inline = inline
-        self.events: list[tuple[int, int, int, int, str]] = []
+        self.events: list[tuple[int, StreamKey, int, int, str]] = []
         self.made: list[tuple[object, ...]] = []
         self.moved: list[tuple[object, ...]] = []
         self.rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in inline]
@@ -79,7 +86,7 @@ class Work:
         self.serial: int | None = None
 
     def add_head(
-        self, id: int, name: str, v: int, position: int, head: bytes, state: bytes, asked: Asked, v_before: int
+        self, id: StreamKey, name: str, v: int, position: int, head: bytes, state: bytes, asked: Asked, v_before: int
     ) -> None:
         """Write the head of a stream, `state` and `asked` as `snapshots` makes them. `v_before` is the version it is
         believed to have now; 0 makes the stream."""
@@ -113,7 +120,10 @@ class Reads(Protocol):
     def after(self, position: int, limit: int) -> list[StoredEvent]: ...
     def raw_after(self, position: int, limit: int) -> list[RawEvent]: ...
     def told(self, first: int, last: int, topics: Sequence[str], limit: int) -> list[tuple[int, str, int, str]]: ...
-    def pieces(self, after: tuple[int, int] | None, above: int, limit: int) -> list[Piece]: ...
+    def newest_grant(self, column: GrantsOf, value: str) -> str | None: ...
+    def grant_of_key(self, idempotency_mac: bytes) -> str | None: ...
+    def reason(self, event_id: str) -> tuple[bytes, str] | None: ...
+    def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]: ...
     def of_segment(self, segment: int) -> list[Piece]: ...
     def lines(self, piece: Piece) -> list[tuple[int, bytes]]: ...
 

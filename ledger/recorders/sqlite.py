@@ -71,6 +71,7 @@ class SQLiteStore:
         self.segments = Segments(folder_of(path))
         self._readers = Readers(path, self.segments)
         self._commits = 0
+        self._last_stream: int | None = None
 
     # ------------------------------------------------------------ opening and closing
 
@@ -212,19 +213,26 @@ class SQLiteStore:
         counter, serial = self._select("SELECT counter, serial FROM control", ())[0]
         return counter, serial
 
-    def last(self) -> tuple[int, int]:
-        """The last position and the last stream number, 0 where there is none yet."""
+    def last(self) -> int:
+        """The last position, 0 where there is none yet."""
         try:
             position = self._connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()[0]
             floor = self._connection.execute("SELECT position_floor FROM control").fetchone()[0]
-            stream = self._connection.execute("SELECT ifnull(max(id), 0) FROM streams").fetchone()[0]
-            return max(position, floor), stream
+            return int(max(position, floor))
         except sqlite3.Error as error:
             raise translated(error) from None
 
+    def new_key(self, name: str) -> int:
+        """The next stream's number."""
+        if self._last_stream is None:
+            ((last,),) = self._select("SELECT ifnull(max(id), 0) FROM streams", ())
+            self._last_stream = int(last)
+        self._last_stream += 1
+        return self._last_stream
+
     def end(self) -> int:
         """The last position of the log; 0 where there is none yet."""
-        return self.last()[0]
+        return self.last()
 
     def head(self, name: str) -> Head | None:
         """The head of a stream as the open transaction sees it."""
@@ -312,6 +320,7 @@ class SQLiteStore:
 
     def rollback(self) -> None:
         """Forget the open transaction, if there is one."""
+        self._last_stream = None
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

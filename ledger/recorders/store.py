@@ -12,7 +12,7 @@ from typing import Protocol
 from ledger.inline import Inline
 from ledger.private import PrivateGrant
 from ledger.recorders.premises import Written
-from ledger.recorders.rows import Head, Reads, StoredEvent, Work
+from ledger.recorders.rows import Head, Reads, StoredEvent, StreamKey, Work
 from ledger.segments import SegmentStore
 
 Derive = Callable[[Reads], Sequence[tuple[str, Sequence[tuple[object, ...]]]]]
@@ -49,8 +49,12 @@ class Store(Protocol):
         """The control counter and serial as the store says now."""
         ...
 
-    def last(self) -> tuple[int, int]:
-        """The position and the stream number after which the next batch's begin."""
+    def last(self) -> int:
+        """The position after which the next batch's begin."""
+        ...
+
+    def new_key(self, name: str) -> StreamKey:
+        """The key of a stream that begins in this batch. It may be given again where the batch is rolled back."""
         ...
 
     def end(self) -> int:

@@ -9,7 +9,7 @@ import psycopg
 
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.premises import BASE
-from ledger.recorders.rows import Work
+from ledger.recorders.rows import StreamKey, Work
 from ledger.recorders.sqlite import CACHE_KIBIBYTES, CHECKPOINT_PAGES, SQLiteStore
 from projections import INLINE
 
@@ -45,7 +45,7 @@ class Event(NamedTuple):
     """A row of `events`."""
 
     position: int
-    stream: int
+    stream: StreamKey
     v: int
     back: int
     body: str
@@ -61,7 +61,7 @@ class Head(NamedTuple):
     generation: object
     last_redeemed_at: object
     idle_expires_at: object
-    id: int
+    id: StreamKey
 
 
 class Rows(NamedTuple):
@@ -80,7 +80,7 @@ def rows_of(work: Work) -> Rows:
     assert isinstance(position, int)
     assert isinstance(head, bytes)
     assert isinstance(state, bytes)
-    assert isinstance(id, int)
+    assert isinstance(id, int | str)
     if position >= BASE:
         first, second = first._replace(position=2 * v, back=2 * v - 2), second._replace(position=2 * v + 1, back=2 * v)
         position = second.position

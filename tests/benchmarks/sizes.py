@@ -11,7 +11,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psycopg
@@ -58,8 +58,12 @@ class Database:
         assert self._server.process is not None
         first = self._server.process.pid
         children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-        ticks = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in (first, *children)]
-        return sum(int(each[11]) + int(each[12]) for each in ticks) / 100
+        ticks = 0
+        for pid in (first, *children):
+            with suppress(FileNotFoundError, ProcessLookupError):  # one that has ended just now
+                told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(told[11]) + int(told[12])
+        return ticks / 100
 
 
 def shown(what: str, before: Mapping[str, int], after: Mapping[str, int], count: int) -> None:

@@ -159,10 +159,9 @@ def redeemed(node: Server, grant: Grant, token: str) -> str:
         time.sleep(0.05)
 
 
-def send_batch_and_freeze(nodes: Nodes, cast: Cast, *, arrives: bool) -> Connection:
+def send_batch_and_freeze(nodes: Nodes, cast: Cast, connection: Connection, *, arrives: bool) -> None:
     """Freeze node `one` with a batch on its way, which arrives at once or when the node has thawed."""
     way, one, grant = nodes.way, nodes.one, cast.on_its_way
-    connection = one.connect()
     held = way.held
     way.catches.set()
     connection.send(one.refresh_request(grant.client, cast.tokens[grant.grant_id]))
@@ -170,7 +169,6 @@ def send_batch_and_freeze(nodes: Nodes, cast: Cast, *, arrives: bool) -> Connect
     one.signal(signal.SIGSTOP)
     if arrives:
         way.catches.clear()
-    return connection
 
 
 def meanwhile(nodes: Nodes, cast: Cast) -> None:
@@ -196,21 +194,24 @@ def freeze_and_thaw(nodes: Nodes, *, arrives: bool) -> None:
     """Freeze `one` for longer than a request may take, change everything that it knows on the other, thaw it, and ask
     it first for what has ended."""
     one, cast = nodes.one, rehearsed(nodes)
-    connection = send_batch_and_freeze(nodes, cast, arrives=arrives)
-    lost, frozen_at = cast.tokens[cast.on_its_way.grant_id], time.monotonic()
-    try:
-        meanwhile(nodes, cast)
-        time.sleep(max(0.0, frozen_at + REQUEST_SECONDS + 1.5 - time.monotonic()))
-    finally:
-        one.signal(signal.SIGCONT)
-        nodes.way.catches.clear()
-    for grant in cast.dead:
-        answer = one.refresh(grant.client, cast.tokens[grant.grant_id])
-        while answer.status == 503:
+    lost = cast.tokens[cast.on_its_way.grant_id]
+    with one.connect() as connection:
+        send_batch_and_freeze(nodes, cast, connection, arrives=arrives)
+        frozen_at = time.monotonic()
+        try:
+            meanwhile(nodes, cast)
+            time.sleep(max(0.0, frozen_at + REQUEST_SECONDS + 1.5 - time.monotonic()))
+        finally:
+            one.signal(signal.SIGCONT)
+            nodes.way.catches.clear()
+        for grant in cast.dead:
             answer = one.refresh(grant.client, cast.tokens[grant.grant_id])
-        assert (400, "invalid_grant") == (answer.status, answer.json().get("error")), f"after its end: {answer.body!r}"
-        assert {"active": False} == one.introspect(grant.access_token)
-    with connection:  # its own batch, which others have gone on from: told late, or not known, and never decided again
+            while answer.status == 503:
+                answer = one.refresh(grant.client, cast.tokens[grant.grant_id])
+            told = answer.status, answer.json().get("error")
+            assert (400, "invalid_grant") == told, f"after its end: {answer.body!r}"
+            assert {"active": False} == one.introspect(grant.access_token)
+        # Its own batch, which others have gone on from: told late, or not known, and never decided again.
         answer = connection.answer()
         assert answer.status in (200, 503), answer.body
         one.tokens.add(answer.json().get("refresh_token", lost))

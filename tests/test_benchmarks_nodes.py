@@ -26,7 +26,7 @@ def test_each_trial_of_nodes_counts_the_events_of_all_its_answers(
     tmp_path: Path, postgres: Postgres, name: str, full: bool
 ) -> None:
     """Real nodes on one PostgreSQL; each run has checked itself what the store holds more than before."""
-    if not full and name != "contested":
+    if not full:
         pytest.skip("its servers take long to start")
     trial, beside = TRIALS[name]
     found = trial(postgres, tmp_path, TINY)

@@ -237,6 +237,7 @@ def test_a_node_that_thaws_decides_nothing_on_what_it_remembers(
         record_property("freezes", freezes)
 
 
+@pytest.mark.usefixtures("only_full")
 def test_a_node_that_believes_its_memory_is_caught(tmp_path: Path, postgres: Postgres) -> None:
     """The broken twin: the version of what is written is not checked."""
 

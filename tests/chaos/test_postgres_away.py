@@ -152,6 +152,7 @@ def test_a_lost_answer_taken_for_a_failure_is_caught(tmp_path: Path, postgres: P
         cut_some()
 
 
+@pytest.mark.usefixtures("only_full")
 def test_connections_that_are_cut_at_any_moment(
     tmp_path: Path, postgres: Postgres, count: Callable[[int, int], int], record_property: Callable[[str, object], None]
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_frozen_worker_holds_nobody_else_up(
         figures(record_property, chains)
 
 
+@pytest.mark.usefixtures("only_full")
 def test_a_worker_that_writes_step_by_step_is_caught(tmp_path: Path, postgres: Postgres) -> None:
     """The broken twin: it holds the lock on authority and the rows it writes while it is at something else."""
 

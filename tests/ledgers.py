@@ -292,6 +292,18 @@ async def open_ledger(
         await ledger.close()
 
 
+@asynccontextmanager
+async def two_nodes(folder: Path) -> AsyncIterator[tuple[Opened, Opened]]:
+    """Two ledgers on one store, with one key ring, as two processes have them; checked at the end."""
+    clock = Clock()
+    async with (
+        open_ledger(folder, clock=clock) as one,
+        open_ledger(folder, clock=clock, seed=2, clients=None) as other,
+    ):
+        yield one, other
+    check_ledger(one.path)
+
+
 def with_policy(preset: str = "standard", **fields: object) -> Policy:
     """A preset with some fields changed."""
     return msgspec.structs.replace(PRESETS[preset], **fields)

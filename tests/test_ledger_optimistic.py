@@ -1,8 +1,7 @@
 """Two nodes on one PostgreSQL: whatever the one has done, the other decides on it, or decides again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,10 +28,10 @@ from tests.ledgers import (
     Clock,
     Opened,
     caller,
-    check_ledger,
     client,
     open_ledger,
     operator,
+    two_nodes,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
@@ -40,18 +39,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
 OPERATORS = (operator(), operator("soc", ("security",)))
 """As there are from the beginning."""
-
-
-@asynccontextmanager
-async def two_nodes(folder: Path) -> AsyncIterator[tuple[Opened, Opened]]:
-    """Two ledgers on one store, with one key ring, as two processes have them."""
-    clock = Clock()
-    async with (
-        open_ledger(folder, clock=clock) as one,
-        open_ledger(folder, clock=clock, seed=2, clients=None) as other,
-    ):
-        yield one, other
-    check_ledger(one.path)
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> None:

@@ -3,8 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ from ledger.recorders.errors import StoreError
 from ledger.recorders.rows import Reads
 from ledger.refusals import Refusal, Unavailable
 from tests.engines import url_of
-from tests.ledgers import OPTIONS, SECURITY, Clock, Opened, check_ledger, open_ledger
+from tests.ledgers import OPTIONS, SECURITY, Opened, check_ledger, open_ledger, two_nodes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
@@ -44,17 +43,6 @@ async def until(opened: Opened, sql: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         while not connection.execute(sql.encode()).fetchall():
             await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def two_nodes(folder: Path) -> AsyncIterator[tuple[Opened, Opened]]:
-    clock = Clock()
-    async with (
-        open_ledger(folder, clock=clock) as one,
-        open_ledger(folder, clock=clock, seed=2, clients=None) as other,
-    ):
-        yield one, other
-    check_ledger(one.path)
 
 
 async def end_while_a_batch_is_written(folder: Path) -> None:

@@ -38,7 +38,12 @@ FAST: Final[Mapping[str, str]] = {
     "full_page_writes": "off",
     "max_connections": "200",
     "shared_buffers": "64MB",
+    "min_wal_size": "32MB",
+    "max_wal_size": "128MB",
 }
+IN_MEMORY: Final = Path("/dev/shm")
+"""Where a server lies that need not outlive anything: a database is made there in a tenth of a disk's time."""
+IN_MEMORY_BYTES_MIN: Final = 2 << 30
 _SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG
 
 
@@ -170,7 +175,11 @@ class Server:
         """An empty database, or a copy of one that nobody is connected to; its URL."""
         self._databases += 1
         name = f"ledger_{self._databases}"
-        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        made = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        with self._connection() as connection:
+            # Through the log, page by page, is what PostgreSQL prefers since 15: here whole files cost less.
+            by_files = connection.info.server_version >= 150000
+            connection.execute(made + sql.SQL(" STRATEGY FILE_COPY") if by_files else made)
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
@@ -189,8 +198,11 @@ class Server:
         return self.url(url.partition("?")[0].rpartition("/")[2], tcp=True)
 
     def _execute(self, statement: LiteralString | sql.Composed) -> None:
-        with psycopg.connect(self.url("postgres"), autocommit=True, connect_timeout=5) as connection:
+        with self._connection() as connection:
             connection.execute(statement)
+
+    def _connection(self) -> psycopg.Connection[tuple[Any, ...]]:
+        return psycopg.connect(self.url("postgres"), autocommit=True, connect_timeout=5)
 
     # ------------------------------------------------------------ whose processes they are
 
@@ -220,9 +232,7 @@ class Server:
 def running(**settings: str) -> Iterator[Server]:
     """A server until the block ends, however it ends; `settings` are PostgreSQL's own."""
     uid = _nobody().pw_uid if os.geteuid() == 0 else None
-    # Short, because the path of a socket may have 107 bytes; and where another user may look.
-    usual = uid is None or _reaches(uid, tempfile.gettempdir())
-    folder = Path(tempfile.mkdtemp(prefix="tlpg-", dir=None if usual else "/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="tlpg-", dir=_where(uid, durable={**FAST, **settings}["fsync"] != "off")))
     server: Server | None = None
     try:
         bin_folder = binaries()
@@ -239,6 +249,15 @@ def running(**settings: str) -> Iterator[Server]:
             server.stop()
             server.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _where(uid: int | None, *, durable: bool) -> Path:
+    """The folder for a server's own: short, because the path of a socket may have 107 bytes; and where another user may
+    look."""
+    if not durable and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free >= IN_MEMORY_BYTES_MIN:
+        return IN_MEMORY
+    usual = Path(tempfile.gettempdir())
+    return usual if uid is None or _reaches(uid, usual) else Path("/tmp")
 
 
 def _nobody() -> pwd.struct_passwd:

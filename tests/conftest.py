@@ -1,5 +1,7 @@
 """The two tiers: by default seeded and small, with `--full` the counts that the promises were made with."""
 
+import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -31,6 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("full" if config.option.full else "default")
     if config.option.full and config.option.timeout is None:
         config.option.timeout = FULL_TIMEOUT_SECONDS
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where nothing compiled may be written beside the sources, write it to pytest's own cache: hundreds of processes
+    are started here, and each would compile all that it imports. This process's workers and theirs inherit it."""
+    if sys.dont_write_bytecode and session.config.pluginmanager.has_plugin("cacheprovider"):
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(session.config.cache.mkdir("bytecode"))
+        sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run_here
 from tests.servers import PROJECT, free_port, program
 
 SECONDS_MAX = 30
@@ -38,6 +39,11 @@ class Place:
             timeout=SECONDS_MAX,
             check=False,
         )
+
+    def here(self, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        """The same in this process, where that which starts is not what is tried."""
+        done = run_here(arguments, self.folder, self.environment(**settings), stdin)
+        return subprocess.CompletedProcess(arguments, *done)
 
     def environment(self, **settings: str) -> dict[str, str]:
         """The caller's environment without settings, ours on top, these on top of those."""

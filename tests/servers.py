@@ -23,6 +23,7 @@ import pytest
 import trustme
 
 from tests import signers
+from tests.commands import run_here
 from tests.postgres import Server as Postgres
 from tests.wire import (
     FORM,
@@ -192,8 +193,7 @@ class Server:
         tables are made before its first start."""
         assert self.process is None or self.process.poll() is not None, "it runs already"
         if self.settings.get("DATABASE_URL", "").startswith("postgresql:") and not self.keys_file.exists():
-            made = self.command("init")
-            assert 0 == made.returncode, made
+            self.init()
         with self.log_file.open("ab") as log, self.error_file.open("ab") as errors:
             self.process = subprocess.Popen(
                 self.serve_command(),
@@ -206,6 +206,11 @@ class Server:
         if wait:
             self.wait_ready()
         return self
+
+    def init(self) -> None:
+        """Make key ring and database as the command does, in this process."""
+        made = run_here(("init",), self.folder, self.environment())
+        assert 0 == made.exit_code, made
 
     def wait_ready(self, within_seconds: float = START_SECONDS_MAX) -> None:
         """Wait until `/readyz` is 200; a process that ends before fails the test with what it said."""

@@ -46,12 +46,12 @@ def test_init_makes_a_ledger_and_is_safe_to_repeat(place: Place) -> None:
 
 def test_init_goes_on_after_a_crash_between_key_ring_and_database(place: Place) -> None:
     """A ring without a database is taken for the next one, never replaced."""
-    assert 0 == place.run("init").returncode
+    assert 0 == place.here("init").returncode
     ring = (place.folder / "token-ledger.keys").read_bytes()
     for path in place.folder.glob("token-ledger.db*"):
         path.unlink()
     (place.folder / "token-ledger.keys.head").unlink()
-    assert 0 == place.run("init").returncode
+    assert 0 == place.here("init").returncode
     assert ring == (place.folder / "token-ledger.keys").read_bytes()
     assert [] == asked(place, "grants")["grants"]
 
@@ -78,20 +78,20 @@ def test_a_whole_day_without_a_server(known: Place) -> None:
 
 def test_archiving_asks_after_how_many_days_and_says_what_it_came_to(known: Place) -> None:
     """Wrong use is exit code 2; a file where nothing is old enough stays as it is."""
-    refused = known.run("archive")
+    refused = known.here("archive")
     assert (2, "say --after DAYS, or set ARCHIVE_AFTER_DAYS\n") == (
         refused.returncode,
         refused.stderr.partition(": ")[2],
     )
-    assert 2 == known.run("archive", "--after", "0").returncode
+    assert 2 == known.here("archive", "--after", "0").returncode
     nothing = {"events": 0, "pieces": 0, "segments": 0, "bytes": 0, "foreign": 0, "withheld": 0}
     assert nothing == asked(known, "archive", "--after", "1")
-    assert "moved: 0 events in 0 pieces\nsegments: 0, 0 bytes\n" == known.run("archive", "--after", "36500").stdout
+    assert "moved: 0 events in 0 pieces\nsegments: 0, 0 bytes\n" == known.here("archive", "--after", "36500").stdout
 
 
 def test_keys_change_without_a_server(known: Place) -> None:
     """The ring's file holds the new key before the event names it."""
-    key_id = known.run("keys", "rotate").stdout.splitlines()[-1]
+    key_id = known.here("keys", "rotate").stdout.splitlines()[-1]
     assert "2" == key_id
     assert "active" == asked(known, "keys", "activate", key_id)["state"]
     states = {key["id"]: key["state"] for key in asked(known, "keys", "list")["keys"]}
@@ -124,7 +124,7 @@ def test_a_restored_backup_is_served_only_after_it_was_acknowledged(known: Place
     issued = asked(known, "issue", "--client", "www", "--subject", "quin", "--scope", "read")
     (known.folder / "token-ledger.db").write_bytes(backup)
     for arguments in (["grants"], ["issue", "--client", "www", "--subject", "q", "--scope", "read"]):
-        done = known.run(*arguments)
+        done = known.here(*arguments)
         assert 2 == done.returncode, done
         assert "Traceback" not in done.stderr
     done = known.run("restore", "acknowledge")
@@ -133,7 +133,7 @@ def test_a_restored_backup_is_served_only_after_it_was_acknowledged(known: Place
     active = [key["id"] for key in asked(known, "keys", "list")["keys"] if key["state"] == "active"]
     assert [2] == active
     assert "unknown" == asked(known, "explain", stdin=issued["refresh_token"], exit_code=1)["verdict"]
-    assert 1 == known.run("restore", "acknowledge").returncode
+    assert 1 == known.here("restore", "acknowledge").returncode
 
 
 def test_commands_at_once_wait_for_one_another(known: Place) -> None:
@@ -158,7 +158,7 @@ def test_a_database_under_a_relative_or_linked_path_is_the_same(known: Place, tm
     (tmp_path / "link").symlink_to(known.folder)
     linked = {"DATABASE_URL": f"sqlite:///{tmp_path / 'link' / 'token-ledger.db'}"}
     relative = {"DATABASE_URL": "sqlite:///token-ledger.db"}
-    listed = [known.run("grants", "--json", **settings).stdout for settings in ({}, linked, relative)]
+    listed = [known.here("grants", "--json", **settings).stdout for settings in ({}, linked, relative)]
     assert 1 == len(set(listed))
 
 

@@ -65,7 +65,7 @@ def test_init_makes_tables_and_is_safe_to_repeat(there: Place, postgres: Postgre
     for command in ("init", "grants"):
         assert there.refused(command).endswith("works with its own alone: put it back")
     other = Place(there.folder / "other")
-    told(other.run("init"))
+    told(other.here("init"))
     shutil.copy(other.folder / "token-ledger.keys", there.folder)
     for command in ("init", "serve"):
         assert "belongs to another key ring" in there.refused(command)
@@ -79,7 +79,7 @@ def test_what_cannot_be_used_is_one_line_without_the_password(there: Place, post
     for broken in ("postgresql://me:a-canary@127.0.0.1:1/x", "postgresql://a-canary@x@y"):
         line = there.refused("grants", DATABASE_URL=broken)
         assert "a-canary" not in line.replace('for user "a-canary"', "")
-    told(there.run("init"))
+    told(there.here("init"))
     with psycopg.connect(url, autocommit=True) as connection:
         name = connection.info.dbname
         connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off".encode())
@@ -116,10 +116,10 @@ def test_commands_say_what_they_say_on_sqlite(there: Place, tmp_path: Path) -> N
     said: list[list[str]] = []
     for place in (beside, there):
         (place.folder / "clients.toml").write_text(CLIENTS)
-        told(place.run("init"))
-        lines = [told(place.run("apply", "clients.toml"))]
+        told(place.here("init"))
+        lines = [told(place.here("apply", "clients.toml"))]
         issued = json.loads(
-            told(place.run("issue", "--client", "www", "--subject", "ann", "--scope", "read", "--json"))
+            told(place.here("issue", "--client", "www", "--subject", "ann", "--scope", "read", "--json"))
         )
         grant_id = issued["grant_id"]
         for command in (
@@ -130,8 +130,8 @@ def test_commands_say_what_they_say_on_sqlite(there: Place, tmp_path: Path) -> N
             ("archive", "--after", "1"),
             ("rebuild",),
         ):
-            lines.append(told(place.run(*command)))
-        lines.append(place.run("explain", stdin=issued["refresh_token"]).stdout)
+            lines.append(told(place.here(*command)))
+        lines.append(place.here("explain", stdin=issued["refresh_token"]).stdout)
         said.append([alike(line) for line in lines])
     assert said[0] == said[1]
 
@@ -172,7 +172,7 @@ def test_a_server_and_commands_beside_it(tmp_path: Path, postgres_url: str, post
 
 def test_archiving_is_told_to_wait_while_another_process_does(there: Place) -> None:
     """One line and exit code 2; once that one was not heard of for a minute the next has its turn."""
-    told(there.run("init"))
+    told(there.here("init"))
     with psycopg.connect(there.settings["DATABASE_URL"], autocommit=True) as connection:
         connection.execute("UPDATE archiver SET holder = 'another', until = now() + interval '30 seconds'")
         assert "another process archives this store" in there.refused("archive", "--after", "1")
@@ -187,8 +187,8 @@ def test_rebuild_heals_what_was_altered(there: Place) -> None:
     """A row and a snapshot that no event made: named, healed in a transaction of its own, gone at the next run."""
     (there.folder / "clients.toml").write_text(CLIENTS)
     for command in (("init",), ("apply", "clients.toml")):
-        told(there.run(*command))
-    told(there.run("issue", "--client", "www", "--subject", "ann", "--scope", "read"))
+        told(there.here(*command))
+    told(there.here("issue", "--client", "www", "--subject", "ann", "--scope", "read"))
     with psycopg.connect(there.settings["DATABASE_URL"], autocommit=True) as connection:
         connection.execute("UPDATE current_tokens_v1 SET scope = 'all'")
         connection.execute("UPDATE streams SET state = '' WHERE name LIKE 'grant:%'")

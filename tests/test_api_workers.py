@@ -58,7 +58,6 @@ def together(tmp_path: Path, postgres_url: str, postgres: Postgres) -> Iterator[
     settings = {"DATABASE_URL": postgres.over_tcp(postgres_url), "WORKERS": "2", "LOG_LEVEL": "info"}
     server = Together(tmp_path, clients=clients_toml(), settings=settings)
     server.secrets.append(postgres.password)
-    assert 0 == server.command("init").returncode
     server.start()
     eventually(server.both_serve, what="both workers")
     yield server

@@ -115,19 +115,19 @@ def test_a_key_ring_that_cannot_be_used_is_named(
         ring.rmdir()
     ring.write_bytes(kept)
     ring.chmod(0o600)
-    assert 0 == made.run("grants").returncode
+    assert 0 == made.here("grants").returncode
 
 
 def test_the_key_ring_of_another_database_is_refused(made: Place, tmp_path: Path) -> None:
     """The store remembers its ring: with another one every token would look forged."""
     other = Place(tmp_path / "other")
-    assert 0 == other.run("init").returncode
+    assert 0 == other.here("init").returncode
     before = made.files()["token-ledger.db"]
     for arguments in (("serve",), ("grants",), ("init",)):
         said = made.refused(*arguments, KEYS_FILE=other.settings["KEYS_FILE"], HEAD_FILE="off")
         assert said.endswith("this database belongs to another key ring; give it the one it was made with"), said
     assert before == made.files()["token-ledger.db"]
-    assert 0 == made.run("grants").returncode
+    assert 0 == made.here("grants").returncode
 
 
 # ---------------------------------------------------------------- database
@@ -172,7 +172,7 @@ def test_a_database_that_another_program_has_locked_is_said(made: Place) -> None
     assert "another program" in said
     connection.execute("ROLLBACK")
     connection.close()
-    assert 0 == made.run("grants").returncode
+    assert 0 == made.here("grants").returncode
 
 
 def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:
@@ -218,14 +218,14 @@ def test_a_wrong_clients_file_changes_nothing_wherever_it_is_read(made: Place) -
     """At `apply`, at its dry run and at the start of a server alike; what ruled before rules on."""
     clients = made.folder / "clients.toml"
     clients.write_text(CLIENT)
-    assert 0 == made.run("apply", "clients.toml").returncode
+    assert 0 == made.here("apply", "clients.toml").returncode
     clients.write_text(CLIENT + '[[client]]\nid = "new"\ncolour = "red"\n')
     expected = 'clients.toml: client "new": field colour: is unknown'
     assert made.refused("apply", "clients.toml").startswith(expected)
     assert made.refused("apply", "--dry-run", "clients.toml").startswith(expected)
     assert made.refused("serve", CLIENTS_FILE="clients.toml").startswith(expected)
     clients.write_text(CLIENT)
-    assert "nothing changes\n" == made.run("apply", "clients.toml").stdout
+    assert "nothing changes\n" == made.here("apply", "clients.toml").stdout
 
 
 def test_a_clients_file_that_is_not_there_is_named(made: Place) -> None:
@@ -239,7 +239,7 @@ def test_an_older_clients_file_brings_nothing_back(made: Place) -> None:
     (made.folder / "new.toml").write_text("serial = 7\n" + CLIENT)
     (made.folder / "old.toml").write_text("serial = 6\n" + CLIENT)
     (made.folder / "none.toml").write_text(CLIENT)
-    assert 0 == made.run("apply", "new.toml").returncode
+    assert 0 == made.here("apply", "new.toml").returncode
     assert "old.toml: serial: 6 is lower than 7, which was applied before" == made.refused("apply", "old.toml")
     assert made.refused("serve", CLIENTS_FILE="old.toml").startswith("old.toml: serial: 6 is lower than 7")
     assert made.refused("apply", "none.toml").startswith("none.toml: serial: missing")
@@ -264,7 +264,7 @@ def test_what_is_wrong_at_a_hangup_is_one_log_line_and_changes_nothing(own_serve
 
     kept = own_server.keys_file.read_bytes()
     other = Place(own_server.folder / "other")
-    assert 0 == other.run("init").returncode
+    assert 0 == other.here("init").returncode
     own_server.keys_file.write_bytes(Path(other.settings["KEYS_FILE"]).read_bytes())
     own_server.hangup()
     eventually(lambda: "this is another key ring" in own_server.log(), what="the line about the other ring")

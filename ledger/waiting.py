@@ -1,7 +1,8 @@
 """Requests in line for a batch: what to decide, whom to answer, until when."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -13,6 +14,8 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 Decide = Callable[[Batch], T]
 """One request's work: plain code on a batch. It may run more than once, so time and command id are the batch's."""
+
+BATCH_MAX = 256
 
 
 class AnswerTo(Protocol[T_contra]):
@@ -31,6 +34,72 @@ class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
     future: AnswerTo[T]
     deadline: float
     ours: bool = False
+
+
+class Line:
+    """Who stands in front of one store: those in line, those who are to be decided alone, whoever wants the connection
+    for themselves, and those whose batch is under way, each with what was decided.
+
+    `unserved_since`: since when, of the loop's time, somebody has waited and nobody was served. `closed`: nobody is
+    taken in any more.
+    """
+
+    __slots__ = ("_time", "alone", "closed", "exclusive", "in_flight", "unserved_since", "waiting")
+
+    def __init__(self, time: Callable[[], float]) -> None:
+        """`time` is the event loop's."""
+        self._time = time
+        self.waiting: deque[Waiting[Any]] = deque()
+        self.alone: deque[Waiting[Any]] = deque()
+        self.exclusive: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self.in_flight: list[tuple[Waiting[Any], Any, bool]] = []
+        self.unserved_since: float | None = None
+        self.closed = False
+
+    def take(self) -> list[Waiting[Any]]:
+        """Who is in the next batch."""
+        if self.alone:
+            return [self.alone.popleft()]
+        if len(self.waiting) > BATCH_MAX:
+            return [self.waiting.popleft() for _ in range(BATCH_MAX)]
+        taken = [each for each in self.waiting if not each.future.done()]
+        self.waiting.clear()
+        return taken
+
+    def put_back(self, taken: Sequence[Waiting[Any]]) -> None:
+        """Nothing has happened: they are first again, as long as their deadlines are not over."""
+        (self.alone if len(taken) == 1 and self.alone else self.waiting).extendleft(reversed(taken))
+        self.expire()
+
+    def served(self) -> None:
+        """The store has done what it was asked: whoever waits, waits from now on."""
+        self.unserved_since = self._time() if self.waiting or self.alone else None
+
+    def expire(self) -> None:
+        """Refuse whoever's deadline is over. What is being committed is only given up on, not undone: its outcome is
+        unknown to whoever waited."""
+        now = self._time()
+        those = [*(each for each, _, _ in self.in_flight), *self.waiting, *self.alone]
+        refuse(each for each in those if each.deadline < now)
+        if any(each.future.done() for each in self.waiting):
+            self.waiting = deque(each for each in self.waiting if not each.future.done())
+        if any(each.future.done() for each in self.alone):
+            self.alone = deque(each for each in self.alone if not each.future.done())
+
+    def somebody_waits(self) -> bool:
+        """Whether anybody is in line, or in flight and still to be answered."""
+        flying = any(not each.future.done() for each, _, _ in self.in_flight)
+        return flying or bool(self.waiting or self.alone or self.exclusive)
+
+    def refuse_all(self) -> None:
+        """Refuse whoever is in line, and whoever comes."""
+        self.closed = True
+        refuse((*self.alone, *self.waiting))
+        for _, future in self.exclusive:
+            tell(future, Unavailable())
+        self.alone.clear()
+        self.waiting.clear()
+        self.exclusive.clear()
 
 
 def decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:

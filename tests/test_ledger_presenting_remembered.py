@@ -152,7 +152,7 @@ async def course(folder: Path, seed: object, steps: int, forget: Forget) -> tupl
             for answer in await asyncio.gather(*together, return_exceptions=True):
                 world.hear(answer)
             opened.ledger.afterwards.record_foreign()
-            while opened.ledger.commits._somebody_waits:
+            while opened.ledger.commits._line.somebody_waits():
                 await asyncio.sleep(0)
             faulty(opened).on_write.clear()
             faulty(opened).on_commit.clear()

@@ -37,7 +37,7 @@ def answers_before_the_commit() -> None:
             self.get = self.queue.get
 
         def put(self, batch: Any) -> None:
-            for each, answer, refused in self.commits._in_flight:
+            for each, answer, refused in self.commits._line.in_flight:
                 if not refused and not each.future.done():
                     each.future.set_result(answer)
             self.queue.put(batch)

@@ -1,0 +1,123 @@
+"""What becomes of the requests of a batch that did not come to be, and when the store may be asked again.
+
+Busy: nothing happened, ask again until the requests' deadlines. Full: nothing happened, 503, and it heals. Lost race or
+a fault in one decision: forget what was touched, decide each alone, so that one loser does not sink a batch.
+Input/output error: the outcome is unknown, answer 503, forget everything, never go on (I-12).
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ledger.batch import Batch, Memory
+from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
+from ledger.recorders.store import Store
+from ledger.waiting import Line, Waiting, refuse, tell
+
+log = logging.getLogger("ledger")
+
+BUSY_RETRY_SECONDS = 0.02
+
+
+class Failures:
+    """All but `found_out` runs on the event loop. Where seconds are returned, the next batch may begin after so many.
+
+    `broken`: why the store must not be used any more. `last_error`: what the store has said since it last committed.
+    """
+
+    def __init__(self, store: Store, memory: Memory, line: Line, on_broken: Callable[[StoreError], None]) -> None:
+        self._store = store
+        self._memory = memory
+        self._line = line
+        self._on_broken = on_broken
+        self.broken: StoreError | None = None
+        self.last_error: str | None = None
+
+    def not_written(self, batch: Batch | None, taken: list[Waiting[Any]], error: Exception) -> float:
+        """A batch could not be decided or written, so that nothing happened; None: it could not even begin."""
+        if batch is not None:
+            self._abandon(batch)
+        elif not isinstance(error, StoreError):
+            # What the log says of authority cannot be made out: nothing can be decided, by nobody.
+            log.error("batch_not_begun", exc_info=error)
+            error = StoreBroken(f"the authority cannot be read: {type(error).__name__}")
+        if self.broken is not None:
+            refuse(taken)
+            return 0.0
+        if isinstance(error, StoreBusy):
+            self.last_error = str(error)
+            self._line.put_back(taken)
+            return BUSY_RETRY_SECONDS
+        if isinstance(error, StoreError) and not isinstance(error, LostRace):
+            return self._failed(taken, error)
+        # A fault in one decision may have left half of its events in memory: nothing of this batch was kept.
+        alone = len(taken) == 1
+        if not isinstance(error, LostRace):
+            if alone:
+                tell(taken[0].future, error)
+                self._line.served()
+                return 0.0
+            log.error("decision_failed", exc_info=error)
+        self._line.alone.extendleft(reversed(taken))
+        return BUSY_RETRY_SECONDS if alone else 0.0  # alone and lost again: let the others' commit pass
+
+    def not_committed(self, batch: Batch, those: list[Waiting[Any]], error: StoreError) -> float:
+        """COMMIT did not succeed."""
+        # What the server of an optimistic store says of its own transaction is so: nothing happened.
+        if self._store.optimistic and isinstance(error, LostRace | StoreBusy):
+            return self.not_written(batch, those, error)
+        self._abandon(batch)
+        return self._failed(those, error)
+
+    def found_out(self, batch: Batch, error: BaseException) -> StoreError | None:
+        """After a COMMIT that raised an error, from the commit thread: what to believe. None where what was written is
+        there all the same (I-11).
+
+        After an input/output error nothing that is read may be believed, so it is not asked and the process ends.
+        """
+        if not isinstance(error, StoreError):
+            return StoreBroken(f"the commit failed: {type(error).__name__}")
+        if isinstance(error, StoreBroken):
+            return error
+        try:
+            batch.written = self._store.is_there(batch.work)
+        except StoreBusy as certain:
+            return certain
+        except StoreError:
+            return error
+        return error if batch.written is None else None
+
+    def refuse_authenticated(self, batch: Batch, taken: list[Waiting[Any]]) -> None:
+        """Somebody else has changed what authentication goes by. Who is in line showed what counted before: a secret
+        that was taken back must not buy anything any more, so all of them have to say again who they are."""
+        self._memory.credentials_moved = False
+        self._abandon(batch)
+        line = self._line
+        those = [*taken, *line.alone, *line.waiting]
+        line.alone.clear()
+        line.waiting = deque(each for each in those if each.ours)
+        refuse(each for each in those if not each.ours)
+
+    def halt(self, error: StoreError) -> None:
+        """The store must not be used any more, and the process has to end."""
+        if self.broken is None:
+            self.broken = error
+            self._memory.forget_everything()
+            self._line.refuse_all()
+            self._on_broken(error)
+
+    def _abandon(self, batch: Batch) -> None:
+        try:
+            batch.forget()
+        except StoreError as error:
+            self.halt(StoreBroken(f"what a failed batch had touched cannot be read again: {error}"))
+
+    def _failed(self, taken: list[Waiting[Any]], error: StoreError) -> float:
+        if self.last_error != str(error):  # once a trouble, not once a batch
+            self.last_error = str(error)
+            log.error("store_failed", extra={"fields": {"problem": str(error)}})
+        if isinstance(error, StoreBroken):
+            self.halt(error)
+        refuse(taken)
+        return BUSY_RETRY_SECONDS

@@ -1,5 +1,7 @@
 """Reading a store: heads, a stream's events by version, all events by position. One connection, one moment.
 
+`StoreReader` is what both engines' readers have in common, `Reader` is SQLite's.
+
 A stream's events are found without an index on every one of them: the nearest mark at or above the version wanted (an
 index entry every 64 versions), or the head, and from there back along `back`. A page of n events costs n + 64 steps
 whatever the stream's length (I-22). Where that way ends before the version wanted, what is older lies in the archive.
@@ -7,7 +9,7 @@ whatever the stream's length (I-22). Where that way ends before the version want
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ledger.recorders.archived import Archived
 from ledger.recorders.rows import GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
@@ -20,7 +22,7 @@ MARK = (
     "SELECT position, v FROM events WHERE stream = ? AND v >= ?"  # noqa: S608  # names of ours alone
     f" AND v % {MARK_EVERY_V} = 1 ORDER BY v LIMIT 1"
 )
-WALK = (
+_WALK = (
     "WITH RECURSIVE chain (position, stream, v, back, body) AS ("
     " SELECT position, stream, v, back, body FROM events WHERE position = ?"
     " UNION ALL"
@@ -33,9 +35,9 @@ _AT_POSITION = (
     "SELECT e.position, e.stream, e.v, e.back, e.body FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position = ? AND s.name = ?"
 )
-_AFTER = "SELECT position, stream, v, back, body FROM events WHERE position > ? ORDER BY position LIMIT ?"
-# As bytes: what a flipped bit has made of a text may be none any more, and is to be named all the same.
-_RAW_AFTER = _AFTER.replace("body", "CAST(body AS BLOB)", 1)
+AFTER = (
+    "SELECT position, stream, v, back, body FROM events WHERE position > ? AND position < ? ORDER BY position LIMIT ?"
+)
 _TOLD = (
     "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position >= ? AND e.position <= ?"
@@ -45,37 +47,44 @@ _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
     "client_id": f"{_OF_GRANT} WHERE p.client_id = ? ORDER BY p.stream DESC LIMIT 1",
     "subject_id": f"{_OF_GRANT} WHERE p.subject_id = ? ORDER BY p.stream DESC LIMIT 1",
 }
-_GRANT_OF_KEY = f"{_OF_GRANT} WHERE p.idempotency_mac = ?"
 
 POSITION_MAX = 2**63 - 1
 
 
-class Reader:
+class StoreReader:
     """Questions to one connection. Lists are oldest first. Raises StoreError.
 
-    `horizon`: below this position nothing can appear any more. One writer gives positions in the order of commits.
+    `horizon`: below this position nothing can appear any more. What begins with `_sql` is a statement in the dialect
+    that `_rows` runs; the raw one gives bodies as bytes: what a flipped bit has made of a text may be none any more.
     """
 
-    __slots__ = ("_connection", "_segments")
-    horizon = POSITION_MAX
-
-    def __init__(self, connection: sqlite3.Connection, segments: Segments) -> None:
-        self._connection = connection
-        self._segments = segments
+    __slots__ = ()
+    horizon: int
+    _sql_head: ClassVar[str]
+    _sql_mark: ClassVar[str]
+    _sql_walk: ClassVar[str]
+    _sql_at_position: ClassVar[str]
+    _sql_after: ClassVar[str]
+    _sql_raw_after: ClassVar[str]
+    _sql_newest_grant: ClassVar[dict[GrantsOf, str]]
+    _sql_grant_of_key: ClassVar[str]
 
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
-        """Run one SELECT, all rows at once: bound it."""
+        """Run one SELECT written with `?`, all rows at once: bound it."""
         return self._rows(sql, parameters)
 
     def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:
-        try:
-            return self._connection.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise translated(error) from None
+        raise NotImplementedError
+
+    def _called(self, name: str) -> str:
+        """What statements find a stream by."""
+        return name
+
+    # ------------------------------------------------------------ streams
 
     def stream(self, name: str) -> Head | None:
         """The head of a stream, None where nothing ever happened to it."""
-        for id, v, position, head, state in self._rows(_HEAD, (name,)):
+        for id, v, position, head, state in self._rows(self._sql_head, (self._called(name),)):
             return Head(id, v, position, head.hex(), state)
         return None
 
@@ -84,16 +93,15 @@ class Reader:
 
         Raises Withheld where the bytes of one were given up.
         """
-        heads = self._rows("SELECT id, v, position FROM streams WHERE name = ?", (name,))
-        if not heads or from_v > heads[0][1] or to_v < from_v:
+        head = self.stream(name)
+        if head is None or from_v > head.v or to_v < from_v:
             return []
-        stream, last_v, start = heads[0]
-        to_v = min(to_v, last_v)
-        for position, _ in self._rows(MARK, (stream, to_v)):
+        start, to_v = head.position, min(to_v, head.v)
+        for position, _ in self._rows(self._sql_mark, (head.id, to_v)):
             start = position
-        found = [StoredEvent(*row) for row in reversed(self._rows(WALK, (start, from_v, to_v)))]
+        found = [StoredEvent(*row) for row in reversed(self._rows(self._sql_walk, (start, from_v, to_v)))]
         lacking_to_v = found[0].v - 1 if found else to_v
-        return self._archived().events(stream, from_v, lacking_to_v) + found if from_v <= lacking_to_v else found
+        return self._archived().events(head.id, from_v, lacking_to_v) + found if from_v <= lacking_to_v else found
 
     def event_at(self, name: str, v: int) -> StoredEvent | None:
         """One event of a stream."""
@@ -102,30 +110,36 @@ class Reader:
 
     def event_at_position(self, name: str, position: int) -> StoredEvent | None:
         """One event of a stream by its position."""
-        for row in self._rows(_AT_POSITION, (position, name)):
+        for row in self._rows(self._sql_at_position, (position, self._called(name))):
             return StoredEvent(*row)
         return self._archived().at_position(name, position)
 
     def newest_grant(self, column: GrantsOf, value: str) -> str | None:
         """The stream of the grant of a client or person that was issued last."""
-        for (name,) in self._rows(_NEWEST_GRANT[column], (value,)):
+        for (name,) in self.select(self._sql_newest_grant[column], (value,)):
             return str(name)
         return None
 
     def grant_of_key(self, idempotency_mac: bytes) -> str | None:
         """The stream of the grant that was issued under an Idempotency-Key."""
-        for (name,) in self._rows(_GRANT_OF_KEY, (idempotency_mac,)):
+        for (name,) in self._rows(self._sql_grant_of_key, (idempotency_mac,)):
             return str(name)
         return None
 
-    def reason(self, event_id: str) -> tuple[bytes, str] | None:
-        """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""
-        for salt, text in self._rows("SELECT salt, text FROM private_reasons WHERE event_id = ?", (event_id,)):
-            return salt, text
-        return None
+    # ------------------------------------------------------------ the log
+
+    def after(self, position: int, limit: int) -> list[StoredEvent]:
+        """All streams' events after a position and below the horizon, in log order, of those that are not archived."""
+        return [StoredEvent(*row) for row in self._rows(self._sql_after, (position, self.horizon, limit))]
+
+    def raw_after(self, position: int, limit: int) -> list[RawEvent]:
+        """As `after`, bodies as the bytes that lie there."""
+        return [RawEvent(*row) for row in self._rows(self._sql_raw_after, (position, self.horizon, limit))]
+
+    # ------------------------------------------------------------ the archive
 
     def _archived(self) -> Archived:
-        return Archived(self._rows, lambda piece: self._segments.lines(piece.name, piece.at_byte))
+        raise NotImplementedError
 
     def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
         """What lies in the archive, by stream and version after (stream, version), None for the first: the pieces with
@@ -140,16 +154,42 @@ class Reader:
         """The positions and stored bytes of an archived piece that is not withheld, oldest first."""
         return self._archived().lines(piece)
 
-    def after(self, position: int, limit: int) -> list[StoredEvent]:
-        """All streams' events after a position, in log order, of those that are not archived."""
-        return [StoredEvent(*row) for row in self._rows(_AFTER, (position, limit))]
 
-    def raw_after(self, position: int, limit: int) -> list[RawEvent]:
-        """As `after`, bodies as the bytes that lie there."""
-        return [RawEvent(*row) for row in self._rows(_RAW_AFTER, (position, limit))]
+class Reader(StoreReader):
+    """SQLite's. One writer gives positions in the order of commits, so there is no horizon."""
+
+    __slots__ = ("_connection", "_segments")
+    horizon = POSITION_MAX
+    _sql_head = _HEAD
+    _sql_mark = MARK
+    _sql_walk = _WALK
+    _sql_at_position = _AT_POSITION
+    _sql_after = AFTER
+    _sql_raw_after = AFTER.replace("body", "CAST(body AS BLOB)", 1)
+    _sql_newest_grant = _NEWEST_GRANT
+    _sql_grant_of_key = f"{_OF_GRANT} WHERE p.idempotency_mac = ?"
+
+    def __init__(self, connection: sqlite3.Connection, segments: Segments) -> None:
+        self._connection = connection
+        self._segments = segments
+
+    def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise translated(error) from None
+
+    def reason(self, event_id: str) -> tuple[bytes, str] | None:
+        """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""
+        for salt, text in self._rows("SELECT salt, text FROM private_reasons WHERE event_id = ?", (event_id,)):
+            return salt, text
+        return None
 
     def told(self, first: int, last: int, topics: Sequence[str], limit: int) -> list[tuple[int, str, int, str]]:
         """Position, stream, version and body of events from position `first` to `last`, in log order; `topics` limits
         to some, none given lets all pass."""
         of_topics = f" AND json_extract(e.body, '$.topic') IN ({', '.join('?' * len(topics))})" if topics else ""
         return self._rows(f"{_TOLD}{of_topics} ORDER BY e.position LIMIT ?", (first, last, *topics, limit))
+
+    def _archived(self) -> Archived:
+        return Archived(self._rows, lambda piece: self._segments.lines(piece.name, piece.at_byte))

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tests.servers import eventually
+from tests.server_process import eventually
 
 APPLICATION_DATA = 23
 """The type of the TLS records that carry a request (RFC 8446 5.1); the handshake's have others."""

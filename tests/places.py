@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run_here
-from tests.servers import PROJECT, free_port, program
+from tests.server_process import PROJECT, free_port, program
 
 SECONDS_MAX = 30
 

@@ -14,7 +14,8 @@ import pytest
 
 from tests.certificates import authority, certificate
 from tests.mutual_tls import mutual
-from tests.servers import Server, clients_toml, eventually, running
+from tests.server_process import eventually
+from tests.servers import Server, clients_toml, running
 from tests.serving import logged
 from tests.test_api_certificates_native import VERSIONS, client, jwks
 from tests.wire import Connection

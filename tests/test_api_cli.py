@@ -9,7 +9,7 @@ import click
 import pytest
 
 from api import cli
-from tests.servers import program
+from tests.server_process import program
 
 GROUPS: Mapping[str, list[str]] = {
     "grant": ["show", "history", "revoke", "suspend", "reinstate"],

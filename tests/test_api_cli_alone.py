@@ -10,7 +10,8 @@ import pytest
 
 from tests.commands import run_here
 from tests.places import Place
-from tests.servers import clients_toml, program
+from tests.server_process import program
+from tests.servers import clients_toml
 from tests.wire import Json
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run_here
-from tests.servers import Server, clients_toml, eventually, running
+from tests.server_process import eventually
+from tests.servers import Server, clients_toml, running
 from tests.wire import Json
 
 ID = re.compile(r"[0-9a-f]{32}")

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 from tests.places import Place
-from tests.servers import program
+from tests.server_process import program
 from tests.terminals import on_a_terminal
 
 

@@ -9,7 +9,8 @@ from joserfc.jwk import Key
 
 from api.dpop import ALGORITHMS
 from tests.proofs import new_key, proof, thumbprint
-from tests.servers import Server, eventually
+from tests.server_process import eventually
+from tests.servers import Server
 from tests.wire import FORM, REVOKE_PATH, TOKEN_PATH, Answer, form_bytes, request_bytes
 
 

@@ -14,7 +14,7 @@ from api import logs
 from api.server import protocol_class
 from api.settings import Settings, SettingsError
 from api.sockets import StartError
-from tests.servers import free_port
+from tests.server_process import free_port
 from tests.serving import (
     HOST,
     PARSERS,

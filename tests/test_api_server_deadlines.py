@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import free_port
+from tests.server_process import free_port
 from tests.serving import (
     HOST,
     PARSERS,

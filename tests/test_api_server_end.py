@@ -16,7 +16,7 @@ import pytest
 
 from api.server import Parser, Server
 from api.settings import Settings
-from tests.servers import free_port
+from tests.server_process import free_port
 from tests.serving import PARSERS, QUICK, Running, Shower, check_quiet, connect_soon, logged, serving
 from tests.wire import Connection, request_bytes
 

@@ -12,7 +12,8 @@ import pytest
 
 from api.cli.certificate import write_certificate
 from tests.chaos.shims import Faults
-from tests.servers import Server, clients_toml, eventually, running
+from tests.server_process import eventually
+from tests.servers import Server, clients_toml, running
 from tests.wire import Json
 
 MORE = '[[client]]\nid = "more"\nsecret = "M0re!"\nauth = "client_secret"\nscope = "read"\n'

@@ -21,7 +21,8 @@ from api.client_auth import ClientAuth
 from api.heads import Headers, Proven, Repeating
 from api.token import TokenEndpoint
 from tests.asking import Asking, asking
-from tests.servers import SECRETS, Server, basic, clients_toml, eventually, running
+from tests.server_process import eventually
+from tests.servers import SECRETS, Server, basic, clients_toml, running
 from tests.wire import FORM, REVOKE_PATH, TOKEN_PATH, Answer, Connection, Json, form_bytes, request_bytes
 
 OTHER_SECRET = "Secr3t?"

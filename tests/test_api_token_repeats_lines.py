@@ -13,7 +13,8 @@ import pytest
 from api.exchanges import Exchange
 from api.token import TokenEndpoint
 from tests.mutual_tls import Ledger, mutual
-from tests.servers import SECRETS, eventually
+from tests.server_process import eventually
+from tests.servers import SECRETS
 from tests.wire import FORM, TOKEN_PATH, Answer, check_answer, form_bytes, request_bytes
 
 SEED = 20_261_126

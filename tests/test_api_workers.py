@@ -12,7 +12,8 @@ import pytest
 from tests.chaos.chains import chains_of, faults_of
 from tests.chaos.load import Load
 from tests.postgres import Server as Postgres
-from tests.servers import Server, clients_toml, eventually
+from tests.server_process import eventually
+from tests.servers import Server, clients_toml
 from tests.wire import Answer, request_bytes
 
 MORE = '[[client]]\nid = "more"\nsecret = "M0re!"\nscope = "read"\n'

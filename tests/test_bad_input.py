@@ -10,7 +10,8 @@ import pytest
 
 from api.cli.certificate import write_certificate
 from tests.places import Place
-from tests.servers import Server, clients_toml, eventually, running
+from tests.server_process import eventually
+from tests.servers import Server, clients_toml, running
 
 # ---------------------------------------------------------------- settings
 

@@ -16,7 +16,7 @@ from tests.benchmarks.peers_plot import Dots, Lines, Look, picture
 from tests.benchmarks.peers_report import Report, Run, SideFacts, markdown
 from tests.benchmarks.peers_rounds import Extent, Measuring, points
 from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
-from tests.servers import free_port
+from tests.server_process import free_port
 
 SVG = "{http://www.w3.org/2000/svg}"
 TINY = ["--rounds", "2", "--seconds", "0.1", "--warm-up", "0", "--connections", "2"]

@@ -2,7 +2,8 @@
 
 import json
 
-from tests.servers import Server, basic, eventually
+from tests.server_process import eventually
+from tests.servers import Server, basic
 from tests.wire import TOKEN_PATH, Answer
 
 LISTED = "https://app.example"

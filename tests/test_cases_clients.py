@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Server, basic, clients_toml, eventually
+from tests.server_process import eventually
+from tests.servers import Server, basic, clients_toml
 from tests.wire import FORM, TOKEN_PATH, Answer, Json, form_bytes, request_bytes
 
 TWO_SECRETS = """

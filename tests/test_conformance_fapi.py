@@ -16,7 +16,7 @@ from tests.certificates import certificate
 from tests.conformance import SCOPE, Profile, check_refused, check_success, profile
 from tests.mutual_tls import mutual
 from tests.proofs import MISSING, new_key, thumbprint
-from tests.servers import eventually
+from tests.server_process import eventually
 from tests.signers import Signer, derived_key
 from tests.signers import new_key as new_client_key
 from tests.wire import TOKEN_PATH, Json

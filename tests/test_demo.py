@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import PROJECT, program
+from tests.server_process import PROJECT, program
 from tests.terminals import on_a_terminal
 from tests.wire import Json
 

@@ -8,7 +8,8 @@ import pytest
 
 from tests.histories import check_history
 from tests.pairs import EACH, Pair, serving
-from tests.servers import Grant, Server, eventually
+from tests.server_process import eventually
+from tests.servers import Grant, Server
 
 SEED = 20_261_125
 

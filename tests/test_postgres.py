@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.postgres import Server, binaries, running
-from tests.servers import PROJECT, eventually
+from tests.server_process import PROJECT, eventually
 
 _HOLDING = """
 import time

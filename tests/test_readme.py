@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.servers import PROJECT, free_port
+from tests.server_process import PROJECT, free_port
 
 BLOCK = re.compile(r"<!-- minutes: (\w+) -->\n```bash\n(.*?)```", re.DOTALL)
 FIVE_MINUTES = ("start", "client", "security", "auditor")

@@ -11,7 +11,8 @@ from tests.benchmarks.refresh import check_events, drive, pid_of
 from tests.benchmarks.variants import selected, table
 from tests.benchmarks.ways import ways
 from tests.certificates import authority
-from tests.servers import PROJECT, Server
+from tests.server_process import PROJECT
+from tests.servers import Server
 from tests.signers import TYPE, registered
 
 VARIANTS = [

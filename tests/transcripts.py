@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from joserfc.jwk import Key
 
 from tests import proofs, signers
-from tests.servers import OPERATORS, VERIFIER, Server, eventually
+from tests.server_process import eventually
+from tests.servers import OPERATORS, VERIFIER, Server
 from tests.vectors import Expected, Step, Vector, expectations
 from tests.wire import INTROSPECT_PATH, TOKEN_PATH, Answer, Json
 

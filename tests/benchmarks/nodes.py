@@ -29,7 +29,8 @@ from tests.benchmarks.peers_sides import TOKENS, Stage, fill
 from tests.benchmarks.refresh import pid_of
 from tests.postgres import Server as Postgres
 from tests.postgres import running
-from tests.servers import Server, eventually
+from tests.server_process import eventually
+from tests.servers import Server
 
 DURABLE = {
     "fsync": "on",

@@ -20,7 +20,7 @@ from tests.benchmarks.peers_load import Job, drive
 from tests.benchmarks.peers_processes import allow, pin
 from tests.benchmarks.peers_sides import PART, LeftOut, Running, Stage, rotated
 from tests.benchmarks.refresh import _listens
-from tests.servers import eventually
+from tests.server_process import eventually
 
 PORT_BASE = 18_200
 PORTS_A_STAGE = 100

@@ -23,7 +23,8 @@ from pathlib import Path
 from tests.benchmarks.clients import CLIENTS, FORM
 from tests.benchmarks.load import Found, Job
 from tests.benchmarks.stock import stock
-from tests.servers import Server, eventually, free_port
+from tests.server_process import eventually, free_port
+from tests.servers import Server
 
 CONNECTIONS = 64
 

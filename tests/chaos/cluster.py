@@ -24,7 +24,7 @@ from typing import Final
 import psycopg
 
 from tests.postgres import SUPERUSER, binaries
-from tests.servers import eventually, free_port
+from tests.server_process import eventually, free_port
 from tests.wire import Json
 
 FORM_SECONDS_MAX: Final = 120.0

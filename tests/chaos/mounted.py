@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.chaos.disk import Mode
 from tests.chaos.store_after import Told
-from tests.servers import PROJECT, eventually
+from tests.server_process import PROJECT, eventually
 
 GRANTS = 16
 SEED = 20_261_125

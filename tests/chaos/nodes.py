@@ -16,7 +16,8 @@ from tests.chaos.processes import TroubledServer
 from tests.engines import standing_for
 from tests.postgres import Server as Postgres
 from tests.postgres_proxy import Proxy, proxied
-from tests.servers import Grant, Server, eventually
+from tests.server_process import eventually
+from tests.servers import Grant, Server
 
 CLIENTS = ("std", "std", "mob", "std", "keep", "std", "std", "mob")
 

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.servers import Server, eventually, program
+from tests.server_process import eventually, program
+from tests.servers import Server
 from tests.wire import Json
 
 

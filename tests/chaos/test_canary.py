@@ -28,7 +28,8 @@ from tests.chaos.ends import Ender
 from tests.chaos.files import check_files, report
 from tests.chaos.load import Load, converge
 from tests.chaos.processes import TroubledServer
-from tests.servers import OPERATORS, SECRETS, Grant, basic, eventually
+from tests.server_process import eventually
+from tests.servers import OPERATORS, SECRETS, Grant, basic
 from tests.wire import FORM, INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH, form_bytes, request_bytes
 
 SEED = 20_261_125

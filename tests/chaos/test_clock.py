@@ -16,7 +16,7 @@ from tests.chaos.files import report
 from tests.chaos.load import Load
 from tests.chaos.processes import TroubledServer
 from tests.ledgers import Opened, check_ledger, open_ledger
-from tests.servers import eventually
+from tests.server_process import eventually
 from tests.wire import Answer
 
 SECOND, HOUR, DAY = 1, 3_600, 86_400

@@ -16,7 +16,7 @@ from tests.chaos.ends import Ender
 from tests.chaos.files import check_files, report
 from tests.chaos.load import Load, converge
 from tests.chaos.processes import TroubledServer
-from tests.servers import eventually
+from tests.server_process import eventually
 
 SEED = 20_261_125
 CHAINS = 64

@@ -14,7 +14,8 @@ from tests.chaos.nodes import WITHOUT_VERSIONS, replaced
 from tests.engines import standing_for
 from tests.histories import check_history
 from tests.ledger_check import check_ledger
-from tests.servers import Server, eventually, running
+from tests.server_process import eventually
+from tests.servers import Server, running
 from tests.wire import Answer
 
 SECONDS_MAX = 5.0

@@ -24,7 +24,7 @@ from tests.chaos.load import Load, converge
 from tests.chaos.processes import TroubledServer
 from tests.chaos.shims import Faults
 from tests.faulty_store import locked_by_another_process
-from tests.servers import PROJECT, eventually
+from tests.server_process import PROJECT, eventually
 
 CHAINS = 8
 """Few, so that sixty batches stay below one check-point."""

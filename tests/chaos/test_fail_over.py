@@ -14,7 +14,8 @@ from tests.chaos.cluster import CLIENT_SETTINGS, DYNAMIC, Cluster, Node, formed,
 from tests.chaos.files import check_files, report
 from tests.chaos.load import Load, converge
 from tests.engines import standing_for
-from tests.servers import PROJECT, Server, eventually
+from tests.server_process import PROJECT, eventually
+from tests.servers import Server
 
 CHAINS = 24
 OUTAGE_SECONDS_MAX = 60.0

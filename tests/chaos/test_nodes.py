@@ -15,7 +15,8 @@ from tests.chaos.chains import Chain
 from tests.chaos.load import Load
 from tests.chaos.nodes import WITHOUT_VERSIONS, Nodes, end_well, replaced, two_nodes
 from tests.postgres import Server as Postgres
-from tests.servers import Grant, Server, eventually
+from tests.server_process import eventually
+from tests.servers import Grant, Server
 from tests.wire import Connection
 
 SEED = 20_261_126

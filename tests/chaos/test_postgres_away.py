@@ -19,7 +19,8 @@ from tests.engines import standing_for
 from tests.postgres import Server as Postgres
 from tests.postgres import running
 from tests.postgres_proxy import Proxy, proxied
-from tests.servers import Server, eventually
+from tests.server_process import eventually
+from tests.servers import Server
 
 SEED = 20_261_126
 CHAINS = 24

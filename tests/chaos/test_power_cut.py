@@ -18,7 +18,7 @@ from tests.chaos.disk import MODES, Disk, Record, records
 from tests.chaos.mounted import GRANTS, SEED, WORKER, Mounted
 from tests.chaos.shims import compiled
 from tests.chaos.store_after import Told, check_found
-from tests.servers import PROJECT
+from tests.server_process import PROJECT
 
 REFRESHES = 640
 CUTS_A_STORE = 10

@@ -16,7 +16,8 @@ import pytest
 from tests.chaos.canary import check_left
 from tests.chaos.files import check_files
 from tests.chaos.processes import TroubledServer
-from tests.servers import OPERATORS, Grant, eventually
+from tests.server_process import eventually
+from tests.servers import OPERATORS, Grant
 from tests.wire import FORM, Answer, Json, form_bytes, request_bytes
 
 METADATA = {"/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"}

@@ -11,6 +11,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from ledger.answers import TokenAnswer
+
 Header = tuple[bytes, bytes]
 Send = Callable[[Any], Awaitable[None]]
 
@@ -180,31 +182,20 @@ def method_not_allowed(allow: str) -> Answer:
     return oauth_error(405, "invalid_request", f"allowed here: {allow}", headers=((b"allow", allow.encode("ascii")),))
 
 
-def token_answer(
-    *,
-    access_token: str,
-    refresh_token: str | None,
-    scope: tuple[str, ...],
-    token_type: str,
-    expires_in: int,
-    refresh_token_timeout: int | None = None,
-    authorization_expires_in: int | None = None,
-    position: int | None = None,
-    grant_id: str | None = None,
-    status: int = 200,
-) -> Answer:
+def token_answer(found: TokenAnswer, position: int | None, *, grant_id: str | None = None, status: int = 200) -> Answer:
     """Return a token response (RFC 6749 5.1); what is None is left out. `position` becomes the header Ledger-Position.
 
     Filled into a template, which costs a fraction of an encoder: tokens and ids are of letters that JSON does not
     escape, and the scope is encoded, once for each that there is.
     """
-    refresh = "" if refresh_token is None else f'"refresh_token":"{refresh_token}",'
-    idle = "" if refresh_token_timeout is None else f',"refresh_token_timeout":{refresh_token_timeout}'
-    total = "" if authorization_expires_in is None else f',"authorization_expires_in":{authorization_expires_in}'
+    token, timeout, ends_in = found.refresh_token, found.refresh_token_timeout, found.authorization_expires_in
+    refresh = "" if token is None else f'"refresh_token":"{token}",'
+    idle = "" if timeout is None else f',"refresh_token_timeout":{timeout}'
+    total = "" if ends_in is None else f',"authorization_expires_in":{ends_in}'
     grant = "" if grant_id is None else f',"grant_id":"{grant_id}"'
     body = (
-        f'{{"access_token":"{access_token}",{refresh}"scope":{_scope_literal(scope)},"token_type":"{token_type}",'
-        f'"expires_in":{expires_in}{idle}{total}{grant}}}'
+        f'{{"access_token":"{found.access_token}",{refresh}"scope":{_scope_literal(found.scope)},'
+        f'"token_type":"{found.token_type}","expires_in":{found.expires_in}{idle}{total}{grant}}}'
     ).encode("ascii")
     return TokenResponse(status, body, position)
 

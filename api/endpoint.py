@@ -92,21 +92,22 @@ class Sendable(Protocol):
         ...
 
 
-Handler = Callable[[Call], Awaitable[Sendable]]
+class FrontDesk:
+    """What every endpoint needs besides the ledger: contexts, counts, and how much of a body is read."""
+
+    __slots__ = ("body_bytes_max", "contexts", "meters")
+
+    def __init__(self, contexts: Contexts, meters: Meters, body_bytes_max: int) -> None:
+        self.contexts = contexts
+        self.meters = meters
+        self.body_bytes_max = body_bytes_max
 
 
-class Operated:
-    """One path for operators, served as an ASGI application: which roles may use which method, and who handles it."""
+class Endpoint:
+    """One path, served as an ASGI application: what `_answer` gives, or raises, is told and counted."""
 
-    def __init__(
-        self, path: str, handlers: Mapping[str, tuple[Sequence[str], Handler]], operators: Operators, desk: "FrontDesk"
-    ) -> None:
+    def __init__(self, path: str, desk: FrontDesk) -> None:
         self._path = path
-        self._handlers = dict(handlers)
-        if "GET" in self._handlers:
-            self._handlers["HEAD"] = self._handlers["GET"]
-        self._allow = ", ".join(sorted(self._handlers))
-        self._operators = operators
         self._desk = desk
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -122,6 +123,26 @@ class Operated:
         await answer.send(send)
 
     async def _answer(self, scope: Any, receive: Receive) -> Sendable:
+        raise NotImplementedError
+
+
+Handler = Callable[[Call], Awaitable[Sendable]]
+
+
+class Operated(Endpoint):
+    """One path for operators: which roles may use which method, and who handles it."""
+
+    def __init__(
+        self, path: str, handlers: Mapping[str, tuple[Sequence[str], Handler]], operators: Operators, desk: FrontDesk
+    ) -> None:
+        super().__init__(path, desk)
+        self._handlers = dict(handlers)
+        if "GET" in self._handlers:
+            self._handlers["HEAD"] = self._handlers["GET"]
+        self._allow = ", ".join(sorted(self._handlers))
+        self._operators = operators
+
+    async def _answer(self, scope: Any, receive: Receive) -> Sendable:
         found = self._handlers.get(scope["method"])
         if found is None:
             return method_not_allowed(self._allow)
@@ -132,30 +153,12 @@ class Operated:
         return await handler(Call(operator, scope, receive, self._desk.body_bytes_max, address, user_agent))
 
 
-class Open:
-    """One path that anybody may read with GET, served as an ASGI application."""
+class Open(Endpoint):
+    """One path that anybody may read with GET."""
 
-    def __init__(self, path: str, handler: Callable[[Any], Awaitable[Answer]], desk: "FrontDesk") -> None:
-        self._path = path
+    def __init__(self, path: str, handler: Callable[[Any], Awaitable[Answer]], desk: FrontDesk) -> None:
+        super().__init__(path, desk)
         self._handler = handler
-        self._desk = desk
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        try:
-            readable = scope["method"] in ("GET", "HEAD")
-            answer = await self._handler(scope) if readable else method_not_allowed("GET, HEAD")
-        except Exception as error:
-            answer = errors.told(error)
-        self._desk.meters.answer(self._path, answer.status)
-        await answer.send(send)
-
-
-class FrontDesk:
-    """What every endpoint needs besides the ledger: contexts, counts, and how much of a body is read."""
-
-    __slots__ = ("body_bytes_max", "contexts", "meters")
-
-    def __init__(self, contexts: Contexts, meters: Meters, body_bytes_max: int) -> None:
-        self.contexts = contexts
-        self.meters = meters
-        self.body_bytes_max = body_bytes_max
+    async def _answer(self, scope: Any, receive: Receive) -> Sendable:
+        return await self._handler(scope) if scope["method"] in ("GET", "HEAD") else method_not_allowed("GET, HEAD")

@@ -62,18 +62,7 @@ class Grants:
             amr=None if amr is None else tuple(amr),
         )
         found = await self._ledger.operators.issue(call.operator, request, key, canonical(raw))
-        return token_answer(
-            access_token=found.access_token,
-            refresh_token=found.refresh_token,
-            scope=found.scope,
-            token_type=found.token_type,
-            expires_in=found.expires_in,
-            refresh_token_timeout=found.refresh_token_timeout,
-            authorization_expires_in=found.authorization_expires_in,
-            position=found.position,
-            grant_id=found.grant_id,
-            status=201,
-        )
+        return token_answer(found, found.position, grant_id=found.grant_id, status=201)
 
     # ------------------------------------------------------------ looking
 

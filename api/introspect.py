@@ -9,11 +9,11 @@ from typing import Any
 
 from msgspec import UNSET
 
-from api import errors, forms
+from api import forms
 from api.answers import Answer, BadRequest, json_answer, method_not_allowed
 from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
 from api.dpop import Proofs, Target, proof_of
-from api.endpoint import FrontDesk, Receive, Send
+from api.endpoint import Endpoint, FrontDesk, Receive
 from api.grants import issued, only_issuer
 from api.operators import Operators, bearer_token
 from api.reading import Reading
@@ -28,7 +28,7 @@ from projections import current_tokens
 CREDENTIALS = frozenset({"client_secret", "client_assertion", "client_assertion_type"})
 
 
-class IntrospectionEndpoint:
+class IntrospectionEndpoint(Endpoint):
     """`POST /introspect`. A bearer token makes the caller an operator; everything else is client authentication."""
 
     def __init__(
@@ -42,26 +42,15 @@ class IntrospectionEndpoint:
         proofs: Proofs,
         target: Target,
     ) -> None:
+        super().__init__("/introspect", desk)
         self._ledger = ledger
         self._reading = reading
         self._clients = clients
         self._operators = operators
-        self._desk = desk
         self._issuer = issuer
         self._proofs = proofs
         self._target = target
         self._inactive = json_answer(200, {"active": False})
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        try:
-            answer = await self._answer(scope, receive)
-        except forms.ClientGone:
-            return
-        except Exception as error:
-            answer = errors.told(error)
-            self._desk.meters.refused(error)
-        self._desk.meters.answer("/introspect", answer.status)
-        await answer.send(send)
 
     async def _answer(self, scope: Any, receive: Receive) -> Answer:
         if scope["method"] != "POST":

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from api import errors, forms
+from api import forms
 from api.answers import Answer, BadRequest, empty_answer, method_not_allowed
 from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
 from api.dpop import Proofs, Target, proof_of
-from api.endpoint import FrontDesk, Receive, Send
+from api.endpoint import Endpoint, FrontDesk, Receive
 from ledger.answers import Source
 from ledger.application import Ledger
 from ledger.refusals import Refused
 
 
-class RevocationEndpoint:
+class RevocationEndpoint(Endpoint):
     """`POST /revoke`. 200 without a body for every token of the client's own, and for what is no token (RFC 7009 2.2).
 
     `token_type_hint` changes nothing: a token says itself what it is. A public client whose grant is bound to a key
@@ -20,22 +20,11 @@ class RevocationEndpoint:
     """
 
     def __init__(self, ledger: Ledger, clients: ClientAuth, desk: FrontDesk, proofs: Proofs, target: Target) -> None:
+        super().__init__("/revoke", desk)
         self._ledger = ledger
         self._clients = clients
-        self._desk = desk
         self._proofs = proofs
         self._target = target
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        try:
-            answer = await self._answer(scope, receive)
-        except forms.ClientGone:
-            return
-        except Exception as error:
-            answer = errors.told(error)
-            self._desk.meters.refused(error)
-        self._desk.meters.answer("/revoke", answer.status)
-        await answer.send(send)
 
     async def _answer(self, scope: Any, receive: Receive) -> Answer:
         if scope["method"] != "POST":

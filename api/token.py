@@ -208,13 +208,4 @@ class TokenEndpoint:
 
 
 def _told(caller: Caller, found: TokenAnswer) -> Answer:
-    return token_answer(
-        access_token=found.access_token,
-        refresh_token=found.refresh_token,
-        scope=found.scope,
-        token_type=found.token_type,
-        expires_in=found.expires_in,
-        refresh_token_timeout=found.refresh_token_timeout,
-        authorization_expires_in=found.authorization_expires_in,
-        position=found.position if caller.authenticated else None,
-    )
+    return token_answer(found, found.position if caller.authenticated else None)

@@ -13,10 +13,10 @@ from ledger.events import AnyEvent, GrantAuthorized, GrantExpired, Words
 from ledger.grant import Grant
 from ledger.presenting import (
     Desk,
-    Foreign,
     answer,
     check_keys,
     check_nonce,
+    check_own,
     forget_nonce_if_over,
     presenter_of,
     record,
@@ -112,14 +112,5 @@ def _genuine(
     if found is None or not isinstance(authorized, GrantAuthorized):
         batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
-    loaded, grant = found
-    right = genuine_code(desk, loaded, presented)
-    if grant.client_id != caller.client_id:
-        if right and not grant.foreign_recorded:
-            presenter = presenter_of(batch, loaded, caller, source)
-            desk.foreign.append(Foreign(presented.grant_id, 0, presenter, source))
-        raise Refused(Refusal.UNKNOWN_TOKEN)
-    if not right:
-        batch.when_done.append(partial(desk.alarm, "wrong_secret", presented.grant_id))
-        raise Refused(Refusal.UNKNOWN_TOKEN)
-    return loaded, grant, authorized
+    check_own(batch, desk, caller, source, found, 0, genuine_code(desk, found[0], presented))
+    return *found, authorized

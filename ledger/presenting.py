@@ -211,18 +211,32 @@ def genuine(
         batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
     loaded, grant = found
-    right = secret_right(desk, loaded, presented)
-    if grant.client_id != caller.client_id:
-        if right and not grant.foreign_recorded:
-            presenter = presenter_of(batch, loaded, caller, source)
-            desk.foreign.append(Foreign(presented.grant_id, presented.generation, presenter, source))
-        raise Refused(Refusal.UNKNOWN_TOKEN)
-    if not right:
-        batch.when_done.append(partial(desk.alarm, "wrong_secret", presented.grant_id))
-        raise Refused(Refusal.UNKNOWN_TOKEN)
+    check_own(batch, desk, caller, source, found, presented.generation, secret_right(desk, loaded, presented))
     if not grant.owned_by(caller):
         raise Refused(Refusal.UNKNOWN_TOKEN)
-    return loaded, grant
+    return found
+
+
+def check_own(
+    batch: Batch,
+    desk: Desk,
+    caller: Caller,
+    source: Source,
+    found: tuple[Loaded, Grant],
+    generation: int,
+    is_secret_right: bool,
+) -> None:
+    """Refuse another client than the grant's, which is noted once where the secret is right, and whoever has made up
+    what they present: all alike (I-19)."""
+    loaded, grant = found
+    grant_id = loaded.name.removeprefix("grant:")
+    if grant.client_id != caller.client_id:
+        if is_secret_right and not grant.foreign_recorded:
+            desk.foreign.append(Foreign(grant_id, generation, presenter_of(batch, loaded, caller, source), source))
+        raise Refused(Refusal.UNKNOWN_TOKEN)
+    if not is_secret_right:
+        batch.when_done.append(partial(desk.alarm, "wrong_secret", grant_id))
+        raise Refused(Refusal.UNKNOWN_TOKEN)
 
 
 def secret_right(desk: Desk, loaded: Loaded, presented: tokens.Presented) -> bool:

@@ -21,6 +21,7 @@ from api.answers import (
     token_answer,
 )
 from api.forms import TooLarge
+from ledger.answers import TokenAnswer
 
 TOKEN = "rt1_" + "A" * 72
 NOT_STORED = {b"cache-control": b"no-store", b"pragma": b"no-cache", b"vary": b"Origin"}
@@ -126,9 +127,26 @@ def _refusal(error: BadRequest) -> tuple[int, str, str]:
     return error.answer().status, body["error"], body["error_description"]
 
 
+def token_found(
+    access: str, refresh: str | None, scope: tuple[str, ...], expires: int, timeout: int | None
+) -> TokenAnswer:
+    """What the ledger gives, of a grant without an end."""
+    return TokenAnswer(
+        access_token=access,
+        refresh_token=refresh,
+        scope=scope,
+        token_type="bearer",
+        expires_in=expires,
+        refresh_token_timeout=timeout,
+        authorization_expires_in=None,
+        position=1,
+        grant_id="0" * 32,
+    )
+
+
 def test_a_token_answer_has_the_members_of_the_specification() -> None:
     """RFC 6749 5.1 and RF-14: all five always, the finite lifetimes, the position as a header."""
-    answer = token_answer(
+    found = TokenAnswer(
         access_token="at1_x",
         refresh_token=TOKEN,
         scope=("read", "openid"),
@@ -137,7 +155,9 @@ def test_a_token_answer_has_the_members_of_the_specification() -> None:
         refresh_token_timeout=2_592_000,
         authorization_expires_in=31_536_000,
         position=4711,
+        grant_id="0" * 32,
     )
+    answer = token_answer(found, found.position)
     expected = (
         f'{{"access_token":"at1_x","refresh_token":"{TOKEN}","scope":"read openid","token_type":"bearer",'
         '"expires_in":300,"refresh_token_timeout":2592000,"authorization_expires_in":31536000}'
@@ -152,7 +172,7 @@ def test_a_token_answer_has_the_members_of_the_specification() -> None:
 
 def test_a_withheld_refresh_token_and_an_unlimited_lifetime_are_left_out() -> None:
     """D10: never null."""
-    answer = token_answer(access_token="a", refresh_token=None, scope=(), token_type="bearer", expires_in=1)
+    answer = token_answer(token_found("a", None, (), 1, None), None)
     assert {"access_token": "a", "scope": "", "token_type": "bearer", "expires_in": 1} == json.loads(answer.body)
     assert b"ledger-position" not in headers(answer)
 
@@ -172,15 +192,7 @@ def test_the_template_says_what_the_encoder_would(
     access: str, refresh: str | None, scope: tuple[str, ...], expires: int, timeout: int | None, grant: str | None
 ) -> None:
     """A template that lets one quote through would let a scope write members; quotes and backslashes are tried too."""
-    answer = token_answer(
-        access_token=access,
-        refresh_token=refresh,
-        scope=scope,
-        token_type="bearer",
-        expires_in=expires,
-        refresh_token_timeout=timeout,
-        grant_id=grant,
-    )
+    answer = token_answer(token_found(access, refresh, scope, expires, timeout), None, grant_id=grant)
     expected = {
         "access_token": access,
         "refresh_token": refresh,

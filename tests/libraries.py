@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from typing import Protocol
+from typing import ClassVar, Protocol
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import google.auth.transport.requests
@@ -85,10 +85,12 @@ def code_in(redirect_to: str) -> str:
 
 
 class AuthlibWithRequests:
+    made_by: ClassVar[type[AuthlibRequests] | type[AuthlibHttpx]] = AuthlibRequests
+
     def __init__(self, place: Place, tokens: Json = None) -> None:
         scope = SCOPE if tokens else place.scope
         pkce = {"redirect_uri": BACK, "code_challenge_method": "S256"}
-        self.session = AuthlibRequests(place.client_id, place.secret, scope=scope, token=tokens, **pkce)
+        self.session = self.made_by(place.client_id, place.secret, scope=scope, token=tokens, **pkce)
         self.url = place.token_url
         self.verifier = new_verifier()
 
@@ -111,31 +113,8 @@ class AuthlibWithRequests:
         self.session.close()
 
 
-class AuthlibWithHttpx:
-    def __init__(self, place: Place, tokens: Json = None) -> None:
-        scope = SCOPE if tokens else place.scope
-        pkce = {"redirect_uri": BACK, "code_challenge_method": "S256"}
-        self.client = AuthlibHttpx(place.client_id, place.secret, scope=scope, token=tokens, **pkce)
-        self.url = place.token_url
-        self.verifier = new_verifier()
-
-    def authorization_url(self) -> str:
-        return str(self.client.create_authorization_url(SIGN_IN, code_verifier=self.verifier)[0])
-
-    def exchange(self, redirect_to: str) -> str:
-        back = {"authorization_response": redirect_to, "code_verifier": self.verifier}
-        return str(self.client.fetch_token(self.url, **back)["refresh_token"])
-
-    def refresh(self) -> str:
-        self.client.refresh_token(self.url)
-        return str(self.client.token["refresh_token"])
-
-    def narrow(self, scope: str) -> str:
-        self.client.scope = scope
-        return str(self.client.refresh_token(self.url)["scope"])
-
-    def close(self) -> None:
-        self.client.close()
+class AuthlibWithHttpx(AuthlibWithRequests):
+    made_by = AuthlibHttpx
 
 
 class RequestsOauthlib:

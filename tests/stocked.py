@@ -152,3 +152,13 @@ async def world(at: Stocked, chance: Random, acts: int) -> list[str]:
         elif chance.random() < 0.3:
             await at.ledger.operators.revoke_client(OPERATOR, chance.choice(("www", "app")), None, before)
     return list(tokens)
+
+
+async def incident(at: Stocked) -> None:
+    """A narrowing, a suspect retry and a reuse, so that every table has rows and every kind of write was used."""
+    issued = await at.issue("mallory")
+    first = await at.refresh(issued.refresh_token, scope=("read",))
+    await at.refresh(issued.refresh_token, source=ELSEWHERE)
+    await at.refresh(first.refresh_token)
+    at.pass_seconds(100)
+    await at.refused(issued.refresh_token)

@@ -19,6 +19,7 @@ from ledger.events import (
 )
 from ledger.refusals import Refusal
 from ledger.times import micros, text
+from tests import mutants
 from tests.mutants import Mutant
 from tests.scenario import Given, Then, Under, all_under, fact, scenario, under
 from tests.scenario_commands import (
@@ -376,14 +377,7 @@ def test_todays_policy_rules_the_exchange() -> None:
 # ---------------------------------------------------------------- broken twins
 
 MUTANTS = (
-    Mutant("PK-3", "a code buys twice", authorization.exchange, "if grant.issued:", "if False:"),
-    Mutant(
-        "PK-2",
-        "any verifier will do",
-        authorization._began_with,
-        "compare_digest(command.challenge, authorized.challenge)",
-        "True",
-    ),
+    *(each for each in mutants.MUTANTS if each.function.__module__ == authorization.__name__),
     Mutant(
         "PK-1",
         "any redirect address will do",
@@ -418,13 +412,6 @@ MUTANTS = (
         authorization._issue,
         "within(grant.granted, client.scope)",
         "grant.granted",
-    ),
-    Mutant(
-        "I-06",
-        "the epochs of the exchange stand for those of the sign-in",
-        authorization._issued,
-        "client_epoch=authorized.client_epoch",
-        "client_epoch=rules.client_epoch",
     ),
     Mutant(
         "D6",

@@ -194,8 +194,8 @@ async def test_with_positions_taken_ahead_a_log_would_run_backwards(
         await backwards()
 
 
-async def test_cold_grants_are_fetched_in_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of grants that are not in memory costs one question, whatever their number, and one append."""
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """All that stores are asked from now on."""
     asked: list[object] = []
     real = PostgresStore._answer
 
@@ -203,10 +203,16 @@ async def test_cold_grants_are_fetched_in_one_question(tmp_path: Path, monkeypat
         asked.append(question)
         return real(self, question)
 
+    monkeypatch.setattr(PostgresStore, "_answer", counted)
+    return asked
+
+
+async def test_cold_grants_are_fetched_in_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of grants that are not in memory costs one question, whatever their number, and one append."""
     async with two_nodes(tmp_path) as (one, other):
         answers = [await one.issue(f"person-{n}") for n in range(20)]
         await other.refresh(await other.issue())
-        monkeypatch.setattr(PostgresStore, "_answer", counted)
+        asked = questions(monkeypatch)
         batches = other.ledger.commits.batches
         await asyncio.gather(*(other.refresh(each) for each in answers))
         assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)
@@ -216,17 +222,10 @@ async def test_grants_that_the_other_node_has_moved_are_fetched_in_one_question(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch of grants that were refreshed elsewhere meanwhile costs as little as one of grants never seen."""
-    asked: list[object] = []
-    real = PostgresStore._answer
-
-    def counted(self: PostgresStore, question: Callable[[object], object]) -> object:
-        asked.append(question)
-        return real(self, question)
-
     async with two_nodes(tmp_path) as (one, other):
         answers = [await other.refresh(await other.issue(f"person-{n}")) for n in range(20)]
         answers = [await one.refresh(each) for each in answers]
-        monkeypatch.setattr(PostgresStore, "_answer", counted)
+        asked = questions(monkeypatch)
         batches = other.ledger.commits.batches
         answers = await asyncio.gather(*(other.refresh(each) for each in answers))
         assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)

@@ -34,7 +34,7 @@ from projections import INLINE, current_tokens, grant_views, reuse_incidents
 from projections.grant_history import history
 from projections.rebuild import Heal, Rebuilt, rebuild
 from tests.postgres import Server, running
-from tests.stocked import DAY, ELSEWHERE, stocked, world
+from tests.stocked import DAY, incident, stocked, world
 from tests.two_stores import copy_to_postgres
 
 
@@ -75,12 +75,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Any:
     async def lived() -> int:
         async with stocked(folder) as at:
             await world(at, Random(7), 120)
-            issued = await at.issue("mallory")
-            first = await at.refresh(issued.refresh_token, scope=("read",))
-            await at.refresh(issued.refresh_token, source=ELSEWHERE)
-            await at.refresh(first.refresh_token)
-            at.pass_seconds(100)
-            await at.refused(issued.refresh_token)
+            await incident(at)
             return at.now
 
     now = asyncio.run(lived())

@@ -24,7 +24,7 @@ from ledger.segments import Segments, folder_of
 from projections import INLINE, compare, replay
 from projections.current_tokens import CurrentTokens
 from projections.rebuild import Heal, Rebuilt, rebuild
-from tests.stocked import ELSEWHERE, Stocked, stocked, world
+from tests.stocked import ELSEWHERE, Stocked, incident, stocked, world
 
 
 class Copied:
@@ -72,16 +72,6 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     asyncio.run(lived())
     return folder / "ledger.db"
-
-
-async def incident(at: Stocked) -> None:
-    """A narrowing, a suspect retry and a reuse, so that every table has rows and every kind of write was used."""
-    issued = await at.issue("mallory")
-    first = await at.refresh(issued.refresh_token, scope=("read",))
-    await at.refresh(issued.refresh_token, source=ELSEWHERE)
-    await at.refresh(first.refresh_token)
-    at.pass_seconds(100)
-    await at.refused(issued.refresh_token)
 
 
 @pytest.fixture

@@ -136,9 +136,9 @@ def json_answer(status: int, value: object, *, headers: Sequence[Header] = ()) -
     return with_body(status, msgspec.json.encode(value), (JSON, *NOT_STORED, *headers))
 
 
-def empty_answer(status: int = 200, *, headers: Sequence[Header] = ()) -> Answer:
+def empty_answer() -> Answer:
     """Return an answer without a body, as a revocation's 200 is (RFC 7009 2.2)."""
-    return with_body(status, b"", (*NOT_STORED, *headers))
+    return with_body(200, b"", NOT_STORED)
 
 
 def oauth_error(
@@ -165,16 +165,15 @@ def describable(text: str) -> str:
     return _FOREIGN.sub("?", text.replace('"', "'"))
 
 
-def invalid_client(header_used: bool, description: str = "client authentication failed") -> Answer:
+def invalid_client(header_used: bool) -> Answer:
     """Refuse a client (RFC 6749 5.2): with a challenge where it came with an Authorization header, else a plain 400."""
-    if header_used:
-        return oauth_error(401, "invalid_client", description, headers=(BASIC_CHALLENGE,))
-    return oauth_error(400, "invalid_client", description)
+    status, challenge = (401, (BASIC_CHALLENGE,)) if header_used else (400, ())
+    return oauth_error(status, "invalid_client", "client authentication failed", headers=challenge)
 
 
-def invalid_token(description: str = "a valid operator token is needed") -> Answer:
+def invalid_token() -> Answer:
     """Refuse an operator without a token that is known (RFC 6750 3.1)."""
-    return oauth_error(401, "invalid_token", description, headers=(BEARER_CHALLENGE,))
+    return oauth_error(401, "invalid_token", "a valid operator token is needed", headers=(BEARER_CHALLENGE,))
 
 
 def method_not_allowed(allow: str) -> Answer:

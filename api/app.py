@@ -32,7 +32,18 @@ from api.health import Health, ServerView, ledger_families
 from api.introspect import IntrospectionEndpoint
 from api.jwks import Jwks
 from api.local_routes import LocalRoutes
-from api.metadata import JWKS, Metadata, auth_methods, metadata, places, sees_certificates, url
+from api.metadata import (
+    INTROSPECTION,
+    JWKS,
+    REVOCATION,
+    TOKEN,
+    Metadata,
+    auth_methods,
+    metadata,
+    places,
+    sees_certificates,
+    url,
+)
 from api.metrics import LedgerCollector, Meters, registry
 from api.openapi import Described
 from api.operators import ADMIN, ISSUER, SECURITY, ByToken, Local, Operators
@@ -57,10 +68,13 @@ BEHIND: Final = errors.told(
     Unavailable("the log has lost what it had acknowledged, and that is not dealt with yet", retry_after_seconds=60)
 )
 
-_POSTED_BY_PAGES: Final = ("/oauth/v2/oauth-token", "/token", "/oauth/v2/oauth-revoke", "/revoke")
+_TOKEN: Final = (TOKEN, "/token")
+_REVOCATION: Final = (REVOCATION, "/revoke")
+_INTROSPECTION: Final = (INTROSPECTION, "/introspect")
+_POSTED_BY_PAGES: Final = (*_TOKEN, *_REVOCATION)
 """What web pages of the origins that clients list may post to."""
 
-_POSTED_BY_CLIENTS: Final = (*_POSTED_BY_PAGES, "/oauth/v2/oauth-introspect", "/introspect")
+_POSTED_BY_CLIENTS: Final = (*_POSTED_BY_PAGES, *_INTROSPECTION)
 
 _UNSEEN: Final[Mapping[str, bool]] = {}
 
@@ -148,80 +162,97 @@ def create_app(
         issuer=settings.issuer,
         endpoints={url(settings.issuer, path) for path in _POSTED_BY_CLIENTS},
     )
-    certificates = ClientCertificates(ledger.memory.clock, settings.tls_client_ca)
+    clock = ledger.memory.clock
+    certificates = ClientCertificates(clock, settings.tls_client_ca)
     clients = ClientAuth(ledger, throttle, meters, assertions, certificates)
     by_token = ByToken(ledger, throttle, meters)
     families = registry(LedgerCollector(meters, lambda: ledger_families(ledger, server)), version("token-ledger"))
     health = Health(ledger, share(families))
     reading = Reading(ledger.store, settings.request_timeout_seconds)
 
-    clock = ledger.memory.clock
     nonces = Nonces(lambda: ledger.desk.ring, clock)
     proofs = Proofs(nonces, clock, clock_skew_seconds=settings.clock_skew_seconds)
-    at_token = target(settings.issuer, "/oauth/v2/oauth-token", "/token")
-    at_revocation = target(settings.issuer, "/oauth/v2/oauth-revoke", "/revoke")
-    at_introspection = target(settings.issuer, "/oauth/v2/oauth-introspect", "/introspect")
-    token = TokenEndpoint(ledger, clients, desk, proofs, at_token)
-    revocation = RevocationEndpoint(ledger, clients, desk, proofs, at_revocation)
+    token = TokenEndpoint(ledger, clients, desk, proofs, target(settings.issuer, *_TOKEN))
+    revocation = RevocationEndpoint(ledger, clients, desk, proofs, target(settings.issuer, *_REVOCATION))
+    at_introspection = target(settings.issuer, *_INTROSPECTION)
     introspection = IntrospectionEndpoint(
         ledger, clients, by_token, desk, reading, settings.issuer, proofs, at_introspection
     )
     hot: dict[str, Asgi] = {
         path: OfWholeLog(ledger, endpoint)
-        for path, endpoint in (
-            ("/oauth/v2/oauth-token", token),
-            ("/token", token),
-            ("/oauth/v2/oauth-revoke", revocation),
-            ("/revoke", revocation),
-            ("/oauth/v2/oauth-introspect", introspection),
-            ("/introspect", introspection),
-        )
+        for paths, endpoint in ((_TOKEN, token), (_REVOCATION, revocation), (_INTROSPECTION, introspection))
+        for path in paths
     }
-    repeated: dict[str, OnceMore] = dict.fromkeys(("/oauth/v2/oauth-token", "/token"), token.once_more)
+    repeated: dict[str, OnceMore] = dict.fromkeys(_TOKEN, token.once_more)
     if settings.tls_client_cert_header is not None:
         repeated = {}  # a proxy tells which certificate a request came with: each is looked at
         hot = {path: Forwarded(settings.tls_client_cert_header, contexts, each) for path, each in hot.items()}
+    read_by_pages = _read_by_pages(ledger, settings, desk, token.grant_types)
+    by_pages = dict.fromkeys(_POSTED_BY_PAGES, "POST") | dict.fromkeys(read_by_pages, "GET, HEAD")
+
+    operated = OperatedRoutes(ledger, reading, settings.issuer)
+    open_routes = _open_routes(health, desk)
+    public = [*open_routes, *operated.of(by_token, desk)]
+    commands = _local_routes(LocalRoutes(ledger, reading, Archiver(ledger, settings)), local_desk)
+    on_socket = [*open_routes, *operated.of(Local(), local_desk), *commands]
+    cross_origin = CrossOrigin(ledger.authority.lists_origin, by_pages)
+    return App(hot | read_by_pages, repeated, cross_origin, certificates, _router(public), _router(on_socket))
+
+
+def _read_by_pages(
+    ledger: Ledger, settings: Settings, desk: FrontDesk, grant_types: tuple[str, ...]
+) -> dict[str, Asgi]:
+    """What web pages of the origins that clients list may read: the metadata and the keys."""
     about = Metadata(
         metadata(
             settings.issuer,
-            grant_types=token.grant_types,
+            grant_types=grant_types,
             auth_methods=auth_methods(settings),
             assertion_algs=ASSERTION_ALGS,
             dpop_algs=ALGORITHMS,
-            signs_access_tokens=True,
             binds_to_certificates=sees_certificates(settings),
         )
     )
-    read_by_pages: dict[str, Asgi] = {place: Open(place, about.document, desk) for place in places(settings.issuer)}
+    found: dict[str, Asgi] = {place: Open(place, about.document, desk) for place in places(settings.issuer)}
     # An older log may not know yet which key is distrusted.
-    read_by_pages[JWKS] = OfWholeLog(ledger, Open(JWKS, Jwks(ledger).document, desk))
-    by_pages = dict.fromkeys(_POSTED_BY_PAGES, "POST") | dict.fromkeys(read_by_pages, "GET, HEAD")
+    found[JWKS] = OfWholeLog(ledger, Open(JWKS, Jwks(ledger).document, desk))
+    return found
 
-    authorizations = Authorizations(ledger.operators, settings.issuer)
-    grants = Grants(ledger, reading)
-    ends = Ends(ledger.operators)
-    reuse = Reuse(ledger, reading)
-    explain = Explain(ledger.operators)
+
+def _open_routes(health: Health, desk: FrontDesk) -> list[BaseRoute]:
     guides = Guides()
-    local = LocalRoutes(ledger, reading, Archiver(ledger, settings))
-    described = Described()
+    handlers = {
+        "/healthz": health.healthz,
+        "/readyz": health.readyz,
+        "/metrics": health.metrics,
+        "/openapi.json": Described().document,
+        "/docs": guides.index,
+        "/docs/{name}": guides.page,
+    }
+    return [Route(path, Open(path, handler, desk)) for path, handler in handlers.items()]
 
-    def open_routes() -> list[BaseRoute]:
-        return [
-            Route("/healthz", Open("/healthz", health.healthz, desk)),
-            Route("/readyz", Open("/readyz", health.readyz, desk)),
-            Route("/metrics", Open("/metrics", health.metrics, desk)),
-            Route("/openapi.json", Open("/openapi.json", described.document, desk)),
-            Route("/docs", Open("/docs", guides.index, desk)),
-            Route("/docs/{name}", Open("/docs/{name}", guides.page, desk)),
-        ]
 
-    def operated_routes(operators: Operators, desk: FrontDesk) -> list[BaseRoute]:
+class OperatedRoutes:
+    """What operators may ask: which roles, by which methods."""
+
+    def __init__(self, ledger: Ledger, reading: Reading, issuer: str) -> None:
+        self._ledger = ledger
+        self._authorizations = Authorizations(ledger.operators, issuer)
+        self._grants = Grants(ledger, reading)
+        self._ends = Ends(ledger.operators)
+        self._reuse = Reuse(ledger, reading)
+        self._explain = Explain(ledger.operators)
+
+    def of(self, operators: Operators, desk: FrontDesk) -> list[BaseRoute]:
+        """The routes, for operators who are recognized in one way."""
+        grants, ends = self._grants, self._ends
+
         def at(path: str, **handlers: Any) -> Route:
-            return Route(path, OfWholeLog(ledger, Operated(path.replace(":path", ""), handlers, operators, desk)))
+            endpoint = Operated(path.replace(":path", ""), handlers, operators, desk)
+            return Route(path, OfWholeLog(self._ledger, endpoint))
 
         return [
-            at("/authorizations", POST=((ISSUER,), authorizations.authorize)),
+            at("/authorizations", POST=((ISSUER,), self._authorizations.authorize)),
             at("/grants", GET=(READERS, grants.list), POST=((ISSUER,), grants.issue)),
             at("/grants/search", POST=(READERS, grants.search)),
             at("/grants/{grant_id}", GET=(READERS, grants.one)),
@@ -232,31 +263,27 @@ def create_app(
             at("/subjects/revoke", POST=((SECURITY, ADMIN, ISSUER), ends.subject)),
             # A client id may hold a slash.
             at("/clients/{client_id:path}/revoke", POST=((SECURITY, ADMIN), ends.client)),
-            at("/reuse", GET=((SECURITY, ADMIN), reuse.list)),
-            at("/explain", POST=((SECURITY, ADMIN), explain.explain)),
+            at("/reuse", GET=((SECURITY, ADMIN), self._reuse.list)),
+            at("/explain", POST=((SECURITY, ADMIN), self._explain.explain)),
         ]
 
-    def local_routes() -> list[BaseRoute]:
-        def at(path: str, **handlers: Any) -> Route:
-            table = {method: (ROLES, handler) for method, handler in handlers.items()}
-            return Route(path, Operated(path, table, Local(), local_desk))
 
-        return [
-            at("/local/apply", POST=local.apply),
-            at("/local/keys", GET=local.keys),
-            at("/local/keys/rotate", POST=local.rotate),
-            at("/local/keys/{key_id}/activate", POST=local.activate),
-            at("/local/keys/{key_id}/distrust", POST=local.distrust),
-            at("/local/rebuild", POST=local.rebuild),
-            at("/local/archive", POST=local.archive),
-            at("/local/erase", POST=local.erase),
-            at("/local/restore/acknowledge", POST=local.acknowledge),
-        ]
+def _local_routes(local: LocalRoutes, desk: FrontDesk) -> list[BaseRoute]:
+    def at(path: str, **handlers: Any) -> Route:
+        table = {method: (ROLES, handler) for method, handler in handlers.items()}
+        return Route(path, Operated(path, table, Local(), desk))
 
-    public = [*open_routes(), *operated_routes(by_token, desk)]
-    on_socket = [*open_routes(), *operated_routes(Local(), local_desk), *local_routes()]
-    cross_origin = CrossOrigin(ledger.authority.lists_origin, by_pages)
-    return App(hot | read_by_pages, repeated, cross_origin, certificates, _router(public), _router(on_socket))
+    return [
+        at("/local/apply", POST=local.apply),
+        at("/local/keys", GET=local.keys),
+        at("/local/keys/rotate", POST=local.rotate),
+        at("/local/keys/{key_id}/activate", POST=local.activate),
+        at("/local/keys/{key_id}/distrust", POST=local.distrust),
+        at("/local/rebuild", POST=local.rebuild),
+        at("/local/archive", POST=local.archive),
+        at("/local/erase", POST=local.erase),
+        at("/local/restore/acknowledge", POST=local.acknowledge),
+    ]
 
 
 def _router(routes: list[BaseRoute]) -> Router:

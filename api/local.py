@@ -50,10 +50,7 @@ class Answer(NamedTuple):
 
 
 class Local(Protocol):
-    """A way to the ledger. `in_process`: no server runs beside us."""
-
-    @property
-    def in_process(self) -> bool: ...
+    """A way to the ledger."""
 
     def request(
         self,
@@ -103,8 +100,6 @@ def connect(path: Path) -> socket.socket | None:
 
 class OverSocket:
     """Requests to a running server, one connection for all of them."""
-
-    in_process = False
 
     def __init__(self, connected: socket.socket) -> None:
         from http.client import HTTPConnection
@@ -164,8 +159,6 @@ def _encoded(body: Json, headers: Mapping[str, str] | None) -> tuple[bytes | Non
 
 class InProcess:
     """Requests to the application itself, on an event loop of our own that runs only while one is answered."""
-
-    in_process = True
 
     def __init__(self, runner: "asyncio.Runner", app: Asgi) -> None:
         self._runner = runner

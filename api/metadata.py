@@ -69,7 +69,6 @@ def metadata(
     auth_methods: Collection[str],
     assertion_algs: Sequence[str] = (),
     dpop_algs: Sequence[str] = (),
-    signs_access_tokens: bool = False,
     binds_to_certificates: bool = False,
 ) -> ServerMetadata:
     """Return what this server says about itself. What it has nothing of is left out, never an empty list (MD-4)."""
@@ -87,7 +86,7 @@ def metadata(
         introspection_endpoint=url(issuer, INTROSPECTION),
         introspection_endpoint_auth_methods_supported=methods,
         introspection_endpoint_auth_signing_alg_values_supported=algs,
-        jwks_uri=url(issuer, JWKS) if signs_access_tokens else None,
+        jwks_uri=url(issuer, JWKS),
         grant_types_supported=sorted(grant_types),
         response_types_supported=["code"] if code else None,
         response_modes_supported=["query"] if code else None,

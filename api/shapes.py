@@ -17,7 +17,6 @@ T = TypeVar("T")
 
 _NO_NUL = r"^[^\x00]*$"  # what PostgreSQL cannot store in a text is refused everywhere
 GrantId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="32 lower-case hex digits.")]
-Time = Annotated[str, Meta(description="RFC 3339, UTC, six digits, Z.", examples=["2026-11-25T17:18:50.000000Z"])]
 GivenTime = Annotated[str, Meta(description="RFC 3339 with any offset; one without an offset is refused.")]
 Scope = Annotated[str, Meta(description="Words with one space between (RFC 6749 3.3); may be empty.")]
 Subject = Annotated[str, Meta(min_length=1, max_length=SUBJECT_CHARACTERS_MAX, description="Compared byte for byte.")]
@@ -32,8 +31,6 @@ Thumbprint = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="SHA
 Names = Annotated[list[str], Meta(min_length=1)]
 STATE_CHARACTERS_MAX = 2048
 """More than any client needs; the address that carries it must fit into a request's head."""
-
-Generation = Annotated[int, Meta(ge=0, description="Of the refresh token inside its grant: 0, 1, 2 …")]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,7 +145,7 @@ class ServerMetadata(Shape, frozen=True, kw_only=True):
     introspection_endpoint: str
     introspection_endpoint_auth_methods_supported: Names
     introspection_endpoint_auth_signing_alg_values_supported: Names | None = None
-    jwks_uri: str | None = None
+    jwks_uri: str
     grant_types_supported: Names
     response_types_supported: Names | None = None
     response_modes_supported: Names | None = None

@@ -224,11 +224,6 @@ def key_problem(key: Mapping[str, Any]) -> str | None:
     return None
 
 
-def names_certificate(key: Mapping[str, Any]) -> bool:
-    """Whether a JWK names a certificate, by holding it or by its thumbprint."""
-    return "x5c" in key or THUMBPRINT in key
-
-
 def _is_thumbprint(text: object) -> bool:
     return isinstance(text, str) and _SHA256.fullmatch(text) is not None
 

@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ledger import times, whole_files
+from ledger.keys import KEY_ID_MAX
 from ledger.randomness import Randomness
 from ledger.refusals import LedgerError
 
@@ -39,12 +40,6 @@ if TYPE_CHECKING:
 
 Alg: TypeAlias = Literal["ES256", "EdDSA", "RS256"]
 """How a key of the ring signs JWTs (RFC 7518 3.1, RFC 8037 3.1)."""
-
-KEY_ID_MAX = 255
-"""A key id is one byte of every token, and never used twice: a ring can be rotated 254 times."""
-
-KEY_IDS_LOW = 16
-"""With this many ids left or fewer the ring runs short, and whoever lists or rotates keys is told."""
 
 _FILE_VERSION = 1
 _FILE_BYTES_MAX = 1 << 20

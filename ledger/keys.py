@@ -11,6 +11,10 @@ from ledger.refusals import Refusal, Refused
 
 STREAM = "keys"
 KEY_ID_MAX = 255
+"""A key id is one byte of every token, and never used twice: a ring can be rotated 254 times."""
+
+KEY_IDS_LOW = 16
+"""With this many ids left or fewer the ring runs short, and whoever lists the keys is told."""
 
 
 class Keys(msgspec.Struct, array_like=True):

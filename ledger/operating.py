@@ -6,7 +6,7 @@ from ledger.acts import Act, Beginning
 from ledger.answers import EpochAnswer, GrantAct, RestoreReport
 from ledger.batch import Batch, Loaded
 from ledger.changes import ApplyReport, compared
-from ledger.clients import Client, ClientSpec, Operator, OperatorSpec
+from ledger.clients import LOCAL_OPERATOR, Client, ClientSpec, Operator, OperatorSpec
 from ledger.commands import GrantCommand, ReinstateGrant, RevokeGrant, SuspendGrant
 from ledger.events import AuditRead, KeyEvent, LedgerRestored, LedgerStarted, LedgerStopped, decode
 from ledger.keys import STREAM as KEYS
@@ -18,6 +18,8 @@ from ledger.refusals import Refusal, Refused
 from ledger.secret_hashes import secret_hash
 from ledger.snapshots import Journal
 from ledger.subjects import committed_reason, end_subject, keep_reason, subject_id_of
+
+_LOCALLY = LOCAL_OPERATOR.requested_by
 
 
 def act_on_grant(
@@ -109,7 +111,7 @@ def apply(
 
     Raises LedgerError: a spec that breaks a rule, a serial lower than the last one applied.
     """
-    act = Act(at=batch.now, command_id=batch.command_id, requested_by="operator:local")
+    act = Act(at=batch.now, command_id=batch.command_id, requested_by=_LOCALLY)
     last_serial = batch.serial or None
     events, differences = compared(
         desk.authority.clients,
@@ -129,12 +131,12 @@ def apply(
     return ApplyReport(differences=differences, serial=serial, dry_run=dry_run)
 
 
-def decide_keys(batch: Batch, requested_by: str, decide: Callable[[Keys, Act], KeyEvent | None]) -> Keys:
+def decide_keys(batch: Batch, decide: Callable[[Keys, Act], KeyEvent | None]) -> Keys:
     """One decision on the keys; returns them as they stand then."""
     loaded = batch.load_or_create(KEYS)
     keys = loaded.aggregate
     assert isinstance(keys, Keys)
-    event = decide(keys, Act(at=batch.now, command_id=batch.command_id, requested_by=requested_by))
+    event = decide(keys, Act(at=batch.now, command_id=batch.command_id, requested_by=_LOCALLY))
     if event is not None:
         batch.append(loaded, [event])
     return keys
@@ -143,8 +145,8 @@ def decide_keys(batch: Batch, requested_by: str, decide: Callable[[Keys, Act], K
 def first_keys(batch: Batch, ids: Sequence[int]) -> None:
     """Let a new log name the keys of its ring, and the youngest sign."""
     for key_id in ids:
-        decide_keys(batch, "operator:local", rotation(key_id))
-    decide_keys(batch, "operator:local", lambda keys, act: keys.decide_activation(max(ids), act))
+        decide_keys(batch, rotation(key_id))
+    decide_keys(batch, lambda keys, act: keys.decide_activation(max(ids), act))
 
 
 def rotation(key_id: int) -> Callable[[Keys, Act], KeyEvent]:
@@ -160,7 +162,7 @@ def record_read(batch: Batch, operator: Operator, question: str, grant_id: str |
 
 def record_life(batch: Batch, kind: type[LedgerStarted] | type[LedgerStopped]) -> None:
     """Say that a server began or ceased to serve this store."""
-    loaded, begins = _next(batch, "ledger", "operator:local")
+    loaded, begins = _next(batch, "ledger", _LOCALLY)
     batch.append(loaded, [kind(**begins)])
 
 
@@ -182,10 +184,10 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
     from_position = int(str(last[0][0])) if last else 0
     batch.memory.position = max(batch.memory.position, lost_position)
     batch.private(None, RAISE_FLOOR, lost_position)
-    loaded, begins = _next(batch, "ledger", "operator:local")
+    loaded, begins = _next(batch, "ledger", _LOCALLY)
     batch.append(loaded, [LedgerRestored(**begins, lost_position=str(lost_position), lost_at=lost_at)])
-    decide_keys(batch, "operator:local", rotation(new_key_id))
-    decide_keys(batch, "operator:local", lambda keys, by: keys.decide_activation(new_key_id, by))
+    decide_keys(batch, rotation(new_key_id))
+    decide_keys(batch, lambda keys, by: keys.decide_activation(new_key_id, by))
     return RestoreReport(
         from_position=from_position,
         lost_position=lost_position,

@@ -177,7 +177,7 @@ class Operators:
         await self._decide_keys(lambda keys, act: keys.decide_distrust(key_id, act))
 
     async def _decide_keys(self, decide: Callable[[Keys, Act], KeyEvent | None]) -> None:
-        await self._decisions.decided(lambda batch: operating.decide_keys(batch, "operator:local", decide), ours=True)
+        await self._decisions.decided(lambda batch: operating.decide_keys(batch, decide), ours=True)
 
     async def restore_acknowledge(self) -> RestoreReport | None:
         """Go on after an older backup was put back knowingly; None where the log is not behind the head file."""

@@ -24,7 +24,6 @@ NONCE_BYTES = 32
 
 TOKEN_BYTES = 54
 TOKEN_CHARACTERS = 76
-NUMBER_MAX = 2**32 - 1
 _VERSION = 1
 _HEAD = struct.Struct(">BB16sI")  # version, key id, grant id, number
 _SECRET_START = _HEAD.size

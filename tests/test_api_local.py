@@ -178,7 +178,7 @@ def test_without_a_server_the_application_is_opened_and_closed(tmp_path: Path) -
 
     def command() -> None:
         with local.reach(database, lambda: opened(database, log)) as reached:
-            assert reached.in_process
+            assert isinstance(reached, local.InProcess)
             assert "/x" == reached.request("GET", "/x").json()["path"]
             raise ZeroDivisionError
 
@@ -196,7 +196,7 @@ def test_a_command_waits_for_an_owner_that_only_passes(tmp_path: Path) -> None:
     timer = threading.Timer(0.3, lambda: listeners.append(listening(local.socket_path(database))))
     timer.start()
     with local.reach(database, lambda: opened(database, log)) as reached:
-        assert not reached.in_process
+        assert isinstance(reached, local.OverSocket)
     assert [] == log
     timer.join()
     listeners[0].close()

@@ -22,7 +22,6 @@ EVERY: dict[str, Json] = {
     "auth_methods": ("none", "client_secret_basic", "private_key_jwt"),
     "assertion_algs": ("PS256", "ES256"),
     "dpop_algs": ("ES256",),
-    "signs_access_tokens": True,
     "binds_to_certificates": True,
 }
 
@@ -50,6 +49,7 @@ def test_the_least_that_can_be_said_is_said_without_an_empty_list() -> None:
         "revocation_endpoint_auth_methods_supported": ["none"],
         "introspection_endpoint": "https://ledger.example/oauth/v2/oauth-introspect",
         "introspection_endpoint_auth_methods_supported": ["none"],
+        "jwks_uri": "https://ledger.example/oauth/v2/jwks",
         "grant_types_supported": ["refresh_token"],
         "refresh_token_expiration_types_supported": ["authorization", "credential"],
         "service_documentation": "https://ledger.example/docs",
@@ -67,7 +67,6 @@ def test_all_that_there_can_be_is_said_where_it_is_there() -> None:
         "revocation_endpoint_auth_signing_alg_values_supported": algorithms,
         "introspection_endpoint_auth_methods_supported": methods,
         "introspection_endpoint_auth_signing_alg_values_supported": algorithms,
-        "jwks_uri": "https://ledger.example/oauth/v2/jwks",
         "grant_types_supported": ["authorization_code", "refresh_token"],
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],

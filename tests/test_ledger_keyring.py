@@ -14,7 +14,8 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from ledger.keyring import KEY_ID_MAX, KeyNotHeld, KeyRing, Purpose
+from ledger.keyring import KeyNotHeld, KeyRing, Purpose
+from ledger.keys import KEY_ID_MAX
 from ledger.refusals import LedgerError
 from tests.rings import CREATED_AT, RING_ID, check_concealed, every_text_of, key_secret, known_ring, mac_by_hand, shown
 

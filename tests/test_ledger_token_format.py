@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.keyring import KeyNotHeld, KeyRing, Purpose
-from ledger.token_format import NUMBER_MAX, TokenFormat
+from ledger.token_format import TokenFormat
 from tests.rings import GRANT_ID, NONCE, key_secret, known_ring, mac_by_hand
 
+NUMBER_MAX = 2**32 - 1
 URL_ALPHABET = string.ascii_letters + string.digits + "-_"
 REFRESH = TokenFormat("rt1_", secret=Purpose.REFRESH_SECRET, secret_size=20, tag=Purpose.REFRESH_TAG, tag_size=12)
 ACCESS = TokenFormat("at1_", secret=Purpose.ACCESS_SECRET, secret_size=16, tag=Purpose.ACCESS_TAG, tag_size=16)

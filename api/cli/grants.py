@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from api.cli.options import ask, json_option, pages, reached, searched_pages, settings_option
+from api.cli.options import ask, json_option, pages, reached, searched_grants, settings_option
 from api.cli.output import Json, json_line, say, say_json, say_members, say_table
 from api.cli.told import told, words
 from api.settings import Settings
@@ -25,7 +25,7 @@ def grants(client_id: str | None, subject: str | None, state: str | None, as_jso
         if subject is None:
             found = pages(local, "/grants", wanted)
         else:
-            found = searched_pages(local, "/grants/search", {"subject": subject, **wanted})
+            found = searched_grants(local, {"subject": subject, **wanted})
         if as_json:
             say_pages("grants", found)
         else:

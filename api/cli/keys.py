@@ -8,9 +8,9 @@ from api.cli.options import ask, json_option, reached, settings_option
 from api.cli.output import Failed, Json, say, say_json, say_table
 from api.settings import Settings
 from ledger.keyring import Alg
+from ledger.keys import KEY_ID_MAX, KEY_IDS_LOW
 
-KEY_ID = click.IntRange(1, 255)
-IDS_LOW = 16
+KEY_ID = click.IntRange(1, KEY_ID_MAX)
 
 
 @click.group("keys")
@@ -35,7 +35,7 @@ def listed(as_json: bool, settings: Settings) -> None:
         return
     rows = [(str(key["id"]), key["state"], key["created_at"]) for key in found["keys"]]
     say_table(("id", "state", "created"), rows, (3, 10))
-    if found["ids_left"] <= IDS_LOW:
+    if found["ids_left"] <= KEY_IDS_LOW:
         say(f"the ring runs short: {found['ids_left']} more keys can be added to it, ever")
 
 

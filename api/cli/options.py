@@ -82,12 +82,12 @@ def pages(local: Local, path: str, query: Mapping[str, str | None]) -> Iterator[
     return _followed(page, page({}))
 
 
-def searched_pages(local: Local, path: str, body: Mapping[str, Json]) -> Iterator[Json]:
-    """Get every page of a search, whose question stands in the body because it names a person."""
+def searched_grants(local: Local, body: Mapping[str, Json]) -> Iterator[Json]:
+    """Get every page of a search for grants, whose question stands in the body because it names a person."""
     given = {name: value for name, value in body.items() if value is not None} | {"limit": PAGE_MAX}
 
     def page(cursor: Mapping[str, str]) -> Json:
-        return ask(local, "POST", path, {**given, **cursor})
+        return ask(local, "POST", "/grants/search", {**given, **cursor})
 
     return _followed(page, page({}))
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from api.logs import one_line
 
@@ -55,10 +55,9 @@ def json_line(value: Json) -> str:
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
-def coloured(stream: TextIO | None = None) -> bool:
+def coloured() -> bool:
     """Whether to use colour: on a terminal, unless NO_COLOR says otherwise (no-color.org)."""
-    stream = stream or sys.stdout
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def styled(text: str, *names: str) -> str:

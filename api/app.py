@@ -52,6 +52,7 @@ from api.remote_keys import RemoteKeys
 from api.reuse import Reuse
 from api.revoke import RevocationEndpoint
 from api.settings import Settings
+from api.sockets import LOCAL_BODY_BYTES_MAX
 from api.throttle import Throttle
 from api.token import TokenEndpoint
 from api.worker_metrics import Collects
@@ -59,9 +60,6 @@ from ledger.application import Ledger
 from ledger.clients import ROLES
 from ledger.refusals import Unavailable
 from ledger.registration import ASSERTION_ALGS
-
-LOCAL_BODY_BYTES_MAX: Final = 16_777_216
-"""What a command may send: a clients file, say."""
 
 NOT_FOUND: Final = oauth_error(404, "not_found", "there is no such path here")
 BEHIND: Final = errors.told(

@@ -12,8 +12,8 @@ from api.answers import Header
 from api.heads import Headers
 from api.settings import Network
 from ledger.answers import Source
+from ledger.policy import USER_AGENT_CHARACTERS_MAX
 
-USER_AGENT_CHARACTERS_MAX: Final = 512
 LOCAL: Final = "local"
 """The source address of a request through the socket beside the database."""
 

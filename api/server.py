@@ -22,12 +22,9 @@ from api import tls
 from api.connections import COUNTS, HEAD_BYTES_MAX, Connection, Listener
 from api.logs import Log, one_line
 from api.settings import Settings, SettingsError
-from api.sockets import StartError, bind_local, bind_tcp, hear_no_more, why_not
+from api.sockets import LOCAL_BODY_BYTES_MAX, StartError, bind_local, bind_tcp, hear_no_more, why_not
 
 IDLE_MAX: Final = 1000
-LOCAL_BODY_BYTES_MAX: Final = 16_777_216
-"""What a command beside the server may send: a clients file, say."""
-
 _BACKLOG: Final = 2048
 _DRAIN_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.02

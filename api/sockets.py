@@ -13,6 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+LOCAL_BODY_BYTES_MAX: Final = 16_777_216
+"""What a command may send to the server beside it: a clients file, say."""
+
 ADDRESS_BYTES_MAX: Final = 100
 """A unix socket's address holds 104 bytes at least on every system, with its closing zero."""
 

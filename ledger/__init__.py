@@ -1,1 +1,1 @@
-"""What happened: the only room that decides, and the only writer of events."""
+"""What happened: the only package that decides, and the only writer of events."""

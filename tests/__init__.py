@@ -1,1 +1,1 @@
-"""What is shown: each file mirrors the room and file it tests; the rest try the whole house."""
+"""What is shown: each file mirrors the package and file it tests; the rest try the whole house."""

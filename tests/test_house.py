@@ -1,4 +1,4 @@
-"""The house itself: which way the rooms look, what lies at the top, and that CI runs the README's own command."""
+"""The house itself: which way the packages look, what lies at the top, and that CI runs the README's own command."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 }
 TOP_LEVEL = {"pyproject.toml", "ledger", "api", "projections", "tests", "README.md", "LICENSE"}
 LEFT_BY_TOOLS = {"__pycache__", "build", "dist"}
-# Trials of the whole, which mirror no single file. A new name here should be a property that no room can show alone.
+# Trials of the whole, which mirror no single file. A new name here should be a property that no package can show alone.
 WHOLE = {
     "bad_input", "benchmarks", "benchmarks_nodes", "bulk", "cases", "cases_audiences", "cases_browsers",
     "cases_clients", "cases_store", "conformance_fapi", "conformance_oauch", "conformance_openid", "demo",
@@ -55,12 +55,12 @@ def imports_of(source: str) -> set[str]:
 
 
 def backward_imports(house: Path) -> list[str]:
-    """Each import that runs against api -> projections -> ledger, as `file imports room`."""
+    """Each import that runs against api -> projections -> ledger, as `file imports package`."""
     return [
         f"{path.relative_to(house).as_posix()} imports {target}"
-        for room, allowed in MAY_IMPORT.items()
-        for path in sorted((house / room).rglob("*.py"))
-        for target in sorted(imports_of(path.read_text("utf-8")) & ({*MAY_IMPORT, "tests"} - {room} - allowed))
+        for package, allowed in MAY_IMPORT.items()
+        for path in sorted((house / package).rglob("*.py"))
+        for target in sorted(imports_of(path.read_text("utf-8")) & ({*MAY_IMPORT, "tests"} - {package} - allowed))
     ]
 
 
@@ -69,11 +69,11 @@ def foreign_words(text: str) -> list[str]:
 
 
 def unmirrored(test_names: set[str], house: Path) -> list[str]:
-    """Test files that name neither a file of a room (with or without an aspect after it) nor a whole trial."""
+    """Test files that name neither a file of a package (with or without an aspect after it) nor a whole trial."""
     stems = {
         "_".join(path.relative_to(house).with_suffix("").parts).replace("__main__", "main")
-        for room in MAY_IMPORT
-        for path in (house / room).rglob("*")
+        for package in MAY_IMPORT
+        for path in (house / package).rglob("*")
         if path.suffix == ".py" or path.is_dir()
     }
     return sorted(
@@ -86,7 +86,7 @@ def unmirrored(test_names: set[str], house: Path) -> list[str]:
 def test_imports_run_from_api_to_projections_to_ledger_and_never_back() -> None:
     """The ledger decides without knowing who projects or asks."""
     assert [] == backward_imports(HOUSE)
-    assert all((HOUSE / room / "__init__.py").is_file() for room in MAY_IMPORT)
+    assert all((HOUSE / package / "__init__.py").is_file() for package in MAY_IMPORT)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_a_house_with_one_import_back_is_caught(tmp_path: Path, file: str, line:
     assert [expected] == backward_imports(tmp_path)
 
 
-def test_the_top_holds_the_rooms_and_nothing_else() -> None:
-    """Whoever opens the folder sees three rooms, the tests and three files."""
+def test_the_top_holds_the_packages_and_nothing_else() -> None:
+    """Whoever opens the folder sees three packages, the tests and three files."""
     visible = {path.name for path in HOUSE.iterdir() if not path.name.startswith(".")}
     assert TOP_LEVEL == visible - LEFT_BY_TOOLS
 

@@ -7,6 +7,9 @@ import click
 from api.cli.options import settings_option
 from api.settings import PREFIX, Settings
 
+WITHOUT = {"archive_after_days": "off", "archive_retention_days": "unlimited"}
+"""How a setting says that there is none, where leaving it out is not the only way."""
+
 
 class Serve(click.Command):
     """The command, whose help lists every setting."""
@@ -19,6 +22,8 @@ class Serve(click.Command):
 
 def _default(name: str) -> str:
     value = getattr(Settings(), name)
+    if value is None and name in WITHOUT:
+        return WITHOUT[name]
     if isinstance(value, bool | float):
         return f"{value:g}"
     return "none" if value in (None, ()) else str(value)

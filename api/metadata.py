@@ -13,6 +13,7 @@ from api.answers import Answer, json_answer
 from api.client_auth import METHODS
 from api.settings import Settings
 from api.shapes import ServerMetadata
+from ledger.authorization import AUTHORIZATION_CODE
 
 TOKEN: Final = "/oauth/v2/oauth-token"
 REVOCATION: Final = "/oauth/v2/oauth-revoke"
@@ -23,7 +24,6 @@ DOCUMENTATION: Final = "/docs"
 OAUTH_PLACE: Final = "/.well-known/oauth-authorization-server"
 OPENID_PLACE: Final = "/.well-known/openid-configuration"
 
-CODE: Final = "authorization_code"
 KEY_METHODS: Final = frozenset({"private_key_jwt", "client_secret_jwt"})
 """Methods of authentication that are a signature, so that the algorithms must be told (RFC 8414 2)."""
 
@@ -74,7 +74,7 @@ def metadata(
     """Return what this server says about itself. What it has nothing of is left out, never an empty list (MD-4)."""
     methods = sorted(auth_methods)
     algs = list(assertion_algs) if KEY_METHODS & set(methods) else None
-    code = CODE in grant_types
+    code = AUTHORIZATION_CODE in grant_types
     return ServerMetadata(
         issuer=issuer,
         token_endpoint=url(issuer, TOKEN),

@@ -7,7 +7,8 @@ import msgspec
 
 from api import shapes
 from api.assertions import ASSERTION_CHARACTERS_MAX, JWT_BEARER
-from api.operators import ADMIN, AUDITOR, ISSUER, SECURITY
+from api.grants import READERS, SEE_ALL
+from api.operators import ADMIN, ISSUER, SECURITY
 from ledger.answers import Explanation
 from projections.grant_history import History
 from projections.grant_views import GrantPage, GrantView
@@ -144,7 +145,6 @@ _GRANTS: Final = "Grants"
 _ENDS: Final = "Ends"
 _INCIDENTS: Final = "Incidents"
 _SERVER: Final = "The server"
-_SEE_ALL: Final = (AUDITOR, SECURITY, ADMIN)
 _PAGED: Final = ("cursor", "limit")
 
 OPERATIONS: Final[tuple[Operation, ...]] = (
@@ -214,7 +214,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         tag=_GRANTS,
         text="List grants, oldest first. An issuer sees what it issued.",
         caller="operator",
-        roles=(*_SEE_ALL, ISSUER),
+        roles=READERS,
         parameters=("client_id", "state", *_PAGED),
         answers={200: ("A page.", GrantPage)},
         errors=LOOK_ERRORS,
@@ -252,7 +252,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         tag=_GRANTS,
         text="List a person's grants, oldest first. Subjects never stand in a URL, so this is a POST.",
         caller="operator",
-        roles=(*_SEE_ALL, ISSUER),
+        roles=READERS,
         body=shapes.SearchBody,
         answers={200: ("A page.", GrantPage)},
         errors=ACT_ERRORS,
@@ -264,7 +264,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         tag=_GRANTS,
         text="Look at a grant as it is now. An issuer sees what it issued.",
         caller="operator",
-        roles=(*_SEE_ALL, ISSUER),
+        roles=READERS,
         parameters=("grant_id",),
         answers={200: ("The grant.", GrantView)},
         errors=(*LOOK_ERRORS, 404),
@@ -276,7 +276,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         tag=_GRANTS,
         text="Read a grant's history, oldest first, with the epochs that ended it.",
         caller="operator",
-        roles=_SEE_ALL,
+        roles=SEE_ALL,
         parameters=("grant_id", "at", *_PAGED),
         answers={200: ("A page of events; with at also the state then.", History)},
         errors=(*LOOK_ERRORS, 404),

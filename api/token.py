@@ -17,11 +17,11 @@ from api.endpoint import FrontDesk, Receive, Send
 from api.heads import Headers, OnceMore
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.application import Ledger
+from ledger.authorization import AUTHORIZATION_CODE
 from ledger.clients import Client
 from ledger.refusals import Refused
 
-GRANT_TYPE = "refresh_token"
-CODE = "authorization_code"
+REFRESH_TOKEN = "refresh_token"
 
 
 class UnauthorizedClient(BadRequest):
@@ -50,8 +50,8 @@ class TokenEndpoint:
         self._proofs = proofs
         self._target = target
         self._grant_types: dict[str, GrantType] = {
-            GRANT_TYPE: GrantType(self._is_refresh_token, self._refresh),
-            CODE: GrantType(self._is_code, self._exchange),
+            REFRESH_TOKEN: GrantType(self._is_refresh_token, self._refresh),
+            AUTHORIZATION_CODE: GrantType(self._is_code, self._exchange),
         }
         self._not_allowed = method_not_allowed("POST")
 
@@ -99,7 +99,7 @@ class TokenEndpoint:
             raise UnauthorizedClient
         if b"dpop" in headers.first or client.settings.dpop_bound_access_tokens or caller.single_use:
             return await self._with_proof(headers, client, kind, caller, source, form)
-        if again and grant_type == GRANT_TYPE:
+        if again and grant_type == REFRESH_TOKEN:
             self._remember(headers, source, form)
         return _told(caller, await kind.exchange(caller, source, form))
 

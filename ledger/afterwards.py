@@ -11,6 +11,7 @@ from ledger.commits import Commits
 from ledger.presentations import Counted
 from ledger.presenting import Desk, Foreign, context_of, record, standing_of
 from ledger.refusals import Unavailable
+from ledger.waiting import forgotten
 
 AFTER_THE_ANSWER_SECONDS = 0.001
 
@@ -31,8 +32,8 @@ class Afterwards:
         """Put what is noted of foreign clients in line."""
         presented, self._desk.foreign = self._desk.foreign, []
         for foreign in presented:
-            recorded = self._commits.submit(partial(_record_one, desk=self._desk, foreign=foreign), ours=True)
-            recorded.add_done_callback(_forgotten)
+            # A lost one harms nobody, and the next presentation is recorded in its place.
+            forgotten(self._commits.submit(partial(_record_one, desk=self._desk, foreign=foreign), ours=True))
 
     async def flush_presentations(self, now: int, *, at_stop: bool = False) -> None:
         """Put what was counted and is due into events, all in one batch; at a stop whatever was counted."""
@@ -49,12 +50,6 @@ class Afterwards:
                 counts.flushed(grant_id, count, now)
             elif not isinstance(count, Unavailable):
                 raise count
-
-
-def _forgotten(recorded: "asyncio.Future[None]") -> None:
-    """A lost one harms nobody, and the next presentation is recorded in its place."""
-    if not recorded.cancelled():
-        recorded.exception()
 
 
 def _record_one(batch: Batch, desk: Desk, foreign: Foreign) -> None:

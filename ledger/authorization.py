@@ -37,7 +37,7 @@ from ledger.scope import OFFLINE_ACCESS, granted_resource, granted_scope, within
 from ledger.standing import Standing
 from ledger.times import SECOND
 
-GRANT_TYPE = "authorization_code"
+AUTHORIZATION_CODE = "authorization_code"
 
 
 def authorize(grant: GrantState, command: AuthorizeGrant, rules: Rules) -> Decision:
@@ -56,7 +56,7 @@ def authorize(grant: GrantState, command: AuthorizeGrant, rules: Rules) -> Decis
         raise Refused(
             Refusal.INVALID_REQUEST, detail="redirect_uri is none that the client registered: do not redirect to it"
         )
-    if GRANT_TYPE not in client.grant_types:
+    if AUTHORIZATION_CODE not in client.grant_types:
         raise Refused(Refusal.UNAUTHORIZED_CLIENT, detail="this client may not use the code flow")
     at = max(command.at, command.issued_at_least)
     event = GrantAuthorized(

@@ -13,14 +13,13 @@ from ledger.events import AnyEvent, GrantAuthorized, GrantExpired, Words
 from ledger.grant import Grant
 from ledger.presenting import (
     Desk,
+    after_refusal,
     answer,
     check_keys,
     check_nonce,
     check_own,
-    forget_nonce_if_over,
     presenter_of,
     record,
-    standing_of,
     unsigned_jwt,
 )
 from ledger.refusals import Forgotten, Refusal, Refused
@@ -59,11 +58,7 @@ def exchange(
     try:
         decision = grant.decide(command, desk.authority.rules(grant))
     except Refused as refusal:
-        if refusal.counts:
-            ended = standing_of(batch, desk, grant).ended
-            counted = partial(desk.presentations.count, presented.grant_id, 0, source, batch.now, ended=ended)
-            batch.when_done.append(counted)
-        forget_nonce_if_over(batch, desk, loaded)
+        after_refusal(batch, desk, loaded, refusal, 0, source)
         raise
     outcome = decision.outcome
     jwt = None

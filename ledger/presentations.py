@@ -9,11 +9,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from ledger.answers import Source
+from ledger.times import SECOND
 
 FLUSH_EVERY_SECONDS = 60
 COUNTED_GRANTS_MAX = 10_000
 BURST_GRANTS_MAX = 50_000
-_SECOND = 1_000_000
 
 
 class Counted:
@@ -69,7 +69,7 @@ class Presentations:
         """Grants whose count may be flushed now: a minute has passed since their last flush, and more were counted
         since the rules last declined. `all_of_them`: whatever is counted."""
         for grant_id, counted in list(self._counted.items()):
-            waited = abs(now - counted.flushed_at) >= FLUSH_EVERY_SECONDS * _SECOND and counted.count > counted.declined
+            waited = abs(now - counted.flushed_at) >= FLUSH_EVERY_SECONDS * SECOND and counted.count > counted.declined
             if counted.count and (waited or all_of_them):
                 yield grant_id, counted
 
@@ -102,7 +102,7 @@ class Bursts:
         if now < at:  # a clock that was put back fills nothing, and keeps nobody waiting until it has caught up
             self._buckets[grant_id] = (left, now)
             return left
-        return min(float(self._burst), left + (now - at) / _SECOND * self._per_second)
+        return min(float(self._burst), left + (now - at) / SECOND * self._per_second)
 
     def retry_after_seconds(self, grant_id: str, now: int) -> int | None:
         """Whole seconds until the grant may be redeemed again; None where it may be now."""

@@ -324,6 +324,17 @@ def standing_of(batch: Batch, desk: Desk, grant: Grant) -> Standing:
     return grant.judge(max(batch.now, grant.at), desk.authority.rules(grant).epoch_end)
 
 
+def after_refusal(batch: Batch, desk: Desk, loaded: Loaded, refusal: Refused, generation: int, source: Source) -> None:
+    """Nothing was recorded of what was presented: count it where that is wanted, and look whether the grant is over."""
+    if refusal.counts:
+        grant = loaded.aggregate
+        assert isinstance(grant, Grant)
+        ended = standing_of(batch, desk, grant).ended
+        count, grant_id = desk.presentations.count, loaded.name.removeprefix("grant:")
+        batch.when_done.append(partial(count, grant_id, generation, source, batch.now, ended=ended))
+    forget_nonce_if_over(batch, desk, loaded)
+
+
 def forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
     """Once a grant has ended for good nobody shall be able to make its tokens. An idle end leaves access tokens alone:
     the secrets of those still alive can only be checked with the nonce, so it stays until the last has expired.

@@ -32,7 +32,8 @@ class StateMayBeStale(Exception):
 
 
 def redeem(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
-    """Whose token it is, its key, the grant's status, then the generation verdict. Raises Refused and its two kin."""
+    """Whose token it is, its key, the grant's status, then the generation verdict. Raises Refused,
+    StateMayBeStale, FirstRedemptionMissing."""
     presenter, current = command.presenter, grant.generation
     if current is None or rules.client is None or not grant.owned_by(presenter):
         raise Refused(Refusal.UNKNOWN_TOKEN)

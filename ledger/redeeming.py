@@ -13,15 +13,14 @@ from ledger.grant import Grant, StateMayBeStale
 from ledger.history import first_redemption
 from ledger.presenting import (
     Desk,
+    after_refusal,
     answer,
     check_keys,
     check_nonce,
     context_of,
-    forget_nonce_if_over,
     genuine,
     keep_context,
     record,
-    standing_of,
     unsigned_jwt,
 )
 from ledger.refusals import Refusal, Refused
@@ -65,7 +64,7 @@ def redeem(
         first_redemption=None
         if generation == grant.generation
         else _first_redemption(batch, loaded, grant, generation, rules),
-        retry_after_seconds=None if caller.authenticated else _retry_after(desk, caller, presented.grant_id, now),
+        retry_after_seconds=None if caller.authenticated else _retry_after(desk, presented.grant_id, now),
     )
     try:
         try:
@@ -78,11 +77,7 @@ def redeem(
             if any(isinstance(event, RollbackDetected) for event in decision.events):
                 batch.when_done.append(partial(desk.alarm, "ahead_of_log", presented.grant_id))
     except Refused as refusal:
-        if refusal.counts:
-            ended = standing_of(batch, desk, grant).ended
-            counted = partial(desk.presentations.count, presented.grant_id, generation, source, now, ended=ended)
-            batch.when_done.append(counted)
-        forget_nonce_if_over(batch, desk, loaded)
+        after_refusal(batch, desk, loaded, refusal, generation, source)
         raise
     served = decision.outcome
     if not isinstance(served, Served):
@@ -129,10 +124,8 @@ def _first_redemption(
     return first_redemption(batch, loaded.name, grant.v, generation)
 
 
-def _retry_after(desk: Desk, caller: Caller, grant_id: str, now: int) -> int | None:
-    if caller.authenticated or not desk.bursts.limited:
-        return None
-    return desk.bursts.retry_after_seconds(grant_id, now)
+def _retry_after(desk: Desk, grant_id: str, now: int) -> int | None:
+    return desk.bursts.retry_after_seconds(grant_id, now) if desk.bursts.limited else None
 
 
 def _redeems(events: list[GrantEvent]) -> bool:

@@ -17,7 +17,7 @@ from ledger.recorders.postgres_connections import Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_sql import numbered
-from ledger.recorders.reading import AFTER, MARK, StoreReader
+from ledger.recorders.reading import AFTER, MARK, OF_GRANT, StoreReader
 from ledger.recorders.rows import GrantsOf, Piece
 from ledger.segments import BlocksInMemory, block_at
 
@@ -39,10 +39,9 @@ _TOLD = (
     "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position >= $1 AND e.position <= $2 AND e.position < $3"
 )
-_OF_GRANT = "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"
 _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
-    "client_id": f"{_OF_GRANT} WHERE p.client_id = $1 ORDER BY p.begun DESC LIMIT 1",
-    "subject_id": f"{_OF_GRANT} WHERE p.subject_id = $1 ORDER BY p.begun DESC LIMIT 1",
+    "client_id": f"{OF_GRANT} WHERE p.client_id = $1 ORDER BY p.begun DESC LIMIT 1",
+    "subject_id": f"{OF_GRANT} WHERE p.subject_id = $1 ORDER BY p.begun DESC LIMIT 1",
 }
 _GRANT_OF_KEY = "SELECT s.name FROM idempotency_keys k JOIN streams s ON s.id = k.stream WHERE k.mac = $1"
 _REASON = "SELECT salt, text FROM private_reasons WHERE stream = $1 AND v = $2"

@@ -42,10 +42,10 @@ _TOLD = (
     "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position >= ? AND e.position <= ?"
 )
-_OF_GRANT = "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"
+OF_GRANT = "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"
 _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
-    "client_id": f"{_OF_GRANT} WHERE p.client_id = ? ORDER BY p.stream DESC LIMIT 1",
-    "subject_id": f"{_OF_GRANT} WHERE p.subject_id = ? ORDER BY p.stream DESC LIMIT 1",
+    "client_id": f"{OF_GRANT} WHERE p.client_id = ? ORDER BY p.stream DESC LIMIT 1",
+    "subject_id": f"{OF_GRANT} WHERE p.subject_id = ? ORDER BY p.stream DESC LIMIT 1",
 }
 
 POSITION_MAX = 2**63 - 1
@@ -167,7 +167,7 @@ class Reader(StoreReader):
     _sql_after = AFTER
     _sql_raw_after = AFTER.replace("body", "CAST(body AS BLOB)", 1)
     _sql_newest_grant = _NEWEST_GRANT
-    _sql_grant_of_key = f"{_OF_GRANT} WHERE p.idempotency_mac = ?"
+    _sql_grant_of_key = f"{OF_GRANT} WHERE p.idempotency_mac = ?"
 
     def __init__(self, connection: sqlite3.Connection, segments: Segments) -> None:
         self._connection = connection

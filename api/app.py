@@ -66,13 +66,13 @@ BEHIND: Final = errors.told(
     Unavailable("the log has lost what it had acknowledged, and that is not dealt with yet", retry_after_seconds=60)
 )
 
-_TOKEN: Final = (TOKEN, "/token")
-_REVOCATION: Final = (REVOCATION, "/revoke")
-_INTROSPECTION: Final = (INTROSPECTION, "/introspect")
-_POSTED_BY_PAGES: Final = (*_TOKEN, *_REVOCATION)
+_TOKEN_PATHS: Final = (TOKEN, "/token")
+_REVOCATION_PATHS: Final = (REVOCATION, "/revoke")
+_INTROSPECTION_PATHS: Final = (INTROSPECTION, "/introspect")
+_POSTED_BY_PAGES: Final = (*_TOKEN_PATHS, *_REVOCATION_PATHS)
 """What web pages of the origins that clients list may post to."""
 
-_POSTED_BY_CLIENTS: Final = (*_POSTED_BY_PAGES, *_INTROSPECTION)
+_POSTED_BY_CLIENTS: Final = (*_POSTED_BY_PAGES, *_INTROSPECTION_PATHS)
 
 _UNSEEN: Final[Mapping[str, bool]] = {}
 
@@ -170,18 +170,18 @@ def create_app(
 
     nonces = Nonces(lambda: ledger.desk.ring, clock)
     proofs = Proofs(nonces, clock, clock_skew_seconds=settings.clock_skew_seconds)
-    token = TokenEndpoint(ledger, clients, desk, proofs, target(settings.issuer, *_TOKEN))
-    revocation = RevocationEndpoint(ledger, clients, desk, proofs, target(settings.issuer, *_REVOCATION))
-    at_introspection = target(settings.issuer, *_INTROSPECTION)
+    token = TokenEndpoint(ledger, clients, desk, proofs, target(settings.issuer, *_TOKEN_PATHS))
+    revocation = RevocationEndpoint(ledger, clients, desk, proofs, target(settings.issuer, *_REVOCATION_PATHS))
+    at_introspection = target(settings.issuer, *_INTROSPECTION_PATHS)
     introspection = IntrospectionEndpoint(
         ledger, clients, by_token, desk, reading, settings.issuer, proofs, at_introspection
     )
     hot: dict[str, Asgi] = {
-        path: OfWholeLog(ledger, endpoint)
-        for paths, endpoint in ((_TOKEN, token), (_REVOCATION, revocation), (_INTROSPECTION, introspection))
-        for path in paths
+        **dict.fromkeys(_TOKEN_PATHS, OfWholeLog(ledger, token)),
+        **dict.fromkeys(_REVOCATION_PATHS, OfWholeLog(ledger, revocation)),
+        **dict.fromkeys(_INTROSPECTION_PATHS, OfWholeLog(ledger, introspection)),
     }
-    repeated: dict[str, OnceMore] = dict.fromkeys(_TOKEN, token.once_more)
+    repeated: dict[str, OnceMore] = dict.fromkeys(_TOKEN_PATHS, token.once_more)
     if settings.tls_client_cert_header is not None:
         repeated = {}  # a proxy tells which certificate a request came with: each is looked at
         hot = {path: Forwarded(settings.tls_client_cert_header, contexts, each) for path, each in hot.items()}

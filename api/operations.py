@@ -1,7 +1,7 @@
 """What can be asked over HTTP, as data: the words, parameters, bodies and answers of the OpenAPI document."""
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
@@ -10,6 +10,7 @@ from api.assertions import ASSERTION_CHARACTERS_MAX, JWT_BEARER
 from api.grants import READERS, SEE_ALL
 from api.operators import ADMIN, ISSUER, SECURITY
 from ledger.answers import Explanation
+from ledger.standing import Status
 from projections.grant_history import History
 from projections.grant_views import GrantPage, GrantView
 from projections.reuse_incidents import IncidentPage
@@ -47,7 +48,7 @@ def _parameter(name: str, place: str, text: str, schema: Json) -> Json:
 
 _TEXT: Final = {"type": "string"}
 _GRANT_ID: Final = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
-_STATES: Final = ["active", "suspended", "revoked", "expired"]
+_STATES: Final = list(get_args(Status))
 
 PARAMETERS: Final[dict[str, Json]] = {
     "grant_id": _parameter("grant_id", "path", "32 lower-case hex digits.", _GRANT_ID),

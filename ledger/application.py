@@ -23,7 +23,7 @@ from ledger.clients import Operator
 from ledger.commits import Commits
 from ledger.decisions import Decisions
 from ledger.events import LedgerStarted, LedgerStopped, ReuseDetected, Words
-from ledger.head_file import Head, HeadFile
+from ledger.head_file import Acknowledged, HeadFile
 from ledger.keyring import KeyNotHeld, KeyRing
 from ledger.log_end import LogEnd
 from ledger.operators import Operators
@@ -324,7 +324,7 @@ class Ledger:
         return None
 
     @property
-    def behind(self) -> Head | None:
+    def behind(self) -> Acknowledged | None:
         """What the head file says where the log ends before it; then nothing is answered and nothing recorded."""
         return self.log_end.behind
 

@@ -3,7 +3,7 @@
 Requests wait in line; a batch takes what has come, reads the control counter in its own transaction, decides each in
 memory, writes the events once, and hands only COMMIT, which waits for the disk, to a thread of its own. Nobody is
 answered before COMMIT has returned (I-02). The next batch begins only when the outcome of the one before is known. What
-failing means for whom is in `failures.py`.
+failing means for whom is in `failed_batches.py`.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ledger.awake import Awake
 from ledger.batch import Batch, Memory
-from ledger.failures import Failures
+from ledger.failed_batches import FailedBatches
 from ledger.optimistic import OptimisticBatch
 from ledger.recorders.errors import StoreBroken, StoreError
 from ledger.recorders.store import Store
@@ -58,7 +58,7 @@ class Commits:
         self._on_acknowledged = on_acknowledged
         self._loop = asyncio.get_running_loop()
         self._line = Line(self._loop.time)
-        self._failures = Failures(store, memory, self._line, on_broken)
+        self._failed = FailedBatches(store, memory, self._line, on_broken)
         self._planned = False
         self._committing = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -111,7 +111,7 @@ class Commits:
 
     def _run(self) -> None:
         self._planned = False
-        if not self._committing and self._failures.broken is None:
+        if not self._committing and self._failed.broken is None:
             self._committing = True  # also while a decision waits for what it has asked the store
             self._store.run(self._run_one)
 
@@ -137,7 +137,7 @@ class Commits:
         try:
             batch = self._batch(self._store, self._memory)
             if self._memory.credentials_moved:
-                self._failures.refuse_authenticated(batch, taken)
+                self._failed.refuse_authenticated(batch, taken)
                 return False
             done = batch.decide_all(taken, decided)
             batch.write()
@@ -145,7 +145,7 @@ class Commits:
             if not must_commit:
                 self._store.rollback()
         except Exception as error:
-            self._go_on(self._failures.not_written(batch, taken, error))
+            self._go_on(self._failed.not_written(batch, taken, error))
             return False
         self._line.in_flight = done
         if must_commit:
@@ -163,20 +163,20 @@ class Commits:
             try:
                 batch.written = self._store.commit()  # A crash before it returns: all of the batch, or nothing.
             except BaseException as failure:
-                error = self._failures.found_out(batch, failure)
+                error = self._failed.found_out(batch, failure)
             self._loop.call_soon_threadsafe(self._ended, batch, error)
 
     def _ended(self, batch: Batch, error: StoreError | None) -> None:
         self._committing = False
         done, self._line.in_flight = self._line.in_flight, []
         if error is not None:
-            self._go_on(self._failures.not_committed(batch, [each for each, _, _ in done], error))
+            self._go_on(self._failed.not_committed(batch, [each for each, _, _ in done], error))
             return
         done, again = batch.settle(done)
         self._line.waiting.extendleft(reversed(again))
         self.batches += 1
         self._memory.trim()
-        self._failures.last_error = None
+        self._failed.last_error = None
         if batch.writes:
             self.committed += len(done)
             if batch.last_at is not None:
@@ -212,12 +212,12 @@ class Commits:
     @property
     def broken(self) -> StoreError | None:
         """Why the store must not be used any more; None where it may."""
-        return self._failures.broken
+        return self._failed.broken
 
     @property
     def last_error(self) -> str | None:
         """What the store has said since it last committed; None where nothing went wrong."""
-        return self._failures.last_error
+        return self._failed.last_error
 
     @property
     def stalled_seconds(self) -> float:
@@ -269,7 +269,7 @@ class Commits:
             except Exception as error:
                 tell(future, error)
                 if isinstance(error, StoreBroken):
-                    self._failures.halt(error)
+                    self._failed.halt(error)
             else:
                 if not future.done():
                     future.set_result(answer)

@@ -19,7 +19,7 @@ _FILE_BYTES_MAX = 4096
 _POSITION_MAX = 2**63 - 1
 
 
-class Head(msgspec.Struct, frozen=True):
+class Acknowledged(msgspec.Struct, frozen=True):
     """An acknowledged event's position in the log and its `at`, in microseconds."""
 
     position: int
@@ -42,7 +42,7 @@ class HeadFile:
         """Whether the operating side chose to do without."""
         return self.path is None
 
-    def read(self) -> Head | None:
+    def read(self) -> Acknowledged | None:
         """What was last written; None where there is no file, or one that a power cut left blank.
 
         Raises LedgerError where the file cannot be read or holds something else.
@@ -60,7 +60,7 @@ class HeadFile:
             return None
         try:
             stored = msgspec.json.decode(content, type=_HeadOnFile)
-            head = Head(int(stored.position), times.micros(stored.at))
+            head = Acknowledged(int(stored.position), times.micros(stored.at))
             if head.position > _POSITION_MAX:
                 raise ValueError
             return head

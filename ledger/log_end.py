@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ledger import times
 from ledger.events import decode
-from ledger.head_file import Head, HeadFile
+from ledger.head_file import Acknowledged, HeadFile
 from ledger.recorders.rows import Reads
 from ledger.refusals import LedgerError, Unavailable
 
@@ -20,7 +20,7 @@ class LogEnd:
 
     def __init__(self, head_file: HeadFile, reads: Reads, end: Callable[[], int]) -> None:
         """`end` says where the log ends now; 0: it is new. Raises LedgerError where the head file cannot be read."""
-        self.behind: Head | None = None
+        self.behind: Acknowledged | None = None
         self._head_file = head_file
         # The file first: others on this machine may write to both, and what the file speaks of is in the log by then.
         self._head = head_file.read()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from api.metadata import OAUTH_PLACE
-from ledger.head_file import Head
+from ledger.head_file import Acknowledged
 from tests.asking import Asking, asking, bearer, credentials
 from tests.serving import logged
 from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH
@@ -178,7 +178,7 @@ async def test_a_log_that_lost_something_answers_503_until_that_is_dealt_with(tm
     async with asking(tmp_path) as ledger:
         issued = await ledger.issue("www")
         token = {"token": "rt1_" + "A" * 72}
-        ledger.ledger.log_end.behind = Head(10**6, ledger.clock.now)
+        ledger.ledger.log_end.behind = Acknowledged(10**6, ledger.clock.now)
         asked = [
             await ledger.refresh("www", issued["refresh_token"]),
             await ledger.refresh("www", "forged"),

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from api import clients_file
-from ledger.head_file import Head
+from ledger.head_file import Acknowledged
 from tests.asking import Asking, asking, basic, bearer, credentials
 from tests.servers import FIXTURES
 from tests.serving import PARSERS, serving
@@ -51,7 +51,7 @@ async def test_every_answer_of_a_crossing_endpoint_names_the_origin(tmp_path: Pa
         for _ in range(10):
             throttled = await ledger.form("/token", {"client_id": "www", "client_secret": "wrong"}, headers=origin)
         answers.append((429, throttled))
-        ledger.ledger.log_end.behind = Head(10**6, ledger.clock.now)
+        ledger.ledger.log_end.behind = Acknowledged(10**6, ledger.clock.now)
         answers += [(503, await ledger.form(path, refresh, headers=origin)) for path in CROSSING]
         ledger.ledger.log_end.behind = None
     for status, answer in answers:

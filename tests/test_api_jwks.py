@@ -15,7 +15,7 @@ from authlib.oauth2.rfc9068 import JWTBearerTokenValidator
 from joserfc import jwk
 from joserfc.errors import JoseError
 
-from ledger.head_file import Head
+from ledger.head_file import Acknowledged
 from ledger.keyring import Alg, KeyRing, RingKey
 from tests.asking import ISSUER_URL, Asking, asking, bearer
 from tests.ledgers import Clock
@@ -142,7 +142,7 @@ async def test_a_distrusted_key_is_published_no_more(tmp_path: Path) -> None:
 async def test_a_log_that_lost_its_end_publishes_nothing(tmp_path: Path) -> None:
     """I-23: it may not know yet which key is distrusted; a verifier that kept the keys goes on with those."""
     async with asking(tmp_path) as ledger:
-        ledger.ledger.log_end.behind = Head(position=99, at=ledger.clock.now)
+        ledger.ledger.log_end.behind = Acknowledged(position=99, at=ledger.clock.now)
         answer = await ledger.ask("GET", JWKS)
         assert (503, "temporarily_unavailable") == (answer.status_code, answer.json()["error"])
         ledger.ledger.log_end.behind = None

@@ -10,7 +10,7 @@ import pytest
 from api.dpop import ALGORITHMS
 from api.metadata import JWKS, OAUTH_PLACE, OPENID_PLACE, auth_methods, metadata, places, sees_certificates, url
 from api.settings import Settings
-from ledger.head_file import Head
+from ledger.head_file import Acknowledged
 from ledger.registration import ASSERTION_ALGS, AUTHS
 from tests.asking import ISSUER_URL, Asking, asking, credentials
 from tests.wire import Json
@@ -198,7 +198,7 @@ async def test_every_grant_type_that_is_told_is_served_and_no_other(tmp_path: Pa
 async def test_it_is_served_while_the_log_is_behind(tmp_path: Path) -> None:
     """I-23: it says nothing that a lost event could change."""
     async with asking(tmp_path) as ledger:
-        ledger.ledger.log_end.behind = Head(10**6, ledger.clock.now)
+        ledger.ledger.log_end.behind = Acknowledged(10**6, ledger.clock.now)
         assert ISSUER_URL == (await found(ledger, OPENID_PLACE))["issuer"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger.head_file import Head
+from ledger.head_file import Acknowledged
 from tests.asking import ELSEWHERE, asking, basic, credentials
 from tests.servers import SECRETS
 from tests.wire import Json
@@ -225,7 +225,7 @@ async def test_a_store_that_cannot_answer_is_503_and_burns_nothing(tmp_path: Pat
     """RFC 7009 2.2.1's pattern: ask again; the token lives."""
     async with asking(tmp_path) as ledger:
         token = (await ledger.issue("www"))["refresh_token"]
-        ledger.ledger.log_end.behind = Head(position=1, at=1)
+        ledger.ledger.log_end.behind = Acknowledged(position=1, at=1)
         answer = await ledger.refresh("www", token)
         assert (503, "temporarily_unavailable") == (answer.status_code, answer.json()["error"])
         assert int(answer.headers["retry-after"]) >= 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger.head_file import Head, HeadFile
+from ledger.head_file import Acknowledged, HeadFile
 from ledger.refusals import LedgerError
 from tests.rings import CREATED_AT
 
@@ -20,7 +20,7 @@ def test_the_file_of_today_reads_for_ever(tmp_path: Path) -> None:
     path = tmp_path / "head"
     HeadFile(path).write(2**63 - 1, CREATED_AT + 1)
     assert GOLDEN == path.read_bytes()
-    assert Head(2**63 - 1, CREATED_AT + 1) == HeadFile(path).read()
+    assert Acknowledged(2**63 - 1, CREATED_AT + 1) == HeadFile(path).read()
     assert ["head"] == os.listdir(tmp_path)
 
 
@@ -30,7 +30,7 @@ def test_the_last_write_is_read(tmp_path: Path) -> None:
     assert head.read() is None
     for position in (1, 10**18, 7):
         head.write(position, CREATED_AT)
-        assert Head(position, CREATED_AT) == head.read()
+        assert Acknowledged(position, CREATED_AT) == head.read()
 
 
 def test_off_knows_and_writes_nothing() -> None:
@@ -100,7 +100,7 @@ def test_a_check_leaves_the_file_alone(tmp_path: Path) -> None:
     head = HeadFile(tmp_path / "head")
     head.write(5, CREATED_AT)
     head.check_writable()
-    assert (Head(5, CREATED_AT), ["head"]) == (head.read(), os.listdir(tmp_path))
+    assert (Acknowledged(5, CREATED_AT), ["head"]) == (head.read(), os.listdir(tmp_path))
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:

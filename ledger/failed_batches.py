@@ -20,7 +20,7 @@ log = logging.getLogger("ledger")
 BUSY_RETRY_SECONDS = 0.02
 
 
-class Failures:
+class FailedBatches:
     """All but `found_out` runs on the event loop. Where seconds are returned, the next batch may begin after so many.
 
     `broken`: why the store must not be used any more. `last_error`: what the store has said since it last committed.
@@ -50,7 +50,7 @@ class Failures:
             self._line.put_back(taken)
             return BUSY_RETRY_SECONDS
         if isinstance(error, StoreError) and not isinstance(error, LostRace):
-            return self._failed(taken, error)
+            return self._store_failed(taken, error)
         # A fault in one decision may have left half of its events in memory: nothing of this batch was kept.
         alone = len(taken) == 1
         if not isinstance(error, LostRace):
@@ -68,7 +68,7 @@ class Failures:
         if self._store.optimistic and isinstance(error, LostRace | StoreBusy):
             return self.not_written(batch, those, error)
         self._abandon(batch)
-        return self._failed(those, error)
+        return self._store_failed(those, error)
 
     def found_out(self, batch: Batch, error: BaseException) -> StoreError | None:
         """After a COMMIT that raised an error, from the commit thread: what to believe. None where what was written is
@@ -113,7 +113,7 @@ class Failures:
         except StoreError as error:
             self.halt(StoreBroken(f"what a failed batch had touched cannot be read again: {error}"))
 
-    def _failed(self, taken: list[Waiting[Any]], error: StoreError) -> float:
+    def _store_failed(self, taken: list[Waiting[Any]], error: StoreError) -> float:
         if self.last_error != str(error):  # once a trouble, not once a batch
             self.last_error = str(error)
             log.error("store_failed", extra={"fields": {"problem": str(error)}})

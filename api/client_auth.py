@@ -32,7 +32,7 @@ BASIC = "client_secret_basic"
 POST = "client_secret_post"
 NONE = "none"
 ASSERTION_TYPE = "client_assertion_type"
-"""The parameter that says: by assertion. Whoever sends it is asked for by `asserted`."""
+"""The parameter that says: by assertion."""
 
 METHODS: dict[str, frozenset[str]] = {
     "client_secret": frozenset({BASIC, POST}),
@@ -96,6 +96,20 @@ class ClientAuth:
         self._meters = meters
         self._assertions = assertions
         self._certificates = certificates
+
+    async def by_any_method(
+        self,
+        authorization: bytes | None,
+        form: Mapping[str, str],
+        address: str,
+        extensions: Extensions = None,
+        *,
+        headers: Headers | None = None,
+    ) -> Caller:
+        """As `asserted` where the form has an assertion, else as `caller`."""
+        if ASSERTION_TYPE in form:
+            return await self.asserted(authorization, form, address, extensions)
+        return self.caller(authorization, form, address, extensions, headers=headers)
 
     async def asserted(
         self, authorization: bytes | None, form: Mapping[str, str], address: str, extensions: Extensions = None
@@ -166,7 +180,7 @@ class ClientAuth:
                 return None
         elif form.get("client_id") != caller.client_id or not _same(form.get("client_secret"), secret):
             return None
-        if "client_assertion" in form or "client_assertion_type" in form:
+        if "client_assertion" in form or ASSERTION_TYPE in form:
             return None
         return caller if self.holds(proven, address) else None
 

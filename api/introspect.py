@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from api import forms
 from api.answers import Answer, BadRequest, json_answer, method_not_allowed
-from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
+from api.client_auth import ClientAuth, authorization
 from api.dpop import Proofs, Target, proof_of
 from api.endpoint import Endpoint, FrontDesk, Receive
 from api.grants import issued, only_issuer
@@ -94,9 +94,7 @@ class IntrospectionEndpoint(Endpoint):
         headers = scope["headers"]
         header = authorization(headers)
         if bearer_token(header) is None:
-            if ASSERTION_TYPE in form.fields:
-                return await self._clients.asserted(header, form.fields, address, scope.get("extensions"))
-            return self._clients.caller(header, form.fields, address, scope.get("extensions"))
+            return await self._clients.by_any_method(header, form.fields, address, scope.get("extensions"))
         if CREDENTIALS & form.fields.keys():
             raise BadRequest("the request authenticates by more than one method")
         return self._operators.caller(headers, address)

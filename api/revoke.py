@@ -4,7 +4,7 @@ from typing import Any
 
 from api import forms
 from api.answers import Answer, BadRequest, empty_answer, method_not_allowed
-from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
+from api.client_auth import ClientAuth, authorization
 from api.dpop import Proofs, Target, proof_of
 from api.endpoint import Endpoint, FrontDesk, Receive
 from ledger.answers import Source
@@ -32,10 +32,8 @@ class RevocationEndpoint(Endpoint):
         headers = scope["headers"]
         form = forms.parse(headers, await forms.read_body(receive, self._desk.body_bytes_max))
         address, user_agent = self._desk.contexts.of(scope)
-        if ASSERTION_TYPE in form.fields:
-            caller = await self._clients.asserted(authorization(headers), form.fields, address, scope.get("extensions"))
-        else:
-            caller = self._clients.caller(authorization(headers), form.fields, address, scope.get("extensions"))
+        shown, extensions = authorization(headers), scope.get("extensions")
+        caller = await self._clients.by_any_method(shown, form.fields, address, extensions)
         token = form.fields.get("token")
         if token is None:
             raise BadRequest("token is missing")

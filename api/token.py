@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from api import errors, forms
 from api.answers import Answer, BadRequest, Replies, method_not_allowed, token_answer
-from api.client_auth import ASSERTION_TYPE, ClientAuth, authorization
+from api.client_auth import ClientAuth, authorization
 from api.dpop import InvalidProof, Proofs, Target, nonce_header, proof_of
 from api.endpoint import FrontDesk, Receive, Send
 from api.heads import Headers, OnceMore
@@ -87,7 +87,8 @@ class TokenEndpoint:
         caller = self._clients.again(headers, form.fields, source.address)
         again = caller is not None
         if caller is None:
-            caller = await self._caller(headers, form, source.address, scope.get("extensions"))
+            shown, extensions = authorization(headers), scope.get("extensions")
+            caller = await self._clients.by_any_method(shown, form.fields, source.address, extensions, headers=headers)
         grant_type = form.fields.get("grant_type")
         if grant_type is None:
             raise BadRequest("grant_type is missing")
@@ -139,12 +140,6 @@ class TokenEndpoint:
             self._desk.meters.refused(found)
         self._desk.meters.token_request(outcome, perf_counter() - started)
         request.reply(answer)
-
-    async def _caller(self, headers: Headers, form: forms.Form, address: str, extensions: Any) -> Caller:
-        shown = authorization(headers)
-        if ASSERTION_TYPE in form.fields:
-            return await self._clients.asserted(shown, form.fields, address, extensions)
-        return self._clients.caller(shown, form.fields, address, extensions, headers=headers)
 
     async def _with_proof(
         self, headers: Headers, client: Client, kind: GrantType, caller: Caller, source: Source, form: forms.Form

@@ -32,7 +32,7 @@ class Cold(Exception):
         self.names = names
 
 
-class Command(NamedTuple):
+class Footprint(NamedTuple):
     """What one request's decision used and added: streams by name, private rows and notes by where they begin."""
 
     used: tuple[str, ...]
@@ -43,7 +43,7 @@ class Command(NamedTuple):
 class OptimisticBatch(Batch):
     """One batch. `written` says what became of it, once it was committed."""
 
-    __slots__ = ("_before", "_commands", "_fetched", "_may_wait", "_uses")
+    __slots__ = ("_before", "_fetched", "_footprints", "_may_wait", "_uses")
 
     store: OptimisticStore
     work: CheckedWork
@@ -55,7 +55,7 @@ class OptimisticBatch(Batch):
         self.work.now = self.now
         self.work.stands_on = self.control, self.serial
         self._uses = memory.streams
-        self._commands: list[Command] = []
+        self._footprints: list[Footprint] = []
         self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
         self._may_wait = False
         self._before = (0, 0, 0)  # how much there was of each kind when the request under way came
@@ -91,7 +91,7 @@ class OptimisticBatch(Batch):
                 waiting.append((each, cold.names))
             else:
                 done.append((each, answer, refused))
-                self._commands.append(Command(tuple(used), private_from, notes_from))
+                self._footprints.append(Footprint(tuple(used), private_from, notes_from))
         used.clear()
         return done, waiting
 
@@ -128,18 +128,18 @@ class OptimisticBatch(Batch):
     @property
     def must_commit(self) -> bool:
         """Also where nothing is to be written: what an answer stands on is checked all the same."""
-        return bool(self._commands)
+        return bool(self._footprints)
 
     def write(self) -> None:
         """Hand the work to the store, with its premises."""
         work = self.work
-        unit_of_command = self._units()
-        for number, command in enumerate(self._commands):
-            unit = unit_of_command[number]
-            for name in command.used:
+        unit_of = self._units()
+        for number, footprint in enumerate(self._footprints):
+            unit = unit_of[number]
+            for name in footprint.used:
                 work.unit_of[name] = unit
-            end = self._commands[number + 1].private_from if number + 1 < len(self._commands) else len(work.private)
-            work.private_units += [unit] * (end - command.private_from)
+            end = self._footprints[number + 1].private_from if number + 1 < len(self._footprints) else len(work.private)
+            work.private_units += [unit] * (end - footprint.private_from)
         for name, unit in work.unit_of.items():
             touched = self._touched.get(name)
             if touched is None:
@@ -156,13 +156,13 @@ class OptimisticBatch(Batch):
         self.store.write(work)
 
     def _units(self) -> list[int]:
-        """Each command's unit: commands that used the same stream share one. Where authority moves all are one, for
+        """Each request's unit: those that used the same stream share one. Where authority moves all are one, for
         what was decided afterwards stands on it."""
-        commands = self._commands
+        footprints = self._footprints
         if self.work.control is not None or self.work.serial is not None:
             self.work.units = 1
-            return [0] * len(commands)
-        parents = list(range(len(commands)))
+            return [0] * len(footprints)
+        parents = list(range(len(footprints)))
 
         def root(number: int) -> int:
             while parents[number] != number:
@@ -170,13 +170,13 @@ class OptimisticBatch(Batch):
             return number
 
         first_user: dict[str, int] = {}
-        for number, command in enumerate(commands):
-            for name in command.used:
+        for number, footprint in enumerate(footprints):
+            for name in footprint.used:
                 first = first_user.setdefault(name, number)
                 if first != number:
                     parents[max(root(first), root(number))] = min(root(first), root(number))
-        self.work.units = len(commands)
-        return [root(number) for number in range(len(commands))]
+        self.work.units = len(footprints)
+        return [root(number) for number in range(len(footprints))]
 
     # ------------------------------------------------------------ ending
 
@@ -192,13 +192,13 @@ class OptimisticBatch(Batch):
         kept: list[tuple[W, Any, bool]] = []
         again: list[W] = []
         self.when_done = []
-        for number, (command, each) in enumerate(zip(self._commands, done, strict=True)):
+        for number, (footprint, each) in enumerate(zip(self._footprints, done, strict=True)):
             if units[number] in written.lost:
                 again.append(each[0])
                 continue
             kept.append(each)
-            end = self._commands[number + 1].notes_from if number + 1 < len(self._commands) else len(notes)
-            self.when_done += notes[command.notes_from : end]
+            end = self._footprints[number + 1].notes_from if number + 1 < len(self._footprints) else len(notes)
+            self.when_done += notes[footprint.notes_from : end]
             answer = each[1]
             if type(answer) is TokenAnswer and answer.position >= BASE:
                 force_setattr(answer, "position", answer.position - BASE + written.base)
@@ -226,8 +226,8 @@ class OptimisticBatch(Batch):
     def forget(self) -> None:
         """The batch did not happen, or nobody knows: forget whatever it used. Asks nothing, so it cannot fail."""
         memory, streams = self.memory, self._uses
-        for command in self._commands:
-            for name in command.used:
+        for footprint in self._footprints:
+            for name in footprint.used:
                 streams.pop(name, None)
         for name in (*self._touched, *self._also_changed, *streams.used):
             streams.pop(name, None)

@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, settings
 LACKING = [name for name in ("greenlet", "psycopg") if find_spec(name) is None]
 """What the store on PostgreSQL needs and is not installed: no test is run then, for most of them need it, too."""
 
-# shared_server, own_server; place, made; postgres, postgres_url; what the chaos trials counted
+# shared_server, own_server; place, made; postgres, postgres_url; appending; what the chaos trials counted
 pytest_plugins = (
-    [] if LACKING else ["tests.postgres", "tests.engines", "tests.servers", "tests.places", "tests.chaos.figures"]
+    []
+    if LACKING
+    else ["tests.postgres", "tests.engines", "tests.appending", "tests.servers", "tests.places", "tests.chaos.figures"]
 )
 FULL_TIMEOUT_SECONDS = 3600
 

@@ -19,6 +19,7 @@ from ledger.recorders.premises import BASE
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.single_use import SingleUse
 from ledger.times import SECOND
+from tests.appending import Appending
 from tests.engines import url_of
 from tests.ledgers import (
     ELSEWHERE,
@@ -41,13 +42,13 @@ OPERATORS = (operator(), operator("soc", ("security",)))
 """As there are from the beginning."""
 
 
-def broken(monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> None:
-    """Let stores be made whose appending function lacks something."""
-    assert right in postgres_append._FUNCTION
-    monkeypatch.setattr(postgres_append, "_FUNCTION", postgres_append._FUNCTION.replace(right, wrong))
+@pytest.fixture
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node hears of what others do by nothing but its own batches."""
     monkeypatch.setattr(Commits, "look", lambda self: None)
 
 
+@pytest.mark.usefixtures("appending")
 async def test_a_grant_that_both_refresh_in_turn_has_one_chain(tmp_path: Path) -> None:
     """I-01, I-03: each node finds that the other has moved the grant, and decides on what is true now."""
     async with two_nodes(tmp_path) as (one, other):
@@ -70,6 +71,7 @@ async def test_reuse_is_found_by_whichever_node_it_comes_to(tmp_path: Path) -> N
         assert ["reuse_detected", "revoked"] == one.topics(first)[-2:]
 
 
+@pytest.mark.usefixtures("appending")
 @pytest.mark.parametrize("how", ["grant", "subject", "client", "disabled"])
 async def test_an_end_on_one_node_stops_the_other(tmp_path: Path, how: str) -> None:
     """I-06: after the acknowledgement nothing succeeds, though the other node has all it needs in memory."""
@@ -101,12 +103,13 @@ async def _end(node: Opened, answer: TokenAnswer, how: str) -> None:
             await node.apply(client("another"), operators=OPERATORS)
 
 
+@pytest.mark.usefixtures("nobody_looks")
 @pytest.mark.parametrize("how", ["subject", "client", "disabled"])
 async def test_without_the_control_counter_an_end_would_not_be_heard_of(
-    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, how: str, appending: Appending
 ) -> None:
     """The broken twin of the test above, for what is no event of the grant: the check of the counter left out."""
-    broken(monkeypatch, "IF told_control <> p_control OR told_serial <> p_serial THEN", "IF false THEN")
+    appending.let("IF told_control <> p_control OR told_serial <> p_serial THEN", "IF false THEN")
 
     async def misled() -> None:
         async with two_nodes(tmp_path) as (one, other):
@@ -118,32 +121,34 @@ async def test_without_the_control_counter_an_end_would_not_be_heard_of(
         await misled()
 
 
+@pytest.mark.usefixtures("nobody_looks")
 async def test_without_the_premises_a_dead_token_would_look_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broken twin for what is only read: an answer from memory that nobody has checked."""
-    broken(monkeypatch, "IF cardinality(p_read_id) > 0 THEN", "IF false THEN")
+    Appending(postgres_append, monkeypatch).let("IF cardinality(p_read_id) > 0 THEN", "IF false THEN")
     async with two_nodes(tmp_path) as (one, other):
         answer = await other.refresh(await other.issue())
         await one.act("revoke", answer.grant_id)
         assert await other.ledger.introspect(SECURITY, answer.access_token) is not None
 
 
-async def test_without_the_versions_a_chain_would_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("nobody_looks")
+async def test_without_the_versions_a_chain_would_fork(tmp_path: Path, appending: Appending) -> None:
     """The broken twin for what is written: the condition on the version left out."""
-    broken(monkeypatch, "JOIN streams s ON s.id = m.id AND s.v = m.v FOR", "JOIN streams s ON s.id = m.id FOR")
+    appending.let("JOIN streams s ON s.id = m.id AND s.v = m.v FOR", "JOIN streams s ON s.id = m.id FOR")
 
     async def forked() -> None:
         async with two_nodes(tmp_path) as (one, other):
-            first = await one.issue()
-            second = await one.refresh(first)
+            second = await one.refresh(await one.refresh(await one.issue()))
             await other.refresh(second)
-            await one.refresh(second, source=ELSEWHERE)
+            await one.refresh(second, source=HOME if appending.plain else ELSEWHERE)
 
     with pytest.raises(AssertionError):
         await forked()
 
 
+@pytest.mark.usefixtures("appending")
 async def test_who_is_not_contested_does_not_wait(tmp_path: Path) -> None:
     """One grant of a batch has moved: that batch answers all others, and only its own requests are decided again."""
     async with two_nodes(tmp_path) as (one, other):
@@ -157,6 +162,7 @@ async def test_who_is_not_contested_does_not_wait(tmp_path: Path) -> None:
         assert 1 == len(set(places)), "all of them in one transaction"
 
 
+@pytest.mark.usefixtures("appending")
 async def test_a_batch_is_written_in_the_order_of_its_log(tmp_path: Path) -> None:
     """Each event of a stream stands above the one before it, whichever node wrote it."""
     async with two_nodes(tmp_path) as (one, other):
@@ -175,14 +181,13 @@ async def test_a_batch_is_written_in_the_order_of_its_log(tmp_path: Path) -> Non
             assert all(before[1] < after[1] for before, after in pairwise(rows))  # type: ignore[operator]  # whole numbers
 
 
-async def test_with_positions_taken_ahead_a_log_would_run_backwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("nobody_looks")
+async def test_with_positions_taken_ahead_a_log_would_run_backwards(tmp_path: Path, appending: Appending) -> None:
     """The broken twin of the test above: a node that has its positions before it reads what it decides on."""
     taken = "base := (pg_current_xact_id()::text::bigint << {bits}) + _offset;"
-    broken(monkeypatch, taken, "base := nextval('ahead') << {bits};")
-    made = "CREATE OR REPLACE FUNCTION ledger_append("
-    broken(monkeypatch, made, f"CREATE SEQUENCE IF NOT EXISTS ahead CACHE 1000; {made}")
+    appending.let(taken, "base := nextval('ahead') << {bits};")
+    made = f"CREATE OR REPLACE FUNCTION {'ledger_move' if appending.plain else 'ledger_append'}("
+    appending.let(made, f"CREATE SEQUENCE IF NOT EXISTS ahead CACHE 1000; {made}")
 
     async def backwards() -> None:
         async with two_nodes(tmp_path) as (one, other):

@@ -1,8 +1,9 @@
 """The store on PostgreSQL: any number of processes write to it, none owns it.
 
 Guarantees. What `commit` returned from is durable as the server's `synchronous_commit` says; where that is off the
-store does not open (I-09). A batch is decided in memory and is one call of one function (`postgres_append.py`): events,
-heads with their snapshots, private rows and projected rows are one transaction, without a round trip in between.
+store does not open (I-09). A batch is decided in memory and is one call of a function (`postgres_append.py`, for plain
+refreshes `postgres_moves.py`): events, heads with their snapshots, private rows and projected rows are one transaction,
+without a round trip in between.
 
 A connection that is lost is made anew, with a pause that grows; until then nothing is decided. Nothing here ever breaks
 for good: an outcome that cannot be found out is told as unknown, and whatever it touched is read again.
@@ -22,10 +23,17 @@ import psycopg
 
 from ledger.inline import Inline
 from ledger.private import PrivateGrant
-from ledger.recorders import postgres_append, postgres_archive, postgres_rewriting, postgres_schema, postgres_work
+from ledger.recorders import (
+    postgres_append,
+    postgres_archive,
+    postgres_moves,
+    postgres_rewriting,
+    postgres_schema,
+    postgres_work,
+)
 from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.hops import Hops
-from ledger.recorders.postgres_append import APPEND
+from ledger.recorders.postgres_append import Told
 from ledger.recorders.postgres_connections import Address, Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
@@ -91,7 +99,7 @@ class PostgresStore:
         self._failures = 0
         self._retry_at = 0.0
         self._unreachable = ""
-        self._parameters: tuple[object, ...] | None = None
+        self._taken: Callable[[Connection], Told] | None = None
         self._closed = False
 
     # ------------------------------------------------------------ opening and closing
@@ -115,6 +123,7 @@ class PostgresStore:
             self._check(connection, ring_id)
             connection.execute(postgres_archive.FUNCTION.encode())
             connection.execute(postgres_append.function(self.inline, _types(connection)).encode())
+            connection.execute(postgres_moves.function().encode())
             connection.execute("COMMIT")
             return made
         except psycopg.Error as error:
@@ -201,8 +210,9 @@ class PostgresStore:
                     postgres_work.register(connection)
                     self._get_behind(connection)
                     connection.execute(_PLANS)
-                    if _exists(connection, "control"):
+                    if postgres_moves.is_there(connection):
                         self._told = _control(connection)
+                        postgres_moves.prepare(connection)
                 except BaseException:
                     connection.close()
                     raise
@@ -316,25 +326,28 @@ class PostgresStore:
         assert isinstance(work, CheckedWork)
         if len(work.events) > postgres_append.PLACES_MAX:
             raise LedgerError(f"more than {postgres_append.PLACES_MAX} events at once")
-        self._parameters = postgres_work.parameters(work, self.segments.holder)
+        moves = postgres_moves.moves(work)
+        if moves is not None:
+            self._taken = partial(postgres_moves.write, moves=moves)
+        else:
+            parameters = postgres_work.parameters(work, self.segments.holder)
+            self._taken = partial(postgres_append.write, parameters=parameters)
 
     def commit(self) -> Written:
         """Write it: durable on return, but for what was lost. StoreUnreachable: the outcome is unknown."""
-        parameters, self._parameters = self._parameters, None
-        assert parameters is not None
+        taken, self._taken = self._taken, None
+        assert taken is not None
         connection = self._connected()
         try:
-            row = connection.execute(APPEND, parameters, prepare=True).fetchone()
+            told = taken(connection)
         except psycopg.Error as error:
             problem = translated(error)
             if isinstance(problem, StoreUnreachable):
                 self._lost_name = self._name
                 self._drop()
             raise problem from None
-        assert row is not None
-        control, serial, base, lost = row
-        self._told = control, serial
-        return Written(base, frozenset(lost))
+        self._told = told.authority
+        return told.written
 
     def is_there(self, work: Work) -> Written | None:
         """After a commit whose outcome is unknown: make an end of the old connection, then look for each unit's last
@@ -366,7 +379,7 @@ class PostgresStore:
 
     def rollback(self) -> None:
         """Forget what was taken."""
-        self._parameters = None
+        self._taken = None
 
     def truncate_log(self) -> bool:
         """Clear what was erased out of its pages, on a connection of its own: nobody waits for it. What takes longer

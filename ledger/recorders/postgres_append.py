@@ -1,4 +1,5 @@
 """The function in the database that appends a batch: one message there and back, one transaction that it is itself.
+What is nearly always appended has a shorter way (`postgres_moves.py`).
 
 A worker that is frozen or cut off at whatever line holds nothing: the server ends alone what it was told in full. The
 function takes the lock on authority first, then reads the control counter: a batch that was decided on an older one
@@ -11,12 +12,13 @@ before the transaction had its id, so of two events of a stream the later one ha
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from ledger.inline import Inline, Write
+from ledger.recorders.postgres_connections import Connection
 from ledger.recorders.postgres_schema import LOCK
 from ledger.recorders.postgres_sql import POSITION_BITS
-from ledger.recorders.premises import BASE
+from ledger.recorders.premises import BASE, Written
 
 PLACES_MAX: Final = (1 << POSITION_BITS) - 1
 
@@ -34,7 +36,7 @@ PARAMETERS: Final = (
     ("event_body", "text[]"), ("rows", "jsonb"),
 )  # fmt: skip
 
-APPEND: Final = (
+_CALL: Final = (
     "SELECT told_control, told_serial, base, lost FROM ledger_append("
     + ", ".join(f"${number}::{kind}" for number, (_, kind) in enumerate(PARAMETERS, 1))
     + ")"
@@ -79,7 +81,7 @@ BEGIN
   END IF;
   base := 0;
   IF cardinality(p_event_v) = 0 AND p_rows IS NULL AND p_new_control IS NULL AND p_new_serial IS NULL
-     OR (SELECT count(DISTINCT u) FROM unnest(lost) AS u) = p_units THEN
+     OR cardinality(lost) > 0 AND (SELECT count(DISTINCT u) FROM unnest(lost) AS u) = p_units THEN
     RETURN;
   END IF;
 
@@ -169,6 +171,22 @@ _FROM: Final = (
 )
 
 
+class Told(NamedTuple):
+    """What the database said: authority's numbers as they are (control counter, serial), and what became of the
+    batch."""
+
+    authority: tuple[int, int]
+    written: Written
+
+
+def write(connection: Connection, parameters: Sequence[object]) -> Told:
+    """Write a batch: durable on return, but for what was lost. Raises psycopg.Error."""
+    row = connection.execute(_CALL, parameters, prepare=True).fetchone()
+    assert row is not None
+    control, serial, base, lost = row
+    return Told((control, serial), Written(base, frozenset(lost)))
+
+
 def function(inline: Sequence[Inline], types: Mapping[tuple[str, str], str]) -> str:
     """The statement that makes the function, for these inline projections; `types` gives a column's type by its table
     and name."""
@@ -177,21 +195,21 @@ def function(inline: Sequence[Inline], types: Mapping[tuple[str, str], str]) -> 
         parameters=",\n  ".join(f"p_{name} {kind}" for name, kind in PARAMETERS),
         lock=LOCK,
         bits=POSITION_BITS,
-        made_position=_given("asked.position"),
-        position=_given("m.position"),
-        back=_given("m.back"),
+        made_position=given("asked.position"),
+        position=given("m.position"),
+        back=given("m.back"),
         rows="".join(_ROWS.format(key=key, statement=statement) for key, statement in rows),
     )
 
 
-def _given(number: str) -> str:
-    """A number, or what a place in the batch has become."""
+def given(number: str) -> str:
+    """A number, or what a place in the batch has become: SQL."""
     return f"CASE WHEN {number} >= {BASE} THEN {number} - {BASE} + base ELSE {number} END"
 
 
 def _value(place: int, kind: str) -> str:
     value = f"(r->>{place})::{kind}"
-    return _given(value) if kind == "bigint" else value
+    return given(value) if kind == "bigint" else value
 
 
 def _insert(

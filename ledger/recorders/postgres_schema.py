@@ -13,7 +13,7 @@ from ledger.inline import Inline
 from ledger.recorders import archived, postgres_archive
 from ledger.recorders.schema import MARK_EVERY_V
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 LOCK: Final = 0x544C4447
 """The advisory lock on authority (the letters TLDG): every batch shares it, one that changes authority has it alone."""

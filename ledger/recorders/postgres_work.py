@@ -102,12 +102,12 @@ def ints(values: Sequence[int | None]) -> Ints:
     return Ints(_header(_INT_OID, values) + b"".join([_NULL if value is None else pack(4, value) for value in values]))
 
 
-def texts(values: list[str]) -> Texts:
+def texts(values: Sequence[str]) -> Texts:
     """Pack a text[]. Raises UnicodeEncodeError for a lone surrogate, which UTF-8 cannot hold."""
     return Texts(_header(_TEXT_OID, values) + _joined([value.encode() for value in values]))
 
 
-def byteas(values: list[bytes]) -> Byteas:
+def byteas(values: Sequence[bytes]) -> Byteas:
     """Pack a bytea[]."""
     return Byteas(_header(_BYTEA_OID, values) + _joined(values))
 
@@ -131,37 +131,39 @@ def _joined(values: Iterable[bytes]) -> bytes:
 def parameters(work: CheckedWork, archiver: str | None) -> tuple[object, ...]:
     """The parameters of the appending function, in its order. `archiver` is this process's name as the one who
     archives."""
-    unit_of, names = work.unit_of, work.names
-    read, events = work.read, work.events
+    unit_of, names, read = work.unit_of, work.names, work.read
+    moved: list[tuple[Any, ...]] = work.moved
+    written: list[tuple[Any, ...]] = work.events
+    stream, v, back, body = events(work)
     floor, rows = _rows(work, archiver)
     return (
         *work.stands_on, work.units, work.now, work.control, work.serial, floor,
         uuids([each[0] for each in read]), ints([each[1] for each in read]), ints([each[2] for each in read]),
-        *_moved(work),
+        *heads(work), ints([unit_of[names[each[7]]] for each in moved]),
         *_made(work),
-        uuids([each[1] for each in events]),
-        ints([each[2] for each in events]),
-        bigints([each[3] for each in events]),
-        ints([unit_of[names[each[1]]] for each in events]),
-        texts([each[4] for each in events]),
+        stream, v, back, ints([unit_of[names[each[1]]] for each in written]), body,
         rows,
     )  # fmt: skip
 
 
-def _moved(work: CheckedWork) -> tuple[bytes, ...]:
-    moved: list[tuple[Any, ...]] = work.moved
+def heads(work: CheckedWork) -> tuple[bytes, ...]:
+    """The heads that move: keys, versions before, and what they are now."""
+    if not work.moved:
+        return uuids(()), ints(()), ints(()), bigints(()), byteas(()), byteas(()), ints(()), bigints(()), bigints(())
+    v, position, head, padded, generation, redeemed, expires, id, before = zip(*work.moved, strict=True)
+    state = [each.rstrip(b"\0") for each in padded]  # room is made by the table here
     return (
-        uuids([each[7] for each in moved]),
-        ints([each[8] for each in moved]),
-        ints([each[0] for each in moved]),
-        bigints([each[1] for each in moved]),
-        byteas([each[2] for each in moved]),
-        byteas([each[3].rstrip(b"\0") for each in moved]),  # room is made by the table here
-        ints([each[4] for each in moved]),
-        bigints([each[5] for each in moved]),
-        bigints([each[6] for each in moved]),
-        ints([work.unit_of[work.names[each[7]]] for each in moved]),
-    )
+        uuids(id), ints(before), ints(v), bigints(position), byteas(head), byteas(state), ints(generation),
+        bigints(redeemed), bigints(expires),
+    )  # fmt: skip
+
+
+def events(work: CheckedWork) -> tuple[bytes, ...]:
+    """The events in their order: streams' keys, versions, where the stream's event before is, and bodies."""
+    if not work.events:
+        return uuids(()), ints(()), bigints(()), texts(())
+    _, stream, v, back, body = zip(*work.events, strict=True)
+    return uuids(stream), ints(v), bigints(back), texts(body)
 
 
 def _made(work: CheckedWork) -> tuple[bytes, ...]:

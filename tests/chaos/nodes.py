@@ -23,7 +23,7 @@ CLIENTS = ("std", "std", "mob", "std", "keep", "std", "std", "mob")
 
 WITHOUT_VERSIONS = ("s.id = m.id AND s.v = m.v FOR NO KEY", "s.id = m.id FOR NO KEY")
 WITHOUT_PREMISES = ("IF cardinality(p_read_id) > 0 THEN", "IF false THEN")
-"""Phrases of the appending function, and what replaces each in a broken twin."""
+"""Phrases of the functions that append, and what replaces each in a broken twin."""
 
 
 class Wanderer(Chain):
@@ -114,8 +114,11 @@ def end_well(nodes: Nodes, chains: Sequence[Chain]) -> None:
 
 
 def replaced(url: str, right: str, wrong: str) -> None:
-    """Let the appending function of a database lack something, or dawdle where it says so: a broken twin."""
+    """Let the functions of a database that append lack something, or dawdle where they say so: a broken twin."""
     with closing(psycopg.connect(url, autocommit=True)) as connection:
-        ((source,),) = connection.execute("SELECT pg_get_functiondef('ledger_append'::regproc)").fetchall()
-        assert 1 == source.count(right), f"{source.count(right)} times in the function: {right}"
-        connection.execute(source.replace(right, wrong).encode())
+        made = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname IN ('ledger_append', 'ledger_move')"
+        sources = [source for (source,) in connection.execute(made).fetchall() if right in source]
+        assert sources, f"in no function: {right}"
+        for source in sources:
+            assert 1 == source.count(right), f"{source.count(right)} times in a function: {right}"
+            connection.execute(source.replace(right, wrong).encode())

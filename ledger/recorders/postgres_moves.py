@@ -1,0 +1,140 @@
+"""The function in the database for what is nearly always appended: refreshes, and nothing else.
+
+Such a batch moves streams that are there, each for a request of its own, and has no other row to write and no other
+stream to answer for. It needs a third of the parameters and half of the statements of `ledger_append`
+(`postgres_append.py`), and keeps to the same rules: authority first (I-06), who is locked or has moved is lost and
+nobody is waited for, a position is the transaction's base and the place in the batch.
+
+The call goes past the driver's cursors, which take as long as the server takes to find a stream.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from psycopg import errors, generators
+from psycopg.pq import ExecStatus, Format
+
+from ledger.recorders import postgres_work
+from ledger.recorders.postgres_append import Told, given
+from ledger.recorders.postgres_connections import Connection
+from ledger.recorders.postgres_schema import LOCK
+from ledger.recorders.postgres_sql import POSITION_BITS
+from ledger.recorders.premises import CheckedWork, Written
+
+_PARAMETERS: Final = (
+    ("control", "bigint"), ("serial", "bigint"),
+    ("id", "uuid[]"), ("before", "int[]"), ("v", "int[]"), ("position", "bigint[]"), ("head", "bytea[]"),
+    ("state", "bytea[]"), ("generation", "int[]"), ("redeemed", "bigint[]"), ("expires", "bigint[]"),
+    ("event_stream", "uuid[]"), ("event_v", "int[]"), ("event_back", "bigint[]"), ("event_body", "text[]"),
+)  # fmt: skip
+
+_FUNCTION: Final = """
+CREATE OR REPLACE FUNCTION ledger_move(
+  {parameters},
+  OUT told_control bigint, OUT told_serial bigint, OUT base bigint, OUT lost text
+) LANGUAGE plpgsql AS $function$
+#variable_conflict use_column
+DECLARE
+  _offset bigint;
+  _held uuid[];
+BEGIN
+  PERFORM pg_advisory_xact_lock_shared({lock});
+  SELECT counter, serial, position_offset INTO told_control, told_serial, _offset FROM control;
+  IF told_control <> p_control OR told_serial <> p_serial THEN
+    RETURN;
+  END IF;
+  SELECT coalesce(array_agg(id), '{{}}') INTO _held FROM (
+    SELECT s.id FROM unnest(p_id, p_before) AS m (id, v)
+      JOIN streams s ON s.id = m.id AND s.v = m.v FOR NO KEY UPDATE OF s SKIP LOCKED) AS held;
+  IF cardinality(_held) < cardinality(p_id) THEN
+    SELECT string_agg(place::text, ' ') INTO lost
+      FROM unnest(p_id) WITH ORDINALITY AS m (id, place) WHERE NOT id = ANY (_held);
+    IF cardinality(_held) = 0 THEN
+      base := 0;
+      RETURN;
+    END IF;
+  END IF;
+  base := (pg_current_xact_id()::text::bigint << {bits}) + _offset;
+  UPDATE streams AS s SET v = m.v, position = {position}, head = m.head, state = m.state,
+      generation = m.generation, last_redeemed_at = m.redeemed, idle_expires_at = m.expires
+    FROM unnest(p_id, p_v, p_position, p_head, p_state, p_generation, p_redeemed, p_expires)
+      AS m (id, v, position, head, state, generation, redeemed, expires)
+    WHERE s.id = m.id AND (lost IS NULL OR m.id = ANY (_held));
+  INSERT INTO events (position, stream, back, v, body)
+    SELECT base + place, stream, {back}, v, body
+      FROM unnest(p_event_stream, p_event_v, p_event_back, p_event_body)
+      WITH ORDINALITY AS m (stream, v, back, body, place)
+      WHERE lost IS NULL OR stream = ANY (_held);
+END
+$function$
+"""
+
+_NAME: Final = b"ledger_move"
+_CALL: Final = (
+    "SELECT told_control, told_serial, base, lost FROM ledger_move("  # noqa: S608  # words of ours alone
+    + ", ".join(f"${number}::{kind}" for number, (_, kind) in enumerate(_PARAMETERS, 1))
+    + ")"
+)
+_FORMATS: Final = [Format.BINARY] * len(_PARAMETERS)
+
+
+class Moves(NamedTuple):
+    """A batch that only moves streams: the call's parameters, and the unit of each stream in their order."""
+
+    parameters: list[bytes]
+    units: list[int]
+
+
+def function() -> str:
+    """The statement that makes the function."""
+    return _FUNCTION.format(
+        parameters=",\n  ".join(f"p_{name} {kind}" for name, kind in _PARAMETERS),
+        lock=LOCK,
+        bits=POSITION_BITS,
+        position=given("m.position"),
+        back=given("m.back"),
+    )
+
+
+def is_there(connection: Connection) -> bool:
+    """Whether `init` of this release has made it."""
+    return connection.execute("SELECT to_regproc('ledger_move') IS NOT NULL").fetchone() == (True,)
+
+
+def prepare(connection: Connection) -> None:
+    """Have the server read the call once. Raises psycopg.Error where there is no such function."""
+    result = connection.pgconn.prepare(_NAME, _CALL.encode())
+    if result.status != ExecStatus.COMMAND_OK:
+        raise errors.error_from_result(result)
+
+
+def moves(work: CheckedWork) -> Moves | None:
+    """A batch's parameters where it is one of moves alone: None where it is not."""
+    moved: list[tuple[Any, ...]] = work.moved
+    other = work.read or work.made or work.private or work.projected or work.control is not None
+    if not moved or other or work.serial is not None:
+        return None
+    unit_of, names = work.unit_of, work.names
+    units = [unit_of[names[each[7]]] for each in moved]
+    if len(set(units)) < len(units):  # a request that moves two streams moves both or none
+        return None
+    return Moves([*_numbers(work.stands_on), *postgres_work.heads(work), *postgres_work.events(work)], units)
+
+
+def _numbers(values: Sequence[int]) -> Iterator[bytes]:
+    return (value.to_bytes(8, "big", signed=True) for value in values)
+
+
+def write(connection: Connection, moves: Moves) -> Told:
+    """Write the batch: durable on return, but for what was lost. Raises psycopg.Error."""
+    pgconn = connection.pgconn
+    pgconn.send_query_prepared(_NAME, moves.parameters, _FORMATS)
+    result, *_ = connection.wait(generators.execute(pgconn))
+    if result.status != ExecStatus.TUPLES_OK:
+        raise errors.error_from_result(result)
+    control, serial, base, lost = (result.get_value(0, column) for column in range(4))
+    places = () if lost is None else map(int, lost.split())
+    return Told(
+        (int(control), int(serial)),
+        Written(None if base is None else int(base), frozenset([moves.units[place - 1] for place in places])),
+    )

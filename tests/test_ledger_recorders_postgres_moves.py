@@ -1,0 +1,112 @@
+"""Batches of plain refreshes on PostgreSQL: which they are, and that their own way writes what the general one does."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import cast
+
+import psycopg
+import pytest
+
+from ledger.keyring import KeyRing
+from ledger.recorders import postgres_moves
+from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.premises import CheckedWork
+from ledger.refusals import LedgerError
+from projections import INLINE
+from tests.engines import url_of
+from tests.ledgers import ELSEWHERE, SECURITY, Opened, open_ledger
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
+
+STREAMS = "SELECT name, v, head, state, generation, last_redeemed_at, idle_expires_at FROM streams ORDER BY name"
+EVENTS = (
+    "SELECT s.name, e.v, e.body, p.v AS back FROM events e JOIN streams s ON s.id = e.stream"
+    " LEFT JOIN events p ON p.position = e.back ORDER BY e.position"
+)
+
+
+def moved(unit: str, *, stream: str = "a" * 32) -> CheckedWork:
+    """A batch that moves one stream, for a request called by its number."""
+    work = CheckedWork(INLINE)
+    add(work, unit, stream)
+    return work
+
+
+def add(work: CheckedWork, unit: str, stream: str) -> None:
+    name = f"grant:{stream}"
+    work.add_head(stream, name, 3, 7, b"h" * 32, b"s", (1, 2, 3), 1)
+    work.names[stream], work.unit_of[name] = name, int(unit)
+    work.units = max(work.units, int(unit) + 1)
+
+
+def test_what_is_a_batch_of_moves() -> None:
+    """Each stream for a request of its own, none made, none only read, no row beside them."""
+    two = moved("0")
+    add(two, "1", "b" * 32)
+    assert [0, 1] == cast(postgres_moves.Moves, postgres_moves.moves(two)).units
+
+    both = moved("0")
+    add(both, "0", "b" * 32)
+    read, private, authority, projected, made = (moved("0") for _ in range(5))
+    read.read.append(("c" * 32, 4, 1))
+    private.private.append(("", ()))
+    authority.control = 5
+    projected.projected["reuse/0"] = {}
+    made.add_head("d" * 32, "grant:d", 1, 1, b"h", b"s", (1, 2, 3), 0)
+    assert [None] * 6 == [postgres_moves.moves(work) for work in (both, read, private, authority, projected, made)]
+    assert postgres_moves.moves(CheckedWork(INLINE)) is None
+
+
+async def a_life(opened: Opened) -> None:
+    """Many at once, one at a time, from another place, told again, and one come back that was retired."""
+    answers = [await opened.issue(f"person-{n}") for n in range(5)]
+    first = answers[0]
+    for _ in range(4):
+        opened.clock.pass_seconds(40)
+        answers = [*await asyncio.gather(*map(opened.refresh, answers))]
+    last = await opened.chain(answers[0], 70)
+    again = await opened.refresh(answers[1], source=ELSEWHERE)
+    assert again.refresh_token != (await opened.refresh(again)).refresh_token
+    await opened.refused(first)
+    await opened.refused(last)
+    await opened.ledger.operators.revoke_subject(SECURITY, "person-2", None, None)
+    await asyncio.gather(*map(opened.refresh, answers[3:]), opened.refused(answers[2]))
+
+
+async def test_both_ways_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ledgers alike live alike, one without the shorter way: the same heads and the same events in their order."""
+    calls: list[postgres_moves.Moves | None] = []
+    real = postgres_moves.moves
+
+    def counted(work: CheckedWork) -> postgres_moves.Moves | None:
+        calls.append(real(work))
+        return calls[-1]
+
+    found: list[tuple[object, object]] = []
+    for way, moves in (("plain", counted), ("general", lambda work: None)):
+        monkeypatch.setattr(postgres_moves, "moves", moves)
+        folder = tmp_path / way / "ledger"  # one name, one seed
+        folder.mkdir(parents=True)
+        if found:
+            shutil.copy(tmp_path / "plain" / "ledger" / "ledger.keys", folder)
+        async with open_ledger(folder) as opened:
+            await a_life(opened)
+            found.append((opened.rows(STREAMS), opened.rows(EVENTS)))
+    assert found[0] == found[1]
+    assert len([call for call in calls if call is not None]) > 70
+    assert any(call is not None and len(call.units) > 2 for call in calls)
+
+
+async def test_a_database_of_an_earlier_release_is_told_apart(tmp_path: Path) -> None:
+    """Bad input, one line: who opens tables without the function hears which schema they have."""
+    async with open_ledger(tmp_path) as opened:
+        pass
+    ring_id = KeyRing.load(tmp_path / "ledger.keys").ring_id
+    url = url_of(opened.path)
+    assert url is not None
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP FUNCTION ledger_move")
+        connection.execute("UPDATE meta SET value = '4' WHERE key = 'schema'")
+    with pytest.raises(LedgerError, match=r"^PostgreSQL database \S+ on \S+: schema 4 is not the \d of this release$"):
+        PostgresStore(url, INLINE).open(ring_id)

@@ -6,7 +6,7 @@ forgotten (`Batch.forget`) and read again.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from ledger import snapshots
 from ledger.answers import Source
@@ -162,6 +162,8 @@ class Batch:
         "written",
     )  # fmt: skip
 
+    new_work: ClassVar[type[Work]] = Work
+
     def __init__(self, store: Store, memory: Memory) -> None:
         self.store = store
         self.memory = memory
@@ -172,7 +174,7 @@ class Batch:
             except BaseException:
                 store.rollback()
                 raise
-        self.work = Work(store.inline)
+        self.work = self.new_work(store.inline)
         self.now = memory.clock()
         self.command_id = ""
         self.position = memory.position

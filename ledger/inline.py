@@ -6,6 +6,7 @@ that is wired with another list refuses to open, so no command can leave rows be
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Literal, Protocol
 
 import msgspec
@@ -65,3 +66,9 @@ class Inline(Protocol):
         Pure: no clock, no look-up, no memory. Never raises on recorded history; most events yield nothing.
         """
         ...
+
+
+@cache
+def heeded(inline: tuple[Inline, ...]) -> frozenset[type[AnyEvent]]:
+    """The types of event that one of these projections heeds."""
+    return frozenset().union(*[each.heeds for each in inline])

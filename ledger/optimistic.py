@@ -16,7 +16,7 @@ from ledger.answers import TokenAnswer
 from ledger.batch import Batch, Loaded, Memory
 from ledger.events import decode
 from ledger.private import PrivateGrant
-from ledger.recorders.premises import BASE, CheckedWork, Written
+from ledger.recorders.premises import BASE, CheckedWork
 from ledger.recorders.rows import Head
 from ledger.recorders.store import OptimisticStore, Store
 from ledger.uses import Uses
@@ -43,7 +43,9 @@ class Footprint(NamedTuple):
 class OptimisticBatch(Batch):
     """One batch. `written` says what became of it, once it was committed."""
 
-    __slots__ = ("_before", "_fetched", "_footprints", "_may_wait", "_uses")
+    __slots__ = ("_before", "_fetched", "_footprints", "_may_wait", "_unit_of", "_uses")
+
+    new_work = CheckedWork
 
     store: OptimisticStore
     work: CheckedWork
@@ -51,13 +53,13 @@ class OptimisticBatch(Batch):
     def __init__(self, store: Store, memory: Memory) -> None:
         super().__init__(store, memory)
         assert isinstance(memory.streams, Uses)
-        self.work = CheckedWork(store.inline)
         self.work.now = self.now
         self.work.stands_on = self.control, self.serial
         self._uses = memory.streams
         self._footprints: list[Footprint] = []
         self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
         self._may_wait = False
+        self._unit_of: list[int] = []
         self._before = (0, 0, 0)  # how much there was of each kind when the request under way came
 
     # ------------------------------------------------------------ deciding
@@ -133,7 +135,7 @@ class OptimisticBatch(Batch):
     def write(self) -> None:
         """Hand the work to the store, with its premises."""
         work = self.work
-        unit_of = self._units()
+        unit_of = self._unit_of = self._units()
         for number, footprint in enumerate(self._footprints):
             unit = unit_of[number]
             for name in footprint.used:
@@ -162,6 +164,10 @@ class OptimisticBatch(Batch):
         if self.work.control is not None or self.work.serial is not None:
             self.work.units = 1
             return [0] * len(footprints)
+        names = [name for footprint in footprints for name in footprint.used]
+        if len(set(names)) == len(names):  # nearly always
+            self.work.units = len(footprints)
+            return [*range(len(footprints))]
         parents = list(range(len(footprints)))
 
         def root(number: int) -> int:
@@ -188,38 +194,49 @@ class OptimisticBatch(Batch):
         if written.base is None:
             self.forget()
             return [], [each for each, _, _ in done]
-        units, notes = self._units(), self.when_done
-        kept: list[tuple[W, Any, bool]] = []
-        again: list[W] = []
-        self.when_done = []
-        for number, (footprint, each) in enumerate(zip(self._footprints, done, strict=True)):
-            if units[number] in written.lost:
-                again.append(each[0])
-                continue
-            kept.append(each)
-            end = self._footprints[number + 1].notes_from if number + 1 < len(self._footprints) else len(notes)
-            self.when_done += notes[footprint.notes_from : end]
-            answer = each[1]
+        kept, again = self._parted(done, written.lost) if written.lost else (done, [])
+        for _, answer, _ in kept:
             if type(answer) is TokenAnswer and answer.position >= BASE:
                 force_setattr(answer, "position", answer.position - BASE + written.base)
-        self._make_real(written)
+        self._make_real(written.base, written.lost)
         memory.position = self.store.last()
         if written.lost and (self.work.control is not None or self.work.serial is not None):
             self._forget_authority()
         return kept, again
 
-    def _make_real(self, written: Written) -> None:
-        base, work = written.base, self.work
-        assert base is not None
+    def _parted(
+        self, done: list[tuple[W, Any, bool]], lost: frozenset[int]
+    ) -> tuple[list[tuple[W, Any, bool]], list[W]]:
+        """Who was written, and who was lost. Of the notes only those of the first are left."""
+        notes, self.when_done = self.when_done, []
+        kept: list[tuple[W, Any, bool]] = []
+        again: list[W] = []
+        for number, (footprint, each) in enumerate(zip(self._footprints, done, strict=True)):
+            if self._unit_of[number] in lost:
+                again.append(each[0])
+                continue
+            kept.append(each)
+            end = self._footprints[number + 1].notes_from if number + 1 < len(self._footprints) else len(notes)
+            self.when_done += notes[footprint.notes_from : end]
+        return kept, again
+
+    def _make_real(self, base: int, lost: frozenset[int]) -> None:
+        work = self.work
+        if not lost:
+            for loaded, _ in self._touched.values():
+                loaded.position += base - BASE
+            if work.events:
+                self.position = work.events[-1][0] - BASE + base
+            return
         for name, unit in work.unit_of.items():
-            if unit in written.lost:
+            if unit in lost:
                 self._uses.pop(name, None)
         for name, (loaded, _) in self._touched.items():
-            if work.unit_of[name] not in written.lost:
+            if work.unit_of[name] not in lost:
                 loaded.position += base - BASE
         self.last_at = None
         for position, id, _, _, body in reversed(work.events):
-            if work.unit_of[work.names[id]] not in written.lost:
+            if work.unit_of[work.names[id]] not in lost:
                 self.position, self.last_at = position - BASE + base, decode(body).at
                 break
 

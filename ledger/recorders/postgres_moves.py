@@ -132,7 +132,8 @@ def write(connection: Connection, moves: Moves) -> Told:
     result, *_ = connection.wait(generators.execute(pgconn))
     if result.status != ExecStatus.TUPLES_OK:
         raise errors.error_from_result(result)
-    control, serial, base, lost = (result.get_value(0, column) for column in range(4))
+    value = result.get_value
+    control, serial, base, lost = value(0, 0), value(0, 1), value(0, 2), value(0, 3)
     places = () if lost is None else map(int, lost.split())
     return Told(
         (int(control), int(serial)),

@@ -4,7 +4,9 @@ Arrays are packed here because that costs a tenth of what the driver takes for l
 """
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import repeat
 from typing import Any, Final
 
 import msgspec
@@ -90,42 +92,47 @@ def register(connection: Connection[Any]) -> None:
 
 def bigints(values: Sequence[int | None]) -> Bigints:
     """Pack a bigint[]."""
-    pack = _BIGINT.pack
-    return Bigints(
-        _header(_BIGINT_OID, values) + b"".join([_NULL if value is None else pack(8, value) for value in values])
-    )
+    return Bigints(_header(_BIGINT_OID, len(values)) + _numbers(_BIGINT, 8, values))
 
 
 def ints(values: Sequence[int | None]) -> Ints:
     """Pack an int[]."""
-    pack = _INT.pack
-    return Ints(_header(_INT_OID, values) + b"".join([_NULL if value is None else pack(4, value) for value in values]))
+    return Ints(_header(_INT_OID, len(values)) + _numbers(_INT, 4, values))
 
 
 def texts(values: Sequence[str]) -> Texts:
     """Pack a text[]. Raises UnicodeEncodeError for a lone surrogate, which UTF-8 cannot hold."""
-    return Texts(_header(_TEXT_OID, values) + _joined([value.encode() for value in values]))
+    return Texts(_header(_TEXT_OID, len(values)) + _joined([*map(str.encode, values)]))
 
 
 def byteas(values: Sequence[bytes]) -> Byteas:
     """Pack a bytea[]."""
-    return Byteas(_header(_BYTEA_OID, values) + _joined(values))
+    return Byteas(_header(_BYTEA_OID, len(values)) + _joined(values))
 
 
 def uuids(values: Sequence[Any]) -> Uuids:
     """Pack a uuid[] of hex digits."""
     parts = bytes.fromhex(_SIXTEEN + _SIXTEEN.join(values)) if values else b""
-    return Uuids(_header(_UUID_OID, values) + parts)
+    return Uuids(_header(_UUID_OID, len(values)) + parts)
 
 
-def _header(oid: int, values: Sequence[object]) -> bytes:
+@cache
+def _header(oid: int, length: int) -> bytes:
     # That there may be a null is no statement that there is one.
-    return _HEADER.pack(1, 1, oid, len(values), 1) if values else _EMPTY.pack(0, 0, oid)
+    return _HEADER.pack(1, 1, oid, length, 1) if length else _EMPTY.pack(0, 0, oid)
 
 
-def _joined(values: Iterable[bytes]) -> bytes:
-    pack = _LENGTH.pack
-    return b"".join([part for value in values for part in (pack(len(value)), value)])
+def _numbers(of: struct.Struct, width: int, values: Sequence[int | None]) -> bytes:
+    if None in values:
+        return b"".join([_NULL if value is None else of.pack(width, value) for value in values])
+    return b"".join(map(of.pack, repeat(width), values))
+
+
+def _joined(values: Sequence[bytes]) -> bytes:
+    parts = [b""] * (2 * len(values))
+    parts[::2] = map(_LENGTH.pack, map(len, values))
+    parts[1::2] = values
+    return b"".join(parts)
 
 
 def parameters(work: CheckedWork, archiver: str | None) -> tuple[object, ...]:

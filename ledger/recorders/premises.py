@@ -5,10 +5,8 @@ write it or only to answer from it, which version that was; and what hangs toget
 a unit, written together or not at all.
 """
 
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ledger.events import AnyEvent
 from ledger.inline import Inline
 from ledger.recorders.rows import StreamKey, Work
 
@@ -30,7 +28,7 @@ class CheckedWork(Work):
 
     __slots__ = ("names", "now", "private_units", "projected", "read", "stands_on", "unit_of", "units")
 
-    def __init__(self, inline: Sequence[Inline]) -> None:
+    def __init__(self, inline: tuple[Inline, ...]) -> None:
         super().__init__(inline)
         self.now = 0
         self.stands_on = (0, 0)  # control counter and serial
@@ -42,14 +40,11 @@ class CheckedWork(Work):
         # By table, kind and key, because one statement changes a row once: what comes later says it all again.
         self.projected: dict[str, dict[object, tuple[str, tuple[object, ...]]]] = {}
 
-    def project(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> None:
-        """Add the inline projections' rows for one command's events of one stream."""
-        stream = events[0].stream
-        for each in self.inline:
-            for index, parameters in each.rows(events, positions):
-                write = each.writes[index]
-                key = parameters[0] if write.kind == "insert" else parameters[-1]
-                self.projected.setdefault(f"{each.name}/{index}", {})[key] = (stream, parameters)
+    def add_row(self, number: int, kind: int, stream: str, parameters: tuple[object, ...]) -> None:
+        """Add what one inline projection has written for a stream."""
+        each = self.inline[number]
+        key = parameters[0] if each.writes[kind].kind == "insert" else parameters[-1]
+        self.projected.setdefault(f"{each.name}/{kind}", {})[key] = (stream, parameters)
 
     @property
     def writes(self) -> bool:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
 from ledger.events import AnyEvent
-from ledger.inline import Inline
+from ledger.inline import Inline, heeded
 from ledger.snapshots import Asked
 
 StreamKey = int | str
@@ -71,16 +71,15 @@ class Piece(NamedTuple):
 class Work:
     """Everything that one transaction is to write. Filled by the commit path, emptied by nobody: one a batch."""
 
-    __slots__ = ("_heeded", "_projecting", "control", "events", "inline", "made", "moved", "private", "rows", "serial")
+    __slots__ = ("control", "events", "inline", "made", "moved", "private", "rows", "serial")
 
-    def __init__(self, inline: Sequence[Inline]) -> None:
+    def __init__(self, inline: tuple[Inline, ...]) -> None:
         self.inline = inline
         self.events: list[tuple[int, StreamKey, int, int, str]] = []
         self.made: list[tuple[object, ...]] = []
         self.moved: list[tuple[object, ...]] = []
-        self.rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in inline]
-        self._heeded = frozenset[type[AnyEvent]]().union(*[each.heeds for each in inline])
-        self._projecting = [(each.rows, rows) for each, rows in zip(inline, self.rows, strict=True)]
+        # By the inline projection's number and the kind of write.
+        self.rows: dict[tuple[int, int], list[tuple[object, ...]]] = {}
         self.private: list[tuple[str, tuple[object, ...]]] = []
         self.control: int | None = None
         self.serial: int | None = None
@@ -97,11 +96,15 @@ class Work:
 
     def project(self, events: Sequence[AnyEvent], positions: Sequence[int]) -> None:
         """Add the inline projections' rows for one command's events of one stream."""
-        if self._heeded.isdisjoint(map(type, events)):  # nearly every command
+        if heeded(self.inline).isdisjoint(map(type, events)):  # nearly every command
             return
-        for project, rows in self._projecting:
-            for index, parameters in project(events, positions):
-                rows[index].append(parameters)
+        for number, each in enumerate(self.inline):
+            for kind, parameters in each.rows(events, positions):
+                self.add_row(number, kind, events[0].stream, parameters)
+
+    def add_row(self, number: int, kind: int, stream: str, parameters: tuple[object, ...]) -> None:
+        """Add what one inline projection has written for a stream."""
+        self.rows.setdefault((number, kind), []).append(parameters)
 
 
 class Reads(Protocol):

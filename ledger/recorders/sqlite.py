@@ -269,10 +269,8 @@ class SQLiteStore:
         try:
             connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", work.events)
             self._write_heads(connection, work)
-            for statements, kinds in zip(self._statements, work.rows, strict=True):
-                for statement, rows in zip(statements, kinds, strict=True):
-                    if rows:
-                        connection.executemany(statement, rows)
+            for number, kind in sorted(work.rows):
+                connection.executemany(self._statements[number][kind], work.rows[number, kind])
             for statement, parameters in work.private:
                 connection.execute(statement, parameters)
             if work.control is not None:

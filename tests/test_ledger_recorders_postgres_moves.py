@@ -5,16 +5,11 @@ import shutil
 from pathlib import Path
 from typing import cast
 
-import psycopg
 import pytest
 
-from ledger.keyring import KeyRing
 from ledger.recorders import postgres_moves
-from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.premises import CheckedWork
-from ledger.refusals import LedgerError
 from projections import INLINE
-from tests.engines import url_of
 from tests.ledgers import ELSEWHERE, SECURITY, Opened, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
@@ -96,17 +91,3 @@ async def test_both_ways_write_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     assert found[0] == found[1]
     assert len([call for call in calls if call is not None]) > 70
     assert any(call is not None and len(call.units) > 2 for call in calls)
-
-
-async def test_a_database_of_an_earlier_release_is_told_apart(tmp_path: Path) -> None:
-    """Bad input, one line: who opens tables without the function hears which schema they have."""
-    async with open_ledger(tmp_path) as opened:
-        pass
-    ring_id = KeyRing.load(tmp_path / "ledger.keys").ring_id
-    url = url_of(opened.path)
-    assert url is not None
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP FUNCTION ledger_move")
-        connection.execute("UPDATE meta SET value = '4' WHERE key = 'schema'")
-    with pytest.raises(LedgerError, match=r"^PostgreSQL database \S+ on \S+: schema 4 is not the \d of this release$"):
-        PostgresStore(url, INLINE).open(ring_id)

@@ -1,9 +1,10 @@
 """Many decisions, one durable transaction: group commit.
 
 Requests wait in line; a batch takes what has come, reads the control counter in its own transaction, decides each in
-memory, writes the events once, and hands only COMMIT, which waits for the disk, to a thread of its own. Nobody is
-answered before COMMIT has returned (I-02). The next batch begins only when the outcome of the one before is known. What
-failing means for whom is in `failed_batches.py`.
+memory, writes the events once, and leaves only COMMIT, which waits for the disk, to a thread of its own; a store that
+answers over a connection is sent all of it, and the loop waits for the answer (`sent.py`). Nobody is answered before
+that has come (I-02). The next batch begins only when the outcome of the one before is known. What failing means for
+whom is in `failed_batches.py`.
 """
 
 import asyncio
@@ -11,15 +12,16 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ledger.awake import Awake
 from ledger.batch import Batch, Memory
 from ledger.failed_batches import FailedBatches
 from ledger.optimistic import OptimisticBatch
 from ledger.recorders.errors import StoreBroken, StoreError
-from ledger.recorders.store import Store
+from ledger.recorders.store import OptimisticStore, Store
 from ledger.refusals import Unavailable
+from ledger.sent import Sent
 from ledger.waiting import AnswerTo, Decide, Line, Waiting, decided, forgotten, nothing, tell
 
 log = logging.getLogger("ledger")
@@ -66,7 +68,10 @@ class Commits:
         self._awake = Awake(self._loop, deadline_seconds) if store.optimistic else None
         self.batches = 0
         self.committed = 0
-        self._handover: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._handover: queue.SimpleQueue[tuple[Batch, StoreError | None] | None] = queue.SimpleQueue()
+        self._sent: Sent | None = None
+        if store.optimistic:
+            self._sent = Sent(cast(OptimisticStore, store), self._written, self._leave)
         self._thread = threading.Thread(target=self._commit_thread, name="commit", daemon=True)
         self._thread.start()
 
@@ -148,23 +153,32 @@ class Commits:
             self._go_on(self._failed.not_written(batch, taken, error))
             return False
         self._line.in_flight = done
-        if must_commit:
-            self._handover.put(batch)  # The connection is the commit thread's from here on.
-        else:
+        if not must_commit:
             self._ended(batch, None)
+        elif self._sent is not None:  # until `_ended` the connection is whose who waits for the outcome
+            self._sent.send(batch)
+        else:
+            self._leave(batch, None)
         return must_commit
 
+    def _leave(self, batch: Batch, problem: StoreError | None) -> None:
+        """Leave a batch to the commit thread: to commit it, or to find out what became of it."""
+        self._handover.put((batch, problem))
+
     def _commit_thread(self) -> None:
-        while True:
-            batch = self._handover.get()
-            if batch is None:
-                return
+        while (left := self._handover.get()) is not None:
+            batch, problem = left
             error: StoreError | None = None
             try:
+                if problem is not None:
+                    raise problem
                 batch.written = self._store.commit()  # A crash before it returns: all of the batch, or nothing.
             except BaseException as failure:
                 error = self._failed.found_out(batch, failure)
             self._loop.call_soon_threadsafe(self._ended, batch, error)
+
+    def _written(self, batch: Batch) -> None:
+        self._ended(batch, None)
 
     def _ended(self, batch: Batch, error: StoreError | None) -> None:
         self._committing = False
@@ -242,6 +256,8 @@ class Commits:
     def _sweep(self) -> None:
         self._sweeper = None
         self._line.expire()
+        if self._sent is not None:
+            self._sent.leave()
         self._tell_idle()
         if self._line.unserved_since is not None and self.broken is None:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -292,6 +308,8 @@ class Commits:
             self._sweeper.cancel()
         if self._awake is not None:
             self._awake.close()
+        if self._sent is not None:
+            self._sent.leave(0.0)
         self._handover.put(None)
         await asyncio.to_thread(self._thread.join, HANGING_COMMIT_SECONDS)
         return not self._thread.is_alive()

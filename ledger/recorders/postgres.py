@@ -33,10 +33,11 @@ from ledger.recorders import (
 )
 from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.hops import Hops
-from ledger.recorders.postgres_append import Told
+from ledger.recorders.postgres_append import Appending, Told
 from ledger.recorders.postgres_connections import Address, Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
+from ledger.recorders.postgres_moves import Moves
 from ledger.recorders.postgres_readers import PostgresReaders
 from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.postgres_segments import PostgresSegments
@@ -99,7 +100,7 @@ class PostgresStore:
         self._failures = 0
         self._retry_at = 0.0
         self._unreachable = ""
-        self._taken: Callable[[Connection], Told] | None = None
+        self._taken: Moves | Appending | None = None
         self._closed = False
 
     # ------------------------------------------------------------ opening and closing
@@ -326,28 +327,50 @@ class PostgresStore:
         assert isinstance(work, CheckedWork)
         if len(work.events) > postgres_append.PLACES_MAX:
             raise LedgerError(f"more than {postgres_append.PLACES_MAX} events at once")
-        moves = postgres_moves.moves(work)
-        if moves is not None:
-            self._taken = partial(postgres_moves.write, moves=moves)
-        else:
-            parameters = postgres_work.parameters(work, self.segments.holder)
-            self._taken = partial(postgres_append.write, parameters=parameters)
+        self._taken = postgres_moves.moves(work) or Appending(postgres_work.parameters(work, self.segments.holder))
+
+    def send(self) -> int | None:
+        """Send it, without waiting: the descriptor that is readable once something of the outcome has arrived. None
+        where that wants a thread that waits."""
+        taken, connection = self._taken, self._connection
+        if not isinstance(taken, Moves) or connection is None:
+            return None
+        try:
+            return connection.pgconn.socket if taken.send(connection) else None
+        except psycopg.Error as error:
+            raise self._not_told(error) from None
+
+    def arrived(self) -> Written | None:
+        """What became of what was sent, as `commit` would say; None while it is not all there."""
+        assert isinstance(self._taken, Moves)
+        assert self._connection is not None
+        try:
+            told = self._taken.told(self._connection)
+        except psycopg.Error as error:
+            raise self._not_told(error) from None
+        return None if told is None else self._heard(told)
 
     def commit(self) -> Written:
-        """Write it: durable on return, but for what was lost. StoreUnreachable: the outcome is unknown."""
-        taken, self._taken = self._taken, None
-        assert taken is not None
+        """Write it, or wait for what was sent: durable on return, but for what was lost. StoreUnreachable: the outcome
+        is unknown."""
+        assert self._taken is not None
         connection = self._connected()
         try:
-            told = taken(connection)
+            return self._heard(self._taken.write(connection))
         except psycopg.Error as error:
-            problem = translated(error)
-            if isinstance(problem, StoreUnreachable):
-                self._lost_name = self._name
-                self._drop()
-            raise problem from None
-        self._told = told.authority
+            raise self._not_told(error) from None
+
+    def _heard(self, told: Told) -> Written:
+        self._taken, self._told = None, told.authority
         return told.written
+
+    def _not_told(self, error: psycopg.Error) -> StoreError:
+        self._taken = None
+        problem = translated(error)
+        if isinstance(problem, StoreUnreachable):
+            self._lost_name = self._name
+            self._drop()
+        return problem
 
     def is_there(self, work: Work) -> Written | None:
         """After a commit whose outcome is unknown: make an end of the old connection, then look for each unit's last

@@ -179,12 +179,17 @@ class Told(NamedTuple):
     written: Written
 
 
-def write(connection: Connection, parameters: Sequence[object]) -> Told:
-    """Write a batch: durable on return, but for what was lost. Raises psycopg.Error."""
-    row = connection.execute(_CALL, parameters, prepare=True).fetchone()
-    assert row is not None
-    control, serial, base, lost = row
-    return Told((control, serial), Written(base, frozenset(lost)))
+class Appending(NamedTuple):
+    """A batch of whatever kind, as the call's parameters."""
+
+    parameters: tuple[object, ...]
+
+    def write(self, connection: Connection) -> Told:
+        """Send it and wait: durable on return, but for what was lost. Raises psycopg.Error."""
+        row = connection.execute(_CALL, self.parameters, prepare=True).fetchone()
+        assert row is not None
+        control, serial, base, lost = row
+        return Told((control, serial), Written(base, frozenset(lost)))
 
 
 def function(inline: Sequence[Inline], types: Mapping[tuple[str, str], str]) -> str:

@@ -9,10 +9,11 @@ The call goes past the driver's cursors, which take as long as the server takes 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from psycopg import errors, generators
 from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGresult
 
 from ledger.recorders import postgres_work
 from ledger.recorders.postgres_append import Told, given
@@ -78,11 +79,56 @@ _CALL: Final = (
 _FORMATS: Final = [Format.BINARY] * len(_PARAMETERS)
 
 
-class Moves(NamedTuple):
-    """A batch that only moves streams: the call's parameters, and the unit of each stream in their order."""
+class Moves:
+    """A batch that only moves streams, on its way through one connection. All raise psycopg.Error.
 
-    parameters: list[bytes]
-    units: list[int]
+    `units` are those of the streams in their order.
+    """
+
+    __slots__ = ("_parameters", "_results", "_sent", "units")
+
+    def __init__(self, parameters: list[bytes], units: list[int]) -> None:
+        self._parameters = parameters
+        self.units = units
+        self._sent = False
+        self._results: list[PGresult] = []
+
+    def send(self, connection: Connection) -> bool:
+        """Send it, without waiting: True where all of it has left."""
+        self._sent = True
+        connection.pgconn.send_query_prepared(_NAME, self._parameters, _FORMATS)
+        return connection.pgconn.flush() == 0
+
+    def told(self, connection: Connection) -> Told | None:
+        """What has become of it; None while the answer is not whole. Something must have arrived."""
+        pgconn = connection.pgconn
+        pgconn.consume_input()
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                return self._read(self._results[0])
+            self._results.append(result)
+        return None
+
+    def write(self, connection: Connection) -> Told:
+        """Send it, if it was not sent, and wait: durable on return, but for what was lost."""
+        if not self._sent:
+            self.send(connection)
+        self._results += connection.wait(generators.execute(connection.pgconn))
+        return self._read(self._results[0])
+
+    def _read(self, result: PGresult) -> Told:
+        if result.status != ExecStatus.TUPLES_OK:
+            raise errors.error_from_result(result)
+        value = result.get_value
+        control, serial, base, lost = value(0, 0), value(0, 1), value(0, 2), value(0, 3)
+        assert control is not None
+        assert serial is not None
+        places = () if lost is None else map(int, lost.split())
+        return Told(
+            (int(control), int(serial)),
+            Written(None if base is None else int(base), frozenset([self.units[place - 1] for place in places])),
+        )
 
 
 def function() -> str:
@@ -123,19 +169,3 @@ def moves(work: CheckedWork) -> Moves | None:
 
 def _numbers(values: Sequence[int]) -> Iterator[bytes]:
     return (value.to_bytes(8, "big", signed=True) for value in values)
-
-
-def write(connection: Connection, moves: Moves) -> Told:
-    """Write the batch: durable on return, but for what was lost. Raises psycopg.Error."""
-    pgconn = connection.pgconn
-    pgconn.send_query_prepared(_NAME, moves.parameters, _FORMATS)
-    result, *_ = connection.wait(generators.execute(pgconn))
-    if result.status != ExecStatus.TUPLES_OK:
-        raise errors.error_from_result(result)
-    value = result.get_value
-    control, serial, base, lost = value(0, 0), value(0, 1), value(0, 2), value(0, 3)
-    places = () if lost is None else map(int, lost.split())
-    return Told(
-        (int(control), int(serial)),
-        Written(None if base is None else int(base), frozenset([moves.units[place - 1] for place in places])),
-    )

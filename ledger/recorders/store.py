@@ -104,6 +104,16 @@ class Store(Protocol):
 class OptimisticStore(Store, Protocol):
     """A store that others write to."""
 
+    def send(self) -> int | None:
+        """Send what was taken without waiting, on the event loop: a descriptor that is readable once there is something
+        for `arrived`. None where `commit` must be called, from a thread that may wait; it may be called also later, and
+        goes on from there."""
+        ...
+
+    def arrived(self) -> Written | None:
+        """What became of what was sent; None while the answer is not whole: wait until more can be read."""
+        ...
+
     def grants(
         self, names: Sequence[str]
     ) -> tuple[dict[str, tuple[Head, PrivateGrant | None]], dict[str, Head | None]]:

@@ -221,23 +221,21 @@ class OptimisticBatch(Batch):
         return kept, again
 
     def _make_real(self, base: int, lost: frozenset[int]) -> None:
-        work = self.work
+        work, shift = self.work, base - BASE
+        for name, (loaded, _) in self._touched.items():
+            if not lost or work.unit_of[name] not in lost:
+                loaded.position += shift
         if not lost:
-            for loaded, _ in self._touched.values():
-                loaded.position += base - BASE
             if work.events:
-                self.position = work.events[-1][0] - BASE + base
+                self.position = work.events[-1][0] + shift
             return
         for name, unit in work.unit_of.items():
             if unit in lost:
                 self._uses.pop(name, None)
-        for name, (loaded, _) in self._touched.items():
-            if work.unit_of[name] not in lost:
-                loaded.position += base - BASE
         self.last_at = None
         for position, id, _, _, body in reversed(work.events):
             if work.unit_of[work.names[id]] not in lost:
-                self.position, self.last_at = position - BASE + base, decode(body).at
+                self.position, self.last_at = position + shift, decode(body).at
                 break
 
     def forget(self) -> None:

@@ -7,11 +7,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
 
+from ledger import commits
 from ledger.answers import TokenAnswer
-from ledger.recorders import postgres_reading
+from ledger.application import Options
+from ledger.recorders import postgres as postgres_store
+from ledger.recorders import postgres_connections, postgres_reading
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address
 from ledger.recorders.postgres_schema import LOCK
@@ -28,8 +32,30 @@ BACK_SECONDS_MAX = 10.0
 """I-24: so long after a fault has healed a refresh may take to succeed again."""
 
 
+@pytest.fixture
+def options(full: bool, monkeypatch: pytest.MonkeyPatch) -> Options:
+    """Options, and with them every time that somebody is waited for: a quarter of it, unless `--full`."""
+    if full:
+        return OPTIONS
+    guards = postgres_connections._GUARDED
+    for guard, shorter in (("'5s'", "'1250ms'"), ("'4s'", "'1s'")):
+        assert guard in guards
+        guards = guards.replace(guard, shorter)
+    monkeypatch.setattr(postgres_connections, "_GUARDED", guards)
+    monkeypatch.setattr(postgres_connections, "SECONDS_MAX", 2)  # for connecting libpq knows no less
+    for module, name in (
+        (postgres_connections, "ANSWER_SECONDS_MAX"),
+        (postgres_store, "OUTCOME_SECONDS_MAX"),
+        (commits, "UNREADY_AFTER_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name) / 4)
+    return msgspec.structs.replace(OPTIONS, request_timeout_seconds=OPTIONS.request_timeout_seconds / 4)
+
+
 @asynccontextmanager
-async def behind_a_proxy(folder: Path, postgres: Server, seed: int = 1) -> AsyncIterator[tuple[Opened, Proxy]]:
+async def behind_a_proxy(
+    folder: Path, postgres: Server, seed: int = 1, options: Options = OPTIONS
+) -> AsyncIterator[tuple[Opened, Proxy]]:
     """A ledger whose way to the server goes through a proxy."""
     path = folder / "ledger.db"
     if (url := url_of(path)) is None:
@@ -37,7 +63,7 @@ async def behind_a_proxy(folder: Path, postgres: Server, seed: int = 1) -> Async
     direct = engines._urls[path] = postgres.over_tcp(url)
     with proxied(postgres.port) as proxy:
         engines._urls[path] = direct.replace(f":{postgres.port}/", f":{proxy.port}/")
-        async with open_ledger(folder, seed=seed) as opened:
+        async with open_ledger(folder, seed=seed, options=options) as opened:
             engines._urls[path] = direct  # for whoever looks
             yield opened, proxy
 
@@ -133,9 +159,9 @@ async def test_a_cut_answer_that_is_not_looked_for_is_unknown(
     check_ledger(opened.path)
 
 
-async def test_a_network_that_parts_heals(tmp_path: Path, postgres: Server) -> None:
+async def test_a_network_that_parts_heals(tmp_path: Path, postgres: Server, options: Options) -> None:
     """I-24: unready while the server is away, and back by itself; who has waited too long is told to ask again."""
-    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+    async with behind_a_proxy(tmp_path, postgres, options=options) as (opened, proxy):
         answer = await opened.refresh(await opened.issue())
         proxy.part()
         waiting = asyncio.create_task(opened.refresh(answer))
@@ -151,15 +177,15 @@ async def test_a_network_that_parts_heals(tmp_path: Path, postgres: Server) -> N
     check_ledger(opened.path)
 
 
-async def test_a_network_that_falls_silent_is_given_up(tmp_path: Path, postgres: Server) -> None:
+async def test_a_network_that_falls_silent_is_given_up(tmp_path: Path, postgres: Server, options: Options) -> None:
     """Nothing comes back and nothing is closed: nobody waits for longer than a request may, and it heals."""
-    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+    async with behind_a_proxy(tmp_path, postgres, options=options) as (opened, proxy):
         answer = await opened.refresh(await opened.issue())
         proxy.silent.set()
         begun = time.monotonic()
         with pytest.raises(Unavailable):
             await opened.refresh(answer)
-        assert time.monotonic() - begun < OPTIONS.request_timeout_seconds + 2
+        assert time.monotonic() - begun < options.request_timeout_seconds + 2
         proxy.silent.clear()
         await refreshed(opened, answer)
     check_ledger(opened.path)
@@ -200,10 +226,10 @@ async def test_a_server_that_is_started_again_is_found_again(
         engines._urls.clear()
 
 
-async def test_whoever_holds_the_lock_is_not_waited_for_without_end(tmp_path: Path) -> None:
+async def test_whoever_holds_the_lock_is_not_waited_for_without_end(tmp_path: Path, options: Options) -> None:
     """Somebody keeps the lock on authority: requests are told to ask again when their time has passed, the node says
     that it is unready, and when the lock is given back it goes on."""
-    async with open_ledger(tmp_path) as opened:
+    async with open_ledger(tmp_path, options=options) as opened:
         answer = await opened.issue()
         url = url_of(opened.path)
         assert url is not None

@@ -11,15 +11,18 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from ledger.application import Options
 from ledger.refusals import Unavailable
-from tests.ledgers import Opened, check_ledger, open_ledger
+from tests.ledgers import OPTIONS, Opened, check_ledger, open_ledger
 from tests.postgres import Server
-from tests.test_ledger_recorders_postgres import OURS, asked, refreshed
+from tests.test_ledger_recorders_postgres import OURS, asked, options, refreshed
+
+__all__ = ["options"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
 AWAY_SECONDS = 15.0
-"""Longer than an answer is waited for, and an outcome looked for after it."""
+"""Longer than an answer is waited for, and an outcome looked for after it. A quarter of it where those are."""
 
 BACKENDS_MAX = 4
 """One that waits with a batch, one that tries to get behind it, readers."""
@@ -77,14 +80,15 @@ def our_backends(opened: Opened) -> int:
 
 
 async def test_a_commit_that_waits_for_a_standby_is_not_shown_by_looking_for_it(
-    tmp_path: Path, postgres: Server
+    tmp_path: Path, postgres: Server, options: Options
 ) -> None:
     """I-09, I-11: PostgreSQL lets everybody see a commit whose wait is ended, on one machine as it is. So it is left
     waiting: its outcome is unknown, nobody reads it, and it is there when a standby is."""
-    async with open_ledger(tmp_path) as opened:
+    async with open_ledger(tmp_path, options=options) as opened:
         answer = await opened.issue()
         with no_standby(postgres):
-            refused, deadline = 0, time.monotonic() + AWAY_SECONDS
+            away_seconds = AWAY_SECONDS * options.request_timeout_seconds / OPTIONS.request_timeout_seconds
+            refused, deadline = 0, time.monotonic() + away_seconds
             while time.monotonic() < deadline:
                 with pytest.raises(Unavailable):
                     await opened.refresh(answer)

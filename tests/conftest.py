@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.memory import in_memory
+
 LACKING = [name for name in ("greenlet", "psycopg") if find_spec(name) is None]
 """What the store on PostgreSQL needs and is not installed: no test is run then, for most of them need it, too."""
 
@@ -39,7 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Where nothing compiled may be written beside the sources, write it to pytest's own cache: hundreds of processes
-    are started here, and each would compile all that it imports. This process's workers and theirs inherit it."""
+    are started here, and each would compile all that it imports. This process's workers and theirs inherit it.
+
+    By default what tests write lies in memory, where there is room: on a disk each waits for its syncs most of the
+    time. `tests/chaos` stays on the disk, and so does all of it with `--full`."""
+    if not session.config.option.full and (folder := in_memory()) is not None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
     if sys.dont_write_bytecode and session.config.pluginmanager.has_plugin("cacheprovider"):
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(session.config.cache.mkdir("bytecode"))

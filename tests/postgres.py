@@ -29,8 +29,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.memory import in_memory
+
 START_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 20.0
+LEFT_SECONDS_MIN: Final = 1800.0
 SUPERUSER: Final = "postgres"
 FAST: Final[Mapping[str, str]] = {
     # The machine does not lose power while a test runs, and a killed server loses nothing that the system keeps.
@@ -41,9 +44,6 @@ FAST: Final[Mapping[str, str]] = {
     "min_wal_size": "32MB",
     "max_wal_size": "128MB",
 }
-IN_MEMORY: Final = Path("/dev/shm")
-"""Where a server lies that need not outlive anything: a database is made there in a tenth of a disk's time."""
-IN_MEMORY_BYTES_MIN: Final = 2 << 30
 _SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG
 
 
@@ -254,10 +254,20 @@ def running(**settings: str) -> Iterator[Server]:
 def _where(uid: int | None, *, durable: bool) -> Path:
     """The folder for a server's own: short, because the path of a socket may have 107 bytes; and where another user may
     look."""
-    if not durable and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free >= IN_MEMORY_BYTES_MIN:
-        return IN_MEMORY
+    if not durable and (folder := in_memory()) is not None:
+        _forget_the_killed(folder)
+        return folder  # a database is made there in a tenth of a disk's time
     usual = Path(tempfile.gettempdir())
     return usual if uid is None or _reaches(uid, usual) else Path("/tmp")
+
+
+def _forget_the_killed(folder: Path) -> None:
+    """Remove what servers have left of whose tests were killed: they took it down, and nobody cleaned up."""
+    for left in folder.glob("tlpg-*"):
+        with contextlib.suppress(OSError):
+            long_ago = time.time() - left.stat().st_mtime > LEFT_SECONDS_MIN
+            if long_ago and not (left / "data" / "postmaster.pid").exists():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _nobody() -> pwd.struct_passwd:

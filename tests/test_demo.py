@@ -31,6 +31,12 @@ NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="there is n
 SECONDS_MAX = 40.0
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name: the demo's socket lies in it, and the address of one holds a hundred bytes."""
+    return tmp_path_factory.mktemp("demo")
+
+
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """What a newcomer has set: nothing of ours. Temporary folders go into the test's own."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("TOKEN_LEDGER_")}

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,13 @@ import pytest
 
 from tests.engines import standing_for
 from tests.postgres import Server as Postgres
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder on the disk: what is broken here is broken in the time that a sync takes."""
+    with tempfile.TemporaryDirectory(prefix="token-ledger-chaos-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 class Place(NamedTuple):

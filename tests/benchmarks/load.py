@@ -11,6 +11,7 @@ import os
 import ssl
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -141,7 +142,7 @@ class Run:
         self.path = job.path
         self.header = job.header
         self.once = job.once if ONCE in job.form + job.header else None
-        self.free = sorted(range(len(self.tokens)), key=_order(job))
+        self.free = deque(sorted(range(len(self.tokens)), key=_order(job)))
         self.connections = job.connections
         self.latencies: list[float] = []
         self.received_bytes = 0
@@ -176,13 +177,7 @@ class Run:
         if self.connections == len(self.tokens):
             self.free.append(index)  # each connection its own chain
         else:
-            self.free.insert(0, index) if len(self.free) < 64 else self.returned(index)
-
-    def returned(self, index: int) -> None:
-        """Shuffled order without moving a long list: swap with a place further down."""
-        place = hash((index, len(self.latencies))) % len(self.free)
-        self.free.append(self.free[place])
-        self.free[place] = index
+            self.free.appendleft(index)  # each once, before any comes again
 
     def stop(self) -> None:
         self.stopping = True

@@ -1,7 +1,8 @@
 """The demo in a real browser: a person signs in, and sees every step of a refresh token's life."""
 
 import re
-from pathlib import Path
+
+import pytest
 
 from tests.browsers import Seen, browser
 from tests.test_demo import serving
@@ -26,9 +27,9 @@ class Person(Seen):
         return re.findall(r"grant\.(\w+)", self.page.locator("ol").inner_text())
 
 
-def test_a_person_with_a_browser_can_do_the_whole_tutorial(tmp_path: Path) -> None:
+def test_a_person_with_a_browser_can_do_the_whole_tutorial(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Sign in, agree to less, refresh, retry, narrow, restore, be robbed: by mouse and keyboard, without a script."""
-    with browser() as started, serving(tmp_path) as (_, printed):
+    with browser() as started, serving(tmp_path_factory.mktemp("demo")) as (_, printed):
         found = re.search(r"^Serving (\S+) until", printed, re.MULTILINE)
         assert found is not None
         url = found[1]

@@ -189,7 +189,8 @@ def main_age(folder: Path, rounds: int, seconds: float, rotations: int) -> None:
 def main_spread(folder: Path, rounds: int, seconds: float, grants: int) -> None:
     """Many grants in random order against sixty-four hot ones: each once, as a server meets them that has just started
     (each is read from the disk, and redeemed for the first time), and then, once it has met all of them, in other
-    orders, each as often as any other."""
+    orders, each as often as any other. And sixty-four of the many, over and over: what it costs that there are others.
+    """
     many, hot = folder / "many", folder / "hot"
     tokens, hot_tokens = stock(many, grants=grants), stock(hot, grants=CONNECTIONS)
     random = Random(grants)
@@ -201,16 +202,20 @@ def main_spread(folder: Path, rounds: int, seconds: float, grants: int) -> None:
 
         def many_ones(for_seconds: float, answers_max: int | None = None) -> float:
             random.shuffle(tokens)
-            found = drive(replace(by_secret(server, tokens, CONNECTIONS, for_seconds), answers_max=answers_max))
-            tokens[:] = found.tokens
+            return walked(slice(None), for_seconds, answers_max)
+
+        def walked(part: slice, for_seconds: float, answers_max: int | None = None) -> float:
+            job = by_secret(server, tokens[part], CONNECTIONS, for_seconds)
+            found = drive(replace(job, answers_max=answers_max))
+            tokens[part] = found.tokens
             return found.per_second
 
         first = many_ones(PASS_SECONDS_MAX, grants) / hot_ones()
         ratios = [many_ones(seconds) / hot_ones() for _ in range(rounds)]
-    print(
-        f"{grants} grants in random order / {CONNECTIONS} hot ones: median {statistics.median(ratios):.2f}"
-        f" [{min(ratios):.2f}–{max(ratios):.2f}]; each met for the first time {first:.2f}"
-    )
+        few = [walked(slice(CONNECTIONS), seconds) / hot_ones() for _ in range(rounds)]
+    for what, found in ((f"{grants} grants in random order", ratios), (f"{CONNECTIONS} of {grants} grants", few)):
+        print(f"{what} / {CONNECTIONS} alone: {statistics.median(found):.2f} [{min(found):.2f}–{max(found):.2f}]")
+    print(f"{grants} grants, each met for the first time / {CONNECTIONS} alone: {first:.2f}")
 
 
 def main() -> None:

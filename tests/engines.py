@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from ledger.inline import Inline
+from ledger.recorders import postgres_append, postgres_moves
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address
 from ledger.recorders.postgres_readers import PostgresReaders
@@ -33,6 +34,9 @@ _of_nobody: set[str] = set()
 NOBODY = "nobody's"
 """The key ring of a copy of the template, until one is told."""
 
+_made_with: list[tuple[str, str]] = []
+"""The functions that templates have, as they were written."""
+
 _TELL = "UPDATE meta SET value = %s WHERE key = 'ring_id' AND value = %s"
 
 
@@ -49,9 +53,16 @@ class MadeStore(PostgresStore):
             with psycopg.connect(self.url, autocommit=True) as connection:
                 told = connection.execute(_TELL, (ring_id, NOBODY))
                 assert 1 == told.rowcount
-        else:
-            self.init(ring_id)
+            if _functions() == _made_with[0]:
+                super().open(ring_id)
+                return
+        self.init(ring_id)
         super().open(ring_id)
+
+
+def _functions() -> tuple[str, str]:
+    """The functions as they are written now: a trial may have them say something else."""
+    return postgres_append._FUNCTION, postgres_moves._FUNCTION
 
 
 def made_database(server: Server) -> str:
@@ -60,6 +71,7 @@ def made_database(server: Server) -> str:
     if (template := _templates.get(server.folder)) is None:
         url = server.create_database()
         PostgresStore(url, INLINE).init(NOBODY)
+        _made_with[:] = [_functions()]
         template = _templates[server.folder] = _name(url)
     url = server.create_database(template)
     _of_nobody.add(url)

@@ -68,7 +68,7 @@ class Commits:
         self._awake = Awake(self._loop, deadline_seconds) if store.optimistic else None
         self.batches = 0
         self.committed = 0
-        self._handover: queue.SimpleQueue[tuple[Batch, StoreError | None] | None] = queue.SimpleQueue()
+        self._handover: queue.SimpleQueue[tuple[Batch, Exception | None] | None] = queue.SimpleQueue()
         self._sent: Sent | None = None
         if store.optimistic:
             self._sent = Sent(cast(OptimisticStore, store), self._written, self._leave)
@@ -161,7 +161,7 @@ class Commits:
             self._leave(batch, None)
         return must_commit
 
-    def _leave(self, batch: Batch, problem: StoreError | None) -> None:
+    def _leave(self, batch: Batch, problem: Exception | None) -> None:
         """Leave a batch to the commit thread: to commit it, or to find out what became of it."""
         self._handover.put((batch, problem))
 
@@ -309,7 +309,7 @@ class Commits:
         if self._awake is not None:
             self._awake.close()
         if self._sent is not None:
-            self._sent.leave(0.0)
+            self._sent.close()
         self._handover.put(None)
         await asyncio.to_thread(self._thread.join, HANGING_COMMIT_SECONDS)
         return not self._thread.is_alive()

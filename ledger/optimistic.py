@@ -155,6 +155,7 @@ class OptimisticBatch(Batch):
             asked = snapshots.asked(loaded.aggregate)
             work.names[loaded.id] = name
             work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, asked, v_before)
+        assert len(work.moved) + len(work.made) == len(self._touched), "events without their head"
         self.store.write(work)
 
     def _units(self) -> list[int]:

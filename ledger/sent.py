@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Callable
 
 from ledger.batch import Batch
-from ledger.recorders.errors import StoreError
 from ledger.recorders.store import OptimisticStore
 
 PATIENCE_SECONDS = 1.0
@@ -21,7 +20,7 @@ class Sent:
         self,
         store: OptimisticStore,
         on_written: Callable[[Batch], None],
-        on_left: Callable[[Batch, StoreError | None], None],
+        on_left: Callable[[Batch, Exception | None], None],
     ) -> None:
         """`on_written` is told a batch once it is durable; `on_left` one that a thread has to go on with, and the error
         that it met, if any."""
@@ -32,12 +31,13 @@ class Sent:
         self._batch: Batch | None = None
         self._descriptor = -1
         self._sent_at = 0.0
+        self._closed = False
 
     def send(self, batch: Batch) -> None:
         """Send what the store has taken of this batch."""
         try:
-            descriptor = self._store.send()
-        except StoreError as error:
+            descriptor = None if self._closed else self._store.send()
+        except Exception as error:
             self._on_left(batch, error)
             return
         if descriptor is None:
@@ -51,9 +51,18 @@ class Sent:
         if self._batch is not None and self._loop.time() - self._sent_at >= after_seconds:
             self._on_left(self._no_longer(), None)
 
+    def close(self) -> None:
+        """Leave all to the thread from now on."""
+        self._closed = True
+        self.leave(0.0)
+
     def _wait(self, batch: Batch, descriptor: int) -> None:
-        self._batch, self._descriptor = batch, descriptor
-        self._loop.add_reader(descriptor, self._arrived)
+        try:
+            self._loop.add_reader(descriptor, self._arrived)
+        except (OSError, RuntimeError):  # no more of them: it is on its way all the same
+            self._on_left(batch, None)
+        else:
+            self._batch, self._descriptor = batch, descriptor
 
     def _no_longer(self) -> Batch:
         # Before anybody closes the descriptor: its number may be another connection's soon.
@@ -66,7 +75,7 @@ class Sent:
         batch = self._no_longer()
         try:
             batch.written = self._store.arrived()
-        except StoreError as error:
+        except Exception as error:
             self._on_left(batch, error)
             return
         if batch.written is None:

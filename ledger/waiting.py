@@ -58,8 +58,10 @@ class Line:
 
     def take(self) -> list[Waiting[Any]]:
         """Who is in the next batch."""
-        if self.alone:
-            return [self.alone.popleft()]
+        while self.alone:
+            alone = self.alone.popleft()
+            if not alone.future.done():
+                return [alone]
         if len(self.waiting) > BATCH_MAX:
             return [self.waiting.popleft() for _ in range(BATCH_MAX)]
         taken = [each for each in self.waiting if not each.future.done()]

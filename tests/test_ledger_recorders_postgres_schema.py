@@ -95,6 +95,20 @@ def test_a_database_of_an_earlier_release_is_refused_by_name(postgres_url: str) 
             opening("ring")
 
 
+def test_tables_without_this_releases_functions_are_not_served(postgres_url: str) -> None:
+    """One line says what makes them; then they serve."""
+    store = PostgresStore(postgres_url, INLINE)
+    store.init("ring")
+    with closing(Address(postgres_url).connect()) as connection:
+        connection.execute("DROP FUNCTION ledger_move")
+    with pytest.raises(LedgerError, match=r"functions are missing; `token-ledger init` makes them$"):
+        store.open("ring")
+    again = PostgresStore(postgres_url, INLINE)
+    assert not again.init("ring")
+    again.open("ring")
+    again.close()
+
+
 def test_whatever_is_unique_of_a_grant_contains_its_key(fresh: Connection) -> None:
     """An engine that spreads a grant's rows by its key can promise each of these on one machine. Positions have plain
     indexes, keys follow from names, so no sequence gives anything out, and no other constraint ties grants together."""

@@ -3,17 +3,21 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
+from psycopg import sql
 
 from ledger.batch import Batch
 from ledger.commits import Commits
 from ledger.recorders import postgres_moves
-from ledger.recorders.errors import StoreError
+from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_append import Told
+from ledger.refusals import Unavailable
 from ledger.sent import PATIENCE_SECONDS
 from tests.appending import Appending
 from tests.engines import url_of
-from tests.ledgers import Opened, open_ledger
+from tests.ledgers import OPTIONS, Opened, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
@@ -22,12 +26,12 @@ WRITTEN = "      WHERE lost IS NULL OR stream = ANY (_held);\nEND\n"
 
 
 @pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> list[StoreError | None]:
+def left(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
     """What the thread was left, batch by batch: the error that the loop had met."""
-    found: list[StoreError | None] = []
+    found: list[Exception | None] = []
     leave = Commits._leave
 
-    def noted(self: Commits, batch: Batch, problem: StoreError | None) -> None:
+    def noted(self: Commits, batch: Batch, problem: Exception | None) -> None:
         found.append(problem)
         leave(self, batch, problem)
 
@@ -51,7 +55,7 @@ async def sleeping(opened: Opened) -> int:
     return int(row[0])
 
 
-async def test_a_plain_refresh_wakes_no_thread(tmp_path: Path, left: list[StoreError | None]) -> None:
+async def test_a_plain_refresh_wakes_no_thread(tmp_path: Path, left: list[Exception | None]) -> None:
     """Its answer is waited for where it is told."""
     async with open_ledger(tmp_path) as opened:
         answer = await opened.refresh(await opened.issue())
@@ -61,7 +65,7 @@ async def test_a_plain_refresh_wakes_no_thread(tmp_path: Path, left: list[StoreE
 
 
 async def test_nobody_is_answered_before_it_is_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[StoreError | None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[Exception | None]
 ) -> None:
     """I-02: written and not committed is nothing yet. Here the loop waits."""
     slow(monkeypatch, PATIENCE_SECONDS / 4)
@@ -78,7 +82,7 @@ async def test_nobody_is_answered_before_it_is_durable(
 
 
 async def test_what_takes_long_is_left_to_the_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[StoreError | None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[Exception | None]
 ) -> None:
     """The thread goes on waiting for the very answer: nothing is sent twice."""
     slow(monkeypatch, PATIENCE_SECONDS * 1.7)
@@ -92,7 +96,7 @@ async def test_what_takes_long_is_left_to_the_thread(
 
 
 async def test_a_connection_that_ends_meanwhile_is_the_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[StoreError | None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[Exception | None]
 ) -> None:
     """I-11: what became of it is found out, here nothing; it is decided again, and answered once."""
     slow(monkeypatch, PATIENCE_SECONDS / 2)
@@ -117,3 +121,96 @@ async def test_who_ends_while_something_is_sent_waits_for_it(tmp_path: Path, mon
         await sleeping(opened)
         assert await opened.ledger.commits.close()
         assert (await refreshing).refresh_token != answer.refresh_token
+
+
+FAILS_LATE = """
+CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$;
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON events DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW EXECUTE FUNCTION late();
+"""
+
+
+@pytest.mark.usefixtures("appending")
+async def test_a_commit_that_fails_answers_nobody(tmp_path: Path) -> None:
+    """I-02: the server tells the row before it commits. What it says behind that counts, either way."""
+    async with open_ledger(tmp_path, options=msgspec.structs.replace(OPTIONS, request_timeout_seconds=1)) as opened:
+        answer = await opened.refresh(await opened.issue())
+        with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+            connection.execute(FAILS_LATE)
+            with pytest.raises(Unavailable):
+                await opened.refresh(answer)
+            assert 1 == opened.topics(answer).count("token_rotated")
+            connection.execute("DROP TRIGGER late ON events")
+        await opened.refresh(answer)
+        assert 2 == opened.topics(answer).count("token_rotated")
+
+
+async def test_whoever_believes_the_row_alone_answers_too_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: the first result is taken for all of them."""
+    read = postgres_moves.Moves._read
+
+    def hasty(self: postgres_moves.Moves) -> Told:
+        del self._results[1:]
+        return read(self)
+
+    monkeypatch.setattr(postgres_moves.Moves, "_read", hasty)
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.refresh(await opened.issue())
+        with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+            connection.execute(FAILS_LATE)
+        await opened.refresh(answer)
+        assert 1 == opened.topics(answer).count("token_rotated"), "answered, and nothing is there"
+
+
+async def test_a_defect_of_the_store_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be told is unknown: nobody is left waiting, and nothing goes on."""
+
+    def defect(self: PostgresStore) -> None:
+        raise RuntimeError("defect")
+
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.refresh(await opened.issue())
+        monkeypatch.setattr(PostgresStore, "arrived", defect)
+        with pytest.raises(Unavailable):
+            await opened.refresh(answer)
+        assert ["the commit failed: RuntimeError"] == opened.fatal
+
+
+async def test_where_the_loop_can_wait_for_no_more_the_thread_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[Exception | None]
+) -> None:
+    """It was sent all the same, and is answered when it is durable."""
+
+    def none_left(*_: object) -> None:
+        raise OSError("too many")
+
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.refresh(await opened.issue())
+        left.clear()
+        opened.ledger.commits._sent._loop = Unable(none_left)  # type: ignore[union-attr]
+        await opened.chain(answer, 3)
+        assert [None] * 3 == left
+
+
+class Unable:
+    """The running loop, but for one thing that it cannot do."""
+
+    def __init__(self, add_reader: object) -> None:
+        self.add_reader = add_reader
+        self.time = asyncio.get_running_loop().time
+
+
+async def test_a_batch_reads_what_is_true_behind_its_lock(tmp_path: Path) -> None:
+    """I-06: READ COMMITTED, though somebody has set another level for the whole database."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+            ((name,),) = connection.execute("SELECT current_database()").fetchall()
+            level = "ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'"
+            connection.execute(sql.SQL(level).format(sql.Identifier(name)))
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        assert isinstance(opened.store, PostgresStore)
+        assert [("read committed",)] == opened.store._connected().execute("SHOW transaction_isolation").fetchall()
+        await opened.refresh(answer)

@@ -139,6 +139,8 @@ class PostgresStore:
             if not _exists(connection, "meta"):
                 raise LedgerError(f"{self.address.place}: there is no ledger here yet; `token-ledger init` creates one")
             self._check(connection, ring_id)
+            if not postgres_moves.is_there(connection):
+                raise LedgerError(f"{self.address.place}: functions are missing; `token-ledger init` makes them")
             self._check_durability(connection)
             postgres_archive.check(connection, str(self.address.place))
             self._go_on_above(connection)

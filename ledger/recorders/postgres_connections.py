@@ -31,6 +31,7 @@ _CONNECTING: Final[dict[str, Any]] = {
     "target_session_attrs": "read-write",  # after a fail-over the old primary is a standby, or soon will be
     "tcp_user_timeout": 4000,
 }
+# A batch reads what is true once it has waited for its lock: that is READ COMMITTED, whatever somebody has set.
 # And plans: each of our questions wants few rows, one after the other, by an index. Of a table that it has not counted
 # yet, a minute after it was filled, PostgreSQL believes what it likes, and would read all of it to join ten rows.
 _GUARDED: Final = (
@@ -38,6 +39,7 @@ _GUARDED: Final = (
     " set_config('idle_in_transaction_session_timeout', '5s', false), set_config('jit', 'off', false),"
     " set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),"
     " set_config('enable_mergejoin', 'off', false),"
+    " set_config('default_transaction_isolation', 'read committed', false),"
     " current_setting('server_version_num')::int, current_setting('server_encoding')"
 )
 

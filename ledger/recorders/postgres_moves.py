@@ -106,7 +106,7 @@ class Moves:
         while not pgconn.is_busy():
             result = pgconn.get_result()
             if result is None:
-                return self._read(self._results[0])
+                return self._read()
             self._results.append(result)
         return None
 
@@ -115,11 +115,15 @@ class Moves:
         if not self._sent:
             self.send(connection)
         self._results += connection.wait(generators.execute(connection.pgconn))
-        return self._read(self._results[0])
+        return self._read()
 
-    def _read(self, result: PGresult) -> Told:
-        if result.status != ExecStatus.TUPLES_OK:
-            raise errors.error_from_result(result)
+    def _read(self) -> Told:
+        for each in self._results:  # the server commits after it has told the row, and says behind it what then fails
+            if each.status != ExecStatus.TUPLES_OK:
+                raise errors.error_from_result(each)
+        if not self._results:
+            raise errors.OperationalError("no answer")
+        result = self._results[0]
         value = result.get_value
         control, serial, base, lost = value(0, 0), value(0, 1), value(0, 2), value(0, 3)
         assert control is not None
@@ -144,14 +148,17 @@ def function() -> str:
 
 def is_there(connection: Connection) -> bool:
     """Whether `init` of this release has made it."""
-    return connection.execute("SELECT to_regproc('ledger_move') IS NOT NULL").fetchone() == (True,)
+    kinds = ", ".join(kind for _, kind in _PARAMETERS)
+    question = "SELECT to_regprocedure($1) IS NOT NULL"
+    return connection.execute(question, (f"ledger_move({kinds})",)).fetchone() == (True,)
 
 
 def prepare(connection: Connection) -> None:
-    """Have the server read the call once. Raises psycopg.Error where there is no such function."""
-    result = connection.pgconn.prepare(_NAME, _CALL.encode())
-    if result.status != ExecStatus.COMMAND_OK:
-        raise errors.error_from_result(result)
+    """Have the server read the call once. Raises psycopg.Error."""
+    connection.pgconn.send_prepare(_NAME, _CALL.encode())
+    for result in connection.wait(generators.execute(connection.pgconn)):
+        if result.status != ExecStatus.COMMAND_OK:
+            raise errors.error_from_result(result)
 
 
 def moves(work: CheckedWork) -> Moves | None:

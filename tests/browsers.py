@@ -45,4 +45,5 @@ class Seen:
         self.fetched.add(request.url.partition("?")[0])
 
     def _complains(self, message: ConsoleMessage) -> None:
-        self.complaints.append(message.text)
+        if not message.location["url"].endswith("/favicon.ico"):  # nobody's page asks for that
+            self.complaints.append(message.text)

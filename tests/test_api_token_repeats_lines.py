@@ -112,7 +112,8 @@ def test_an_answer_that_is_lost_is_given_again(
 
 
 def say_no_more(client: Repeated) -> None:
-    """Send a request, and end the client's side of the line at once."""
+    """Send a request, and end the client's side of the line with it, in one segment."""
+    client.line.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     client.line.send(client.request())
     client.line.socket.shutdown(socket.SHUT_WR)
     answer = client.line.answer()

@@ -5,6 +5,7 @@ endpoint does with it; header and body leave in one write (see `api/exchanges.py
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -33,16 +34,16 @@ _TOKEN_REST_AND_POSITION: Final = _TOKEN_LINES + b"ledger-position: %d\r\n\r\n%b
 _FOREIGN: Final = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")  # RFC 6749 5.2: what error_description may not hold
 
 
-class TakesWhole:
+class TakesWhole(ABC):
     """A `send` that may take an answer in one piece instead of two ASGI messages: this server's own."""
 
+    @abstractmethod
     async def __call__(self, message: Any) -> None:
         """Take one ASGI message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, answer: "Answer") -> bool:
         """Write the whole answer; False where it must go message by message, and nothing was written."""
-        raise NotImplementedError
 
 
 class Replies(Protocol):

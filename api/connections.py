@@ -18,6 +18,7 @@ import fcntl
 import http
 import math
 import termios
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -69,7 +70,7 @@ class Listener:
         self.body_wire_bytes_max = 8 * self.body_bytes_max + HEAD_BYTES_MAX
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
     """The part of a connection that does not depend on the parser; mixed into uvicorn's two protocols."""
 
     loop: asyncio.AbstractEventLoop
@@ -158,13 +159,13 @@ class Connection(asyncio.Protocol):
                 self.deadline = self.loop.time() + self.listener.request_seconds
             self.flow.resume_reading()
 
+    @abstractmethod
     def next_exchange(self) -> bool:
         """Start the next request that waits behind the one answered, if there is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop_newest(self) -> None:
         """Forget the newest request, which waits behind others and turned out broken."""
-        raise NotImplementedError
 
     def body_received(self, data: bytes) -> None:
         """Add to the newest request's body, unless it has more than is read or its answer is out already."""

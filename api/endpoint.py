@@ -3,6 +3,7 @@
 Nothing is read of a request whose sender is not known, and nothing is parsed of one whose sender may not ask.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl
@@ -103,7 +104,7 @@ class FrontDesk:
         self.body_bytes_max = body_bytes_max
 
 
-class Endpoint:
+class Endpoint(ABC):
     """One path, served as an ASGI application: what `_answer` gives, or raises, is told and counted."""
 
     def __init__(self, path: str, desk: FrontDesk) -> None:
@@ -122,8 +123,8 @@ class Endpoint:
         self._desk.meters.answer(self._path, answer.status)
         await answer.send(send)
 
-    async def _answer(self, scope: Any, receive: Receive) -> Sendable:
-        raise NotImplementedError
+    @abstractmethod
+    async def _answer(self, scope: Any, receive: Receive) -> Sendable: ...
 
 
 Handler = Callable[[Call], Awaitable[Sendable]]

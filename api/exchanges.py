@@ -7,6 +7,7 @@ answered with 500; that a client has left is no event at all.
 
 import asyncio
 import logging
+from abc import abstractmethod
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -160,20 +161,20 @@ class Exchange(TakesWhole):
     def take(self, answer: Answer) -> bool:
         return False
 
+    @abstractmethod
     def joined(self, start: Any, body: bytes) -> bytes | None:
         """Return head and body as one piece; None where uvicorn's own way is the right one.
 
         Raises for a header or a length that would make another answer of it; then nothing is out yet.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def send_as_uvicorn(self, message: Any) -> None:
         """Take one message of the answer as uvicorn does."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ask_for_body(self) -> None:
         """Write 100 Continue (RFC 9110 10.1.1)."""
-        raise NotImplementedError
 
     def log_access(self) -> None:
         """Write one line about this request, without its query, which may hold what belongs into no log."""

@@ -8,6 +8,7 @@ whatever the stream's length (I-22). Where that way ends before the version want
 """
 
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
@@ -51,7 +52,7 @@ _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
 POSITION_MAX = 2**63 - 1
 
 
-class StoreReader:
+class StoreReader(ABC):
     """Questions to one connection. Lists are oldest first. Raises StoreError.
 
     `horizon`: below this position nothing can appear any more. What begins with `_sql` is a statement in the dialect
@@ -73,8 +74,8 @@ class StoreReader:
         """Run one SELECT written with `?`, all rows at once: bound it."""
         return self._rows(sql, parameters)
 
-    def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _rows(self, sql: str, parameters: Sequence[object]) -> list[Any]: ...
 
     def _called(self, name: str) -> str:
         """What statements find a stream by."""
@@ -138,8 +139,8 @@ class StoreReader:
 
     # ------------------------------------------------------------ the archive
 
-    def _archived(self) -> Archived:
-        raise NotImplementedError
+    @abstractmethod
+    def _archived(self) -> Archived: ...
 
     def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
         """What lies in the archive, by stream and version after (stream, version), None for the first: the pieces with

@@ -189,7 +189,7 @@ async def test_where_the_loop_can_wait_for_no_more_the_thread_does(
     async with open_ledger(tmp_path) as opened:
         answer = await opened.refresh(await opened.issue())
         left.clear()
-        opened.ledger.commits._sent._loop = Unable(none_left)  # type: ignore[union-attr]
+        opened.ledger.commits._sent._loop = Unable(none_left)  # type: ignore[union-attr]  # on PostgreSQL there is one
         await opened.chain(answer, 3)
         assert [None] * 3 == left
 

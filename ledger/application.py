@@ -177,9 +177,9 @@ class Ledger:
 
         try:
             if caller.single_use or self.behind is not None:
-                answer = await self._decisions.decided(redeem, caller.single_use)
+                answer = await self._decisions.decided(redeem, caller.single_use, about=presented.stream)
             else:
-                answer = await self._commits.submit(redeem)
+                answer = await self._commits.submit(redeem, about=presented.stream)
         except Refused as refusal:
             self._not_refreshed(refusal, caller)
             raise
@@ -188,17 +188,19 @@ class Ledger:
     def refresh_soon(
         self, caller: Caller, source: Source, token: str, tell: Callable[[TokenAnswer | BaseException], None]
     ) -> bool:
-        """As `refresh`, for a token that this process made, and without anybody waiting: `tell`, which may not raise,
-        is called once with the answer or with what `refresh` would raise. False: not this one, and nothing happened.
-
-        `token` is ASCII."""
+        """As `refresh`, without anybody waiting: `tell`, which may not raise, is called once with the answer or with
+        what `refresh` would raise. False: not this one, and nothing happened. `token` is ASCII."""
         if self.behind is not None or caller.single_use:
             return False
-        presented = self.desk.made(token)
+        desk = self.desk
+        try:
+            presented = desk.made(token) or tokens.parse(desk.ring, token)
+        except tokens.KeyNotHeld:  # the ring's file may have it by now
+            return False
         if presented is None:
             return False
         refreshing = Refreshing(self, caller, source, presented, tell)
-        self._commits.put(refreshing.redeem, refreshing)
+        self._commits.put(refreshing.redeem, refreshing, about=presented.stream)
         return True
 
     def _refreshed(self, answer: TokenAnswer) -> TokenAnswer:
@@ -282,7 +284,9 @@ class Ledger:
             raise
         if presented is not None:
             await self._decisions.decided(
-                lambda batch: revoking.revoke(batch, self.desk, caller, source, presented), caller.single_use
+                lambda batch: revoking.revoke(batch, self.desk, caller, source, presented),
+                caller.single_use,
+                about=presented.stream,
             )
         elif access is not None:
             await self._decisions.decided(
@@ -299,7 +303,7 @@ class Ledger:
             presented, access = self._ring_file.read(tokens.parse, token), self._ring_file.read(parse_access, token)
         if presented is not None:
             return await self._decisions.decided(
-                lambda batch: introspecting.introspect(batch, self.desk, own, presented), spends
+                lambda batch: introspecting.introspect(batch, self.desk, own, presented), spends, about=presented.stream
             )
         if access is not None:
             return await self._decisions.decided(

@@ -143,6 +143,7 @@ class Batch:
     __slots__ = (
         "_also_changed",
         "_authority_touched",
+        "_fetched",
         "_touched",
         "command_id",
         "control",
@@ -181,6 +182,7 @@ class Batch:
         self.last_at: str | None = None
         self._touched: dict[str, tuple[Loaded, int]] = {}
         self._also_changed: set[str] = set()
+        self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
         self._authority_touched = False
         # What this batch has made and no look-up in the store can find yet.
         self.idempotency: dict[bytes, str] = {}
@@ -199,8 +201,18 @@ class Batch:
     # ------------------------------------------------------------ reading
 
     def ask_for(self, names: Sequence[str]) -> None:
-        """Say which grants a decision is going to load, before it does anything else: where each question takes a
-        while they are asked for in one."""
+        """Say which grants are going to be loaded: those that are not in memory are read in one question."""
+        streams = self.memory.streams
+        cold = [name for name in names if name not in streams]
+        if cold:
+            self._fetch(cold)
+
+    def _fetch(self, names: Sequence[str]) -> None:
+        found = self.store.within().grants(names)
+        for name in names:
+            self._fetched[name] = found.grants.get(name)
+        for subject_id, head in found.subjects.items():
+            self.memory.authority.hold_subject(subject_id, head)
 
     def load(self, name: str) -> Loaded | None:
         """A stream by name, None where nothing ever happened to it."""
@@ -306,7 +318,9 @@ class Batch:
         return loaded
 
     def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
-        return self.store.grant(name)
+        if name not in self._fetched:
+            self._fetch([name])
+        return self._fetched.pop(name)
 
     def _replayed(self, name: str, kind: type[A]) -> A:
         aggregate = kind()

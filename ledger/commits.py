@@ -77,15 +77,16 @@ class Commits:
 
     # ------------------------------------------------------------ coming in
 
-    def submit(self, decide: Decide[T], *, ours: bool = False) -> asyncio.Future[T]:
+    def submit(self, decide: Decide[T], *, ours: bool = False, about: str = "") -> asyncio.Future[T]:
         """Put a request in line. The future gives what `decide` returned once its events are durable, raises the
         Refused or LedgerError it raised (what stood in the same batch is durable then too), or Unavailable. `ours`:
-        it is the ledger's own, so it stands on nobody's authentication."""
+        it is the ledger's own, so it stands on nobody's authentication. `about` is the stream of the grant that it is
+        about, by name, so that those of a batch which are not in memory are read together."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self.put(decide, future, ours)
+        self.put(decide, future, ours, about)
         return future
 
-    def put(self, decide: Decide[T], future: AnswerTo[T], ours: bool = False) -> None:
+    def put(self, decide: Decide[T], future: AnswerTo[T], ours: bool = False, about: str = "") -> None:
         """As `submit`, for one who is answered in another way than by a future. May answer before it returns."""
         now = self._loop.time()
         line = self._line
@@ -93,7 +94,8 @@ class Commits:
         if line.closed or len(line.waiting) >= WAITING_MAX or not awake:
             future.set_exception(Unavailable())
             return
-        line.waiting.append(Waiting(decide, self._memory.new_command_id(), future, now + self._deadline_seconds, ours))
+        deadline = now + self._deadline_seconds
+        line.waiting.append(Waiting(decide, self._memory.new_command_id(), future, deadline, ours, about))
         if line.unserved_since is None:
             line.unserved_since = now
             if self._sweeper is None:
@@ -144,6 +146,7 @@ class Commits:
             if self._memory.credentials_moved:
                 self._failed.refuse_authenticated(batch, taken)
                 return False
+            batch.ask_for([each.about for each in taken if each.about])
             done = batch.decide_all(taken, decided)
             batch.write()
             must_commit = batch.must_commit

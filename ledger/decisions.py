@@ -24,14 +24,14 @@ class Decisions:
         self._afterwards = afterwards
 
     async def decided(
-        self, decide: Callable[[Batch], T], spends: tuple[SingleUse, ...] = (), *, ours: bool = False
+        self, decide: Callable[[Batch], T], spends: tuple[SingleUse, ...] = (), *, ours: bool = False, about: str = ""
     ) -> T:
-        """What was decided, once that is durable. Raises Refused, Unavailable."""
+        """What was decided, once that is durable; `about` as in `Commits.submit`. Raises Refused, Unavailable."""
         self._log_end.check_whole()
         if spends:
             decide = spending(self._desk.ring, spends, decide)
         try:
-            return await self._commits.submit(decide, ours=ours)
+            return await self._commits.submit(decide, ours=ours, about=about)
         finally:
             if self._desk.foreign:
                 self._afterwards.record_foreign_soon()

@@ -43,7 +43,7 @@ class Footprint(NamedTuple):
 class OptimisticBatch(Batch):
     """One batch. `written` says what became of it, once it was committed."""
 
-    __slots__ = ("_before", "_fetched", "_footprints", "_may_wait", "_unit_of", "_uses")
+    __slots__ = ("_before", "_footprints", "_may_wait", "_unit_of", "_uses")
 
     new_work = CheckedWork
 
@@ -57,7 +57,6 @@ class OptimisticBatch(Batch):
         self.work.stands_on = self.control, self.serial
         self._uses = memory.streams
         self._footprints: list[Footprint] = []
-        self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
         self._may_wait = False
         self._unit_of: list[int] = []
         self._before = (0, 0, 0)  # how much there was of each kind when the request under way came
@@ -97,12 +96,6 @@ class OptimisticBatch(Batch):
         used.clear()
         return done, waiting
 
-    def _fetch(self, names: Sequence[str]) -> None:
-        found, subjects = self.store.grants(names)
-        self._fetched = {name: found.get(name) for name in names}
-        for subject_id, head in subjects.items():
-            self.memory.authority.hold_subject(subject_id, head)
-
     def reload(self, name: str) -> Loaded | None:
         """Read a grant again that somebody else has moved: with all others that the batch has to fetch, where its
         request has done nothing yet."""
@@ -113,17 +106,15 @@ class OptimisticBatch(Batch):
         return super().reload(name)
 
     def ask_for(self, names: Sequence[str]) -> None:
-        """Say which grants a decision is going to load, before it does anything else: those that are not in memory are
-        fetched together."""
+        """As every batch does; a decision, which asks before it does anything else, with all others that wait."""
         if self._may_wait and (cold := [name for name in names if name not in self._uses]):
             raise Cold(*cold)
+        super().ask_for(names)
 
     def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
-        if name in self._fetched:
-            return self._fetched.pop(name)
-        if self._may_wait and not self._uses.used:
+        if self._may_wait and not self._uses.used and name not in self._fetched:
             raise Cold(name)
-        return self.store.grant(name)
+        return super()._found_grant(name)
 
     # ------------------------------------------------------------ writing
 

@@ -201,7 +201,7 @@ def genuine(
     batch: Batch, desk: Desk, caller: Caller, source: Source, presented: tokens.Presented
 ) -> tuple[Loaded, Grant]:
     """The grant of a token of the caller's own, its secret checked. Everyone else is refused alike (I-19)."""
-    known = batch.memory.streams.get("grant:" + presented.grant_id)
+    known = batch.memory.streams.get(presented.stream)
     if known is not None and presented.secret is None:  # nearly always: in memory, and made by this process
         aggregate: Grant = known.aggregate  # type: ignore[assignment]  # a grant's stream
         if aggregate.client_id == caller.client_id and (caller.authenticated or aggregate.owned_by(caller)):

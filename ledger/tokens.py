@@ -19,9 +19,9 @@ WHOSE: Final = slice(4, 28)
 
 class Presented(Concealed):
     """A refresh token whose tag holds: we issued this, generation g of that grant. Its secret is not judged yet; None
-    where it need not be, because this process made the token, which is `text` then."""
+    where it need not be, because this process made the token, which is `text` then. `stream` is its grant's name."""
 
-    __slots__ = ("generation", "grant_id", "key_id", "secret", "text")
+    __slots__ = ("generation", "grant_id", "key_id", "secret", "stream", "text")
 
     def __init__(self, grant_id: str, generation: int, key_id: int, secret: bytes | None, text: str = "") -> None:
         self.grant_id: Final = grant_id
@@ -29,6 +29,7 @@ class Presented(Concealed):
         self.key_id: Final = key_id
         self.secret: Final = secret
         self.text: Final = text
+        self.stream: Final = "grant:" + grant_id
 
 
 derive = _FORMAT.write

@@ -27,13 +27,15 @@ class AnswerTo(Protocol[T_contra]):
 
 
 class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
-    """A request in line: what to decide, whom to answer, and until when. `ours`: nobody had to say who they are."""
+    """A request in line: what to decide, whom to answer, and until when. `ours`: nobody had to say who they are.
+    `about`: the name of the grant's stream that is going to be asked for, "" where that is not known yet."""
 
     decide: Decide[T]
     command_id: str
     future: AnswerTo[T]
     deadline: float
     ours: bool = False
+    about: str = ""
 
 
 class Line:

@@ -1,7 +1,7 @@
 """One batch: what decisions read and append together, and that memory never knows more or less than the store."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from ledger.batch import Batch
 from ledger.events import AnyEvent, TokenRedeemed, TokenRotated
 from ledger.operating import record_read
 from ledger.recorders.errors import StoreFull
+from ledger.recorders.reading import StoreReader
+from ledger.recorders.rows import GrantsFound
 from ledger.refusals import Refused, Unavailable
 from ledger.subjects import end_subject
 from tests.faulty_store import FaultyStore, faulty, instead
@@ -222,6 +224,48 @@ async def test_memory_is_bounded_and_what_left_it_is_read_again(
         assert len(opened.ledger.memory.streams) <= 10
         opened.check_memory()
     assert 30 == check_ledger(opened.path).topics["grant.token_rotated"]
+
+
+async def test_grants_that_are_not_in_memory_are_read_in_one_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty that nobody has asked for since the start cost one question, and so does the one that comes alone; what
+    is in memory costs none."""
+    questions: list[int] = []
+    grants = StoreReader.grants
+
+    def counted(self: StoreReader, names: Sequence[str]) -> GrantsFound:
+        questions.append(len(names))
+        return grants(self, names)
+
+    monkeypatch.setattr(StoreReader, "grants", counted)
+    async with open_ledger(tmp_path) as opened:
+        issued = [await opened.issue(f"person-{n}") for n in range(20)]
+        opened.ledger.memory.forget_everything()
+        answers = await in_one_batch(opened, *(opened.refresh(each) for each in issued))
+        assert 20 == len({each.refresh_token for each in answers if isinstance(each, TokenAnswer)})
+        assert [20] == questions
+        opened.ledger.memory.forget_everything()
+        for each in answers[:2]:
+            assert isinstance(each, TokenAnswer)
+            again = await opened.refresh(each)
+            await opened.refresh(again)
+        assert [20, 1, 1] == questions
+
+
+async def test_a_grant_that_was_read_ahead_is_erased_with_its_person(tmp_path: Path) -> None:
+    """What was read before the batch began to decide does not outlive an erasure that the same batch decides first."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await opened.issue()
+        opened.ledger.memory.forget_everything()
+        erased, refused = await in_one_batch(
+            opened, opened.ledger.operators.erase(SECURITY, "alice"), opened.refresh(issued)
+        )
+        assert erased is True
+        assert isinstance(refused, Refused)
+        name = f"grant:{issued.grant_id}"
+        with opened.store.reader() as reader:
+            assert None is reader.grants([name]).grants[name][1]
 
 
 @pytest.mark.parametrize("events", [61, 62, 63, 64, 65, 126, 127, 128, 129, 130])

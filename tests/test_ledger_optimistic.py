@@ -15,7 +15,9 @@ from ledger.commits import Commits
 from ledger.log_end import LogEnd
 from ledger.recorders import postgres_append, postgres_reading
 from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.premises import BASE
+from ledger.recorders.rows import GrantsFound
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.single_use import SingleUse
 from ledger.times import SECOND
@@ -242,7 +244,7 @@ async def test_an_unknown_grant_is_asked_for_once(tmp_path: Path) -> None:
     async with two_nodes(tmp_path) as (one, other):
         answer = await one.issue()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PostgresStore, "grants", lambda self, names: ({}, {}))
+            patch.setattr(PostgresReader, "grants", lambda self, names: GrantsFound({}, {}))
             assert Refusal.UNKNOWN_TOKEN is (await other.refused(answer)).refusal
         await other.refresh(answer)
 

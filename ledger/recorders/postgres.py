@@ -22,7 +22,6 @@ import msgspec
 import psycopg
 
 from ledger.inline import Inline
-from ledger.private import PrivateGrant
 from ledger.recorders import (
     postgres_append,
     postgres_archive,
@@ -54,12 +53,6 @@ OUTCOME_PAUSE_SECONDS: Final = 0.05
 OUTCOME_SECONDS_MAX: Final = 5.0
 """So long an outcome is looked for after a connection was lost; then it is unknown."""
 
-_GRANTS: Final = (
-    "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
-    " p.idempotency_mac, p.body_mac, e.id, e.v, e.position, e.head, e.state FROM streams s"
-    " LEFT JOIN private_grants p ON p.stream = s.id LEFT JOIN streams e ON e.name = 'subject:' || p.subject_id"
-    " WHERE s.id = ANY ($1::uuid[])"
-)
 _END: Final = "SELECT greatest((SELECT max(position) FROM events), (SELECT position_floor FROM control))"
 _HORIZON: Final = (
     f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608  # words of ours alone
@@ -284,28 +277,6 @@ class PostgresStore:
         """Reading for decisions. Each question sees its own moment; what was read counts only if the commit finds its
         premises true."""
         return _Asking(self)
-
-    def grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
-        """The head of a grant's stream and its private row, None where that was erased."""
-        return self.grants([name])[0].get(name)
-
-    def grants(
-        self, names: Sequence[str]
-    ) -> tuple[dict[str, tuple[Head, PrivateGrant | None]], dict[str, Head | None]]:
-        """Many grants in one question, by name; and by subject id the heads of their persons' streams, None where
-        nothing ever happened to one."""
-        found: dict[str, tuple[Head, PrivateGrant | None]] = {}
-        subjects: dict[str, Head | None] = {}
-        keys = postgres_work.uuids([*map(key_of, names)])
-        rows = self._asked(lambda connection: connection.execute(_GRANTS, (keys,)).fetchall())
-        for name, id, v, position, head, state, subject_id, *more in rows:
-            private = None if subject_id is None else PrivateGrant(subject_id, *more[:6])
-            found[name] = (Head(id, v, position, head.hex(), state), private)
-            if subject_id is not None:
-                subjects[subject_id] = (
-                    None if more[6] is None else Head(more[6], more[7], more[8], more[9].hex(), more[10])
-                )
-        return found, subjects
 
     def _asked(self, question: Callable[[Connection], T]) -> T:
         return self._hops.ask(partial(self._answer, question))

@@ -17,7 +17,7 @@ from ledger.recorders.postgres_connections import Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_sql import numbered
-from ledger.recorders.reading import AFTER, MARK, OF_GRANT, StoreReader
+from ledger.recorders.reading import AFTER, GRANTS, MARK, OF_GRANT, StoreReader
 from ledger.recorders.rows import GrantsOf, Piece
 from ledger.segments import BlocksInMemory, block_at
 
@@ -53,6 +53,7 @@ class PostgresReader(StoreReader):
 
     __slots__ = ("_connection", "_in_memory", "horizon")
     _sql_head = _HEAD
+    _sql_grants = f"{GRANTS} WHERE s.id = ANY ($1::uuid[])"
     _sql_mark = numbered(MARK)
     _sql_walk = _WALK
     _sql_at_position = _AT_POSITION
@@ -82,6 +83,9 @@ class PostgresReader(StoreReader):
 
     def _called(self, name: str) -> str:
         return key_of(name)
+
+    def _keys(self, names: Sequence[str]) -> str:
+        return "{" + ",".join(map(key_of, names)) + "}"
 
     def reason(self, event_id: str) -> tuple[bytes, str] | None:
         """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""

@@ -12,8 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
+import msgspec
+
+from ledger.private import PrivateGrant
 from ledger.recorders.archived import Archived
-from ledger.recorders.rows import GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
+from ledger.recorders.rows import GrantsFound, GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
 from ledger.recorders.schema import MARK_EVERY_V
 from ledger.recorders.sqlite_errors import translated
 from ledger.segments import Segments
@@ -49,6 +52,12 @@ _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
     "subject_id": f"{OF_GRANT} WHERE p.subject_id = ? ORDER BY p.stream DESC LIMIT 1",
 }
 
+GRANTS = (
+    "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
+    " p.idempotency_mac, p.body_mac, e.id, e.v, e.position, e.head, e.state FROM streams s"
+    " LEFT JOIN private_grants p ON p.stream = s.id LEFT JOIN streams e ON e.name = 'subject:' || p.subject_id"
+)
+
 POSITION_MAX = 2**63 - 1
 
 
@@ -62,6 +71,7 @@ class StoreReader(ABC):
     __slots__ = ()
     horizon: int
     _sql_head: ClassVar[str]
+    _sql_grants: ClassVar[str]
     _sql_mark: ClassVar[str]
     _sql_walk: ClassVar[str]
     _sql_at_position: ClassVar[str]
@@ -81,13 +91,29 @@ class StoreReader(ABC):
         """What statements find a stream by."""
         return name
 
+    @abstractmethod
+    def _keys(self, names: Sequence[str]) -> str:
+        """What statements find many streams by."""
+
     # ------------------------------------------------------------ streams
 
     def stream(self, name: str) -> Head | None:
         """The head of a stream, None where nothing ever happened to it."""
-        for id, v, position, head, state in self._rows(self._sql_head, (self._called(name),)):
-            return Head(id, v, position, head.hex(), state)
+        for row in self._rows(self._sql_head, (self._called(name),)):
+            return _head(*row)
         return None
+
+    def grants(self, names: Sequence[str]) -> GrantsFound:
+        """Many grants in one question, with what is needed to decide on them. Those that do not exist are left out."""
+        found = GrantsFound({}, {})
+        for row in self._rows(self._sql_grants, (self._keys(names),)):
+            name, id, v, position, head, state, subject_id, nonce, salt, device, session, mac, body_mac, *subject = row
+            private = None
+            if subject_id is not None:
+                private = PrivateGrant(subject_id, nonce, salt, device, session, mac, body_mac)
+                found.subjects[subject_id] = None if subject[0] is None else _head(*subject)
+            found.grants[name] = Head(id, v, position, head.hex(), state), private
+        return found
 
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
         """A stream's events from `from_v` to `to_v`, both included, oldest first.
@@ -156,12 +182,17 @@ class StoreReader(ABC):
         return self._archived().lines(piece)
 
 
+def _head(id: StreamKey, v: int, position: int, head: bytes, state: bytes) -> Head:
+    return Head(id, v, position, head.hex(), state)
+
+
 class Reader(StoreReader):
     """SQLite's. One writer gives positions in the order of commits, so there is no horizon."""
 
     __slots__ = ("_connection", "_segments")
     horizon = POSITION_MAX
     _sql_head = _HEAD
+    _sql_grants = f"{GRANTS} WHERE s.name IN (SELECT value FROM json_each(?))"  # noqa: S608  # words of ours alone
     _sql_mark = MARK
     _sql_walk = _WALK
     _sql_at_position = _AT_POSITION
@@ -179,6 +210,9 @@ class Reader(StoreReader):
             return self._connection.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             raise translated(error) from None
+
+    def _keys(self, names: Sequence[str]) -> str:
+        return msgspec.json.encode(names).decode()
 
     def reason(self, event_id: str) -> tuple[bytes, str] | None:
         """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from ledger.events import AnyEvent
 from ledger.inline import Inline, heeded
+from ledger.private import PrivateGrant
 from ledger.snapshots import Asked
 
 StreamKey = int | str
@@ -24,6 +25,14 @@ class Head(NamedTuple):
     position: int
     head: str
     state: bytes
+
+
+class GrantsFound(NamedTuple):
+    """Grants by the names of their streams, each with its private row (None: erased), and by subject id the heads of
+    their persons' streams, None where nothing ever happened to one."""
+
+    grants: dict[str, tuple[Head, PrivateGrant | None]]
+    subjects: dict[str, Head | None]
 
 
 class StoredEvent(NamedTuple):
@@ -117,6 +126,7 @@ class Reads(Protocol):
     def horizon(self) -> int: ...
     def select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]: ...
     def stream(self, name: str) -> Head | None: ...
+    def grants(self, names: Sequence[str]) -> GrantsFound: ...
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]: ...
     def event_at(self, name: str, v: int) -> StoredEvent | None: ...
     def event_at_position(self, name: str, position: int) -> StoredEvent | None: ...

@@ -20,7 +20,6 @@ import msgspec
 
 from ledger.inline import Inline
 from ledger.owner import OwnerLock
-from ledger.private import PrivateGrant
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.premises import Written
 from ledger.recorders.readers import Readers
@@ -31,11 +30,6 @@ from ledger.recorders.sqlite_errors import translated
 from ledger.recorders.store import Derive
 from ledger.refusals import LedgerError
 from ledger.segments import Segments, folder_of
-
-_GRANT = (
-    "SELECT s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
-    " p.idempotency_mac, p.body_mac FROM streams s LEFT JOIN private_grants p ON p.stream = s.id WHERE s.name = ?"
-)
 
 _MOVE = (
     "UPDATE streams SET v = ?, position = ?, head = ?, state = ?, generation = ?, last_redeemed_at = ?,"
@@ -245,17 +239,6 @@ class SQLiteStore:
     def within(self) -> Reader:
         """Reading on the writing connection, inside the open transaction: for decisions, never for long questions."""
         return Reader(self._connection, self.segments)
-
-    def grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
-        """The head of a grant's stream and its private row, None where that was erased; None where nothing ever
-        happened to it. In one question: it is asked whenever a grant is not in memory."""
-        rows = self._select(_GRANT, (name,))
-        if not rows:
-            return None
-        id, v, position, head, state, subject_id, *private = rows[0]
-        return Head(id, v, position, head.hex(), state), None if subject_id is None else PrivateGrant(
-            subject_id, *private
-        )
 
     def _select(self, sql: str, parameters: Sequence[object]) -> list[Any]:
         try:

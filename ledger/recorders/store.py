@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ledger.inline import Inline
-from ledger.private import PrivateGrant
 from ledger.recorders.premises import Written
 from ledger.recorders.rows import Head, Reads, StoredEvent, StreamKey, Work
 from ledger.segments import SegmentStore
@@ -63,7 +62,6 @@ class Store(Protocol):
 
     def head(self, name: str) -> Head | None: ...
     def event_at(self, name: str, v: int) -> StoredEvent | None: ...
-    def grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None: ...
     def within(self) -> Reads:
         """Reading for decisions: what this process has committed, and whatever it may learn of others' writes."""
         ...
@@ -112,11 +110,4 @@ class OptimisticStore(Store, Protocol):
 
     def arrived(self) -> Written | None:
         """What became of what was sent; None while the answer is not whole: wait until more can be read."""
-        ...
-
-    def grants(
-        self, names: Sequence[str]
-    ) -> tuple[dict[str, tuple[Head, PrivateGrant | None]], dict[str, Head | None]]:
-        """Many grants in one question, by the names of their streams, with their private rows (None where erased);
-        and by subject id the heads of their persons' streams, None where nothing ever happened to one."""
         ...

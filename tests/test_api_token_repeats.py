@@ -4,6 +4,7 @@ Against real processes. What every piece in between remembers is tried here toge
 """
 
 import asyncio
+import base64
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -160,6 +161,13 @@ def heard(server: Server, make: Callable[..., bytes]) -> str:
 # ---------------------------------------------------------------- without a task
 
 
+def of_another_key(token: str) -> str:
+    """A token that names a key which no ring here holds: the ring's file may have it by now, so it is read again."""
+    raw = bytearray(base64.urlsafe_b64decode(token[4:]))
+    raw[1] ^= 0x7F
+    return token[:4] + base64.urlsafe_b64encode(raw).decode("ascii")
+
+
 class Kept:
     """A request whose answer is kept."""
 
@@ -210,10 +218,10 @@ class Repeated:
 
 
 async def trial_of_once_more(folder: Path) -> None:
-    """What repeats is served, and nothing else: another secret, form, grant type, client or key ring goes the long way.
+    """What repeats is served, and nothing else: another secret, form, grant type, client or key goes the long way.
     What the ledger refuses is told as a task tells it."""
     async with asking(folder) as ledger:
-        issued, other = await ledger.issue("www"), await ledger.issue("www")
+        issued, other, fresh = [await ledger.issue("www") for _ in range(3)]
         repeated = Repeated(ledger)
         token = issued["refresh_token"]
 
@@ -227,11 +235,19 @@ async def trial_of_once_more(folder: Path) -> None:
             answer = await repeated.once_more(fields(token))
             assert answer is not None
             assert (200, "read openid profile") == (answer["status"], answer["scope"])
-            retired, token = token, answer["refresh_token"]
-        assert await repeated.once_more(fields(retired)) is None
+            token = answer["refresh_token"]
+        for expected in (
+            (200, None),
+            (400, "reuse_detected"),
+            (400, "reuse_detected"),
+        ):  # this client's policy is strict
+            answer = await repeated.once_more(fields(fresh["refresh_token"]))  # made for nobody's connection
+            assert answer is not None
+            assert expected == (answer["status"], answer.get("reason"))
         assert await repeated.once_more(fields(token, client_secret=OTHER_SECRET)) is None
         assert await repeated.once_more(fields(token, scope="read")) is None
         assert await repeated.once_more(fields(token[:-1] + ("A" if token[-1] != "A" else "B"))) is None
+        assert await repeated.once_more(fields(of_another_key(token))) is None
         assert await repeated.once_more({**fields(token), "grant_type": "refresh_tokem"}) is None
 
         await ledger.operator("security", "POST", f"/grants/{issued['grant_id']}/suspend", {})

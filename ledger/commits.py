@@ -178,13 +178,21 @@ class Commits:
                 batch.written = self._store.commit()  # A crash before it returns: all of the batch, or nothing.
             except BaseException as failure:
                 error = self._failed.found_out(batch, failure)
-            self._loop.call_soon_threadsafe(self._ended, batch, error)
+            due = error is None and self._store.checkpoint_due()
+            self._loop.call_soon_threadsafe(self._ended, batch, error, due)
+            if due:  # whoever is answered does not wait for it; who comes next does
+                self._store.checkpoint()
+                self._loop.call_soon_threadsafe(self._free)
 
     def _written(self, batch: Batch) -> None:
         self._ended(batch, None)
 
-    def _ended(self, batch: Batch, error: StoreError | None) -> None:
+    def _free(self) -> None:
         self._committing = False
+        self._go_on()
+
+    def _ended(self, batch: Batch, error: StoreError | None, still_busy: bool = False) -> None:
+        self._committing = still_busy
         done, self._line.in_flight = self._line.in_flight, []
         if error is not None:
             self._go_on(self._failed.not_committed(batch, [each for each, _, _ in done], error))

@@ -333,6 +333,13 @@ class PostgresStore:
         except psycopg.Error as error:
             raise self._not_told(error) from None
 
+    def checkpoint_due(self) -> bool:
+        """Never: the server moves its log by itself."""
+        return False
+
+    def checkpoint(self) -> None:
+        """Nothing: the server does."""
+
     def _heard(self, told: Told) -> Written:
         self._taken, self._told = None, told.authority
         return told.written

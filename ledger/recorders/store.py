@@ -74,6 +74,15 @@ class Store(Protocol):
         """Make it durable, from the commit thread. Of an optimistic store it says what became of it."""
         ...
 
+    def checkpoint_due(self) -> bool:
+        """After a commit, from the commit thread: whether `checkpoint` is to be called before anything else is."""
+        ...
+
+    def checkpoint(self) -> None:
+        """Move what was committed from the log into its place, from the commit thread. Raises nothing: what fails is
+        tried again after later commits, and one of those says so once the log is far too long."""
+        ...
+
     def is_there(self, work: Work) -> Written | None:
         """After a commit that failed, from the commit thread: what of the work is in the store all the same (I-11);
         None where it is not, or nobody can know."""

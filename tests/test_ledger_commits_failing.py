@@ -1,4 +1,4 @@
-"""Commits where the store is busy, full, silent or broken: who is told what, and what memory holds then (I-11, I-12)."""
+"""Commits where the store is busy, full, silent or broken: who is told what, and what memory holds (I-11, I-12)."""
 
 import asyncio
 import random

@@ -36,7 +36,7 @@ def streams(reads: Reads, after: StreamKey | None) -> list[Movable]:
         else reads.select(MOVABLE_AFTER, (after, STREAMS_A_PAGE))
     )
     return [
-        Movable(id, name, v, position, moved_v or 0, moved_head, _snapshot(name, v, head, state))  # type: ignore[arg-type]  # STRICT
+        Movable(id, name, v, position, moved_v or 0, moved_head, _snapshot(name, v, head, state))  # type: ignore[arg-type]  # the tables are STRICT
         for id, name, v, position, head, state, moved_v, moved_head in found
     ]
 

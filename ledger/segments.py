@@ -13,6 +13,7 @@ nodes they lie in its database (`recorders/postgres_segments.py`).
 import hashlib
 import os
 import re
+import sys
 import threading
 import zlib
 from base64 import b64encode
@@ -305,12 +306,13 @@ class _File:
         self._file.write(block)
 
     def close(self, name: str, size: int) -> None:
-        """Give the file its name, with its folder's entry on the disk. Out of the system's memory too, so that whoever
-        reads it next reads the disk."""
+        """Give the file its name, with its folder's entry on the disk. Out of the system's memory too, where it can
+        be told so: whoever reads it next reads the disk."""
         with self._file as file:
             file.flush()
             os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if sys.platform != "darwin":  # macOS takes no such advice: there it stays in memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.replace(self._folder / UNFINISHED, self._folder / name)  # A crash before this line: there is no segment.
         _sync(self._folder)
 

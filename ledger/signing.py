@@ -5,14 +5,14 @@ claims under the same key give the same signature: ES256 with the nonce of RFC 6
 an answer that was lost can be given again, to the byte. Loaded where the first JWT is made or read.
 """
 
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
 from joserfc.errors import JoseError
-from joserfc.jwa import EdDSAAlgorithm, ESAlgorithm, JWSAlgModel, RSAAlgorithm
+from joserfc.jwa import EdDSAAlgorithm, ESAlgorithm, RSAAlgorithm
 from joserfc.jwk import ECKey, KeyParameters, OKPKey, RSAKey
 from joserfc.jws import CompactSignature, JWSRegistry, extract_compact, serialize_compact, validate_compact
 
@@ -43,18 +43,20 @@ class _EdDSA(EdDSAAlgorithm):
 class _Registry(JWSRegistry):
     """The three algorithms and no other, in texts no longer than our own."""
 
-    algorithms: ClassVar[dict[str, JWSAlgModel]] = {  # type: ignore[misc]  # so it is meant there, too
-        "ES256": _ES256("ES256", "P-256", 256, True),
-        "EdDSA": _EdDSA(),
-        "RS256": RSAAlgorithm(256, True),
-    }
-    recommended: ClassVar[list[str]] = list(algorithms)  # type: ignore[misc]  # as above
     max_header_length = 256
     max_payload_length = 2048
     max_signature_length = 1024
 
+    def __init__(self) -> None:
+        self.algorithms = {
+            "ES256": _ES256("ES256", "P-256", 256, True),
+            "EdDSA": _EdDSA(),
+            "RS256": RSAAlgorithm(256, True),
+        }
+        super().__init__(algorithms=list(self.algorithms))
 
-_REGISTRY: Final = _Registry(algorithms=list(_Registry.algorithms))
+
+_REGISTRY: Final = _Registry()
 
 
 class SigningKey(Concealed):

@@ -181,8 +181,10 @@ class Replay:
 
     def streams_after(self, id: StreamKey | None, limit: int) -> list[ReplayedStream]:
         """Streams in order of their keys, from the first where `id` is None."""
-        after, values = ("", ()) if id is None else ("WHERE id > ?", (id,))
-        rows = self.scratch.execute(f"SELECT * FROM replayed {after} ORDER BY id LIMIT ?", (*values, limit))  # noqa: S608  # one of two terms
+        if id is None:
+            rows = self.scratch.execute("SELECT * FROM replayed ORDER BY id LIMIT ?", (limit,))
+        else:
+            rows = self.scratch.execute("SELECT * FROM replayed WHERE id > ? ORDER BY id LIMIT ?", (id, limit))
         return [ReplayedStream(*row) for row in rows]
 
     def stream(self, id: StreamKey) -> ReplayedStream | None:

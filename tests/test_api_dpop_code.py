@@ -1,21 +1,18 @@
 """A code exchanged with DPoP (RFC 9449 5, 10): the key that begins a public client's grant is the key of it all."""
 
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
-from joserfc.jwk import Key
 
-from ledger.times import SECOND
-from tests.asking import ISSUER_URL, Asking, asking, bearer
-from tests.proofs import new_key, proof, thumbprint
+from tests.asking import Asking, asking
+from tests.asking_with_proofs import KEY, OTHER_KEY, introspected, shown, told
+from tests.proofs import thumbprint
 from tests.wire import Json
 
 VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 CALLBACK = "https://app.example/callback"
-KEY, OTHER_KEY = new_key(), new_key()
 SECRET = "C0de!"
 
 CLIENTS = "".join(
@@ -35,18 +32,6 @@ redirect_uris = ["{CALLBACK}"]
         ("fresh", "dpop_bound_access_tokens = true\ndpop_nonce_required = true"),
     )
 )
-
-
-def shown(ledger: Asking, key: Key = KEY, **changes: Any) -> str:
-    return proof(key, f"{ISSUER_URL}/token", iat=ledger.clock.now // SECOND, **changes)
-
-
-def told(answer: httpx2.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json().get("error", answer.json().get("token_type"))
-
-
-async def introspected(ledger: Asking, token: str) -> Json:
-    return (await ledger.ask("POST", "/introspect", headers=bearer("security"), data={"token": token})).json()
 
 
 async def code_of(ledger: Asking, client: str, **more: Json) -> str:

@@ -2,60 +2,23 @@
 
 import asyncio
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from joserfc import jws
-from joserfc.jwk import Key
 from msgspec.structs import replace
 
 from api.dpop import PROOF_SECONDS_MAX, Proofs
-from api.dpop_nonces import SLOT_SECONDS
 from ledger.answers import Caller
 from ledger.grant import Grant
 from ledger.minting import mint
 from ledger.times import SECOND
-from tests.asking import HOME, ISSUER_URL, Asking, asking, bearer, credentials
-from tests.proofs import new_key, proof, thumbprint
-from tests.wire import Json
+from tests.asking import ISSUER_URL, Asking, asking, credentials
+from tests.asking_with_proofs import BOUND, KEY, OTHER_KEY, REVOKE, TOKEN, introspected, refresh, shown, told, topics
+from tests.proofs import thumbprint
 
-TOKEN = f"{ISSUER_URL}/token"
-REVOKE = f"{ISSUER_URL}/revoke"
-INTROSPECT = f"{ISSUER_URL}/introspect"
 REFUSED = "the token is unknown, expired, revoked, or not for this client"
-
-KEY = new_key()
-OTHER_KEY = new_key()
-BOUND = {"jkt": thumbprint(KEY)}
-
-
-def shown(ledger: Asking, key: Key = KEY, htu: str = TOKEN, **changes: Any) -> str:
-    """A proof made now."""
-    return proof(key, htu, iat=ledger.clock.now // SECOND, **changes)
-
-
-async def refresh(
-    ledger: Asking, client: str, token: str, text: str | None = None, *, address: str = HOME, **more: str
-) -> httpx2.Response:
-    """Refresh with a proof, or with none."""
-    fields = {"grant_type": "refresh_token", "refresh_token": token, **credentials(client), **more}
-    headers = None if text is None else {"DPoP": text}
-    return await ledger.form("/token", fields, address=address, headers=headers)
-
-
-def told(answer: httpx2.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json().get("error", answer.json().get("token_type"))
-
-
-def topics(ledger: Asking, grant_id: str) -> list[str]:
-    return [event.topic.removeprefix("grant.") for event in ledger.opened.events(f"grant:{grant_id}")]
-
-
-async def introspected(ledger: Asking, token: str) -> Json:
-    return (await ledger.ask("POST", "/introspect", headers=bearer("security"), data={"token": token})).json()
 
 
 # ---------------------------------------------------------------- what a proof binds
@@ -371,132 +334,6 @@ async def test_another_client_is_recorded_with_the_key_that_it_showed(tmp_path: 
         await asyncio.sleep(0.05)
         event: Any = ledger.opened.events(f"grant:{issued['grant_id']}")[-1]
         assert ("www", thumbprint(KEY)) == (event.presenter_client_id, event.proof_jkt)
-
-
-# ---------------------------------------------------------------- nonces
-
-
-async def test_a_challenge_makes_a_client_send_its_token_twice_and_that_is_no_reuse(tmp_path: Path) -> None:
-    """V77, DP-2, D5: one `DPoP-Nonce`; with it the same token is served, and the answer brings the next nonce."""
-    async with asking(tmp_path) as ledger:
-        issued = await ledger.issue("dpn", cnf=BOUND)
-        challenge = await refresh(ledger, "dpn", issued["refresh_token"], shown(ledger))
-        assert (400, "use_dpop_nonce") == told(challenge)
-        (nonce,) = challenge.headers.get_list("dpop-nonce")
-        assert ["issued"] == topics(ledger, issued["grant_id"])
-        answer = await refresh(ledger, "dpn", issued["refresh_token"], shown(ledger, nonce=nonce))
-        assert (200, "DPoP") == told(answer)
-        for _ in range(8):  # each answer's nonce serves for the next refresh, however the minutes turn
-            ledger.clock.pass_seconds(SLOT_SECONDS * 4)
-            (nonce,) = answer.headers.get_list("dpop-nonce")
-            answer = await refresh(ledger, "dpn", answer.json()["refresh_token"], shown(ledger, nonce=nonce))
-            assert (200, "DPoP") == told(answer)
-        found = set(topics(ledger, issued["grant_id"]))
-        assert {"issued", "token_redeemed", "token_rotated"} == found
-
-
-async def test_a_nonce_that_has_aged_out_is_replaced(tmp_path: Path) -> None:
-    """RFC 9449 8: the server says when a new one is due; no proof without a nonce is taken after one was given."""
-    async with asking(tmp_path) as ledger:
-        issued = await ledger.issue("dpn", cnf=BOUND)
-        token = issued["refresh_token"]
-        (old,) = (await refresh(ledger, "dpn", token, shown(ledger))).headers.get_list("dpop-nonce")
-        ledger.clock.pass_seconds(SLOT_SECONDS * 6)
-        for nonce in (old, None):
-            answer = await refresh(ledger, "dpn", token, shown(ledger, nonce=nonce))
-            assert (400, "use_dpop_nonce") == told(answer)
-            (new,) = answer.headers.get_list("dpop-nonce")
-            assert old != new
-        assert (200, "DPoP") == told(await refresh(ledger, "dpn", token, shown(ledger, nonce=new)))
-
-
-async def test_nobody_else_is_given_a_nonce(tmp_path: Path) -> None:
-    """RFC 9449 8.2: handed out where it is asked for; a client that got none need not keep any."""
-    async with asking(tmp_path) as ledger:
-        for client in ("dpp", "dpc", "www"):
-            issued = await ledger.issue(client, cnf=BOUND)
-            answer = await refresh(ledger, client, issued["refresh_token"], shown(ledger, nonce="anything"))
-            assert (200, []) == (answer.status_code, answer.headers.get_list("dpop-nonce"))
-
-
-async def test_two_nodes_of_one_ring_take_each_others_nonces(tmp_path: Path) -> None:
-    """RFC 9449 8: no node asks another; a rotated key changes nothing."""
-    (tmp_path / "one").mkdir()
-    (tmp_path / "other").mkdir()
-    async with asking(tmp_path / "one") as one:
-        shutil.copy(tmp_path / "one" / "ledger.keys", tmp_path / "other" / "ledger.keys")
-        async with asking(tmp_path / "other", seed=2) as other:
-            await other.ledger.operators.keys_activate(await other.ledger.operators.keys_rotate())
-            issued = await one.issue("dpn", cnf=BOUND)
-            here = await refresh(one, "dpn", issued["refresh_token"], shown(one))
-            issued = await other.issue("dpn", cnf=BOUND)
-            nonce = here.headers["dpop-nonce"]
-            there = await refresh(other, "dpn", issued["refresh_token"], shown(other, nonce=nonce))
-            assert (200, nonce) == (there.status_code, there.headers["dpop-nonce"])
-
-
-# ---------------------------------------------------------------- giving back and asking
-
-
-async def test_a_bound_token_is_given_back_with_its_key(tmp_path: Path) -> None:
-    """I-18, V88: a public client shows the key at the revocation endpoint too; without it the token is not its own."""
-    async with asking(tmp_path) as ledger:
-        issued = await ledger.issue("dpp", cnf=BOUND)
-
-        async def give_back(member: str, text: str | None) -> tuple[int, str]:
-            fields = {"token": issued[member], "client_id": "dpp"}
-            answer = await ledger.form("/revoke", fields, headers=None if text is None else {"DPoP": text})
-            return answer.status_code, answer.json()["error"] if answer.content else ""
-
-        for member in ("refresh_token", "access_token"):
-            assert (400, "invalid_grant") == await give_back(member, None)
-            assert (400, "invalid_grant") == await give_back(member, shown(ledger, OTHER_KEY, htu=REVOKE))
-            assert (400, "invalid_dpop_proof") == await give_back(member, shown(ledger))
-        assert ["issued"] == topics(ledger, issued["grant_id"])
-        text = shown(ledger, htu=f"{ISSUER_URL}/oauth/v2/oauth-revoke")
-        assert (200, "") == await give_back("access_token", text)
-        assert (400, "invalid_dpop_proof") == await give_back("refresh_token", text)
-        assert (200, "") == await give_back("refresh_token", shown(ledger, htu=REVOKE))
-        assert ["issued", "access_token_revoked", "revoked"] == topics(ledger, issued["grant_id"])
-
-
-async def test_a_public_client_asks_about_bound_tokens_with_its_key(tmp_path: Path) -> None:
-    """RFC 7662 2.2, I-18: without it nothing is told."""
-    async with asking(tmp_path) as ledger:
-        issued = await ledger.issue("dpp", cnf=BOUND)
-        for member in ("refresh_token", "access_token"):
-            fields = {"token": issued[member], "client_id": "dpp"}
-            for text in (None, shown(ledger, OTHER_KEY, htu=INTROSPECT)):
-                answer = await ledger.form("/introspect", fields, headers=None if text is None else {"DPoP": text})
-                assert {"active": False} == answer.json()
-            answer = await ledger.form("/introspect", fields, headers={"DPoP": shown(ledger)})
-            assert (400, "invalid_dpop_proof") == told(answer)
-            answer = await ledger.form("/introspect", fields, headers={"DPoP": shown(ledger, htu=INTROSPECT)})
-            assert (True, BOUND) == (answer.json()["active"], answer.json()["cnf"])
-
-
-async def test_a_proof_beside_no_token_of_ours_is_not_looked_at(tmp_path: Path) -> None:
-    """Whoever has nothing of ours makes us check no signature and write nothing, wherever it is sent."""
-    async with asking(tmp_path) as ledger:
-        for token in ("nope", "rt1_" + 72 * "A", "at1_" + 72 * "A", "eyJhbGciOiJFUzI1NiJ9.e30.AA"):
-            for path, htu in (("/token", TOKEN), ("/revoke", REVOKE), ("/introspect", INTROSPECT)):
-                fields = {"grant_type": "refresh_token", "refresh_token": token, "token": token, "client_id": "spa"}
-                answers = [
-                    await ledger.form(path, fields, headers={"DPoP": text})
-                    for text in (shown(ledger, htu=htu), "no.proof.atall")
-                ]
-                assert answers[0].content == answers[1].content
-        assert [] == ledger.opened.rows("SELECT * FROM single_use")
-
-
-async def test_who_authenticates_needs_no_key_there_and_none_is_looked_at(tmp_path: Path) -> None:
-    """RFC 9449 defines proofs for the token endpoint: elsewhere they matter only to who has nothing else to show."""
-    async with asking(tmp_path) as ledger:
-        issued = await ledger.issue("dpc", cnf=BOUND)
-        fields, headers = {"token": issued["access_token"], **credentials("dpc")}, {"DPoP": "no.proof.atall"}
-        assert (await ledger.form("/introspect", fields, headers=headers)).json()["active"] is True
-        assert 200 == (await ledger.form("/revoke", fields, headers=headers)).status_code
-        assert {"active": False} == (await ledger.form("/introspect", fields)).json()
 
 
 # ---------------------------------------------------------------- broken twins

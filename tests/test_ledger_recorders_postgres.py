@@ -19,10 +19,10 @@ from ledger.recorders import postgres_connections, postgres_reading
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address
 from ledger.recorders.postgres_schema import LOCK
-from ledger.refusals import LedgerError, Unavailable
+from ledger.refusals import Unavailable
 from tests import engines
 from tests.engines import url_of
-from tests.ledgers import OPTIONS, Clock, Opened, check_ledger, open_ledger
+from tests.ledgers import OPTIONS, Opened, check_ledger, open_ledger
 from tests.postgres import Server, running
 from tests.postgres_proxy import Proxy, proxied
 
@@ -257,50 +257,6 @@ async def test_a_row_that_somebody_has_locked_stalls_nobody_else(tmp_path: Path)
                 others = list(await asyncio.gather(*(opened.refresh(each) for each in others)))
             assert not waiting.done()
         await waiting
-    check_ledger(opened.path)
-
-
-async def test_a_store_that_could_lose_what_it_acknowledged_is_refused(tmp_path: Path, postgres_url: str) -> None:
-    """I-09: `synchronous_commit = off` is read back, and the ledger does not open."""
-    async with open_ledger(tmp_path) as opened:
-        pass
-    name = (url_of(opened.path) or "").partition("?")[0].rpartition("/")[2]
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off".encode())
-    with pytest.raises(LedgerError, match="synchronous_commit is off"):
-        async with open_ledger(tmp_path, seed=2, clients=None):
-            pass
-
-
-async def test_what_init_has_not_made_is_not_opened(postgres_url: str) -> None:
-    """`init` alone makes tables; what others have made there is left alone."""
-    from projections import INLINE
-
-    with pytest.raises(LedgerError, match="token-ledger init"):
-        PostgresStore(postgres_url, INLINE).open("ring")
-    store = PostgresStore(postgres_url, INLINE)
-    assert (True, False) == (store.init("ring"), store.init("ring"))
-    with pytest.raises(LedgerError, match="another key ring"):
-        store.init("another")
-    store.close()
-
-
-async def test_a_log_that_was_moved_into_a_younger_cluster_goes_on_above_its_end(tmp_path: Path) -> None:
-    """Transaction ids begin anew there: positions do not."""
-    clock = Clock()
-    async with open_ledger(tmp_path, clock=clock) as opened:
-        answer = await opened.refresh(await opened.issue())
-        # As if this cluster were younger than the one that the log comes from.
-        asked(opened, "UPDATE events SET position = position + (1::bigint << 40)")
-        asked(opened, "UPDATE events SET back = back + (1::bigint << 40) WHERE back > 0")
-        asked(opened, "UPDATE streams SET position = position + (1::bigint << 40)")
-        asked(opened, "UPDATE current_tokens_v1 SET position = position + (1::bigint << 40)")
-        end = opened.last_position()
-    async with open_ledger(tmp_path, clock=clock, seed=2, clients=None) as opened:
-        answer = await opened.refresh(answer)
-        assert end < answer.position
-        with opened.store.reader() as reader:
-            assert answer.position == reader.after(answer.position - 1, 9)[-1].position
     check_ledger(opened.path)
 
 

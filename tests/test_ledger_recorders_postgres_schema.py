@@ -5,10 +5,8 @@ from contextlib import closing
 
 import pytest
 
-from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address, Connection
 from ledger.recorders.postgres_schema import schema
-from ledger.refusals import LedgerError
 from projections import INLINE
 
 # By table: the column that says whose a row is, and the columns of each unique index. Whoever adds a table says here
@@ -81,32 +79,6 @@ def beyond_a_stream(connection: Connection) -> list[str]:
         for columns in found[table]
         if key not in columns
     ]
-
-
-def test_a_database_of_an_earlier_release_is_refused_by_name(postgres_url: str) -> None:
-    """Its tables are others: nothing is read from them, and `init` does not touch them."""
-    store = PostgresStore(postgres_url, INLINE)
-    assert store.init("ring")
-    with closing(Address(postgres_url).connect()) as connection:
-        connection.execute("UPDATE meta SET value = '4' WHERE key = 'schema'")
-        connection.execute("DROP FUNCTION ledger_move")  # it had none
-    for opening in (store.open, store.init):
-        with pytest.raises(LedgerError, match="schema 4 is not the 5 of this release"):
-            opening("ring")
-
-
-def test_tables_without_this_releases_functions_are_not_served(postgres_url: str) -> None:
-    """One line says what makes them; then they serve."""
-    store = PostgresStore(postgres_url, INLINE)
-    store.init("ring")
-    with closing(Address(postgres_url).connect()) as connection:
-        connection.execute("DROP FUNCTION ledger_move")
-    with pytest.raises(LedgerError, match=r"functions are missing; `token-ledger init` makes them$"):
-        store.open("ring")
-    again = PostgresStore(postgres_url, INLINE)
-    assert not again.init("ring")
-    again.open("ring")
-    again.close()
 
 
 def test_whatever_is_unique_of_a_grant_contains_its_key(fresh: Connection) -> None:

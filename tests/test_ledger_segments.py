@@ -3,7 +3,9 @@
 import gzip
 import hashlib
 import json
+import os
 import subprocess
+import sys
 from base64 import b64decode
 from pathlib import Path
 
@@ -52,6 +54,16 @@ def test_any_tool_reads_a_segment_and_its_name_says_its_bytes(tmp_path: Path) ->
     assert lines == shown.stdout.splitlines()
     assert 0o600 == (tmp_path / "archive" / name).stat().st_mode & 0o777
     assert 0o700 == (tmp_path / "archive").stat().st_mode & 0o777
+
+
+def test_a_system_that_takes_no_advice_has_segments_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS knows no `posix_fadvise`: what was written stays in memory there, and is as durable."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    name = written(tmp_path, [line_of(1, BODY)])
+    Segments(tmp_path).check(name)
 
 
 def test_one_block_is_found_without_reading_the_others(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """What the event loop waits for is answered when it is durable, whoever has to wait in the end (I-02, I-11)."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import psycopg
 import pytest
 from psycopg import sql
 
+from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.commits import Commits
 from ledger.recorders import postgres_moves
@@ -15,7 +18,6 @@ from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_append import Told
 from ledger.refusals import Unavailable
 from ledger.sent import PATIENCE_SECONDS
-from tests.appending import Appending
 from tests.engines import url_of
 from tests.ledgers import OPTIONS, Opened, open_ledger
 
@@ -39,10 +41,29 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
     return found
 
 
-def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let the function that writes refreshes take its time once all is written."""
+class Begun(NamedTuple):
+    """A ledger that has served a first refresh, and its answer."""
+
+    opened: Opened
+    answer: TokenAnswer
+
+
+@pytest.fixture
+async def begun(tmp_path: Path, left: list[Exception | None]) -> AsyncIterator[Begun]:
+    """All that comes first is done: of it nothing is noted in `left`."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.refresh(await opened.issue())
+        left.clear()
+        yield Begun(opened, answer)
+
+
+def slow(opened: Opened, seconds: float) -> None:
+    """Let the function that writes refreshes take its time from now on, once all is written."""
+    function = postgres_moves.function()
+    assert 1 == function.count(WRITTEN)
     slower = WRITTEN.replace("END\n", f"  PERFORM pg_sleep({seconds});\nEND\n")
-    Appending(postgres_moves, monkeypatch).let(WRITTEN, slower)
+    with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+        connection.execute(function.replace(WRITTEN, slower).encode())
 
 
 async def sleeping(opened: Opened) -> int:
@@ -55,72 +76,57 @@ async def sleeping(opened: Opened) -> int:
     return int(row[0])
 
 
-async def test_a_plain_refresh_wakes_no_thread(tmp_path: Path, left: list[Exception | None]) -> None:
+async def test_a_plain_refresh_wakes_no_thread(begun: Begun, left: list[Exception | None]) -> None:
     """Its answer is waited for where it is told."""
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.refresh(await opened.issue())
-        left.clear()
-        await opened.chain(answer, 5)
-        assert [] == left
+    opened, answer = begun
+    await opened.chain(answer, 5)
+    assert [] == left
 
 
-async def test_nobody_is_answered_before_it_is_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[Exception | None]
-) -> None:
+async def test_nobody_is_answered_before_it_is_durable(begun: Begun, left: list[Exception | None]) -> None:
     """I-02: written and not committed is nothing yet. Here the loop waits."""
-    slow(monkeypatch, PATIENCE_SECONDS / 4)
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.refresh(await opened.issue())
-        left.clear()
-        refreshing = asyncio.ensure_future(opened.refresh(answer))
-        await sleeping(opened)
-        assert not refreshing.done()
-        assert 1 == opened.topics(answer).count("token_rotated")
-        await refreshing
-        assert 2 == opened.topics(answer).count("token_rotated")
-        assert [] == left
+    opened, answer = begun
+    slow(opened, PATIENCE_SECONDS / 4)
+    refreshing = asyncio.ensure_future(opened.refresh(answer))
+    await sleeping(opened)
+    assert not refreshing.done()
+    assert 1 == opened.topics(answer).count("token_rotated")
+    await refreshing
+    assert 2 == opened.topics(answer).count("token_rotated")
+    assert [] == left
 
 
-async def test_what_takes_long_is_left_to_the_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[Exception | None]
-) -> None:
+async def test_what_takes_long_is_left_to_the_thread(begun: Begun, left: list[Exception | None]) -> None:
     """The thread goes on waiting for the very answer: nothing is sent twice."""
-    slow(monkeypatch, PATIENCE_SECONDS * 1.7)
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.refresh(await opened.issue())
-        left.clear()
-        again = await opened.refresh(answer)
-        assert [None] == left
-        assert again.refresh_token != answer.refresh_token
-        assert 2 == opened.topics(answer).count("token_rotated")
+    opened, answer = begun
+    slow(opened, PATIENCE_SECONDS * 1.7)
+    again = await opened.refresh(answer)
+    assert [None] == left
+    assert again.refresh_token != answer.refresh_token
+    assert 2 == opened.topics(answer).count("token_rotated")
 
 
-async def test_a_connection_that_ends_meanwhile_is_the_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[Exception | None]
-) -> None:
+async def test_a_connection_that_ends_meanwhile_is_the_threads(begun: Begun, left: list[Exception | None]) -> None:
     """I-11: what became of it is found out, here nothing; it is decided again, and answered once."""
-    slow(monkeypatch, PATIENCE_SECONDS / 2)
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.refresh(await opened.issue())
-        left.clear()
-        refreshing = asyncio.ensure_future(opened.refresh(answer))
-        pid = await sleeping(opened)
-        with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
-            connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
-        await refreshing
-        assert ["StoreUnreachable"] == [type(problem).__name__ for problem in left]
-        assert 2 == opened.topics(answer).count("token_rotated")
+    opened, answer = begun
+    slow(opened, PATIENCE_SECONDS / 2)
+    refreshing = asyncio.ensure_future(opened.refresh(answer))
+    pid = await sleeping(opened)
+    with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    await refreshing
+    assert ["StoreUnreachable"] == [type(problem).__name__ for problem in left]
+    assert 2 == opened.topics(answer).count("token_rotated")
 
 
-async def test_who_ends_while_something_is_sent_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_ends_while_something_is_sent_waits_for_it(begun: Begun) -> None:
     """Closing answers who is in line, and leaves nothing on its way."""
-    slow(monkeypatch, PATIENCE_SECONDS / 4)
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.refresh(await opened.issue())
-        refreshing = asyncio.ensure_future(opened.refresh(answer))
-        await sleeping(opened)
-        assert await opened.ledger.commits.close()
-        assert (await refreshing).refresh_token != answer.refresh_token
+    opened, answer = begun
+    slow(opened, PATIENCE_SECONDS / 4)
+    refreshing = asyncio.ensure_future(opened.refresh(answer))
+    await sleeping(opened)
+    assert await opened.ledger.commits.close()
+    assert (await refreshing).refresh_token != answer.refresh_token
 
 
 FAILS_LATE = """
@@ -145,9 +151,7 @@ async def test_a_commit_that_fails_answers_nobody(tmp_path: Path) -> None:
         assert 2 == opened.topics(answer).count("token_rotated")
 
 
-async def test_whoever_believes_the_row_alone_answers_too_early(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_whoever_believes_the_row_alone_answers_too_early(begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin of the test above: the first result is taken for all of them."""
     read = postgres_moves.Moves._read
 
@@ -156,42 +160,36 @@ async def test_whoever_believes_the_row_alone_answers_too_early(
         return read(self)
 
     monkeypatch.setattr(postgres_moves.Moves, "_read", hasty)
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.refresh(await opened.issue())
-        with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
-            connection.execute(FAILS_LATE)
-        await opened.refresh(answer)
-        assert 1 == opened.topics(answer).count("token_rotated"), "answered, and nothing is there"
+    opened, answer = begun
+    with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+        connection.execute(FAILS_LATE)
+    await opened.refresh(answer)
+    assert 1 == opened.topics(answer).count("token_rotated"), "answered, and nothing is there"
 
 
-async def test_a_defect_of_the_store_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_of_the_store_ends_the_process(begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be told is unknown: nobody is left waiting, and nothing goes on."""
 
     def defect(self: PostgresStore) -> None:
         raise RuntimeError("defect")
 
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.refresh(await opened.issue())
-        monkeypatch.setattr(PostgresStore, "arrived", defect)
-        with pytest.raises(Unavailable):
-            await opened.refresh(answer)
-        assert ["the commit failed: RuntimeError"] == opened.fatal
+    opened, answer = begun
+    monkeypatch.setattr(PostgresStore, "arrived", defect)
+    with pytest.raises(Unavailable):
+        await opened.refresh(answer)
+    assert ["the commit failed: RuntimeError"] == opened.fatal
 
 
-async def test_where_the_loop_can_wait_for_no_more_the_thread_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[Exception | None]
-) -> None:
+async def test_where_the_loop_can_wait_for_no_more_the_thread_does(begun: Begun, left: list[Exception | None]) -> None:
     """It was sent all the same, and is answered when it is durable."""
 
     def none_left(*_: object) -> None:
         raise OSError("too many")
 
-    async with open_ledger(tmp_path) as opened:
-        answer = await opened.refresh(await opened.issue())
-        left.clear()
-        opened.ledger.commits._sent._loop = Unable(none_left)  # type: ignore[union-attr]  # on PostgreSQL there is one
-        await opened.chain(answer, 3)
-        assert [None] * 3 == left
+    opened, answer = begun
+    opened.ledger.commits._sent._loop = Unable(none_left)  # type: ignore[union-attr]  # on PostgreSQL there is one
+    await opened.chain(answer, 3)
+    assert [None] * 3 == left
 
 
 class Unable:

@@ -77,7 +77,7 @@ def test_a_signature_that_draws_a_nonce_is_caught() -> None:
 def test_the_nonce_is_that_of_rfc_6979() -> None:
     """Known answer: RFC 6979 A.2.5, P-256 with SHA-256, the message `sample`."""
     private = ec.derive_private_key(0xC9AFA9D845BA75166B5C215767B1D6934E50C3DB36E89B127B8A622B120F6721, ec.SECP256R1())
-    algorithm = signing._Registry.algorithms["ES256"]
+    algorithm = signing._REGISTRY.algorithms["ES256"]
     assert (
         "efd48b2aacb6a8fd1140dd9cd45e81d69d2c877b56aaf991c34d0ea84eaf3716"
         "f7cb1c942d657c41d436c7a1b6e29f65f3e900dbb9aff4064dc4ab2f843acda8"

@@ -163,12 +163,13 @@ class Archived:
     def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
         """The positions and stored bytes of a piece that is not withheld, oldest first."""
         lines = self._block(piece)
-        found = [event_of(line) for line in lines[piece.line : piece.line + piece.to_v - piece.from_v + 1]]
-        if None in found or len(found) != piece.to_v - piece.from_v + 1:
+        count = piece.to_v - piece.from_v + 1
+        found = [event for event in map(event_of, lines[piece.line : piece.line + count]) if event is not None]
+        if len(found) != count:
             raise ArchiveDamaged(
                 f"{piece.name}: the block at byte {piece.at_byte} holds other lines than the store says"
             )
-        return found  # type: ignore[return-value]  # none is None
+        return found
 
     def _stored(self, piece: Piece) -> list[StoredEvent]:
         found, back = [], piece.back

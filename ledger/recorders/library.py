@@ -19,7 +19,7 @@ has a name of its own, lest the library's own SQLite recorder make its tables in
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -46,7 +46,7 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.utils import Environment, EnvType
 
-from ledger.events import AnyEvent, decode, encode
+from ledger.events import AnyEvent, GrantFact, decode, encode
 from ledger.grant import Grant
 from ledger.recorders.errors import StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.readers import Readers
@@ -249,7 +249,8 @@ def fold_grant(grant: FoldedGrant | None, events: Iterable[Recorded]) -> FoldedG
     """The library's projector function for grants: None for a stream to which nothing happened."""
     for recorded in events:
         grant = grant or FoldedGrant(recorded.originator_id)
-        grant.grant.evolve(recorded.event)  # type: ignore[arg-type]  # a grant's stream holds a grant's events
+        assert isinstance(recorded.event, GrantFact), "a grant's stream holds a grant's events"
+        grant.grant.evolve(recorded.event)
     return grant
 
 
@@ -257,7 +258,7 @@ class LedgerLog(Application[str]):
     """The library's application on a ledger's log: `repository` and `notification_log`, for reading."""
 
     name = "ledger"
-    env = {"PERSISTENCE_MODULE": __name__}  # noqa: RUF012  # declared as a ClassVar by the library
+    env: ClassVar[dict[str, str]] = {"PERSISTENCE_MODULE": __name__}
 
     def grant(self, grant_id: str, *, version: int | None = None) -> Grant:
         """A grant by its id (32 hex digits) as of a version. Raises AggregateNotFoundError."""

@@ -18,14 +18,13 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import msgspec
 import psycopg
 
 from ledger.inline import Inline
 from ledger.recorders import (
     postgres_append,
-    postgres_archive,
     postgres_moves,
+    postgres_opening,
     postgres_rewriting,
     postgres_schema,
     postgres_work,
@@ -40,7 +39,6 @@ from ledger.recorders.postgres_moves import Moves
 from ledger.recorders.postgres_readers import PostgresReaders
 from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.postgres_segments import PostgresSegments
-from ledger.recorders.postgres_sql import POSITION_BITS
 from ledger.recorders.premises import BASE, CheckedWork, Written
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.store import Derive
@@ -53,11 +51,6 @@ OUTCOME_PAUSE_SECONDS: Final = 0.05
 OUTCOME_SECONDS_MAX: Final = 5.0
 """So long an outcome is looked for after a connection was lost; then it is unknown."""
 
-_END: Final = "SELECT greatest((SELECT max(position) FROM events), (SELECT position_floor FROM control))"
-_HORIZON: Final = (
-    f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608  # words of ours alone
-    " + (SELECT position_offset FROM control)"
-)
 _OTHERS: Final = "FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid()"
 # Not where its commit waits for a standby: whoever ends such a wait lets everybody see what no standby has.
 _END_OLD: Final = f"SELECT CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) END {_OTHERS}"  # noqa: S608  # words of ours alone
@@ -99,88 +92,22 @@ class PostgresStore:
     # ------------------------------------------------------------ opening and closing
 
     def init(self, ring_id: str) -> bool:
-        """Make tables and the appending function where there are none; True where there were none. Safe to repeat.
+        """Make tables where there are none, and the functions; True where there were no tables. Safe to repeat.
 
         Raises LedgerError, StoreError. A crash on the way leaves nothing, or all of it.
         """
-        connection = self.address.connect()
-        try:
-            connection.execute("BEGIN")
-            connection.execute(f"SELECT pg_advisory_xact_lock({postgres_schema.LOCK})")
-            if made := not _exists(connection, "meta"):
-                if _exists(connection, "events") or _exists(connection, "streams"):
-                    raise LedgerError(f"{self.address.place}: there are other tables here; nothing was changed")
-                for statement in postgres_schema.schema(self.inline):
-                    connection.execute(statement.encode())
-                for key, value in self._meta(ring_id).items():
-                    connection.execute("INSERT INTO meta VALUES ($1, $2)", (key, value))
-            self._check(connection, ring_id)
-            connection.execute(postgres_archive.FUNCTION.encode())
-            connection.execute(postgres_append.function(self.inline, _types(connection)).encode())
-            connection.execute(postgres_moves.function().encode())
-            connection.execute("COMMIT")
-            return made
-        except psycopg.Error as error:
-            raise LedgerError(f"{self.address.place}: {self.address.redacted(error)}") from None
-        finally:
-            connection.close()
+        return postgres_opening.make(self.address, self.inline, ring_id)
 
     def open(self, ring_id: str) -> None:
         """Check the tables and read back the durability. Raises LedgerError, StoreUnreachable; it is closed then."""
         try:
-            connection = self._connected()
-            if not _exists(connection, "meta"):
-                raise LedgerError(f"{self.address.place}: there is no ledger here yet; `token-ledger init` creates one")
-            self._check(connection, ring_id)
-            if not postgres_moves.is_there(connection):
-                raise LedgerError(f"{self.address.place}: functions are missing; `token-ledger init` makes them")
-            self._check_durability(connection)
-            postgres_archive.check(connection, str(self.address.place))
-            self._go_on_above(connection)
+            postgres_opening.check(self._connected(), self.address.place, self.inline, ring_id)
         except psycopg.Error as error:
             self.close()
             raise LedgerError(f"{self.address.place}: {self.address.redacted(error)}") from None
         except BaseException:
             self.close()
             raise
-
-    def _meta(self, ring_id: str) -> dict[str, str]:
-        inline = msgspec.json.encode([each.name for each in self.inline]).decode()
-        return {"inline": inline, "ring_id": ring_id, "schema": str(postgres_schema.SCHEMA_VERSION)}
-
-    def _check(self, connection: Connection, ring_id: str) -> None:
-        found: dict[str, str] = dict(connection.execute("SELECT key, value FROM meta").fetchall())
-        wanted, place = self._meta(ring_id), self.address.place
-        if found.get("schema") != wanted["schema"]:
-            raise LedgerError(f"{place}: schema {found.get('schema')} is not the {wanted['schema']} of this release")
-        if found.get("ring_id") != ring_id:
-            raise LedgerError(f"{place}: this database belongs to another key ring; give it the one it was made with")
-        if found.get("inline") != wanted["inline"]:
-            raise LedgerError(
-                f"{place}: this program has other projection tables than the database ({found.get('inline')})"
-            )
-
-    def _check_durability(self, connection: Connection) -> None:
-        question = "SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')"
-        ((commit, standbys),) = connection.execute(question).fetchall()
-        if commit == "off" or (commit == "local" and standbys):
-            raise LedgerError(
-                f"{self.address.place}: synchronous_commit is {commit}: what was acknowledged could be lost"
-            )
-
-    def _go_on_above(self, connection: Connection) -> None:
-        """Where the log was moved into another cluster its transaction ids begin anew: positions go on above its end.
-
-        Nobody else writes meanwhile: whoever opened it before has done the same.
-        """
-        question = f"SELECT coalesce(({_END}), 0) >= {_HORIZON}"
-        if connection.execute(question.encode()).fetchone() == (True,):
-            connection.execute("BEGIN")
-            connection.execute(f"SELECT pg_advisory_xact_lock({postgres_schema.LOCK})")
-            if connection.execute(question.encode()).fetchone() == (True,):
-                lifted = f"UPDATE control SET position_offset = position_offset + ({_END}) + 1 - ({_HORIZON})"  # noqa: S608  # words of ours alone
-                connection.execute(lifted.encode())
-            connection.execute("COMMIT")
 
     def close(self) -> None:
         """Give all connections back. Safe to call twice, and in any state."""
@@ -262,7 +189,7 @@ class PostgresStore:
 
     def end(self) -> int:
         """The last position of the log; 0 where there is none yet."""
-        ((found,),) = self._asked(lambda connection: connection.execute(_END).fetchall())
+        ((found,),) = self._asked(lambda connection: connection.execute(postgres_schema.END).fetchall())
         return found or 0
 
     def head(self, name: str) -> Head | None:
@@ -444,19 +371,7 @@ def _found(connection: Connection, work: CheckedWork) -> Written | None:
     return None if base is None else Written(base, frozenset(range(work.units)) - there)
 
 
-def _exists(connection: Connection, table: str) -> bool:
-    return connection.execute("SELECT to_regclass($1)", (table,)).fetchone() != (None,)
-
-
 def _control(connection: Connection) -> tuple[int, int]:
     row = connection.execute("SELECT counter, serial FROM control").fetchone()
     assert row is not None
     return row[0], row[1]
-
-
-def _types(connection: Connection) -> dict[tuple[str, str], str]:
-    rows = connection.execute(
-        "SELECT table_name, column_name, data_type FROM information_schema.columns"
-        " WHERE table_schema = current_schema()"
-    )
-    return {(table, column): kind for table, column, kind in rows.fetchall()}

@@ -18,6 +18,9 @@ SCHEMA_VERSION: Final = 5
 LOCK: Final = 0x544C4447
 """The advisory lock on authority (the letters TLDG): every batch shares it, one that changes authority has it alone."""
 
+END: Final = "SELECT greatest((SELECT max(position) FROM events), (SELECT position_floor FROM control))"
+"""Asks for the last position of the log, or the one that it goes on above; NULL where there is no position yet."""
+
 _SCHEMA: Final = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     # One row. `counter` moves with every change of authority; `serial` is the clients file's last. A position is made

@@ -39,7 +39,7 @@ _HELD: Final = (
     "WITH held AS (UPDATE archiver SET until = clock_timestamp() + make_interval(secs => $2::float)"
     " WHERE holder = $1 RETURNING 1)"
 )
-_KEEP: Final = _HELD + " SELECT 1 FROM held"  # noqa: S608  # a statement of ours
+_KEEP: Final = _HELD + " SELECT 1 FROM held"  # noqa: S608  # words of ours alone
 _WRITE: Final = _HELD + ", done AS ({}) SELECT 1 FROM held"  # noqa: S608  # words of ours alone
 _ADD_PAGE: Final = _WRITE.format("INSERT INTO segment_pages SELECT $3::bigint, $4::bigint, $5::bytea FROM held")
 _CLOSE: Final = _WRITE.format("INSERT INTO whole_segments SELECT $3::bigint, $4::text, $5::bigint FROM held")

@@ -1,0 +1,120 @@
+"""Making the tables of the store on PostgreSQL, and what must be true of them before a process serves from them.
+
+Tables are made by `init` alone; whoever opens the store only looks. What it refuses it says in one line, and leaves as
+it is: tables of another release, key ring or set of projections, functions or archive segments that are missing, and a
+server that could lose what it has acknowledged (I-09).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+import psycopg
+
+from ledger.inline import Inline
+from ledger.recorders import postgres_append, postgres_archive, postgres_moves, postgres_schema
+from ledger.recorders.postgres_connections import Address, Connection, Place
+from ledger.recorders.postgres_sql import POSITION_BITS
+from ledger.refusals import LedgerError
+
+_ALONE: Final = f"SELECT pg_advisory_xact_lock({postgres_schema.LOCK})"
+_HORIZON: Final = (
+    f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608  # words of ours alone
+    " + (SELECT position_offset FROM control)"
+)
+_TOO_LOW: Final = f"SELECT coalesce(({postgres_schema.END}), 0) >= {_HORIZON}"
+_LIFT: Final = f"UPDATE control SET position_offset = position_offset + ({postgres_schema.END}) + 1 - ({_HORIZON})"  # noqa: S608  # words of ours alone
+
+
+def make(address: Address, inline: Sequence[Inline], ring_id: str) -> bool:
+    """Make tables where there are none, and the functions; True where there were no tables. Safe to repeat.
+
+    Raises LedgerError, StoreError. A crash on the way leaves nothing, or all of it.
+    """
+    wanted = _meta(inline, ring_id)
+    connection = address.connect()
+    try:
+        connection.execute("BEGIN")
+        connection.execute(_ALONE.encode())
+        if made := not _exists(connection, "meta"):
+            if _exists(connection, "events") or _exists(connection, "streams"):
+                raise LedgerError(f"{address.place}: there are other tables here; nothing was changed")
+            for statement in postgres_schema.schema(inline):
+                connection.execute(statement.encode())
+            for key, value in wanted.items():
+                connection.execute("INSERT INTO meta VALUES ($1, $2)", (key, value))
+        _check_meta(connection, address.place, wanted)
+        connection.execute(postgres_archive.FUNCTION.encode())
+        connection.execute(postgres_append.function(inline, _types(connection)).encode())
+        connection.execute(postgres_moves.function().encode())
+        connection.execute("COMMIT")
+        return made
+    except psycopg.Error as error:
+        raise LedgerError(f"{address.place}: {address.redacted(error)}") from None
+    finally:
+        connection.close()
+
+
+def check(connection: Connection, place: Place, inline: Sequence[Inline], ring_id: str) -> None:
+    """Check that this is the ledger that is meant, whole and durable; lift its positions where they would begin anew.
+
+    Raises LedgerError, psycopg.Error.
+    """
+    if not _exists(connection, "meta"):
+        raise LedgerError(f"{place}: there is no ledger here yet; `token-ledger init` creates one")
+    _check_meta(connection, place, _meta(inline, ring_id))
+    if not postgres_moves.is_there(connection):
+        raise LedgerError(f"{place}: functions are missing; `token-ledger init` makes them")
+    _check_durability(connection, place)
+    postgres_archive.check(connection, str(place))
+    _go_on_above(connection)
+
+
+def _meta(inline: Sequence[Inline], ring_id: str) -> dict[str, str]:
+    names = msgspec.json.encode([each.name for each in inline]).decode()
+    return {"inline": names, "ring_id": ring_id, "schema": str(postgres_schema.SCHEMA_VERSION)}
+
+
+def _check_meta(connection: Connection, place: Place, wanted: Mapping[str, str]) -> None:
+    found: dict[str, str] = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    if found.get("schema") != wanted["schema"]:
+        raise LedgerError(f"{place}: schema {found.get('schema')} is not the {wanted['schema']} of this release")
+    if found.get("ring_id") != wanted["ring_id"]:
+        raise LedgerError(f"{place}: this database belongs to another key ring; give it the one it was made with")
+    if found.get("inline") != wanted["inline"]:
+        raise LedgerError(
+            f"{place}: this program has other projection tables than the database ({found.get('inline')})"
+        )
+
+
+def _check_durability(connection: Connection, place: Place) -> None:
+    question = "SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')"
+    ((commit, standbys),) = connection.execute(question).fetchall()
+    if commit == "off" or (commit == "local" and standbys):
+        raise LedgerError(f"{place}: synchronous_commit is {commit}: what was acknowledged could be lost")
+
+
+def _go_on_above(connection: Connection) -> None:
+    """Where the log was moved into another cluster its transaction ids begin anew: positions go on above its end.
+
+    Nobody else writes meanwhile: whoever opened it before has done the same.
+    """
+    if connection.execute(_TOO_LOW.encode()).fetchone() == (True,):
+        connection.execute("BEGIN")
+        connection.execute(_ALONE.encode())
+        if connection.execute(_TOO_LOW.encode()).fetchone() == (True,):
+            connection.execute(_LIFT.encode())
+        connection.execute("COMMIT")
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    return connection.execute("SELECT to_regclass($1)", (table,)).fetchone() != (None,)
+
+
+def _types(connection: Connection) -> dict[tuple[str, str], str]:
+    """A column's type by its table and name."""
+    rows = connection.execute(
+        "SELECT table_name, column_name, data_type FROM information_schema.columns"
+        " WHERE table_schema = current_schema()"
+    )
+    return {(table, column): kind for table, column, kind in rows.fetchall()}

@@ -1,0 +1,111 @@
+"""Segments that are missing, damaged or of another log, and databases that are older than theirs (I-23)."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ledger.answers import TokenAnswer
+from ledger.refusals import LedgerError, Unavailable
+from ledger.segments import folder_of
+from tests.archived_twins import archived_twin, asked, lived, log_of, rebuilt
+from tests.archives import archive, differing, made_small, reopened
+from tests.engines import alter, only_on_sqlite
+from tests.ledger_check import check_ledger
+from tests.ledgers import open_ledger
+
+__all__ = ["made_small"]
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
+
+
+async def archived_grants(folder: Path) -> tuple[str, str]:
+    """A closed ledger with two grants, one of them archived; a refresh token of each."""
+    async with open_ledger(folder) as opened:
+        over, lives = await opened.issue("ann"), await opened.issue("bob")
+        await opened.act("revoke", over.grant_id)
+        await opened.chain(lives, 1)
+        await archive(opened)
+        assert over.refresh_token is not None
+        assert lives.refresh_token is not None
+        return over.refresh_token, lives.refresh_token
+
+
+@only_on_sqlite
+@pytest.mark.parametrize("harm", ["removed", "cut off"])
+async def test_a_store_without_its_segments_is_not_served(tmp_path: Path, harm: str) -> None:
+    """I-23: what was moved is nowhere else; the loss is recognised, by one line that names the file."""
+    await archived_grants(tmp_path)
+    (segment,) = folder_of(tmp_path / "ledger.db").iterdir()
+    data = segment.read_bytes()
+    if harm == "removed":
+        segment.unlink()
+    else:
+        segment.write_bytes(data[:-1])
+    with pytest.raises(LedgerError, match=f"the archive segment {segment.name} .*; put it back"):
+        async with open_ledger(tmp_path, seed=2, clients=None):
+            pass
+    segment.write_bytes(data)
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        check_ledger(opened.path)
+
+
+async def test_a_damaged_block_keeps_nobody_else_from_being_served(tmp_path: Path, each_store: str) -> None:
+    """Whoever asks for what lies in it is told to ask again; everyone else gets their answer. A rebuild names it."""
+    over, lives = await archived_grants(tmp_path)
+    if each_store == "sqlite":
+        (segment,) = folder_of(tmp_path / "ledger.db").iterdir()
+        data = bytearray(segment.read_bytes())
+        data[len(data) // 2] ^= 1
+        segment.write_bytes(data)
+    else:
+        sql = "UPDATE segment_pages SET bytes = set_byte(bytes, 99, 255 - get_byte(bytes, 99))"
+        assert 1 == alter(tmp_path / "ledger.db", sql)
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        explained, refreshed = await asyncio.gather(
+            opened.ledger.operators.explain(over), opened.refresh(lives), return_exceptions=True
+        )
+        assert isinstance(explained, Unavailable)
+        assert isinstance(refreshed, TokenAnswer)
+        refused = await opened.refused(over)  # its end stands in the head: no event is needed to refuse it
+        assert "revoked_by_operator" == refused.refusal.value
+    found = rebuilt(tmp_path)
+    assert not found.history_holds
+    assert {("events", "archive")} <= {(each.table, each.column) for each in found.differences}
+
+
+@only_on_sqlite
+@pytest.mark.usefixtures("made_small")
+async def test_a_segment_of_another_log_is_put_aside(tmp_path: Path) -> None:
+    """What an older backup has not moved yet is taken over; what it never had, or has otherwise, is left alone."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    await archived_grants(tmp_path / "one")
+    async with open_ledger(tmp_path / "two", seed="two") as opened:
+        await opened.issue("bob")
+        folder = folder_of(opened.path)
+        shutil.copytree(folder_of(tmp_path / "one" / "ledger.db"), folder)
+        before = opened.events()
+        report = await archive(opened)
+        assert (0, 0) == (report.events, report.segments)
+        assert report.foreign > 0
+        assert before == opened.events()
+        assert all(path.name.endswith(".foreign") for path in folder.iterdir())
+        check_ledger(opened.path)
+
+
+@only_on_sqlite
+@pytest.mark.usefixtures("made_small")
+async def test_an_older_database_takes_over_what_was_archived_since(tmp_path: Path) -> None:
+    """I-23: a backup from before the run, put back beside the archive of after it, has every event in both places."""
+    given, clock = await lived(tmp_path / "lived", 8)
+    expected = log_of(tmp_path / "lived")
+    other, report = await archived_twin(tmp_path / "lived", clock)
+    shutil.copytree(folder_of(other / "ledger.db"), folder_of(tmp_path / "lived" / "ledger.db"))
+    async with reopened(tmp_path / "lived", clock, "next") as opened:
+        again = await archive(opened)
+        assert (report.events, report.segments, 0) == (again.events, again.segments, again.foreign)
+    assert expected == log_of(tmp_path / "lived")
+    check_ledger(tmp_path / "lived" / "ledger.db")
+    assert {} == differing(await asked(other, given, clock), await asked(tmp_path / "lived", given, clock))

@@ -1,0 +1,85 @@
+"""Opening the store on PostgreSQL: what is refused, with one line each, and where positions go on (I-09)."""
+
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_connections import Address
+from ledger.refusals import LedgerError
+from projections import INLINE
+from tests.engines import url_of
+from tests.ledgers import Clock, check_ledger, open_ledger
+from tests.test_ledger_recorders_postgres import asked
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
+
+
+def test_what_init_has_not_made_is_not_opened(postgres_url: str) -> None:
+    """`init` alone makes tables; what others have made there is left alone."""
+    with pytest.raises(LedgerError, match="token-ledger init"):
+        PostgresStore(postgres_url, INLINE).open("ring")
+    store = PostgresStore(postgres_url, INLINE)
+    assert (True, False) == (store.init("ring"), store.init("ring"))
+    with pytest.raises(LedgerError, match="another key ring"):
+        store.init("another")
+    store.close()
+
+
+def test_a_database_of_an_earlier_release_is_refused_by_name(postgres_url: str) -> None:
+    """Its tables are others: nothing is read from them, and `init` does not touch them."""
+    store = PostgresStore(postgres_url, INLINE)
+    assert store.init("ring")
+    with closing(Address(postgres_url).connect()) as connection:
+        connection.execute("UPDATE meta SET value = '4' WHERE key = 'schema'")
+        connection.execute("DROP FUNCTION ledger_move")  # it had none
+    for opening in (store.open, store.init):
+        with pytest.raises(LedgerError, match="schema 4 is not the 5 of this release"):
+            opening("ring")
+
+
+def test_tables_without_this_releases_functions_are_not_served(postgres_url: str) -> None:
+    """One line says what makes them; then they serve."""
+    store = PostgresStore(postgres_url, INLINE)
+    store.init("ring")
+    with closing(Address(postgres_url).connect()) as connection:
+        connection.execute("DROP FUNCTION ledger_move")
+    with pytest.raises(LedgerError, match=r"functions are missing; `token-ledger init` makes them$"):
+        store.open("ring")
+    again = PostgresStore(postgres_url, INLINE)
+    assert not again.init("ring")
+    again.open("ring")
+    again.close()
+
+
+async def test_a_store_that_could_lose_what_it_acknowledged_is_refused(tmp_path: Path, postgres_url: str) -> None:
+    """I-09: `synchronous_commit = off` is read back, and the ledger does not open."""
+    async with open_ledger(tmp_path) as opened:
+        pass
+    name = (url_of(opened.path) or "").partition("?")[0].rpartition("/")[2]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off".encode())
+    with pytest.raises(LedgerError, match="synchronous_commit is off"):
+        async with open_ledger(tmp_path, seed=2, clients=None):
+            pass
+
+
+async def test_a_log_that_was_moved_into_a_younger_cluster_goes_on_above_its_end(tmp_path: Path) -> None:
+    """Transaction ids begin anew there: positions do not."""
+    clock = Clock()
+    async with open_ledger(tmp_path, clock=clock) as opened:
+        answer = await opened.refresh(await opened.issue())
+        # As if this cluster were younger than the one that the log comes from.
+        asked(opened, "UPDATE events SET position = position + (1::bigint << 40)")
+        asked(opened, "UPDATE events SET back = back + (1::bigint << 40) WHERE back > 0")
+        asked(opened, "UPDATE streams SET position = position + (1::bigint << 40)")
+        asked(opened, "UPDATE current_tokens_v1 SET position = position + (1::bigint << 40)")
+        end = opened.last_position()
+    async with open_ledger(tmp_path, clock=clock, seed=2, clients=None) as opened:
+        answer = await opened.refresh(answer)
+        assert end < answer.position
+        with opened.store.reader() as reader:
+            assert answer.position == reader.after(answer.position - 1, 9)[-1].position
+    check_ledger(opened.path)

@@ -147,3 +147,12 @@ def test_a_broken_server_is_caught(tmp_path: Path, twin: str, caught_by: str) ->
     """The broken twins: one answers before its commit, one mints a new successor for every retry."""
     with pytest.raises(AssertionError, match=caught_by):
         lives(tmp_path, 6, twin=twin, chain_count=16)
+
+
+@pytest.mark.parametrize("each_place", ["two-workers"], indirect=True)
+def test_workers_that_answer_before_their_commit_are_caught(tmp_path: Path, each_place: Place) -> None:
+    """The broken twin on PostgreSQL: it sends a batch to the server a moment after it has told everybody. Both workers
+    are killed at once, so that nobody is left who could be asked before the files are."""
+    both_at_once = KILLS_A_LIFE - 1  # the number of the first such kill
+    with pytest.raises(AssertionError, match=r"is lost|were asked for|not on record"):
+        lives(tmp_path, 4, twin="answers_before_the_commit", chain_count=16, place=each_place, begin=both_at_once)

@@ -11,6 +11,7 @@ from typing import Any
 from api.__main__ import main as program
 from api.server import Server
 from ledger import batch, tokens
+from ledger.batch import Batch
 from ledger.commands import Decision, GrantCommand, RedeemToken, Rules
 from ledger.commits import Commits
 from ledger.grant import Grant
@@ -23,10 +24,18 @@ from ledger.recorders.rows import Work
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import Refusal, Refused
 
+LATE_SECONDS = 0.05
+"""So long after its answers a batch of `answers_before_the_commit` is committed."""
+
 
 def answers_before_the_commit() -> None:
     """Tell whoever waits as soon as the batch is decided; the commit comes a moment later."""
     init, commit = Commits.__init__, SQLiteStore.commit
+
+    def tell(commits: Commits) -> None:
+        for each, answer, refused in commits._line.in_flight:
+            if not refused and not each.future.done():
+                each.future.set_result(answer)
 
     class Early:
         """Stands before the commit thread's queue."""
@@ -37,17 +46,23 @@ def answers_before_the_commit() -> None:
             self.get = self.queue.get
 
         def put(self, left: Any) -> None:
-            for each, answer, refused in self.commits._line.in_flight:
-                if not refused and not each.future.done():
-                    each.future.set_result(answer)
+            tell(self.commits)
             self.queue.put(left)
 
     def early(self: Commits, *arguments: Any, **options: Any) -> None:
         init(self, *arguments, **options)
         self._handover = Early(self)  # type: ignore[assignment]  # the fault
+        if self._sent is not None:
+            send = self._sent.send
+
+            def send_late(batch: Batch) -> None:
+                tell(self)
+                self._loop.call_later(LATE_SECONDS, send, batch)
+
+            self._sent.send = send_late  # type: ignore[method-assign]  # the fault
 
     def late(self: SQLiteStore) -> None:
-        time.sleep(0.05)
+        time.sleep(LATE_SECONDS)
         commit(self)
 
     Commits.__init__ = early  # type: ignore[method-assign]  # the fault

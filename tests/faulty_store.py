@@ -21,13 +21,15 @@ Fault = Callable[[Callable[[], Any]], Any]
 
 
 class FaultyStore(SQLiteStore):
-    """Each fault that is put in `on_begin`, `on_write` or `on_commit` replaces one call of that step."""
+    """Each fault that is put in `on_begin`, `on_write`, `on_commit` or `on_checkpoint` replaces one call of that step.
+    A check-point is due where there is one for it, too."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, INLINE)
         self.on_begin: deque[Fault] = deque()
         self.on_write: deque[Fault] = deque()
         self.on_commit: deque[Fault] = deque()
+        self.on_checkpoint: deque[Fault] = deque()
         self.commits = 0
 
     def begin(self) -> tuple[int, int]:
@@ -40,6 +42,12 @@ class FaultyStore(SQLiteStore):
     def commit(self) -> None:
         self.commits += 1
         _taken(self.on_commit, super().commit)
+
+    def checkpoint_due(self) -> bool:
+        return bool(self.on_checkpoint) or super().checkpoint_due()
+
+    def checkpoint(self) -> None:
+        _taken(self.on_checkpoint, super().checkpoint)
 
 
 def faulty(opened: Opened) -> FaultyStore:

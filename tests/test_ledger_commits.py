@@ -110,6 +110,45 @@ async def test_no_answer_precedes_its_commit(tmp_path: Path) -> None:
         assert [True] == seen
 
 
+async def check_answered_before_the_checkpoint(opened: Opened, held: Held, within_seconds: float) -> None:
+    issued = await opened.issue()
+    faulty(opened).on_checkpoint.append(held)
+    answer = await asyncio.wait_for(opened.refresh(issued), within_seconds)
+    await asyncio.to_thread(held.reached.wait, 10)
+    commits = faulty(opened).commits
+    following = asyncio.ensure_future(opened.refresh(answer))
+    await asyncio.sleep(0.05)
+    assert (answer.position, commits) == (opened.last_position(), faulty(opened).commits)
+    assert not following.done()
+    held.go_on.set()
+    await following
+
+
+async def test_nobody_who_was_committed_waits_for_the_log_to_be_moved(tmp_path: Path) -> None:
+    """The check-point comes after the answer, which is durable before it; the next batch begins after it, for the
+    connection is the check-point's until then."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        await check_answered_before_the_checkpoint(opened, Held(), 10)
+    check_ledger(opened.path)
+
+
+async def test_a_checkpoint_inside_the_commit_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin: the log is moved before anybody is told."""
+    commit = FaultyStore.commit
+
+    def moving_the_log(self: FaultyStore) -> None:
+        commit(self)
+        if self.checkpoint_due():
+            self.checkpoint()
+
+    held = Held()
+    monkeypatch.setattr(FaultyStore, "commit", moving_the_log)
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        with pytest.raises(TimeoutError):
+            await check_answered_before_the_checkpoint(opened, held, 0.3)
+        held.go_on.set()
+
+
 async def test_a_store_that_says_durable_too_early_is_caught(tmp_path: Path) -> None:
     """The broken twin of the test above: COMMIT returns before it happened, and the answer is ahead of the file."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from ledger.events import AuditRead, Event, linked
 from ledger.owner import Owned
+from ledger.recorders import sqlite as sqlite_store
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError, StoreFull
 from ledger.recorders.rows import Work
 from ledger.recorders.sqlite import SQLiteStore
@@ -295,6 +297,46 @@ def append(store: SQLiteStore, name: str, count: int, *, commit: bool = True) ->
     if commit:
         store.commit()
     return made
+
+
+def log_pages(path: Path) -> int:
+    """How long the write-ahead log has ever been since it was emptied."""
+    return path.with_name(path.name + "-wal").stat().st_size // sqlite_store.PAGE_BYTES
+
+
+@pytest.mark.parametrize("events", [1, 40])
+def test_the_log_is_moved_about_as_often_as_it_should_be(
+    path: Path, monkeypatch: pytest.MonkeyPatch, events: int
+) -> None:
+    """Whatever the batches are like, it is found out after how many rows the log has the pages that it may have; and a
+    crash in between loses nothing, for the log stays."""
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 50)
+    store, asked = SQLiteStore(path, INLINE), []
+    store.open(RING)
+    for batch in range(300):
+        append(store, f"audit-{batch % 7}", events)
+        if store.checkpoint_due():
+            store.checkpoint()
+            asked.append(batch)
+    assert 25 <= log_pages(path) <= 100 + 20  # SQLite itself moves what has become twice as long
+    store.close()
+    gaps = [later - sooner for sooner, later in pairwise(asked[5:])]
+    assert gaps
+    assert min(gaps) * 4 >= max(gaps)
+
+
+def test_a_log_that_cannot_be_moved_is_tried_again(store: SQLiteStore, path: Path) -> None:
+    """A reader that stays holds the log back, which fails nobody; once it is gone the log is moved."""
+    append(store, "audit", 5)
+    with store.reader() as reader:
+        reader.after(0, 1)
+        append(store, "audit", 5)
+        store.checkpoint()
+        append(store, "audit", 500)
+        store.checkpoint()
+    store.checkpoint()
+    busy, pages, moved = store.within().select("PRAGMA wal_checkpoint(PASSIVE)")[0]
+    assert (0, pages) == (busy, moved)
 
 
 def test_a_second_writer_is_refused_at_once(store: SQLiteStore, path: Path) -> None:

@@ -67,6 +67,7 @@ class SQLiteStore:
         self._commits = 0
         self._rows_since = 0
         self._rows_until_due = CHECKPOINT_PAGES // 4
+        self._pages_left = 0
         self._last_stream: int | None = None
 
     # ------------------------------------------------------------ opening and closing
@@ -292,8 +293,10 @@ class SQLiteStore:
         for tens of milliseconds more. A crash in here costs nothing: the log is read again at the next start."""
         rows, self._rows_since = self._rows_since, 0
         with suppress(sqlite3.Error, StoreBroken):
-            _, pages, _ = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._rows_until_due = min(2 * rows, max(1, rows * CHECKPOINT_PAGES // max(1, pages)))
+            _, pages, moved = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            new = pages - self._pages_left
+            self._pages_left = pages if moved < pages else 0  # by a reader; else the log begins anew
+            self._rows_until_due = max(1, min(2 * rows, rows * CHECKPOINT_PAGES // max(1, new)))
 
     def _watch_log(self) -> None:
         """Ask for a check-point where the log is far longer than it should be. The errors of the usual ones are no part

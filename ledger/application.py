@@ -15,6 +15,7 @@ import msgspec
 
 from ledger import codes, exchanging, introspecting, operating, redeeming, revoking, tokens
 from ledger.afterwards import Afterwards
+from ledger.answering import Unmade, signed
 from ledger.answers import Caller, Introspection, Source, TokenAnswer
 from ledger.archiving import Archiving
 from ledger.authority import Authority
@@ -28,7 +29,7 @@ from ledger.keyring import KeyNotHeld, KeyRing
 from ledger.log_end import LogEnd
 from ledger.operators import Operators
 from ledger.presentations import Bursts
-from ledger.presenting import Desk, parse_access, signed
+from ledger.presenting import Desk, parse_access
 from ledger.randomness import Randomness
 from ledger.recorders.errors import StoreError
 from ledger.recorders.store import Store
@@ -172,9 +173,10 @@ class Ledger:
         """
         presented = await self._presented(token, caller)
 
-        def redeem(batch: Batch) -> TokenAnswer:
+        def redeem(batch: Batch) -> Unmade:
             return redeeming.redeem(batch, self.desk, caller, source, presented, scope, resource)
 
+        answer: TokenAnswer
         try:
             if caller.single_use or self.behind is not None:
                 answer = await self._decisions.decided(redeem, caller.single_use, about=presented.stream)
@@ -406,7 +408,7 @@ class Refreshing:
         self._tell = tell
         self._told = False
 
-    def redeem(self, batch: Batch) -> TokenAnswer:
+    def redeem(self, batch: Batch) -> Unmade:
         """What is decided."""
         return redeeming.redeem(batch, self._ledger.desk, self._caller, self._source, self._presented, None, None)
 

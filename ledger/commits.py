@@ -2,7 +2,8 @@
 
 Requests wait in line; a batch takes what has come, reads the control counter in its own transaction, decides each in
 memory, writes the events once, and leaves only COMMIT, which waits for the disk, to a thread of its own; a store that
-answers over a connection is sent all of it, and the loop waits for the answer (`sent.py`). Nobody is answered before
+answers over a connection is sent all of it, and the loop waits for the answer (`sent.py`). Meanwhile the answers are
+made (`answering.py`). Nobody is answered before
 that has come (I-02). The next batch begins only when the outcome of the one before is known. What failing means for
 whom is in `failed_batches.py`.
 """
@@ -22,7 +23,7 @@ from ledger.recorders.errors import StoreBroken, StoreError
 from ledger.recorders.store import OptimisticStore, Store
 from ledger.refusals import Unavailable
 from ledger.sent import Sent
-from ledger.waiting import AnswerTo, Decide, Line, Waiting, decided, forgotten, nothing, tell
+from ledger.waiting import AnswerTo, Decide, Line, Waiting, decided, forgotten, made, nothing, tell
 
 log = logging.getLogger("ledger")
 
@@ -35,6 +36,10 @@ in it too. A few microseconds' wait, a tenth more throughput."""
 WAITING_MAX = 20_000
 LOST_RETRY_SECONDS = 0.002
 SWEEP_SECONDS = 0.25
+TAKEN_OVER_SECONDS = 0.005
+"""So long the loop waits for the commit thread to begin: else it would go on, for as long as it has anything to do,
+holding the interpreter that the thread needs for its first step, and the disk would idle meanwhile."""
+
 UNREADY_AFTER_SECONDS = 5.0
 HANGING_COMMIT_SECONDS = 5.0
 
@@ -69,6 +74,7 @@ class Commits:
         self.batches = 0
         self.committed = 0
         self._handover: queue.SimpleQueue[tuple[Batch, Exception | None] | None] = queue.SimpleQueue()
+        self._taken_over = threading.Event()
         self._sent: Sent | None = None
         if store.optimistic:
             self._sent = Sent(cast(OptimisticStore, store), self._written, self._leave)
@@ -157,19 +163,26 @@ class Commits:
             return False
         self._line.in_flight = done
         if not must_commit:
-            self._ended(batch, None)
+            pass
         elif self._sent is not None:  # until `_ended` the connection is whose who waits for the outcome
             self._sent.send(batch)
         else:
             self._leave(batch, None)
+        self._line.in_flight = [made(each) for each in done]  # while the store works; told once all is durable
+        if not must_commit:
+            self._ended(batch, None)
         return must_commit
 
     def _leave(self, batch: Batch, problem: Exception | None) -> None:
-        """Leave a batch to the commit thread: to commit it, or to find out what became of it."""
+        """Leave a batch to the commit thread, which has begun on return: to commit it, or to find out what became of
+        it."""
+        self._taken_over.clear()
         self._handover.put((batch, problem))
+        self._taken_over.wait(TAKEN_OVER_SECONDS)
 
     def _commit_thread(self) -> None:
         while (left := self._handover.get()) is not None:
+            self._taken_over.set()
             batch, problem = left
             error: StoreError | None = None
             try:

@@ -1,15 +1,14 @@
 """How a decision is put in line: never while the log has lost what it had acknowledged, and with what it spends."""
 
-from collections.abc import Callable
 from typing import TypeVar
 
 from ledger.afterwards import Afterwards
 from ledger.answers import Caller
-from ledger.batch import Batch
 from ledger.commits import Commits
 from ledger.log_end import LogEnd
 from ledger.presenting import Desk
 from ledger.single_use import SingleUse, spending
+from ledger.waiting import Decide
 
 T = TypeVar("T")
 
@@ -24,7 +23,7 @@ class Decisions:
         self._afterwards = afterwards
 
     async def decided(
-        self, decide: Callable[[Batch], T], spends: tuple[SingleUse, ...] = (), *, ours: bool = False, about: str = ""
+        self, decide: Decide[T], spends: tuple[SingleUse, ...] = (), *, ours: bool = False, about: str = ""
     ) -> T:
         """What was decided, once that is durable; `about` as in `Commits.submit`. Raises Refused, Unavailable."""
         self._log_end.check_whole()

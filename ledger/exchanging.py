@@ -6,6 +6,7 @@ from base64 import urlsafe_b64encode
 from functools import partial
 
 from ledger import codes
+from ledger.answering import unmade
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.batch import Batch, Loaded
 from ledger.commands import ExchangeCode, RefusedOutcome, Served
@@ -14,7 +15,6 @@ from ledger.grant import Grant
 from ledger.presenting import (
     Desk,
     after_refusal,
-    answer,
     check_keys,
     check_nonce,
     check_own,
@@ -73,7 +73,7 @@ def exchange(
             keep_reason(batch)
         raise Refused(outcome.refusal, event_id=outcome.event_id)
     assert isinstance(outcome, Served)
-    return answer(batch, desk.ring, loaded, grant, outcome, jwt)
+    return unmade(batch, desk, loaded, grant, outcome, jwt).made()
 
 
 def challenge_of(verifier: str | None) -> str | None:

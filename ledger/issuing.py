@@ -2,6 +2,7 @@
 
 from msgspec.structs import asdict
 
+from ledger.answering import unmade
 from ledger.answers import IssueRequest, TokenAnswer
 from ledger.batch import Batch, Loaded
 from ledger.clients import Operator
@@ -10,7 +11,7 @@ from ledger.events import GrantIssued
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.new_grants import begin, beginning, check_issuer, drawn
-from ledger.presenting import Desk, answer, check_keys, unsigned_jwt
+from ledger.presenting import Desk, check_keys, unsigned_jwt
 from ledger.private import body_mac, commitment, idempotency_mac
 from ledger.refusals import Refusal, Refused
 
@@ -59,7 +60,7 @@ def issue(
     )
     if mac is not None:
         batch.idempotency[mac] = new.grant_id
-    return answer(batch, desk.ring, loaded, grant, decision.outcome, jwt)
+    return unmade(batch, desk, loaded, grant, decision.outcome, jwt).made()
 
 
 def _issued_before(batch: Batch, mac: bytes) -> tuple[Loaded, Grant] | None:
@@ -99,4 +100,4 @@ def _again(
     )
     check_keys(desk.ring, served)
     jwt = unsigned_jwt(desk, served, grant.grant_id, grant, request.subject)  # the same request: the same person
-    return answer(batch, desk.ring, loaded, grant, served, jwt)
+    return unmade(batch, desk, loaded, grant, served, jwt).made()

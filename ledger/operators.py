@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ledger import authorizing, codes, explaining, issuing, operating, subjects, times, tokens
 from ledger.acts import Act
+from ledger.answering import signed
 from ledger.answers import (
     AuthorizationAnswer,
     AuthorizationRequest,
@@ -29,7 +30,7 @@ from ledger.events import KeyEvent
 from ledger.keyring import Alg
 from ledger.keys import Keys
 from ledger.log_end import LogEnd
-from ledger.presenting import Desk, parse_access, signed
+from ledger.presenting import Desk, parse_access
 from ledger.private import is_subject
 from ledger.recorders.errors import StoreError
 from ledger.recorders.store import Store

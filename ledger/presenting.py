@@ -5,10 +5,8 @@ from functools import partial
 from hmac import compare_digest
 from typing import NamedTuple, Protocol, TypeAlias
 
-from msgspec.structs import replace
-
 from ledger import access_tokens, jwt_access_tokens, tokens
-from ledger.answers import Caller, Source, TokenAnswer
+from ledger.answers import Caller, Source
 from ledger.authority import Authority
 from ledger.batch import Batch, Loaded
 from ledger.bounded import make_room
@@ -23,7 +21,6 @@ from ledger.recorders.private_rows import FORGET_NONCE, KEEP_CONTEXT
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.standing import Standing
 from ledger.subjects import end_subject
-from ledger.times import SECOND
 
 log = logging.getLogger("ledger")
 
@@ -129,52 +126,6 @@ def unsigned_jwt(
         amr=who.amr,
     )
     return jwt_access_tokens.unsigned(desk.ring, desk.issuer, served.access_token, holder)
-
-
-def answer(
-    batch: Batch,
-    ring: KeyRing,
-    loaded: Loaded,
-    grant: Grant,
-    served: Served,
-    jwt: jwt_access_tokens.Unsigned | None = None,
-) -> TokenAnswer:
-    """The token response: both tokens derived anew from the grant's nonce, lifetimes as of now. `jwt` is what
-    `unsigned_jwt` gave."""
-    assert loaded.private is not None
-    assert loaded.private.nonce is not None
-    nonce = loaded.private.nonce
-    grant_id = loaded.name[6:]
-    access, generation = served.access_token, served.generation
-    wall_clock, at = batch.now, grant.at
-    now = wall_clock if wall_clock > at else at
-    refresh = None if generation is None else tokens.derive(ring, served.key_id, grant_id, generation, nonce)
-    position = loaded.position if loaded.v == served.last_v else batch.position_at(loaded, served.last_v)
-    idle, absolute = served.idle_expires_at, served.absolute_expires_at
-    ends_in = None if absolute is None else 0 if absolute < now else (absolute - now) // SECOND
-    expires_in = access.expires_at // SECOND - wall_clock // SECOND
-    if expires_in < 0:
-        expires_in = 0
-    assert (access.format == "jwt") == (jwt is not None)
-    return TokenAnswer(
-        access_token="" if jwt else access_tokens.derive(ring, access.signing_key_id, grant_id, access.v, nonce),
-        refresh_token=refresh,
-        scope=access.scope,
-        token_type="bearer" if access.cnf_jkt is None else "DPoP",
-        expires_in=expires_in if ends_in is None or expires_in <= ends_in else ends_in,
-        refresh_token_timeout=None if idle is None or not refresh else 0 if idle < now else (idle - now) // SECOND,
-        authorization_expires_in=ends_in,
-        position=position,
-        grant_id=grant_id,
-        unsigned=jwt,
-    )
-
-
-def signed(ring: KeyRing, told: TokenAnswer) -> TokenAnswer:
-    """Sign the answer's JWT, now that its event is durable: nobody else waits in the transaction meanwhile."""
-    if told.unsigned is None:
-        return told
-    return replace(told, access_token=jwt_access_tokens.sign(ring, told.unsigned), unsigned=None)
 
 
 def record(

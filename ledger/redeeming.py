@@ -5,7 +5,8 @@ from functools import partial
 from msgspec.structs import replace
 
 from ledger import tokens
-from ledger.answers import Caller, Source, TokenAnswer
+from ledger.answering import Unmade, unmade
+from ledger.answers import Caller, Source
 from ledger.batch import Batch, Loaded
 from ledger.commands import FirstRedemption, Presenter, RedeemToken, Rules, Served
 from ledger.events import GrantEvent, ReuseDetected, RollbackDetected, TokenRedeemed, Words
@@ -14,7 +15,6 @@ from ledger.history import first_redemption
 from ledger.presenting import (
     Desk,
     after_refusal,
-    answer,
     check_keys,
     check_nonce,
     context_of,
@@ -35,7 +35,7 @@ def redeem(
     presented: tokens.Presented,
     scope: Words | None,
     resource: Words | None,
-) -> TokenAnswer:
+) -> Unmade:
     """Exchange a refresh token for its successor (RFC 6749 6, RFC 9700 4.14)."""
     loaded, grant = genuine(batch, desk, caller, source, presented)
     now, generation = batch.now, presented.generation
@@ -100,10 +100,7 @@ def redeem(
             keep_context(batch, loaded, source, presenter.context)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
-    told = answer(batch, desk.ring, loaded, grant, served, jwt)
-    if told.refresh_token is not None and served.generation is not None:
-        desk.hand_out(tokens.Presented(told.grant_id, served.generation, served.key_id, None, told.refresh_token))
-    return told
+    return unmade(batch, desk, loaded, grant, served, jwt)
 
 
 def _found(batch: Batch, grant_id: str) -> tuple[Loaded, Grant]:

@@ -1,19 +1,24 @@
 """Requests in line for a batch: what to decide, whom to answer, until when."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
+from ledger.answering import Unmade
 from ledger.batch import Batch
 from ledger.refusals import LedgerError, Refused, Unavailable
 
+log = logging.getLogger("ledger")
+
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
-Decide = Callable[[Batch], T]
-"""One request's work: plain code on a batch. It may run more than once, so time and command id are the batch's."""
+Decide = Callable[[Batch], T | Unmade]
+"""One request's work: plain code on a batch. It may run more than once, so time and command id are the batch's. What it
+gives unmade is made while the store works (T is a TokenAnswer then)."""
 
 BATCH_MAX = 256
 
@@ -113,6 +118,18 @@ def decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
         return each.decide(batch), False
     except (Refused, Unavailable, LedgerError) as refusal:
         return refusal, True
+
+
+def made(one: tuple[Waiting[Any], Any, bool]) -> tuple[Waiting[Any], Any, bool]:
+    """A request with its answer made, where that was left until now. Raises nothing: a defect is that request's own."""
+    each, answer, _ = one
+    if type(answer) is not Unmade:
+        return one
+    try:
+        return each, answer.made(), False
+    except Exception as error:
+        log.error("answer_not_made", exc_info=error)
+        return each, error, True
 
 
 def nothing(batch: Batch) -> None:

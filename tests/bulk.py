@@ -61,7 +61,7 @@ def _redeeming(ledger: Ledger, first: str, count: int, client_id: str) -> Callab
             batch.command_id = ledger.memory.new_command_id()
             presented = tokens.parse(ledger.desk.ring, token)
             assert presented is not None
-            answer = redeeming.redeem(batch, ledger.desk, caller, source, presented, None, None)
+            answer = redeeming.redeem(batch, ledger.desk, caller, source, presented, None, None).made()
             token = answer.refresh_token or ""
         return token
 

@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from ledger import commits as commits_module
+from ledger import tokens
+from ledger.answering import Unmade
 from ledger.answers import TokenAnswer
 from ledger.application import Ledger, Options
 from ledger.batch import Batch
@@ -147,6 +149,45 @@ async def test_a_checkpoint_inside_the_commit_is_caught(tmp_path: Path, monkeypa
         with pytest.raises(TimeoutError):
             await check_answered_before_the_checkpoint(opened, held, 0.3)
         held.go_on.set()
+
+
+async def test_answers_are_made_while_the_disk_is_waited_for(tmp_path: Path) -> None:
+    """While COMMIT hangs the new token is known to the process already, and told to nobody."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        issued, held = await opened.issue(), Held()
+        faulty(opened).on_commit.append(held)
+        answer = asyncio.ensure_future(opened.refresh(issued))
+        await asyncio.to_thread(held.reached.wait, 10)
+        await asyncio.sleep(0.05)
+        (made,) = opened.ledger.desk.handed_out.values()
+        assert (1, False) == (made.generation, answer.done())
+        held.go_on.set()
+        assert made.text == (await answer).refresh_token
+
+
+async def test_an_answer_that_cannot_be_made_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in making one answer: it is told to that one, whose events stay and whose retry is served."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await grants(opened, 3)
+        made = Unmade.made
+
+        def but_one(self: Unmade) -> TokenAnswer:
+            if self.grant_id == issued[1].grant_id:
+                raise ZeroDivisionError
+            return made(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Unmade, "made", but_one)
+            told = await asyncio.gather(*(opened.refresh(each) for each in issued), return_exceptions=True)
+        assert [True, False, True] == [isinstance(each, TokenAnswer) for each in told]
+        assert isinstance(told[1], ZeroDivisionError)
+        again = [
+            tokens.parse(opened.ledger.desk.ring, (await opened.refresh(each)).refresh_token or "") for each in issued
+        ]
+        assert [1, 1, 1] == [each.generation for each in again if each is not None]
+    check_ledger(opened.path)
 
 
 async def test_a_store_that_says_durable_too_early_is_caught(tmp_path: Path) -> None:

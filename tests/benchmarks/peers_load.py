@@ -26,9 +26,9 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """What to send where, for how long. `tokens_file` holds one refresh token a line, of which `count` from `first` on
-    are used, in shuffled order where they are more than the connections. `form` says who refreshes. `processes` are the
-    roots of the server's and the store's processes."""
+    """What to send where, for how long. `tokens_file` holds one refresh token a line, of which `count` from `first` on,
+    every `apart`th, are used, in shuffled order where they are more than the connections. `form` says who refreshes.
+    `processes` are the roots of the server's and the store's processes."""
 
     port: int
     path: str
@@ -39,6 +39,7 @@ class Job:
     connections: int
     seconds: float
     answers_max: int | None = None
+    apart: int = 1
     processes: tuple[int, ...] = ()
 
 
@@ -62,7 +63,7 @@ class Found:
 async def run(job: Job) -> Found:
     file = Path(job.tokens_file)
     lines = file.read_text("ascii").split()
-    chosen = slice(job.first, job.first + job.count)
+    chosen = slice(job.first, job.first + job.count * job.apart, job.apart)
     state = load.Run(
         load.Job(
             job.port,

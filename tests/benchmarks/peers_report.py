@@ -11,7 +11,8 @@ from tests.benchmarks.peers_plot import Dots, Line, Lines, Look, Panel, picture
 AXES = {
     "connections": "connections, each with a chain of its own",
     "history": "rotations that the grant has behind it, one connection",
-    "grants": "grants, touched in shuffled order",
+    "chains": "grants in the store, 64 of them refreshed, far from each other",
+    "grants": "grants in the store, all of them refreshed in shuffled order",
 }
 """What is varied, and what else is so meanwhile."""
 

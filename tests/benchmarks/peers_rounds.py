@@ -22,8 +22,8 @@ CONNECTIONS_OF_GRANTS = 64
 
 @dataclass(frozen=True)
 class Point:
-    """One load: what is varied, its value, on which stage, and with which tokens; without `file`, with a new grant each
-    time."""
+    """One load: what is varied, its value, on which stage, and with which tokens: `count` of them, every `apart`th;
+    without `file`, with a new grant each time."""
 
     axis: str
     x: int
@@ -31,6 +31,7 @@ class Point:
     connections: int
     count: int
     file: str | None = TOKENS
+    apart: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Extent:
     warm_up_seconds: float
 
 
-def points(connections: Sequence[int], histories: Sequence[int], grants: Sequence[int]) -> list[Point]:
+def points(
+    connections: Sequence[int], histories: Sequence[int], chains: Sequence[int], grants: Sequence[int]
+) -> list[Point]:
     """All loads that are asked for, with the stages that they need."""
     found = []
     if connections:
@@ -52,9 +55,12 @@ def points(connections: Sequence[int], histories: Sequence[int], grants: Sequenc
         aged = Stage(1, "aged", 1, tuple(sorted(each for each in histories if each > 1)))
         files = {each: rotated(each) if each > 1 else None for each in sorted(histories)}
         found += [Point("history", each, aged, 1, 1, file) for each, file in files.items()]
-    for number, each in enumerate(sorted(grants)):
-        stage = Stage(2 + number, f"grants-{each}", each)
-        found.append(Point("grants", each, stage, min(each, CONNECTIONS_OF_GRANTS), each))
+    for number, each in enumerate(sorted({*chains, *grants})):
+        stage, at_once = Stage(2 + number, f"grants-{each}", each), min(each, CONNECTIONS_OF_GRANTS)
+        if each in chains:
+            found.append(Point("chains", each, stage, at_once, at_once, apart=each // at_once))
+        if each in grants:
+            found.append(Point("grants", each, stage, at_once, each))
     return found
 
 
@@ -145,6 +151,7 @@ class Measuring:
             point.count,
             point.connections,
             seconds,
+            apart=point.apart,
             processes=tuple(roots),
         )
         before = 0 if running.events is None else running.events()

@@ -201,11 +201,13 @@ class Batch:
     # ------------------------------------------------------------ reading
 
     def ask_for(self, names: Sequence[str]) -> None:
-        """Say which grants are going to be loaded: those that are not in memory are read in one question."""
-        streams = self.memory.streams
-        cold = [name for name in names if name not in streams]
-        if cold:
+        """Say which grants are going to be loaded: those that were not read yet are read in one question."""
+        if cold := self._cold(names):
             self._fetch(cold)
+
+    def _cold(self, names: Sequence[str]) -> list[str]:
+        streams, fetched = self.memory.streams, self._fetched
+        return [name for name in names if name not in streams and name not in fetched]
 
     def _fetch(self, names: Sequence[str]) -> None:
         found = self.store.within().grants(names)

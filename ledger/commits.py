@@ -292,18 +292,27 @@ class Commits:
 
     async def exclusively(self, act: Callable[[], T]) -> T:
         """Run `act` on the event loop between two batches: it has the writing connection for itself, and goes before
-        whoever is in line. Raises Unavailable where the store is broken, and whatever `act` raises."""
+        whoever is in line. Raises Unavailable where the store is broken, or still busy at the deadline: `act` was not
+        run then; and whatever `act` raises."""
         future: asyncio.Future[T] = self._loop.create_future()
+        forgotten(future)  # where whoever asked has gone it is run all the same
         if self._line.closed:
             raise Unavailable
         self._line.exclusive.append((act, future))
         if not self._committing:
             self._plan()
-        return await future
+        await asyncio.wait((future,), timeout=self._deadline_seconds)
+        if not future.done():  # a commit hangs, or the moving of the log
+            future.cancel()
+            self._tell_idle()
+            raise Unavailable
+        return future.result()
 
     def _run_exclusive(self) -> None:
         while self._line.exclusive:
             act, future = self._line.exclusive.popleft()
+            if future.cancelled():
+                continue
             try:
                 answer = act()
             except Exception as error:

@@ -107,7 +107,7 @@ class OptimisticBatch(Batch):
 
     def ask_for(self, names: Sequence[str]) -> None:
         """As every batch does; a decision, which asks before it does anything else, with all others that wait."""
-        if self._may_wait and (cold := [name for name in names if name not in self._uses]):
+        if self._may_wait and (cold := self._cold(names)):
             raise Cold(*cold)
         super().ask_for(names)
 

@@ -98,7 +98,8 @@ class Line:
     def somebody_waits(self) -> bool:
         """Whether anybody is in line, or in flight and still to be answered."""
         flying = any(not each.future.done() for each, _, _ in self.in_flight)
-        return flying or bool(self.waiting or self.alone or self.exclusive)
+        alone = any(not future.done() for _, future in self.exclusive)
+        return flying or alone or bool(self.waiting or self.alone)
 
     def refuse_all(self) -> None:
         """Refuse whoever is in line, and whoever comes."""

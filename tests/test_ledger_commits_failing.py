@@ -351,3 +351,81 @@ async def test_positions_only_grow(tmp_path: Path) -> None:
                 seen.append(answer.position)
     assert sorted(set(seen)) == seen
     check_ledger(opened.path)
+
+
+# ---------------------------------------------------------------- a log that cannot be moved
+
+
+async def check_heals(opened: Opened, issued: TokenAnswer) -> None:
+    """Nobody has to ask: the store is served from again, as ready as before."""
+    await until(lambda: opened.ledger.commits.stalled_seconds == 0)
+    assert opened.ledger.readiness() is None
+    await opened.refresh(issued)
+    opened.check_memory()
+
+
+async def test_nobody_waits_beyond_a_deadline_for_the_log_to_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs while the log is moved: who is in line is told at their deadline, whoever wants the connection
+    for themselves too, and it is not used for them any more; the node is unready, and heals by itself."""
+    monkeypatch.setattr(commits_module, "UNREADY_AFTER_SECONDS", 0.3)
+    async with open_ledger(tmp_path, store=FaultyStore, options=HASTY) as opened:
+        issued = await opened.issue()
+        held, ran = Held(), list[int]()
+        faulty(opened).on_checkpoint.append(held)
+        answer = await opened.refresh(issued)
+        await asyncio.to_thread(held.reached.wait, 10)
+        exclusive = asyncio.ensure_future(opened.ledger.commits.exclusively(lambda: ran.append(1)))
+        async with asyncio.timeout(5):
+            await unavailable(opened.refresh(answer))
+            await unavailable(exclusive)
+        assert "no commit has succeeded for 5 seconds" == opened.ledger.readiness()
+        held.go_on.set()
+        await check_heals(opened, answer)
+        assert [] == ran
+        await opened.ledger.commits.exclusively(lambda: ran.append(2))
+        assert [2] == ran
+    check_ledger(opened.path)
+
+
+async def test_a_log_that_hangs_keeps_nobody_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is in line is answered at their deadline, and the store is left alone: whoever touched it would hang too."""
+    monkeypatch.setattr(commits_module, "HANGING_COMMIT_SECONDS", 0.2)
+    async with open_ledger(tmp_path, store=FaultyStore, options=HASTY) as opened:
+        held = Held()
+        faulty(opened).on_checkpoint.append(held)
+        answer = await opened.issue()
+        await asyncio.to_thread(held.reached.wait, 10)
+        waiting = [
+            asyncio.ensure_future(opened.ledger.commits.exclusively(lambda: None)),
+            asyncio.ensure_future(opened.refresh(answer)),
+        ]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            assert await opened.ledger.commits.close() is False
+        assert [Unavailable] * 2 == [type(each.exception()) for each in waiting]
+        held.go_on.set()
+        await asyncio.sleep(0.05)
+    check_ledger(opened.path)
+
+
+async def test_a_log_that_fails_to_be_moved_fails_nobody(tmp_path: Path) -> None:
+    """What is durable stays so, whatever the check-point says: it is tried again later, by the same thread."""
+
+    def failing(step: Callable[[], None]) -> None:
+        store = faulty(opened)
+        writer, store._writer = store._writer, None
+        try:
+            step()
+        finally:
+            store._writer = writer
+
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        answer = await opened.issue()
+        for _ in range(3):
+            faulty(opened).on_checkpoint.append(failing)
+            answer = await opened.refresh(answer)
+        assert not faulty(opened).on_checkpoint
+        await opened.refresh(answer)
+    check_ledger(opened.path)

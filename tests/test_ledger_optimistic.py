@@ -225,6 +225,26 @@ async def test_cold_grants_are_fetched_in_one_question(tmp_path: Path, monkeypat
         assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)
 
 
+@pytest.mark.parametrize("about", [False, True])
+async def test_what_a_decision_asks_for_by_itself_is_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, about: bool
+) -> None:
+    """A decision on many grants, as archiving has them, costs one question, and no further one where the batch has read
+    one of them before."""
+    async with two_nodes(tmp_path) as (one, other):
+        names = [f"grant:{(await one.issue(f'person-{n}')).grant_id}" for n in range(5)]
+        await other.refresh(await other.issue())
+
+        def of_all(batch: Batch) -> list[bool]:
+            batch.ask_for(names)
+            return [batch.load(name) is not None for name in names]
+
+        asked = questions(monkeypatch)
+        found = other.ledger.commits.submit(of_all, ours=True, about=names[0] if about else "")
+        assert [True] * 5 == await found
+        assert 1 + about == len(asked)
+
+
 async def test_grants_that_the_other_node_has_moved_are_fetched_in_one_question(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

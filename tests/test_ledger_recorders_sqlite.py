@@ -325,6 +325,58 @@ def test_the_log_is_moved_about_as_often_as_it_should_be(
     assert min(gaps) * 4 >= max(gaps)
 
 
+def times_begun(path: Path) -> int:
+    """How often the write-ahead log has begun anew, as its header says."""
+    with path.with_name(path.name + "-wal").open("rb") as log:
+        return int.from_bytes(log.read(16)[12:], "big")
+
+
+def moved_by_us(store: SQLiteStore, path: Path, batches: int, events: int) -> tuple[int, int]:
+    """How often a row of batches moves the log when asked for it, and how often it begins anew meanwhile."""
+    asked, before = 0, times_begun(path)
+    for batch in range(batches):
+        append(store, f"audit-{batch % 7}", events)
+        if store.checkpoint_due():
+            store.checkpoint()
+            asked += 1
+    return asked, times_begun(path) - before
+
+
+def huge(store: SQLiteStore) -> None:
+    append(store, "huge", 5000)
+
+
+def rolled_back(store: SQLiteStore) -> None:
+    for _ in range(20):
+        append(store, "never", 200, commit=False)
+        store.rollback()
+
+
+def many_large(store: SQLiteStore) -> None:
+    for _ in range(100):
+        append(store, "large", 40)
+        if store.checkpoint_due():
+            store.checkpoint()
+
+
+@pytest.mark.parametrize("before", [huge, rolled_back, many_large])
+def test_sqlite_does_not_go_on_moving_the_log_itself(
+    path: Path, monkeypatch: pytest.MonkeyPatch, before: Callable[[SQLiteStore], None]
+) -> None:
+    """What SQLite moves, whoever stands in the commit waits for. Where batches have changed, where one was huge, and
+    where a full disk has let none be, it is found out again after how many rows the log has its pages."""
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 50)
+    store = SQLiteStore(path, INLINE)
+    store.open(RING)
+    append(store, "audit", 1)
+    before(store)
+    moved_by_us(store, path, 250, 1)
+    asked, begun = moved_by_us(store, path, 150, 1)
+    store.close()
+    assert begun >= 3
+    assert begun - 1 <= asked <= begun + 1
+
+
 def test_a_log_that_cannot_be_moved_is_tried_again(store: SQLiteStore, path: Path) -> None:
     """A reader that stays holds the log back, which fails nobody; once it is gone the log is moved."""
     append(store, "audit", 5)

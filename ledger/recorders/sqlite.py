@@ -45,6 +45,12 @@ CACHE_KIBIBYTES = 16_384
 """Not more: whenever a page is split SQLite walks through its whole cache at the commit (it numbers pages anew for a
 moment, high above the last), and what is not here the system keeps."""
 
+ROWS_A_PAGE_MAX = 4
+"""So many rows are counted for a page at most: one huge transaction must not let the log grow for long."""
+
+_LOG_BEGUN = slice(12, 16)
+"""Where in the log's header stands how often it has begun anew (a number that only grows)."""
+
 LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * PAGE_BYTES
 LOG_WATCHED_EVERY_COMMITS = 64
 
@@ -65,9 +71,9 @@ class SQLiteStore:
         self.segments = Segments(folder_of(path))
         self._readers = Readers(path, self.segments)
         self._commits = 0
-        self._rows_since = 0
+        self._rows_written = self._rows_since = 0
         self._rows_until_due = CHECKPOINT_PAGES // 4
-        self._pages_left = 0
+        self._log_was: tuple[int, int] | None = None  # at the last check-point: how often it had begun, and its pages
         self._last_stream: int | None = None
 
     # ------------------------------------------------------------ opening and closing
@@ -259,7 +265,7 @@ class SQLiteStore:
                 connection.executemany(self._statements[number][kind], work.rows[number, kind])
             for statement, parameters in work.private:
                 connection.execute(statement, parameters)
-            self._rows_since += len(work.events) + len(work.moved) + len(work.made) + len(work.private)
+            self._rows_written = len(work.events) + len(work.moved) + len(work.made) + len(work.private)
             if work.control is not None:
                 connection.execute("UPDATE control SET counter = ?", (work.control,))
             if work.serial is not None:
@@ -279,6 +285,7 @@ class SQLiteStore:
         """Make the open transaction durable. A crash before it returns: all of it or nothing. The commit thread's."""
         try:
             self._connection.execute("COMMIT")
+            self._rows_since += self._rows_written
             self._watch_log()
         except sqlite3.Error as error:
             raise translated(error) from None
@@ -292,11 +299,20 @@ class SQLiteStore:
         """Move the log into the file. The commit thread's, after a commit was told: else whoever stood in it would wait
         for tens of milliseconds more. A crash in here costs nothing: the log is read again at the next start."""
         rows, self._rows_since = self._rows_since, 0
-        with suppress(sqlite3.Error, StoreBroken):
-            _, pages, moved = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            new = pages - self._pages_left
-            self._pages_left = pages if moved < pages else 0  # by a reader; else the log begins anew
-            self._rows_until_due = max(1, min(2 * rows, rows * CHECKPOINT_PAGES // max(1, new)))
+        with suppress(sqlite3.Error, StoreBroken, OSError):
+            busy, pages, _ = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if not busy:
+                as_found = rows * CHECKPOINT_PAGES // self._new_pages(pages)
+                self._rows_until_due = max(1, min(2 * rows, as_found, ROWS_A_PAGE_MAX * CHECKPOINT_PAGES))
+
+    def _new_pages(self, pages: int) -> int:
+        """How many pages were written since the last check-point, of a log that has so many now. It goes on as long as
+        a reader needs what stands in it. Else it begins anew: more than once where SQLite was there before us."""
+        with open(f"{self.path}-wal", "rb") as log:  # nobody locks this file, so closing it unlocks nothing
+            begun = int.from_bytes(log.read(_LOG_BEGUN.stop)[_LOG_BEGUN], "big")
+        before, pages_before = self._log_was or (begun - 1, 0)
+        self._log_was = begun, pages
+        return max(1, pages - pages_before if begun == before else pages + (begun - before - 1) * 2 * CHECKPOINT_PAGES)
 
     def _watch_log(self) -> None:
         """Ask for a check-point where the log is far longer than it should be. The errors of the usual ones are no part

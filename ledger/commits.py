@@ -194,15 +194,21 @@ class Commits:
             due = error is None and self._store.checkpoint_due()
             self._loop.call_soon_threadsafe(self._ended, batch, error, due)
             if due:  # whoever is answered does not wait for it; who comes next does
-                self._store.checkpoint()
-                self._loop.call_soon_threadsafe(self._free)
+                try:
+                    self._store.checkpoint()
+                except BaseException as failure:
+                    error = failure if isinstance(failure, StoreError) else StoreBroken(f"check-point: {failure!r}")
+                self._loop.call_soon_threadsafe(self._free, error)
 
     def _written(self, batch: Batch) -> None:
         self._ended(batch, None)
 
-    def _free(self) -> None:
+    def _free(self, problem: StoreError | None) -> None:
         self._committing = False
-        self._go_on()
+        if problem is None:
+            self._go_on()
+        else:
+            self._failed.halt(problem)
 
     def _ended(self, batch: Batch, error: StoreError | None, still_busy: bool = False) -> None:
         self._committing = still_busy

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -410,22 +411,54 @@ async def test_a_log_that_hangs_keeps_nobody_from_ending(tmp_path: Path, monkeyp
     check_ledger(opened.path)
 
 
-async def test_a_log_that_fails_to_be_moved_fails_nobody(tmp_path: Path) -> None:
-    """What is durable stays so, whatever the check-point says: it is tried again later, by the same thread."""
+class Failing:
+    """A connection to a disk that fails everything alike."""
 
-    def failing(step: Callable[[], None]) -> None:
+    def __init__(self, code: int) -> None:
+        self.error = sqlite3.OperationalError("the disk says no")
+        self.error.sqlite_errorcode = code
+
+    def execute(self, sql: str) -> None:
+        raise self.error
+
+
+def failing_with(opened: Opened, code: int) -> Fault:
+    """The check-point meets an error of the disk."""
+
+    def fault(step: Callable[[], None]) -> None:
         store = faulty(opened)
-        writer, store._writer = store._writer, None
+        writer, store._writer = store._writer, Failing(code)  # type: ignore[assignment]  # the fault
         try:
             step()
         finally:
             store._writer = writer
 
+    return fault
+
+
+async def test_a_log_that_cannot_be_moved_for_now_fails_nobody(tmp_path: Path) -> None:
+    """A full disk, which may heal: what is durable stays so, and the log is moved later, by the same thread."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         answer = await opened.issue()
         for _ in range(3):
-            faulty(opened).on_checkpoint.append(failing)
+            faulty(opened).on_checkpoint.append(failing_with(opened, sqlite3.SQLITE_FULL))
             answer = await opened.refresh(answer)
         assert not faulty(opened).on_checkpoint
         await opened.refresh(answer)
     check_ledger(opened.path)
+
+
+async def test_an_input_output_error_while_the_log_is_moved_ends_it(tmp_path: Path) -> None:
+    """I-10: nothing that is read may be believed from then on, so nobody is answered any more; whoever was, was told
+    the truth."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        issued = await opened.issue()
+        faulty(opened).on_checkpoint.append(failing_with(opened, sqlite3.SQLITE_IOERR_FSYNC))
+        answer = await opened.refresh(issued)
+        with pytest.raises(Unavailable):
+            await opened.refresh(answer)
+        assert "the store failed" == opened.ledger.readiness()
+    async with open_ledger(tmp_path) as again:
+        assert answer.position <= again.last_position()
+        await again.refresh(answer)
+    check_ledger(again.path)

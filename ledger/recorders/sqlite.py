@@ -297,13 +297,22 @@ class SQLiteStore:
 
     def checkpoint(self) -> None:
         """Move the log into the file. The commit thread's, after a commit was told: else whoever stood in it would wait
-        for tens of milliseconds more. A crash in here costs nothing: the log is read again at the next start."""
+        for tens of milliseconds more. A crash in here costs nothing: the log is read again at the next start.
+
+        Raises StoreBroken after an input/output error: nothing that is read may be believed then. What was committed is
+        in the log all the same.
+        """
         rows, self._rows_since = self._rows_since, 0
-        with suppress(sqlite3.Error, StoreBroken, OSError):
+        try:
             busy, pages, _ = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if not busy:
                 as_found = rows * CHECKPOINT_PAGES // self._new_pages(pages)
                 self._rows_until_due = max(1, min(2 * rows, as_found, ROWS_A_PAGE_MAX * CHECKPOINT_PAGES))
+        except sqlite3.Error as error:
+            if isinstance(problem := translated(error), StoreBroken):
+                raise problem from None
+        except OSError:
+            pass  # it cannot be told how long the log is
 
     def _new_pages(self, pages: int) -> int:
         """How many pages were written since the last check-point, of a log that has so many now. It goes on as long as
@@ -315,8 +324,8 @@ class SQLiteStore:
         return max(1, pages - pages_before if begun == before else pages + (begun - before - 1) * 2 * CHECKPOINT_PAGES)
 
     def _watch_log(self) -> None:
-        """Ask for a check-point where the log is far longer than it should be. The errors of the usual ones are no part
-        of a commit and stay hidden: on a disk that fails them all the log would only grow."""
+        """Ask for a check-point where the log is far longer than it should be. What the usual ones find, such as a
+        full disk, is no part of a commit: where they all fail the log would only grow."""
         self._commits += 1
         if self._commits % LOG_WATCHED_EVERY_COMMITS == 0:
             with suppress(FileNotFoundError):

@@ -79,8 +79,8 @@ class Store(Protocol):
         ...
 
     def checkpoint(self) -> None:
-        """Move what was committed from the log into its place, from the commit thread. Raises nothing: what fails is
-        tried again after later commits, and one of those says so once the log is far too long."""
+        """Move what was committed from the log into its place, from the commit thread. Raises StoreBroken alone: what
+        may heal is tried again after later commits, and one of those says so once the log is far too long."""
         ...
 
     def is_there(self, work: Work) -> Written | None:

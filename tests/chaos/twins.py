@@ -11,6 +11,7 @@ from typing import Any
 from api.__main__ import main as program
 from api.server import Server
 from ledger import batch, tokens
+from ledger.answering import Unmade
 from ledger.batch import Batch
 from ledger.commands import Decision, GrantCommand, RedeemToken, Rules
 from ledger.commits import Commits
@@ -35,7 +36,7 @@ def answers_before_the_commit() -> None:
     def tell(commits: Commits) -> None:
         for each, answer, refused in commits._line.in_flight:
             if not refused and not each.future.done():
-                each.future.set_result(answer)
+                each.future.set_result(answer.made() if isinstance(answer, Unmade) else answer)
 
     class Early:
         """Stands before the commit thread's queue."""

@@ -15,7 +15,7 @@ from ledger.operating import record_read
 from ledger.recorders.errors import StoreFull
 from ledger.recorders.reading import StoreReader
 from ledger.recorders.rows import GrantsFound
-from ledger.refusals import Refused, Unavailable
+from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.subjects import end_subject
 from tests.faulty_store import FaultyStore, faulty, instead
 from tests.ledgers import (
@@ -226,19 +226,23 @@ async def test_memory_is_bounded_and_what_left_it_is_read_again(
     assert 30 == check_ledger(opened.path).topics["grant.token_rotated"]
 
 
-async def test_grants_that_are_not_in_memory_are_read_in_one_question(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Twenty that nobody has asked for since the start cost one question, and so does the one that comes alone; what
-    is in memory costs none."""
-    questions: list[int] = []
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many grants each question asks for, from now on."""
+    asked: list[int] = []
     grants = StoreReader.grants
 
     def counted(self: StoreReader, names: Sequence[str]) -> GrantsFound:
-        questions.append(len(names))
+        asked.append(len(names))
         return grants(self, names)
 
     monkeypatch.setattr(StoreReader, "grants", counted)
+    return asked
+
+
+async def test_grants_that_are_not_in_memory_are_read_in_one_question(tmp_path: Path, questions: list[int]) -> None:
+    """Twenty that nobody has asked for since the start cost one question, and so does the one that comes alone; what
+    is in memory costs none."""
     async with open_ledger(tmp_path) as opened:
         issued = [await opened.issue(f"person-{n}") for n in range(20)]
         opened.ledger.memory.forget_everything()
@@ -266,6 +270,53 @@ async def test_a_grant_that_was_read_ahead_is_erased_with_its_person(tmp_path: P
         name = f"grant:{issued.grant_id}"
         with opened.store.reader() as reader:
             assert None is reader.grants([name]).grants[name][1]
+        assert opened.ledger.memory.streams[name].private is None
+
+
+async def test_what_was_read_ahead_does_not_undo_an_end_that_the_batch_has_decided(tmp_path: Path) -> None:
+    """I-06: the head of a person's stream comes with every grant that is read, and is older than what this batch has
+    decided of them: it is believed only where nothing is known."""
+    async with open_ledger(tmp_path) as opened:
+        first, second = await opened.issue(), await opened.issue()
+        opened.ledger.memory.forget_everything()
+        assert first.refresh_token is not None
+        _, _, refused = await in_one_batch(
+            opened,
+            opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None),
+            opened.ledger.operators.explain(first.refresh_token),
+            opened.refresh(second),
+        )
+        assert isinstance(refused, Refused)
+        assert Refusal.REVOKED_BY_SUBJECT is refused.refusal
+    check_ledger(opened.path)
+
+
+async def test_what_was_read_ahead_is_used_once(tmp_path: Path, questions: list[int]) -> None:
+    """Whoever has to read a grant anew, because it may have moved, is not given what was read before."""
+    async with open_ledger(tmp_path) as opened:
+        name = f"grant:{(await opened.issue()).grant_id}"
+        opened.ledger.memory.forget_everything()
+
+        def anew(batch: Batch) -> bool:
+            batch.ask_for([name])
+            return batch.load(name) is not batch.reload(name)
+
+        assert await opened.ledger.commits.submit(anew, ours=True)
+        assert [1, 1] == questions
+
+
+async def test_refreshes_without_a_task_are_read_in_one_question_too(tmp_path: Path, questions: list[int]) -> None:
+    """As above, of requests that nobody waits for; each is told once."""
+    async with open_ledger(tmp_path) as opened:
+        issued = [await opened.issue(f"person-{n}") for n in range(20)]
+        opened.ledger.memory.forget_everything()
+        told: list[TokenAnswer | BaseException] = []
+        for each in issued:
+            assert each.refresh_token is not None
+            assert opened.ledger.refresh_soon(caller(), HOME, each.refresh_token, told.append)
+        await in_one_batch(opened, opened.ledger.commits.submit(lambda batch: None, ours=True))
+        assert [True] * 20 == [isinstance(each, TokenAnswer) for each in told]
+        assert [20] == questions
 
 
 @pytest.mark.parametrize("events", [61, 62, 63, 64, 65, 126, 127, 128, 129, 130])

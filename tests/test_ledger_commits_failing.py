@@ -411,6 +411,20 @@ async def test_a_log_that_hangs_keeps_nobody_from_ending(tmp_path: Path, monkeyp
     check_ledger(opened.path)
 
 
+@pytest.mark.parametrize("said", [FULL, BROKEN])
+async def test_after_a_commit_that_failed_the_log_is_left_alone(tmp_path: Path, said: StoreError) -> None:
+    """I-12: nothing is asked of a file that the system may lie about; and whoever was refused is not kept waiting."""
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        issued, held = await opened.issue(), Held()
+        faulty(opened).on_commit.append(instead(said))
+        faulty(opened).on_checkpoint.append(held)
+        held.go_on.set()
+        await unavailable(opened.refresh(issued))
+        await asyncio.sleep(0.05)
+        assert not held.reached.is_set()
+        faulty(opened).on_checkpoint.clear()
+
+
 class Failing:
     """A connection to a disk that fails everything alike."""
 

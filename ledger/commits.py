@@ -162,11 +162,9 @@ class Commits:
             self._go_on(self._failed.not_written(batch, taken, error))
             return False
         self._line.in_flight = done
-        if not must_commit:
-            pass
-        elif self._sent is not None:  # until `_ended` the connection is whose who waits for the outcome
+        if must_commit and self._sent is not None:  # until `_ended` the connection is whose who waits for the outcome
             self._sent.send(batch)
-        else:
+        elif must_commit:
             self._leave(batch, None)
         self._line.in_flight = [made(each) for each in done]  # while the store works; told once all is durable
         if not must_commit:

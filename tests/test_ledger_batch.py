@@ -257,11 +257,28 @@ async def test_grants_that_are_not_in_memory_are_read_in_one_question(tmp_path: 
         assert [20, 1, 1] == questions
 
 
+async def test_whatever_a_token_is_presented_for_its_grant_is_read_with_the_others(
+    tmp_path: Path, questions: list[int]
+) -> None:
+    """A refresh, a revocation (RFC 7009) and an introspection (RFC 7662): one question for all three."""
+    async with open_ledger(tmp_path) as opened:
+        tokens_of = [(await opened.issue(f"person-{n}")).refresh_token or "" for n in range(3)]
+        opened.ledger.memory.forget_everything()
+        await in_one_batch(
+            opened,
+            opened.refresh(tokens_of[0]),
+            opened.ledger.revoke_token(caller(), HOME, tokens_of[1]),
+            opened.ledger.introspect(caller(), tokens_of[2]),
+        )
+        assert [3] == questions
+
+
 async def test_a_grant_that_was_read_ahead_is_erased_with_its_person(tmp_path: Path) -> None:
     """What was read before the batch began to decide does not outlive an erasure that the same batch decides first."""
     async with open_ledger(tmp_path) as opened:
-        issued = await opened.issue()
+        issued, newest = await opened.issue(), await opened.issue()
         opened.ledger.memory.forget_everything()
+        await opened.refresh(newest)  # an end of a person looks at it: nothing is left to be read but the other one
         erased, refused = await in_one_batch(
             opened, opened.ledger.operators.erase(SECURITY, "alice"), opened.refresh(issued)
         )

@@ -7,11 +7,15 @@ import logging
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ledger import access_tokens, tokens
-from ledger.answers import Introspection, Source, TokenAnswer
+from ledger.answers import Caller, Introspection, Source, TokenAnswer
 from ledger.events import ForeignClientPresented, GrantRevoked, TokenRedeemed
+from ledger.head_file import Acknowledged
 from ledger.refusals import Refusal, Refused
+from ledger.single_use import SingleUse
+from ledger.times import SECOND
 from tests.ledgers import (
     ELSEWHERE,
     HOME,
@@ -25,6 +29,7 @@ from tests.ledgers import (
     open_ledger,
     with_policy,
 )
+from tests.rings import known_ring
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -124,6 +129,66 @@ async def test_a_stop_records_the_foreign_client_that_was_just_answered(tmp_path
     async with open_ledger(tmp_path, clients=[client(), client("other")]) as opened:
         await opened.refused(await opened.issue(), client_id="other")
     assert 1 == check_ledger(opened.path).topics["grant.foreign_client_presented"]
+
+
+async def soon(
+    opened: Opened, text: str | None, who: Caller, source: Source = HOME
+) -> TokenAnswer | BaseException | None:
+    """What a refresh without a task is told; None: it is none for that."""
+    assert text is not None
+    told: asyncio.Future[TokenAnswer | BaseException] = asyncio.get_running_loop().create_future()
+    return await told if opened.ledger.refresh_soon(who, source, text, told.set_result) else None
+
+
+async def test_without_a_task_all_is_judged_counted_and_recorded_as_with_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I-05, I-19: a genuine token that this process never made is served where it comes in, and whatever is wrong with
+    it has the same consequences there."""
+    jwt = client("jwt", policy=with_policy(access_token_format="jwt"))
+    async with open_ledger(tmp_path, clients=[client(), client("other"), jwt]) as opened:
+        first = await opened.issue()
+        last = await opened.chain(first, 3, every_seconds=100)
+        opened.ledger.desk.handed_out.clear()
+        foreign = await soon(opened, last.refresh_token, caller("other"), ELSEWHERE)
+        stranger = await soon(opened, tokens.derive(opened.ledger.desk.ring, 1, "0" * 32, 0, b"?" * 32), caller())
+        wrong = await soon(opened, forged(opened, last, 3), caller())
+        assert [Refusal.UNKNOWN_TOKEN] * 3 == [
+            each.refusal for each in (foreign, stranger, wrong) if isinstance(each, Refused)
+        ]
+        assert {"unknown_grant": 1, "wrong_secret": 1, "ahead_of_log": 0} == opened.ledger.desk.alarms
+        await asyncio.sleep(0.05)
+        assert "foreign_client_presented" == opened.topics(last)[-1]
+
+        before = opened.ledger.refreshed
+        signed = await soon(opened, (await opened.issue(client_id="jwt")).refresh_token, caller("jwt"))
+        assert isinstance(signed, TokenAnswer)
+        assert (3, None, before + 1) == (len(signed.access_token.split(".")), signed.unsigned, opened.ledger.refreshed)
+
+        reused = await soon(opened, first.refresh_token, caller())
+        assert isinstance(reused, Refused)
+        assert Refusal.REUSE_DETECTED is reused.refusal
+        assert 1 == sum(opened.ledger.reuse_detected.values())
+        assert 1 == sum(record.getMessage() == "reuse_detected" for record in caplog.records)
+    check_ledger(opened.path)
+
+
+async def test_what_wants_more_than_a_decision_is_not_served_without_a_task(tmp_path: Path) -> None:
+    """A proof that is used up by it, a key that the ring's file may have by now, a log that has lost something, and
+    what is no token: nothing happens then."""
+    async with open_ledger(tmp_path) as opened:
+        issued, before = await opened.issue(), opened.last_position()
+        once = SingleUse(kind="assertion", owner="www", identifier="jti", expires_at=opened.clock.now + 60 * SECOND)
+        assert await soon(opened, issued.refresh_token, replace(caller(), single_use=(once,))) is None
+        elsewhere = tokens.derive(known_ring(8), 8, issued.grant_id, 0, b"?" * 32)
+        assert await soon(opened, elsewhere, caller()) is None
+        assert await soon(opened, "rt1_garbage", caller()) is None
+        opened.ledger.log_end.behind = Acknowledged(10**6, opened.clock.now)
+        assert await soon(opened, issued.refresh_token, caller()) is None
+        opened.ledger.log_end.behind = None
+        assert before == opened.last_position()
+        await opened.refresh(issued)
+    check_ledger(opened.path)
 
 
 async def test_a_forged_token_of_a_foreign_client_is_not_recorded(tmp_path: Path) -> None:

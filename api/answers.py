@@ -182,7 +182,9 @@ def method_not_allowed(allow: str) -> Answer:
     return oauth_error(405, "invalid_request", f"allowed here: {allow}", headers=((b"allow", allow.encode("ascii")),))
 
 
-def token_answer(found: TokenAnswer, position: int | None, *, grant_id: str | None = None, status: int = 200) -> Answer:
+def token_answer(
+    found: TokenAnswer, position: int | None, *, grant_id: str | None = None, status: int = 200
+) -> TokenResponse:
     """Return a token response (RFC 6749 5.1); what is None is left out. `position` becomes the header Ledger-Position.
 
     Filled into a template, which costs a fraction of an encoder: tokens and ids are of letters that JSON does not

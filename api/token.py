@@ -5,16 +5,16 @@ back to itself, so that memory is freed without the collector.
 """
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from api import errors, forms
-from api.answers import Answer, BadRequest, Replies, method_not_allowed, token_answer
+from api.answers import Answer, BadRequest, Replies, TokenResponse, method_not_allowed, token_answer
 from api.client_auth import ClientAuth, authorization
 from api.dpop import InvalidProof, Proofs, Target, nonce_header, proof_of
 from api.endpoint import FrontDesk, Receive, Send
 from api.heads import Headers, OnceMore
+from api.metrics import Meters
 from ledger.answers import Caller, Source, TokenAnswer
 from ledger.application import Ledger
 from ledger.authorization import AUTHORIZATION_CODE
@@ -125,21 +125,10 @@ class TokenEndpoint:
         token = forms.repeated_token(form, body)
         if token is None:
             return False
-        started, caller = perf_counter(), proven.caller
-        return self._clients.holds(proven, source.address) and self._ledger.refresh_soon(
-            caller, source, token, partial(self._tell, request, caller, started)
-        )
-
-    def _tell(self, request: Replies, caller: Caller, started: float, found: TokenAnswer | BaseException) -> None:
-        outcome = "ok"
-        if type(found) is TokenAnswer:
-            answer = _told(caller, found)
-        else:
-            assert isinstance(found, Exception)
-            answer, outcome = errors.told(found), errors.outcome(found)
-            self._desk.meters.refused(found)
-        self._desk.meters.token_request(outcome, perf_counter() - started)
-        request.reply(answer)
+        if not self._clients.holds(proven, source.address):
+            return False
+        telling = Telling(self._desk.meters, proven.caller, request)
+        return self._ledger.refresh_soon(proven.caller, source, token, telling.tell, telling.prepare)
 
     async def _with_proof(
         self, headers: Headers, client: Client, kind: GrantType, caller: Caller, source: Source, form: forms.Form
@@ -202,5 +191,37 @@ class TokenEndpoint:
         )
 
 
-def _told(caller: Caller, found: TokenAnswer) -> Answer:
+class Telling:
+    """How a refresh that came without a task is answered: made into bytes first, sent once it is durable."""
+
+    __slots__ = ("_answer", "_caller", "_meters", "_request", "_started")
+
+    def __init__(self, meters: Meters, caller: Caller, request: Replies) -> None:
+        self._meters = meters
+        self._caller = caller
+        self._request = request
+        self._started = perf_counter()
+        self._answer: TokenResponse | None = None
+
+    def prepare(self, found: TokenAnswer) -> None:
+        """Make what is going to be said, but for what is not sure yet."""
+        self._answer = None if found.unsigned else _told(self._caller, found)
+
+    def tell(self, found: TokenAnswer | BaseException) -> None:
+        """Say it."""
+        answer: Answer
+        outcome = "ok"
+        if type(found) is TokenAnswer:
+            answer = prepared = self._answer or _told(self._caller, found)
+            if self._caller.authenticated:
+                prepared.position = found.position
+        else:
+            assert isinstance(found, Exception)
+            answer, outcome = errors.told(found), errors.outcome(found)
+            self._meters.refused(found)
+        self._meters.token_request(outcome, perf_counter() - self._started)
+        self._request.reply(answer)
+
+
+def _told(caller: Caller, found: TokenAnswer) -> TokenResponse:
     return token_answer(found, found.position if caller.authenticated else None)

@@ -4,6 +4,8 @@ Deriving them takes as long as deciding does and decides nothing. So a refresh i
 store first, and its answer is made while the store makes it durable.
 """
 
+from typing import Protocol, TypeVar
+
 import msgspec
 from msgspec.structs import replace
 
@@ -15,6 +17,16 @@ from ledger.grant import Grant
 from ledger.keyring import KeyRing
 from ledger.presenting import Desk
 from ledger.times import SECOND
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Later(Protocol[T_co]):
+    """What a decision gives in place of an answer that takes long to make and decides nothing."""
+
+    def made(self) -> T_co:
+        """Make it, while the store makes durable what was decided. Called once for each decision."""
+        ...
 
 
 class Unmade(msgspec.Struct, gc=False, frozen=True, eq=False):

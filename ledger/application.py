@@ -188,10 +188,19 @@ class Ledger:
         return self._refreshed(answer)
 
     def refresh_soon(
-        self, caller: Caller, source: Source, token: str, tell: Callable[[TokenAnswer | BaseException], None]
+        self,
+        caller: Caller,
+        source: Source,
+        token: str,
+        tell: Callable[[TokenAnswer | BaseException], None],
+        prepare: Callable[[TokenAnswer], None] | None = None,
     ) -> bool:
         """As `refresh`, without anybody waiting: `tell`, which may not raise, is called once with the answer or with
-        what `refresh` would raise. False: not this one, and nothing happened. `token` is ASCII."""
+        what `refresh` would raise. False: not this one, and nothing happened. `token` is ASCII.
+
+        `prepare` is shown the answer before, while its batch is being made durable: nobody may be told yet. It may not
+        come to that, or not with this answer; and a JWT is not signed then, nor the position sure.
+        """
         if self.behind is not None or caller.single_use:
             return False
         desk = self.desk
@@ -201,7 +210,7 @@ class Ledger:
             return False
         if presented is None:
             return False
-        refreshing = Refreshing(self, caller, source, presented, tell)
+        refreshing = Refreshing(self, caller, source, presented, tell, prepare)
         self._commits.put(refreshing.redeem, refreshing, about=presented.stream)
         return True
 
@@ -391,7 +400,7 @@ class Ledger:
 class Refreshing:
     """A refresh that is in line by itself: whom `Commits` answers in place of a future (`refresh_soon`)."""
 
-    __slots__ = ("_caller", "_ledger", "_presented", "_source", "_tell", "_told")
+    __slots__ = ("_caller", "_ledger", "_prepare", "_presented", "_source", "_tell", "_told", "_unmade")
 
     def __init__(
         self,
@@ -400,17 +409,29 @@ class Refreshing:
         source: Source,
         presented: tokens.Presented,
         tell: Callable[[TokenAnswer | BaseException], None],
+        prepare: Callable[[TokenAnswer], None] | None,
     ) -> None:
         self._ledger = ledger
         self._caller = caller
         self._source = source
         self._presented = presented
         self._tell = tell
+        self._prepare = prepare
         self._told = False
+        self._unmade: Unmade
 
-    def redeem(self, batch: Batch) -> Unmade:
-        """What is decided."""
-        return redeeming.redeem(batch, self._ledger.desk, self._caller, self._source, self._presented, None, None)
+    def redeem(self, batch: Batch) -> "Refreshing":
+        """Decide it."""
+        desk, caller, source, presented = self._ledger.desk, self._caller, self._source, self._presented
+        self._unmade = redeeming.redeem(batch, desk, caller, source, presented, None, None)
+        return self
+
+    def made(self) -> TokenAnswer:
+        """Make the answer, and have it prepared."""
+        answer = self._unmade.made()
+        if self._prepare is not None:
+            self._prepare(answer)
+        return answer
 
     def done(self) -> bool:
         """Whether it was told."""

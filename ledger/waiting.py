@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from ledger.answering import Unmade
+from ledger.answering import Later
 from ledger.batch import Batch
 from ledger.refusals import LedgerError, Refused, Unavailable
 
@@ -16,9 +16,8 @@ log = logging.getLogger("ledger")
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
-Decide = Callable[[Batch], T | Unmade]
-"""One request's work: plain code on a batch. It may run more than once, so time and command id are the batch's. What it
-gives unmade is made while the store works (T is a TokenAnswer then)."""
+Decide = Callable[[Batch], T | Later[T]]
+"""One request's work: plain code on a batch. It may run more than once, so time and command id are the batch's."""
 
 BATCH_MAX = 256
 
@@ -124,10 +123,11 @@ def decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
 def made(one: tuple[Waiting[Any], Any, bool]) -> tuple[Waiting[Any], Any, bool]:
     """A request with its answer made, where that was left until now. Raises nothing: a defect is that request's own."""
     each, answer, _ = one
-    if type(answer) is not Unmade:
+    make = getattr(answer, "made", None)  # of a `Later`
+    if make is None:
         return one
     try:
-        return each, answer.made(), False
+        return each, make(), False
     except Exception as error:
         log.error("answer_not_made", exc_info=error)
         return each, error, True

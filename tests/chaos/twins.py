@@ -11,7 +11,6 @@ from typing import Any
 from api.__main__ import main as program
 from api.server import Server
 from ledger import batch, tokens
-from ledger.answering import Unmade
 from ledger.batch import Batch
 from ledger.commands import Decision, GrantCommand, RedeemToken, Rules
 from ledger.commits import Commits
@@ -24,6 +23,7 @@ from ledger.recorders.premises import Written
 from ledger.recorders.rows import Work
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import Refusal, Refused
+from ledger.waiting import made
 
 LATE_SECONDS = 0.05
 """So long after its answers a batch of `answers_before_the_commit` is committed."""
@@ -36,7 +36,7 @@ def answers_before_the_commit() -> None:
     def tell(commits: Commits) -> None:
         for each, answer, refused in commits._line.in_flight:
             if not refused and not each.future.done():
-                each.future.set_result(answer.made() if isinstance(answer, Unmade) else answer)
+                each.future.set_result(made((each, answer, False))[1])
 
     class Early:
         """Stands before the commit thread's queue."""

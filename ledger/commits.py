@@ -31,7 +31,8 @@ T = TypeVar("T")
 
 PASSES_BEFORE = 3
 """So many passes of the loop before a batch begins: the answers of the last one leave, and requests on their way in are
-in it too. A few microseconds' wait, a tenth more throughput."""
+in it too. A few microseconds' wait, a tenth more throughput. One where the last batch held one request: nobody else
+seems to be there."""
 
 WAITING_MAX = 20_000
 LOST_RETRY_SECONDS = 0.002
@@ -68,6 +69,7 @@ class Commits:
         self._failed = FailedBatches(store, memory, self._line, on_broken)
         self._planned = False
         self._committing = False
+        self._together = True  # whether the last batch held more than one
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle: asyncio.Future[None] | None = None
         self._awake = Awake(self._loop, deadline_seconds) if store.optimistic else None
@@ -112,7 +114,7 @@ class Commits:
     def _plan(self) -> None:
         if not self._planned:
             self._planned = True
-            self._pass(PASSES_BEFORE)
+            self._pass(PASSES_BEFORE if self._together else 1)
 
     def _pass(self, left: int) -> None:
         if left:
@@ -214,6 +216,7 @@ class Commits:
         if error is not None:
             self._go_on(self._failed.not_committed(batch, [each for each, _, _ in done], error))
             return
+        self._together = len(done) > 1
         done, again = batch.settle(done)
         self._line.waiting.extendleft(reversed(again))
         self.batches += 1

@@ -140,6 +140,25 @@ async def soon(
     return await told if opened.ledger.refresh_soon(who, source, text, told.set_result) else None
 
 
+async def test_an_answer_is_prepared_before_it_is_told(tmp_path: Path) -> None:
+    """Shown while its batch is made durable, told afterwards, with the position that it has got by then (I-02)."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await opened.issue()
+        assert issued.refresh_token is not None
+        told: asyncio.Future[TokenAnswer | BaseException] = asyncio.get_running_loop().create_future()
+        shown: list[tuple[bool, TokenAnswer]] = []
+
+        def prepare(answer: TokenAnswer) -> None:
+            shown.append((told.done(), answer))
+
+        assert opened.ledger.refresh_soon(caller(), HOME, issued.refresh_token, told.set_result, prepare)
+        answer = await told
+        assert [(False, answer)] == shown
+        assert isinstance(answer, TokenAnswer)
+        assert answer.position == opened.last_position()
+    check_ledger(opened.path)
+
+
 async def test_without_a_task_all_is_judged_counted_and_recorded_as_with_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

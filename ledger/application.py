@@ -33,6 +33,7 @@ from ledger.presenting import Desk, parse_access
 from ledger.randomness import Randomness
 from ledger.recorders.errors import StoreError
 from ledger.recorders.store import Store
+from ledger.refreshing import Refreshing
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from ledger.ring_file import RingFile
 
@@ -183,9 +184,9 @@ class Ledger:
             else:
                 answer = await self._commits.submit(redeem, about=presented.stream)
         except Refused as refusal:
-            self._not_refreshed(refusal, caller)
+            self.not_refreshed(refusal, caller)
             raise
-        return self._refreshed(answer)
+        return self.answered(answer)
 
     def refresh_soon(
         self,
@@ -214,11 +215,13 @@ class Ledger:
         self._commits.put(refreshing.redeem, refreshing, about=presented.stream)
         return True
 
-    def _refreshed(self, answer: TokenAnswer) -> TokenAnswer:
+    def answered(self, answer: TokenAnswer) -> TokenAnswer:
+        """Count a refresh that is durable, and sign its JWT, if any. Raises what signing raises."""
         self.refreshed += 1
         return answer if answer.unsigned is None else signed(self.desk.ring, answer)
 
-    def _not_refreshed(self, refusal: Refused, caller: Caller) -> None:
+    def not_refreshed(self, refusal: Refused, caller: Caller) -> None:
+        """Tell and note what a refused refresh has shown: a reuse, a foreign client."""
         if refusal.reuse is not None:
             self._tell_reuse(refusal.reuse, caller.client_id)
         if self.desk.foreign:
@@ -395,61 +398,3 @@ class Ledger:
     async def _write_what_is_left(self) -> None:
         self.afterwards.record_foreign()
         await self.afterwards.flush_presentations(self.memory.clock(), at_stop=True)
-
-
-class Refreshing:
-    """A refresh that is in line by itself: whom `Commits` answers in place of a future (`refresh_soon`)."""
-
-    __slots__ = ("_caller", "_ledger", "_prepare", "_presented", "_source", "_tell", "_told", "_unmade")
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        caller: Caller,
-        source: Source,
-        presented: tokens.Presented,
-        tell: Callable[[TokenAnswer | BaseException], None],
-        prepare: Callable[[TokenAnswer], None] | None,
-    ) -> None:
-        self._ledger = ledger
-        self._caller = caller
-        self._source = source
-        self._presented = presented
-        self._tell = tell
-        self._prepare = prepare
-        self._told = False
-        self._unmade: Unmade
-
-    def redeem(self, batch: Batch) -> "Refreshing":
-        """Decide it."""
-        desk, caller, source, presented = self._ledger.desk, self._caller, self._source, self._presented
-        self._unmade = redeeming.redeem(batch, desk, caller, source, presented, None, None)
-        return self
-
-    def made(self) -> TokenAnswer:
-        """Make the answer, and have it prepared."""
-        answer = self._unmade.made()
-        if self._prepare is not None:
-            self._prepare(answer)
-        return answer
-
-    def done(self) -> bool:
-        """Whether it was told."""
-        return self._told
-
-    def set_result(self, answer: TokenAnswer) -> None:
-        """Tell the answer, whose events are durable."""
-        self._told = True
-        try:
-            answer = self._ledger._refreshed(answer)
-        except Exception as error:  # a JWT that could not be signed
-            self._tell(error)
-        else:
-            self._tell(answer)
-
-    def set_exception(self, error: BaseException) -> None:
-        """Tell why there is none."""
-        self._told = True
-        if isinstance(error, Refused):
-            self._ledger._not_refreshed(error, self._caller)
-        self._tell(error)

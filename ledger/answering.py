@@ -11,10 +11,11 @@ from msgspec.structs import replace
 
 from ledger import access_tokens, jwt_access_tokens, tokens
 from ledger.answers import TokenAnswer
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.commands import Served
 from ledger.grant import Grant
 from ledger.keyring import KeyRing
+from ledger.memory import Loaded
 from ledger.presenting import Desk
 from ledger.times import SECOND
 

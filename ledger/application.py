@@ -19,7 +19,7 @@ from ledger.answering import Unmade, signed
 from ledger.answers import Caller, Introspection, Source, TokenAnswer
 from ledger.archiving import Archiving
 from ledger.authority import Authority
-from ledger.batch import Batch, Memory
+from ledger.batch import Batch
 from ledger.clients import Operator
 from ledger.commits import Commits
 from ledger.decisions import Decisions
@@ -27,6 +27,7 @@ from ledger.events import LedgerStarted, LedgerStopped, ReuseDetected, Words
 from ledger.head_file import Acknowledged, HeadFile
 from ledger.keyring import KeyNotHeld, KeyRing
 from ledger.log_end import LogEnd
+from ledger.memory import Memory
 from ledger.operators import Operators
 from ledger.presentations import Bursts
 from ledger.presenting import Desk, parse_access

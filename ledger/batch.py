@@ -1,136 +1,25 @@
-"""One batch: what its decisions read and append, and the memory that outlives it.
-
-`Memory` holds what the process knows of the store: aggregates with the heads of their streams, the authority, the last
-position. It may only ever be what the store holds plus the batch under way: whatever a failed batch touched is
-forgotten (`Batch.forget`) and read again.
-"""
+"""One batch: what its decisions read and append. What outlives it is in `memory`."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
 from ledger import snapshots
-from ledger.answers import Source
-from ledger.authority import Authority
-from ledger.bounded import make_room
-from ledger.commands import Rules
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
+from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
-from ledger.randomness import Randomness
 from ledger.recorders.errors import ArchiveDamaged, Withheld
 from ledger.recorders.premises import Written
 from ledger.recorders.private_rows import PROBE
-from ledger.recorders.rows import GrantsOf, Head, StoredEvent, StreamKey, Work
+from ledger.recorders.rows import GrantsOf, Head, StoredEvent, Work
 from ledger.recorders.store import Store
 from ledger.refusals import Forgotten, Unavailable
-from ledger.uses import Uses
 
 A = TypeVar("A", bound=snapshots.Aggregate)
 D = TypeVar("D")
 W = TypeVar("W")
 
-STREAMS_IN_MEMORY_MAX = 200_000
-AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
 REPLAY_PAGE_EVENTS = 1000
-COMMAND_IDS_DRAWN = 64
-CONTEXTS_MAX = 16
-
-
-class Loaded:
-    """A stream in memory: its head as the store will have it after the batch under way, and its aggregate.
-
-    `source` and `context` are the last source that acted on it and its commitment, so that it costs no hash, and
-    `contexts` those before; `private` is the grant's private row, None for other streams; `rules` are what bore on the
-    grant when authority was `rules_of`.
-    """
-
-    __slots__ = (
-        "aggregate", "context", "contexts", "head", "id", "is_authority", "known_position", "name", "position",
-        "private", "rules", "rules_of", "source", "v",
-    )  # fmt: skip
-
-    def __init__(
-        self, name: str, id: StreamKey, v: int, position: int, head: str | None, aggregate: snapshots.Aggregate
-    ) -> None:
-        self.name = name
-        self.id = id
-        self.v = v
-        self.position = position
-        self.head = head
-        self.aggregate = aggregate
-        self.private: PrivateGrant | None = None
-        self.source: Source | None = None
-        self.context = ""
-        self.contexts: dict[Source, str] | None = None
-        self.rules: Rules | None = None
-        self.rules_of: object = None
-        self.known_position: tuple[int, int] | None = None
-        self.is_authority = name.partition(":")[0] in AUTHORITY_KINDS
-
-    def context_of(self, source: Source) -> str | None:
-        """The commitment of a source that is remembered; None where it is not."""
-        if source == self.source:
-            return self.context
-        return None if self.contexts is None else self.contexts.get(source)
-
-    def keep_context(self, source: Source, context: str) -> None:
-        """Remember a source's commitment, of `CONTEXTS_MAX` at most."""
-        if self.source is not None and source != self.source:
-            contexts = self.contexts = self.contexts or {}
-            if len(contexts) >= CONTEXTS_MAX - 1:
-                contexts.clear()
-            contexts[self.source] = self.context
-        self.source, self.context = source, context
-
-    def forget_contexts(self) -> None:
-        """Remember none any more."""
-        self.source, self.context, self.contexts = None, "", None
-
-
-class Memory:
-    """What one process knows of its store. Owned by the event loop.
-
-    `credentials_moved`: somebody else has changed what authentication goes by, and nobody has heeded it yet.
-    """
-
-    def __init__(self, store: Store, authority: Authority, *, clock: Callable[[], int], randomness: Randomness) -> None:
-        """`clock` gives the wall clock in microseconds, `randomness` unguessable bytes."""
-        self.store = store
-        self.authority = authority
-        self.clock = clock
-        self.randomness = randomness
-        self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
-        self.credentials_moved = False
-        self._command_ids: list[str] = []
-        self.position = store.last()
-
-    def new_command_id(self) -> str:
-        """32 lower-case hex digits, used once."""
-        if not self._command_ids:
-            drawn = self.randomness(16 * COMMAND_IDS_DRAWN).hex()
-            self._command_ids = [drawn[at : at + 32] for at in range(0, len(drawn), 32)]
-        return self._command_ids.pop()
-
-    def forget_everything(self) -> None:
-        """Know nothing any more: every stream is read anew when it is next asked for."""
-        self.streams.clear()
-
-    def read_anew(self, control: int) -> None:
-        """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing."""
-        self.position = self.store.last()
-        if not isinstance(self.streams, Uses):
-            self.forget_everything()
-            self.authority.reload(self.store.within(), control)
-            return
-        self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
-        before = self.authority.credentials()
-        self.authority.reload(self.store.within(), control)
-        after = self.authority.credentials()
-        self.credentials_moved |= any(after.get(who) != said for who, said in before.items())
-
-    def trim(self) -> None:
-        """Keep memory bounded: the streams that were loaded first leave first."""
-        make_room(self.streams, STREAMS_IN_MEMORY_MAX)
 
 
 class Batch:

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from ledger.awake import Awake
-from ledger.batch import Batch, Memory
+from ledger.batch import Batch
 from ledger.failed_batches import FailedBatches
+from ledger.memory import Memory
 from ledger.optimistic import OptimisticBatch
 from ledger.recorders.errors import StoreBroken, StoreError
 from ledger.recorders.store import OptimisticStore, Store

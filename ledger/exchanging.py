@@ -8,10 +8,11 @@ from functools import partial
 from ledger import codes
 from ledger.answering import unmade
 from ledger.answers import Caller, Source, TokenAnswer
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.commands import ExchangeCode, RefusedOutcome, Served
 from ledger.events import AnyEvent, GrantAuthorized, GrantExpired, Words
 from ledger.grant import Grant
+from ledger.memory import Loaded
 from ledger.presenting import (
     Desk,
     after_refusal,

@@ -4,13 +4,14 @@ from functools import partial
 
 from ledger import codes, times, tokens
 from ledger.answers import Explanation
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.commands import Rules
 from ledger.events import GrantAuthorized, GrantIssued
 from ledger.exchanging import genuine_code
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.history import first_redemption
+from ledger.memory import Loaded
 from ledger.presenting import Desk, PresentedAccess, access_secret_right, is_of
 from ledger.refusals import Forgotten, Refusal
 from ledger.retired import budget_left

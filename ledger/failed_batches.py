@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ledger.batch import Batch, Memory
+from ledger.batch import Batch
+from ledger.memory import Memory
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.store import Store
 from ledger.waiting import Line, Waiting, refuse, tell

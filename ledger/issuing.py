@@ -4,12 +4,13 @@ from msgspec.structs import asdict
 
 from ledger.answering import unmade
 from ledger.answers import IssueRequest, TokenAnswer
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.clients import Operator
 from ledger.commands import IssueGrant, Served
 from ledger.events import GrantIssued
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
+from ledger.memory import Loaded
 from ledger.new_grants import begin, beginning, check_issuer, drawn
 from ledger.presenting import Desk, check_keys, unsigned_jwt
 from ledger.private import body_mac, commitment, idempotency_mac

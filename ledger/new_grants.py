@@ -3,11 +3,12 @@
 import msgspec
 
 from ledger.answers import GrantRequest
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.clients import Operator
 from ledger.commands import BeginGrant
 from ledger.events import GrantEvent
 from ledger.grant import Grant
+from ledger.memory import Loaded
 from ledger.presenting import Desk
 from ledger.private import PrivateGrant, commitment, new_nonce, new_salt, new_subject_id, nonce_sha256
 from ledger.recorders.private_rows import KEEP_GRANT

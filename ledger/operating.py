@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 
 from ledger.acts import Act, Beginning
 from ledger.answers import EpochAnswer, GrantAct, RestoreReport
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.changes import ApplyReport, compared
 from ledger.clients import LOCAL_OPERATOR, Client, ClientSpec, Operator, OperatorSpec
 from ledger.commands import GrantCommand, ReinstateGrant, RevokeGrant, SuspendGrant
 from ledger.events import AuditRead, KeyEvent, LedgerRestored, LedgerStarted, LedgerStopped, decode
 from ledger.keys import STREAM as KEYS
 from ledger.keys import Keys
+from ledger.memory import Loaded
 from ledger.presenting import Desk, record
 from ledger.private import is_reason
 from ledger.recorders.private_rows import RAISE_FLOOR

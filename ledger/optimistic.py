@@ -13,8 +13,9 @@ from msgspec.structs import force_setattr
 
 from ledger import snapshots
 from ledger.answers import TokenAnswer
-from ledger.batch import Batch, Loaded, Memory
+from ledger.batch import Batch
 from ledger.events import decode
+from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
 from ledger.recorders.premises import BASE, CheckedWork
 from ledger.recorders.rows import Head

@@ -8,13 +8,14 @@ from typing import NamedTuple, Protocol, TypeAlias
 from ledger import access_tokens, jwt_access_tokens, tokens
 from ledger.answers import Caller, Source
 from ledger.authority import Authority
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.bounded import make_room
 from ledger.commands import AccessToken, Decision, Presenter, Served
 from ledger.events import GrantExpired, GrantRevoked, Words
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.keyring import KeyRing
+from ledger.memory import Loaded
 from ledger.presentations import Bursts, Presentations
 from ledger.private import commitment, context_value, new_salt
 from ledger.recorders.private_rows import FORGET_NONCE, KEEP_CONTEXT

@@ -7,11 +7,12 @@ from msgspec.structs import replace
 from ledger import tokens
 from ledger.answering import Unmade, unmade
 from ledger.answers import Caller, Source
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.commands import FirstRedemption, Presenter, RedeemToken, Rules, Served
 from ledger.events import GrantEvent, ReuseDetected, RollbackDetected, TokenRedeemed, Words
 from ledger.grant import Grant, StateMayBeStale
 from ledger.history import first_redemption
+from ledger.memory import Loaded
 from ledger.presenting import (
     Desk,
     after_refusal,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a batch is made of both
-    from ledger.batch import Loaded
+    from ledger.memory import Loaded
 
 
 class Uses(dict[str, "Loaded"]):

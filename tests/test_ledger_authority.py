@@ -16,13 +16,14 @@ from ledger import authority as module
 from ledger import times
 from ledger.acts import Act
 from ledger.authority import Authority
-from ledger.batch import Batch, Memory
+from ledger.batch import Batch
 from ledger.clients import Client, Operator, OperatorSpec, Settings
 from ledger.commands import EpochEnd
 from ledger.epochs import Epoch, Subject
 from ledger.events import AnyEvent
 from ledger.keyring import KeyRing
 from ledger.keys import Keys
+from ledger.memory import Memory
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.refusals import Refusal
 from ledger.secret_hashes import secret_hash

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger import batch as batch_module
-from ledger import issuing, operating, redeeming, tokens
+from ledger import issuing, memory, operating, redeeming, tokens
 from ledger.answers import IssueRequest, TokenAnswer
 from ledger.batch import Batch
 from ledger.events import AnyEvent, TokenRedeemed, TokenRotated
@@ -216,7 +215,7 @@ async def test_memory_is_bounded_and_what_left_it_is_read_again(
     """However many grants there are, also where they are only looked at; whoever left is as good as new."""
     async with open_ledger(tmp_path) as opened:
         issued = [await opened.issue(f"person-{n}") for n in range(30)]
-        monkeypatch.setattr(batch_module, "STREAMS_IN_MEMORY_MAX", 10)
+        monkeypatch.setattr(memory, "STREAMS_IN_MEMORY_MAX", 10)
         for answer in issued:
             assert "current" == (await opened.ledger.operators.explain(answer.refresh_token or "")).verdict
             assert len(opened.ledger.memory.streams) <= 10

@@ -16,8 +16,9 @@ import pytest
 
 from ledger import commits, redeeming, tokens
 from ledger.answers import Caller, Source, TokenAnswer
-from ledger.batch import Batch, Loaded
+from ledger.batch import Batch
 from ledger.keyring import KeyRing
+from ledger.memory import Loaded
 from ledger.presenting import Desk
 from ledger.recorders.errors import StoreFull
 from ledger.refusals import Refused, Unavailable

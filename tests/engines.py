@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from ledger.inline import Inline
-from ledger.recorders import postgres_append, postgres_moves
+from ledger.recorders import postgres_append, postgres_moves, postgres_refresh
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address
 from ledger.recorders.postgres_readers import PostgresReaders
@@ -34,7 +34,7 @@ _of_nobody: set[str] = set()
 NOBODY = "nobody's"
 """The key ring of a copy of the template, until one is told."""
 
-_made_with: list[tuple[str, str]] = []
+_made_with: list[tuple[str, ...]] = []
 """The functions that templates have, as they were written."""
 
 _TELL = "UPDATE meta SET value = %s WHERE key = 'ring_id' AND value = %s"
@@ -60,9 +60,9 @@ class MadeStore(PostgresStore):
         super().open(ring_id)
 
 
-def _functions() -> tuple[str, str]:
+def _functions() -> tuple[str, ...]:
     """The functions as they are written now: a trial may have them say something else."""
-    return postgres_append._FUNCTION, postgres_moves._FUNCTION
+    return postgres_append._FUNCTION, postgres_moves._FUNCTION, postgres_refresh._FUNCTION
 
 
 def made_database(server: Server) -> str:

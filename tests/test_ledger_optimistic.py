@@ -138,7 +138,7 @@ async def test_without_the_premises_a_dead_token_would_look_alive(
 @pytest.mark.usefixtures("nobody_looks")
 async def test_without_the_versions_a_chain_would_fork(tmp_path: Path, appending: Appending) -> None:
     """The broken twin for what is written: the condition on the version left out."""
-    appending.let("JOIN streams s ON s.id = m.id AND s.v = m.v FOR", "JOIN streams s ON s.id = m.id FOR")
+    appending.forget_versions()
 
     async def forked() -> None:
         async with two_nodes(tmp_path) as (one, other):
@@ -188,7 +188,7 @@ async def test_with_positions_taken_ahead_a_log_would_run_backwards(tmp_path: Pa
     """The broken twin of the test above: a node that has its positions before it reads what it decides on."""
     taken = "base := (pg_current_xact_id()::text::bigint << {bits}) + _offset;"
     appending.let(taken, "base := nextval('ahead') << {bits};")
-    made = f"CREATE OR REPLACE FUNCTION {'ledger_move' if appending.plain else 'ledger_append'}("
+    made = f"CREATE OR REPLACE FUNCTION {appending.name}("
     appending.let(made, f"CREATE SEQUENCE IF NOT EXISTS ahead CACHE 1000; {made}")
 
     async def backwards() -> None:

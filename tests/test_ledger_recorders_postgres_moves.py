@@ -1,4 +1,4 @@
-"""Batches of plain refreshes on PostgreSQL: which they are, and that their own way writes what the general one does."""
+"""Batches of plain refreshes on PostgreSQL: which they are, and that their own ways write what the general one does."""
 
 import asyncio
 import shutil
@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from ledger.recorders import postgres_moves
+from ledger.recorders import postgres_moves, postgres_refresh
+from ledger.recorders.postgres_calls import Call
 from ledger.recorders.premises import CheckedWork
 from projections import INLINE
 from tests.ledgers import ELSEWHERE, SECURITY, Opened, open_ledger
@@ -69,25 +70,31 @@ async def a_life(opened: Opened) -> None:
     await asyncio.gather(*map(opened.refresh, answers[3:]), opened.refused(answers[2]))
 
 
-async def test_both_ways_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ledgers alike live alike, one without the shorter way: the same heads and the same events in their order."""
-    calls: list[postgres_moves.Moves | None] = []
-    real = postgres_moves.moves
+async def test_all_ways_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ledgers alike live alike, with shorter ways and without: the same heads, and the same events in their order."""
+    calls: list[Call | None] = []
+    moves, refresh = postgres_moves.moves, postgres_refresh.refresh
 
-    def counted(work: CheckedWork) -> postgres_moves.Moves | None:
-        calls.append(real(work))
+    def counted(work: CheckedWork) -> Call | None:
+        calls.append(moves(work))
         return calls[-1]
 
+    def never(work: CheckedWork) -> None:
+        return None
+
     found: list[tuple[object, object]] = []
-    for way, moves in (("plain", counted), ("general", lambda work: None)):
-        monkeypatch.setattr(postgres_moves, "moves", moves)
+    for way, plain, alone in (("alone", counted, refresh), ("plain", counted, never), ("general", never, never)):
+        monkeypatch.setattr(postgres_moves, "moves", plain)
+        monkeypatch.setattr(postgres_refresh, "refresh", alone)
         folder = tmp_path / way / "ledger"  # one name, one seed
         folder.mkdir(parents=True)
         if found:
-            shutil.copy(tmp_path / "plain" / "ledger" / "ledger.keys", folder)
+            shutil.copy(tmp_path / "alone" / "ledger" / "ledger.keys", folder)
         async with open_ledger(folder) as opened:
             await a_life(opened)
             found.append((opened.rows(STREAMS), opened.rows(EVENTS)))
-    assert found[0] == found[1]
-    assert len([call for call in calls if call is not None]) > 70
-    assert any(call is not None and len(call.units) > 2 for call in calls)
+    assert found[0] == found[1] == found[2]
+    kinds = [type(call) for call in calls]
+    assert kinds.count(postgres_refresh.Refresh) > 70
+    assert kinds.count(postgres_moves.Moves) > 70
+    assert any(isinstance(call, postgres_moves.Moves) and len(call.units) > 2 for call in calls)

@@ -40,12 +40,13 @@ def test_a_database_of_an_earlier_release_is_refused_by_name(postgres_url: str) 
             opening("ring")
 
 
-def test_tables_without_this_releases_functions_are_not_served(postgres_url: str) -> None:
+@pytest.mark.parametrize("name", ["ledger_move", "ledger_refresh"])
+def test_tables_without_this_releases_functions_are_not_served(postgres_url: str, name: str) -> None:
     """One line says what makes them; then they serve."""
     store = PostgresStore(postgres_url, INLINE)
     store.init("ring")
     with closing(Address(postgres_url).connect()) as connection:
-        connection.execute("DROP FUNCTION ledger_move")
+        connection.execute(f"DROP FUNCTION {name}".encode())
     with pytest.raises(LedgerError, match=r"functions are missing; `token-ledger init` makes them$"):
         store.open("ring")
     again = PostgresStore(postgres_url, INLINE)

@@ -13,9 +13,10 @@ from psycopg import sql
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.commits import Commits
-from ledger.recorders import postgres_moves
+from ledger.recorders import postgres_refresh
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_append import Told
+from ledger.recorders.postgres_calls import Call
 from ledger.refusals import Unavailable
 from ledger.sent import PATIENCE_SECONDS
 from tests.engines import url_of
@@ -23,7 +24,7 @@ from tests.ledgers import OPTIONS, Opened, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
-WRITTEN = "      WHERE lost IS NULL OR stream = ANY (_held);\nEND\n"
+WRITTEN = "  told := told || ' ' || base;\nEND\n"
 """How the function ends."""
 
 
@@ -59,7 +60,7 @@ async def begun(tmp_path: Path, left: list[Exception | None]) -> AsyncIterator[B
 
 def slow(opened: Opened, seconds: float) -> None:
     """Let the function that writes refreshes take its time from now on, once all is written."""
-    function = postgres_moves.function()
+    function = postgres_refresh.function()
     assert 1 == function.count(WRITTEN)
     slower = WRITTEN.replace("END\n", f"  PERFORM pg_sleep({seconds});\nEND\n")
     with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
@@ -153,13 +154,13 @@ async def test_a_commit_that_fails_answers_nobody(tmp_path: Path) -> None:
 
 async def test_whoever_believes_the_row_alone_answers_too_early(begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin of the test above: the first result is taken for all of them."""
-    read = postgres_moves.Moves._read
+    outcome = Call._outcome
 
-    def hasty(self: postgres_moves.Moves) -> Told:
+    def hasty(self: Call) -> Told:
         del self._results[1:]
-        return read(self)
+        return outcome(self)
 
-    monkeypatch.setattr(postgres_moves.Moves, "_read", hasty)
+    monkeypatch.setattr(Call, "_outcome", hasty)
     opened, answer = begun
     with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
         connection.execute(FAILS_LATE)

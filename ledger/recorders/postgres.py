@@ -2,8 +2,8 @@
 
 Guarantees. What `commit` returned from is durable as the server's `synchronous_commit` says; where that is off the
 store does not open (I-09). A batch is decided in memory and is one call of a function (`postgres_append.py`, for plain
-refreshes `postgres_moves.py`): events, heads with their snapshots, private rows and projected rows are one transaction,
-without a round trip in between.
+refreshes `postgres_moves.py`, for one of those `postgres_refresh.py`): events, heads with their snapshots, private rows
+and projected rows are one transaction, without a round trip in between.
 
 A connection that is lost is made anew, with a pause that grows; until then nothing is decided. Nothing here ever breaks
 for good: an outcome that cannot be found out is told as unknown, and whatever it touched is read again.
@@ -32,10 +32,10 @@ from ledger.recorders import (
 from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.hops import Hops
 from ledger.recorders.postgres_append import Appending, Told
+from ledger.recorders.postgres_calls import Call
 from ledger.recorders.postgres_connections import Address, Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
-from ledger.recorders.postgres_moves import Moves
 from ledger.recorders.postgres_readers import PostgresReaders
 from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.postgres_segments import PostgresSegments
@@ -86,7 +86,7 @@ class PostgresStore:
         self._failures = 0
         self._retry_at = 0.0
         self._unreachable = ""
-        self._taken: Moves | Appending | None = None
+        self._taken: Call | Appending | None = None
         self._closed = False
 
     # ------------------------------------------------------------ opening and closing
@@ -233,7 +233,7 @@ class PostgresStore:
         """Send it, without waiting: the descriptor that is readable once something of the outcome has arrived. None
         where that wants a thread that waits."""
         taken, connection = self._taken, self._connection
-        if not isinstance(taken, Moves) or connection is None:
+        if not isinstance(taken, Call) or connection is None:
             return None
         try:
             return connection.pgconn.socket if taken.send(connection) else None
@@ -242,7 +242,7 @@ class PostgresStore:
 
     def arrived(self) -> Written | None:
         """What became of what was sent, as `commit` would say; None while it is not all there."""
-        assert isinstance(self._taken, Moves)
+        assert isinstance(self._taken, Call)
         assert self._connection is not None
         try:
             told = self._taken.told(self._connection)

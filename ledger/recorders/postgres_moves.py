@@ -3,21 +3,21 @@
 Such a batch moves streams that are there, each for a request of its own, and has no other row to write and no other
 stream to answer for. It needs a third of the parameters and half of the statements of `ledger_append`
 (`postgres_append.py`), and keeps to the same rules: authority first (I-06), who is locked or has moved is lost and
-nobody is waited for, a position is the transaction's base and the place in the batch.
-
-The call goes past the driver's cursors, which take as long as the server takes to find a stream.
+nobody is waited for, a position is the transaction's base and the place in the batch. One refresh by itself has a way
+of its own once more (`postgres_refresh.py`).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from psycopg import errors, generators
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 
-from ledger.recorders import postgres_work
+from ledger.recorders import postgres_calls, postgres_refresh, postgres_work
 from ledger.recorders.postgres_append import Told, given
+from ledger.recorders.postgres_calls import Call, declared
 from ledger.recorders.postgres_connections import Connection
+from ledger.recorders.postgres_refresh import Refresh
 from ledger.recorders.postgres_schema import LOCK
 from ledger.recorders.postgres_sql import POSITION_BITS
 from ledger.recorders.premises import CheckedWork, Written
@@ -70,61 +70,23 @@ END
 $function$
 """
 
-_NAME: Final = b"ledger_move"
-_CALL: Final = (
-    "SELECT told_control, told_serial, base, lost FROM ledger_move("  # noqa: S608  # words of ours alone
-    + ", ".join(f"${number}::{kind}" for number, (_, kind) in enumerate(_PARAMETERS, 1))
-    + ")"
-)
-_FORMATS: Final = [Format.BINARY] * len(_PARAMETERS)
 
+class Moves(Call):
+    """A batch that only moves streams. `units` are those of the streams in their order."""
 
-class Moves:
-    """A batch that only moves streams, on its way through one connection. All raise psycopg.Error.
+    __slots__ = ("units",)
 
-    `units` are those of the streams in their order.
-    """
+    name = b"ledger_move"
+    parameters = _PARAMETERS
+    formats: ClassVar[list[Format]] = [Format.BINARY] * len(_PARAMETERS)
+    ask = "SELECT told_control, told_serial, base, lost FROM ledger_move({})"
 
-    __slots__ = ("_parameters", "_results", "_sent", "units")
-
-    def __init__(self, parameters: list[bytes], units: list[int]) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: list[bytes | None], units: list[int]) -> None:
+        super().__init__(parameters)
         self.units = units
-        self._sent = False
-        self._results: list[PGresult] = []
 
-    def send(self, connection: Connection) -> bool:
-        """Send it, without waiting: True where all of it has left."""
-        self._sent = True
-        connection.pgconn.send_query_prepared(_NAME, self._parameters, _FORMATS)
-        return connection.pgconn.flush() == 0
-
-    def told(self, connection: Connection) -> Told | None:
-        """What has become of it; None while the answer is not whole. Something must have arrived."""
-        pgconn = connection.pgconn
-        pgconn.consume_input()
-        while not pgconn.is_busy():
-            result = pgconn.get_result()
-            if result is None:
-                return self._read()
-            self._results.append(result)
-        return None
-
-    def write(self, connection: Connection) -> Told:
-        """Send it, if it was not sent, and wait: durable on return, but for what was lost."""
-        if not self._sent:
-            self.send(connection)
-        self._results += connection.wait(generators.execute(connection.pgconn))
-        return self._read()
-
-    def _read(self) -> Told:
-        for each in self._results:  # the server commits after it has told the row, and says behind it what then fails
-            if each.status != ExecStatus.TUPLES_OK:
-                raise errors.error_from_result(each)
-        if not self._results:
-            raise errors.OperationalError("no answer")
-        result = self._results[0]
-        value = result.get_value
+    def _read(self, row: PGresult) -> Told:
+        value = row.get_value
         control, serial, base, lost = value(0, 0), value(0, 1), value(0, 2), value(0, 3)
         assert control is not None
         assert serial is not None
@@ -138,7 +100,7 @@ class Moves:
 def function() -> str:
     """The statement that makes the function."""
     return _FUNCTION.format(
-        parameters=",\n  ".join(f"p_{name} {kind}" for name, kind in _PARAMETERS),
+        parameters=declared(Moves),
         lock=LOCK,
         bits=POSITION_BITS,
         position=given("m.position"),
@@ -147,26 +109,24 @@ def function() -> str:
 
 
 def is_there(connection: Connection) -> bool:
-    """Whether `init` of this release has made it."""
-    kinds = ", ".join(kind for _, kind in _PARAMETERS)
-    question = "SELECT to_regprocedure($1) IS NOT NULL"
-    return connection.execute(question, (f"ledger_move({kinds})",)).fetchone() == (True,)
+    """Whether `init` of this release has made what calls need."""
+    return all(postgres_calls.is_there(connection, call) for call in (Moves, Refresh))
 
 
 def prepare(connection: Connection) -> None:
-    """Have the server read the call once. Raises psycopg.Error."""
-    connection.pgconn.send_prepare(_NAME, _CALL.encode())
-    for result in connection.wait(generators.execute(connection.pgconn)):
-        if result.status != ExecStatus.COMMAND_OK:
-            raise errors.error_from_result(result)
+    """Have the server read the calls once. Raises psycopg.Error."""
+    for call in (Moves, Refresh):
+        postgres_calls.prepare(connection, call)
 
 
-def moves(work: CheckedWork) -> Moves | None:
-    """A batch's parameters where it is one of moves alone: None where it is not."""
+def moves(work: CheckedWork) -> Call | None:
+    """A batch's call where it is one of moves alone: None where it is not."""
     moved: list[tuple[Any, ...]] = work.moved
     other = work.read or work.made or work.private or work.projected or work.control is not None
     if not moved or other or work.serial is not None:
         return None
+    if (alone := postgres_refresh.refresh(work)) is not None:
+        return alone
     unit_of, names = work.unit_of, work.names
     units = [unit_of[names[each[7]]] for each in moved]
     if len(set(units)) < len(units):  # a request that moves two streams moves both or none

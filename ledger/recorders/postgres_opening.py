@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 
 from ledger.inline import Inline
-from ledger.recorders import postgres_append, postgres_archive, postgres_moves, postgres_schema
+from ledger.recorders import postgres_append, postgres_archive, postgres_moves, postgres_refresh, postgres_schema
 from ledger.recorders.postgres_connections import Address, Connection, Place
 from ledger.recorders.postgres_sql import POSITION_BITS
 from ledger.refusals import LedgerError
@@ -47,6 +47,7 @@ def make(address: Address, inline: Sequence[Inline], ring_id: str) -> bool:
         connection.execute(postgres_archive.FUNCTION.encode())
         connection.execute(postgres_append.function(inline, _types(connection)).encode())
         connection.execute(postgres_moves.function().encode())
+        connection.execute(postgres_refresh.function().encode())
         connection.execute("COMMIT")
         return made
     except psycopg.Error as error:

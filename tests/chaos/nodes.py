@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 
+from tests.appending import NAMES
 from tests.chaos.chains import Chain, faults_of
 from tests.chaos.exchange import Line
 from tests.chaos.files import check_files, report
@@ -21,7 +22,10 @@ from tests.servers import Grant, Server
 
 CLIENTS = ("std", "std", "mob", "std", "keep", "std", "std", "mob")
 
-WITHOUT_VERSIONS = ("s.id = m.id AND s.v = m.v FOR NO KEY", "s.id = m.id FOR NO KEY")
+WITHOUT_VERSIONS = (
+    ("s.id = m.id AND s.v = m.v FOR NO KEY", "s.id = m.id FOR NO KEY"),
+    ("id = p_id AND v = p_before FOR NO KEY", "id = p_id FOR NO KEY"),
+)
 WITHOUT_PREMISES = ("IF cardinality(p_read_id) > 0 THEN", "IF false THEN")
 """Phrases of the functions that append, and what replaces each in a broken twin."""
 
@@ -116,9 +120,15 @@ def end_well(nodes: Nodes, chains: Sequence[Chain]) -> None:
 def replaced(url: str, right: str, wrong: str) -> None:
     """Let the functions of a database that append lack something, or dawdle where they say so: a broken twin."""
     with closing(psycopg.connect(url, autocommit=True)) as connection:
-        made = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname IN ('ledger_append', 'ledger_move')"
-        sources = [source for (source,) in connection.execute(made).fetchall() if right in source]
+        made = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = ANY (%s)"
+        sources = [source for (source,) in connection.execute(made, ([*NAMES.values()],)).fetchall() if right in source]
         assert sources, f"in no function: {right}"
         for source in sources:
             assert 1 == source.count(right), f"{source.count(right)} times in a function: {right}"
             connection.execute(source.replace(right, wrong).encode())
+
+
+def versions_forgotten(url: str) -> None:
+    """Let all of them write to streams that have moved: a broken twin."""
+    for right, wrong in WITHOUT_VERSIONS:
+        replaced(url, right, wrong)

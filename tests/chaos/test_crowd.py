@@ -10,7 +10,7 @@ import pytest
 
 from tests.chaos.chains import generation_of
 from tests.chaos.exchange import Line
-from tests.chaos.nodes import WITHOUT_VERSIONS, replaced
+from tests.chaos.nodes import versions_forgotten
 from tests.engines import standing_for
 from tests.histories import check_history
 from tests.ledger_check import check_ledger
@@ -135,7 +135,7 @@ def test_a_crowd_that_finds_no_version_checked_is_caught(
 
     try:
         server.init()
-        replaced(settings["DATABASE_URL"], *WITHOUT_VERSIONS)
+        versions_forgotten(settings["DATABASE_URL"])
         server.start()
         eventually(lambda: server.log().count(" event=serving ") >= 2, what="both workers")
         with pytest.raises(AssertionError):

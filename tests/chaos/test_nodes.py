@@ -13,7 +13,7 @@ import pytest
 
 from tests.chaos.chains import Chain
 from tests.chaos.load import Load
-from tests.chaos.nodes import WITHOUT_VERSIONS, Nodes, end_well, replaced, two_nodes
+from tests.chaos.nodes import Nodes, end_well, two_nodes, versions_forgotten
 from tests.postgres import Server as Postgres
 from tests.server_process import eventually
 from tests.servers import Grant, Server
@@ -243,9 +243,7 @@ def test_a_node_that_believes_its_memory_is_caught(tmp_path: Path, postgres: Pos
     """The broken twin: the version of what is written is not checked."""
 
     def freeze() -> None:
-        with two_nodes(
-            tmp_path, postgres, settings=SHORT, broken=lambda url: replaced(url, *WITHOUT_VERSIONS)
-        ) as nodes:
+        with two_nodes(tmp_path, postgres, settings=SHORT, broken=versions_forgotten) as nodes:
             freeze_and_thaw(nodes, arrives=True)
             end_well(nodes, [])
 

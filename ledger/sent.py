@@ -4,17 +4,23 @@ Whatever takes long or goes wrong is a thread's: it may wait, reconnect, and loo
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 
 from ledger.batch import Batch
-from ledger.recorders.store import OptimisticStore
+from ledger.recorders.store import OptimisticStore, Wire
 
 PATIENCE_SECONDS = 1.0
 """So long the loop waits; then a thread does, with the store's own patience."""
 
 
 class Sent:
-    """At most one batch at a time, on the event loop."""
+    """At most one batch at a time, on the event loop.
+
+    The loop watches the connection as long as it is the same one, and nobody but the loop hears from it: each batch is
+    one message there and one back, and nothing is set up for it. What is watched is a descriptor of our own, so that
+    its number is nobody else's, whoever closes the connection on whatever thread.
+    """
 
     def __init__(
         self,
@@ -29,6 +35,7 @@ class Sent:
         self._on_left = on_left
         self._loop = asyncio.get_running_loop()
         self._batch: Batch | None = None
+        self._wire: Wire | None = None
         self._descriptor = -1
         self._sent_at = 0.0
         self._closed = False
@@ -36,49 +43,62 @@ class Sent:
     def send(self, batch: Batch) -> None:
         """Send what the store has taken of this batch."""
         try:
-            descriptor = None if self._closed else self._store.send()
+            wire = None if self._closed else self._store.send()
+            if wire is not None and wire is not self._wire:
+                self._watch(wire)
         except Exception as error:
             self._on_left(batch, error)
             return
-        if descriptor is None:
+        if wire is None or self._wire is None:
             self._on_left(batch, None)
         else:
-            self._sent_at = self._loop.time()
-            self._wait(batch, descriptor)
+            self._batch, self._sent_at = batch, self._loop.time()
 
     def leave(self, after_seconds: float = PATIENCE_SECONDS) -> None:
         """Leave a batch to a thread whose outcome has been waited for so long."""
         if self._batch is not None and self._loop.time() - self._sent_at >= after_seconds:
-            self._on_left(self._no_longer(), None)
+            batch, self._batch = self._batch, None
+            self._forget()
+            self._on_left(batch, None)
 
     def close(self) -> None:
         """Leave all to the thread from now on."""
         self._closed = True
         self.leave(0.0)
+        self._forget()
 
-    def _wait(self, batch: Batch, descriptor: int) -> None:
+    def _watch(self, wire: Wire) -> None:
+        """Watch this connection from now on. Where the loop cannot, whoever was sent is on its way all the same."""
+        self._forget()
+        try:
+            descriptor = os.dup(wire.descriptor)
+        except OSError:  # no more of them
+            return
         try:
             self._loop.add_reader(descriptor, self._arrived)
-        except (OSError, RuntimeError):  # no more of them: it is on its way all the same
-            self._on_left(batch, None)
+        except (OSError, RuntimeError):
+            os.close(descriptor)
         else:
-            self._batch, self._descriptor = batch, descriptor
+            self._wire, self._descriptor = wire, descriptor
 
-    def _no_longer(self) -> Batch:
-        # Before anybody closes the descriptor: its number may be another connection's soon.
-        self._loop.remove_reader(self._descriptor)
-        batch, self._batch = self._batch, None
-        assert batch is not None
-        return batch
+    def _forget(self) -> None:
+        if self._wire is not None:
+            self._wire = None
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
 
     def _arrived(self) -> None:
-        batch = self._no_longer()
+        batch = self._batch
+        if batch is None:  # what a thread has asked, or the end of the connection: it would be told without end
+            self._forget()
+            return
         try:
             batch.written = self._store.arrived()
         except Exception as error:
+            self._batch = None
+            self._forget()
             self._on_left(batch, error)
             return
-        if batch.written is None:
-            self._wait(batch, self._descriptor)
-        else:
+        if batch.written is not None:
+            self._batch = None
             self._on_written(batch)

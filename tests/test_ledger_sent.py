@@ -1,7 +1,9 @@
 """What the event loop waits for is answered when it is durable, whoever has to wait in the end (I-02, I-11)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_append import Told
 from ledger.recorders.postgres_calls import Call
 from ledger.refusals import Unavailable
-from ledger.sent import PATIENCE_SECONDS
+from ledger.sent import PATIENCE_SECONDS, Sent
 from tests.engines import url_of
 from tests.ledgers import OPTIONS, Opened, open_ledger
 
@@ -188,17 +190,96 @@ async def test_where_the_loop_can_wait_for_no_more_the_thread_does(begun: Begun,
         raise OSError("too many")
 
     opened, answer = begun
-    opened.ledger.commits._sent._loop = Unable(none_left)  # type: ignore[union-attr]  # on PostgreSQL there is one
+    sent = of(opened)
+    sent._forget()
+    sent._loop = Watching(none_left)  # type: ignore[assignment]  # as much of a loop as it needs
+    before = descriptors()
     await opened.chain(answer, 3)
     assert [None] * 3 == left
+    assert before == descriptors()
 
 
-class Unable:
-    """The running loop, but for one thing that it cannot do."""
+class Watching:
+    """The running loop, but for what it is to do in place of watching, or beside it."""
 
-    def __init__(self, add_reader: object) -> None:
-        self.add_reader = add_reader
+    def __init__(self, add_reader: Callable[..., None]) -> None:
+        self._add_reader = add_reader
         self.time = asyncio.get_running_loop().time
+        self.remove_reader = asyncio.get_running_loop().remove_reader
+        self.watched = 0
+
+    def add_reader(self, descriptor: int, *more: object) -> None:
+        self.watched += 1
+        self._add_reader(descriptor, *more)
+
+
+def of(opened: Opened) -> Sent:
+    """Who waits for what is sent."""
+    sent = opened.ledger.commits._sent
+    assert sent is not None
+    return sent
+
+
+def watching(opened: Opened) -> Watching:
+    """Count from now on how often it begins to watch."""
+    counted = Watching(asyncio.get_running_loop().add_reader)
+    of(opened)._loop = counted  # type: ignore[assignment]  # as much of a loop as it needs
+    return counted
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_one_connection_is_watched_once(begun: Begun, left: list[Exception | None]) -> None:
+    """However many batches go through it; what a thread has asked in between is nothing for the loop."""
+    opened, answer = begun
+    answer = await opened.refresh(answer)
+    counted = watching(opened)
+    answer = await opened.chain(answer, 20)
+    assert (0, []) == (counted.watched, left)
+    await opened.issue("another")
+    answer = await opened.chain(answer, 5)
+    assert (1, [None]) == (counted.watched, left)
+
+
+async def test_a_connection_that_ends_while_nobody_waits_is_watched_no_longer(begun: Begun) -> None:
+    """Its end can be read without end. Our descriptor goes with it, and the next connection is watched in its place."""
+    opened, answer = begun
+    answer = await opened.refresh(answer)
+    counted, before = watching(opened), descriptors()
+    assert isinstance(opened.store, PostgresStore)
+    for turn in range(3):
+        assert opened.store._connection is not None
+        pid = opened.store._connection.info.backend_pid
+        with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        async with asyncio.timeout(20):
+            while of(opened)._wire is not None:
+                await asyncio.sleep(0.01)
+        answer = await opened.refresh(answer)
+        answer = await opened.refresh(answer)
+        assert (2 * turn + 2, before) == (counted.watched, descriptors())  # nobody had told the store of the end
+
+
+async def test_a_descriptor_of_the_connections_own_may_become_another(begun: Begun) -> None:
+    """A thread that has closed the connection gives its number to whoever opens something next: what is watched is
+    still the connection's, and no event of the other is taken for it."""
+    opened, answer = begun
+    answer = await opened.refresh(answer)
+    assert isinstance(opened.store, PostgresStore)
+    assert opened.store._connection is not None
+    number = opened.store._connection.pgconn.socket
+    opened.store._drop()
+    mine, others = socket.socketpair()
+    with mine, others:
+        assert number in (mine.fileno(), others.fileno())
+        mine.send(b"x")
+        others.send(b"x")
+        answer = await opened.chain(answer, 3)
+        assert (b"x", b"x") == (mine.recv(2), others.recv(2))
+    assert 5 == opened.topics(answer).count("token_rotated")
 
 
 async def test_a_batch_reads_what_is_true_behind_its_lock(tmp_path: Path) -> None:

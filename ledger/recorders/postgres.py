@@ -41,7 +41,7 @@ from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.postgres_segments import PostgresSegments
 from ledger.recorders.premises import BASE, CheckedWork, Written
 from ledger.recorders.rows import Head, StoredEvent, Work
-from ledger.recorders.store import Derive
+from ledger.recorders.store import Derive, Wire
 from ledger.refusals import LedgerError
 
 T = TypeVar("T")
@@ -79,6 +79,7 @@ class PostgresStore:
         self._name = self._lost_name = ""  # of the connection, so that it can be told from all others
         self._waiting_name = f"token-ledger {secrets.token_hex(6)}"
         self._connection: Connection | None = None
+        self._wire: Wire | None = None
         self.segments = PostgresSegments(self.address)
         self._readers = PostgresReaders(self.address)
         self._hops = Hops()
@@ -142,7 +143,7 @@ class PostgresStore:
             except (StoreError, LedgerError, psycopg.Error) as error:
                 self._pause(str(translated(error) if isinstance(error, psycopg.Error) else error))
                 raise StoreBusy(self._unreachable) from None
-            self._connection, self._failures = connection, 0
+            self._connection, self._wire, self._failures = connection, Wire(connection.pgconn.socket), 0
         return self._connection
 
     def _get_behind(self, connection: Connection) -> None:
@@ -229,14 +230,14 @@ class PostgresStore:
             raise LedgerError(f"more than {postgres_append.PLACES_MAX} events at once")
         self._taken = postgres_moves.moves(work) or Appending(postgres_work.parameters(work, self.segments.holder))
 
-    def send(self) -> int | None:
-        """Send it, without waiting: the descriptor that is readable once something of the outcome has arrived. None
-        where that wants a thread that waits."""
+    def send(self) -> Wire | None:
+        """Send it, without waiting: where something of the outcome arrives. None where that wants a thread that
+        waits."""
         taken, connection = self._taken, self._connection
         if not isinstance(taken, Call) or connection is None:
             return None
         try:
-            return connection.pgconn.socket if taken.send(connection) else None
+            return self._wire if taken.send(connection) else None
         except psycopg.Error as error:
             raise self._not_told(error) from None
 

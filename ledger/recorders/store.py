@@ -108,13 +108,23 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
+class Wire:
+    """A connection that is waited at: its descriptor is readable once something has come. Each has one of its own, so
+    the same one is the same connection."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+
 class OptimisticStore(Store, Protocol):
     """A store that others write to."""
 
-    def send(self) -> int | None:
-        """Send what was taken without waiting, on the event loop: a descriptor that is readable once there is something
-        for `arrived`. None where `commit` must be called, from a thread that may wait; it may be called also later, and
-        goes on from there."""
+    def send(self) -> Wire | None:
+        """Send what was taken without waiting, on the event loop: where there is something for `arrived` later. None
+        where `commit` must be called, from a thread that may wait; it may be called also later, and goes on from
+        there."""
         ...
 
     def arrived(self) -> Written | None:

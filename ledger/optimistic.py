@@ -127,13 +127,14 @@ class OptimisticBatch(Batch):
     def write(self) -> None:
         """Hand the work to the store, with its premises."""
         work = self.work
-        unit_of = self._unit_of = self._units()
-        for number, footprint in enumerate(self._footprints):
-            unit = unit_of[number]
+        units = self._unit_of = self._units()
+        for unit, footprint in zip(units, self._footprints, strict=True):
             for name in footprint.used:
                 work.unit_of[name] = unit
-            end = self._footprints[number + 1].private_from if number + 1 < len(self._footprints) else len(work.private)
-            work.private_units += [unit] * (end - footprint.private_from)
+        if work.private:
+            ends = [*(footprint.private_from for footprint in self._footprints[1:]), len(work.private)]
+            for unit, footprint, end in zip(units, self._footprints, ends, strict=True):
+                work.private_units += [unit] * (end - footprint.private_from)
         for name, unit in work.unit_of.items():
             touched = self._touched.get(name)
             if touched is None:
@@ -154,7 +155,7 @@ class OptimisticBatch(Batch):
         """Each request's unit: those that used the same stream share one. Where authority moves all are one, for
         what was decided afterwards stands on it."""
         footprints = self._footprints
-        if self.work.control is not None or self.work.serial is not None:
+        if len(footprints) == 1 or self.work.control is not None or self.work.serial is not None:
             self.work.units = 1
             return [0] * len(footprints)
         names = [name for footprint in footprints for name in footprint.used]

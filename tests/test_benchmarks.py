@@ -13,12 +13,13 @@ import pytest
 
 from tests.benchmarks import peers
 from tests.benchmarks.peers_plot import Dots, Lines, Look, picture
-from tests.benchmarks.peers_report import Report, Run, SideFacts, markdown
+from tests.benchmarks.peers_report import ALONG, Cells, Report, Run, SideFacts, markdown
 from tests.benchmarks.peers_rounds import Extent, Measuring, points
 from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
 from tests.server_process import free_port
 
 SVG = "{http://www.w3.org/2000/svg}"
+MEASURED = Path(__file__).parent / "benchmarks" / "measured"
 TINY = ["--rounds", "2", "--seconds", "0.1", "--warm-up", "0", "--connections", "2"]
 
 PEER = '''
@@ -217,6 +218,20 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
     assert ["64", "safe", "PostgreSQL", "yes", "30", "0.15 [0.05–0.40]"] == rows(table)[3][:6]
     assert "- Left out: slow: no reason" in table
     assert "meanwhile: 0.10 in the median run, 0.20 at most" in table
+
+
+def test_the_table_and_the_picture_are_those_of_the_stored_figures(tmp_path: Path) -> None:
+    """What the README shows is drawn of what was measured, and everything measured along several points is drawn."""
+    names = ("peers.json", "peers.md", "peers.svg")
+    stored = {name: (MEASURED / name).read_bytes() for name in names}
+    (tmp_path / "peers.json").write_bytes(stored["peers.json"])
+    peers.main(["--redraw", "--out", str(tmp_path)])
+    assert stored == {name: (tmp_path / name).read_bytes() for name in names}
+    cells = Cells(msgspec.json.decode(stored["peers.json"], type=Report))
+    assert {"history", "chains", "grants"} == {axis for axis in cells.axes() if len(cells.points(axis)) > 1}
+    root = ElementTree.fromstring(stored["peers.svg"])
+    below = {each.text for each in root.iter(f"{SVG}text") if each.attrib.get("class") == "quiet"}
+    assert set(ALONG.values()) <= below
 
 
 def test_the_picture_puts_each_value_where_it_belongs() -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -197,7 +198,7 @@ class Opened:
         """What happened to an answer's grant, `grant.` left out."""
         return [event.topic.removeprefix("grant.") for event in self.grant_events(answer)]
 
-    def rows(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
+    def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Read from the file on a connection of the test's own: what is durable, whatever the ledger thinks."""
         if url_of(self.path) is not None:
             with copied(self.path) as copy:

@@ -140,12 +140,9 @@ def failing_with(opened: Opened, code: int) -> Fault:
     """The check-point meets an error of the disk."""
 
     def fault(step: Callable[[], None]) -> None:
-        store = faulty(opened)
-        writer, store._writer = store._writer, Failing(code)  # type: ignore[assignment]  # the fault
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(faulty(opened), "_writer", Failing(code))
             step()
-        finally:
-            store._writer = writer
 
     return fault
 

@@ -86,7 +86,7 @@ async def test_a_batch_is_written_in_the_order_of_its_log(tmp_path: Path) -> Non
                 "SELECT e.v, e.position FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ? ORDER BY e.v",
                 f"grant:{answer.grant_id}",
             )
-            assert all(before[1] < after[1] for before, after in pairwise(rows))  # type: ignore[operator]  # whole numbers
+            assert all(before[1] < after[1] for before, after in pairwise(rows))
 
 
 @pytest.mark.usefixtures("nobody_looks")
@@ -154,7 +154,7 @@ async def test_a_command_that_touches_two_streams_is_whole_or_not_at_all(tmp_pat
         assert batches + 2 == other.ledger.commits.batches
         ends = [one.rows("SELECT max(e.position) FROM events e JOIN streams s ON s.id = e.stream WHERE s.name = ?",
                          f"grant:{answer.grant_id}")[0][0] for answer in answers]  # fmt: skip
-        assert 1 == ends[1] - ends[0], "next to each other, in one transaction"  # type: ignore[operator]  # whole numbers
+        assert 1 == ends[1] - ends[0], "next to each other, in one transaction"
 
 
 async def test_a_token_that_memory_has_not_heard_of_is_no_alarm(

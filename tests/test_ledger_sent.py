@@ -180,14 +180,16 @@ async def test_a_defect_of_the_store_ends_the_process(begun: Begun, monkeypatch:
     assert ["the commit failed: RuntimeError"] == opened.fatal
 
 
-async def test_where_the_loop_can_wait_for_no_more_the_thread_does(begun: Begun, left: list[Exception | None]) -> None:
+async def test_where_the_loop_can_wait_for_no_more_the_thread_does(
+    begun: Begun, left: list[Exception | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was sent all the same, and is answered when it is durable."""
 
     def none_left(*_: object) -> None:
         raise OSError("too many")
 
     opened, answer = begun
-    opened.ledger.commits._sent._loop = Unable(none_left)  # type: ignore[union-attr]  # on PostgreSQL there is one
+    monkeypatch.setattr(opened.ledger.commits._sent, "_loop", Unable(none_left))
     await opened.chain(answer, 3)
     assert [None] * 3 == left
 

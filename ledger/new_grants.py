@@ -42,7 +42,7 @@ def drawn(batch: Batch, desk: Desk, request: GrantRequest) -> NewGrant:
     known_id = subject_id_of(batch, desk.ring, request.subject)
     subject_id = known_id or new_subject_id(randomness)
     if known_id is None:  # nothing can have happened to whom nobody ever saw: the store need not be asked
-        desk.authority.hold_subject(subject_id, None)
+        desk.authority.hold_subjects({subject_id: None})
     return NewGrant(
         subject_id=subject_id,
         is_subject_new=known_id is None,

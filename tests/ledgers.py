@@ -220,7 +220,7 @@ class Opened:
             for name, loaded in list(memory.streams.items()):
                 head = self.store.head(name)
                 assert head is not None, f"{name}: known, and not in the store"
-                known = (loaded.id, loaded.v, loaded.position, loaded.head)
+                known = (loaded.id, loaded.v, loaded.position, bytes.fromhex(loaded.head or ""))
                 assert known == (head.id, head.v, head.position, head.head), f"{name}: memory is not the store"
                 anew = batch.reload(name)
                 assert anew is not None

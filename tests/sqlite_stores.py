@@ -45,7 +45,7 @@ def append(store: SQLiteStore, name: str, count: int, *, commit: bool = True) ->
     store.begin()
     position = store.last()
     head = store.head(name)
-    v, back, prev = (head.v, head.position, head.head) if head else (0, 0, None)
+    v, back, prev = (head.v, head.position, head.head.hex()) if head else (0, 0, None)
     number = head.id if head else store.new_key(name)
     work, made, digest = Work(INLINE), [], prev
     for nth in range(1, count + 1):

@@ -92,13 +92,13 @@ def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Pat
     """Table, figures and picture come out: a row for each side and point, a run for each of its rounds."""
     if not full:
         pytest.skip("its servers take long to start")
-    told = measured(tmp_path / "out", "--history", "1", "30", "--chains", "70", "--grants", "70")
+    told = measured(tmp_path / "out", "--history", "1", "30", "--chains", "70", "--grants", "70", "--cold", "70")
     drawn = (tmp_path / "out" / "peers.svg").read_bytes()
     peers.main(["--redraw", "--out", str(tmp_path / "out")])
     assert drawn == (tmp_path / "out" / "peers.svg").read_bytes()
     ours, bare = "token-ledger/sqlite", "bare Starlette endpoint"
     expected = [("connections", 2, side) for side in (ours, bare)]
-    expected += [(axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("chains", 70), ("grants", 70))]
+    expected += [(axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("chains", 70), ("grants", 70), ("cold", 70))]
     assert sorted(expected * 2) == sorted((run.axis, run.x, run.side) for run in told.runs)
     assert {1, 2} == {run.round for run in told.runs}
     assert all(run.answers >= run.connections for run in told.runs)
@@ -124,7 +124,7 @@ def test_peers_take_part_where_they_can_and_are_left_out_with_a_line_where_not(
     if not full:
         pytest.skip("its many servers take long to start")
     names = ["--peers", "rotates", "keeps", "broken", "unheard-of"]
-    told = measured(tmp_path / "out", "--history", "--chains", "--grants", *harness, *names)
+    told = measured(tmp_path / "out", "--history", "--chains", "--grants", "--cold", *harness, *names)
     assert {"token-ledger/sqlite", "bare Starlette endpoint", "rotates"} == {run.side for run in told.runs}
     assert SideFacts("memory", False, False) == told.sides["rotates"]
     expected = {
@@ -140,7 +140,7 @@ def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path, full:
     """What was prepared is used again, and a later round is compared with its own round only."""
     if not full:
         pytest.skip("its many servers take long to start")
-    kept = ["--history", "--chains", "--grants", "--folder", str(tmp_path / "kept")]
+    kept = ["--history", "--chains", "--grants", "--cold", "--folder", str(tmp_path / "kept")]
     peers.main([*TINY, "--out", str(tmp_path / "out"), *kept, "--prepare"])
     assert not (tmp_path / "out").exists()
     prepared = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
@@ -164,7 +164,7 @@ def test_events_that_are_not_two_for_each_answer_end_the_measurement(tmp_path: P
                 assert events is not None
                 yield replace(running, events=lambda: events() // 2)
 
-    at = points([2], [], [], [])
+    at = points([2], [], [], [], [])
     measuring = Measuring(tmp_path, Extent(1, 0.1, 0), Report({}, {}, {}, []))
     with ExitStack() as stack:
         measuring.serve(stack, Forgetful(), [at[0].stage])

@@ -13,6 +13,8 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -263,8 +265,8 @@ class SQLiteStore:
             self._write_heads(connection, work)
             for number, kind in sorted(work.rows):
                 connection.executemany(self._statements[number][kind], work.rows[number, kind])
-            for statement, parameters in work.private:
-                connection.execute(statement, parameters)
+            for statement, alike in groupby(work.private, itemgetter(0)):
+                connection.executemany(statement, [parameters for _, parameters in alike])
             self._rows_written = len(work.events) + len(work.moved) + len(work.made) + len(work.private)
             if work.control is not None:
                 connection.execute("UPDATE control SET counter = ?", (work.control,))

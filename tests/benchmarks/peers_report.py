@@ -13,6 +13,7 @@ AXES = {
     "history": "rotations that the grant has behind it, one connection",
     "chains": "grants in the store, 64 of them refreshed, far from each other",
     "grants": "grants in the store, all of them refreshed in shuffled order",
+    "cold": "grants in the store, all of them refreshed in shuffled order, by servers that remember none of them",
 }
 """What is varied, and what else is so meanwhile."""
 

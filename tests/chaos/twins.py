@@ -10,7 +10,7 @@ from typing import Any
 
 from api.__main__ import main as program
 from api.server import Server
-from ledger import memory, tokens
+from ledger import authority, memory, presenting, tokens
 from ledger.batch import Batch
 from ledger.commands import Decision, GrantCommand, RedeemToken, Rules
 from ledger.commits import Commits
@@ -151,8 +151,9 @@ def commits_in_steps() -> None:
 
 
 def remembers_little() -> None:
-    """No fault: room for a few streams, so that nearly every request finds its grant's cache cold."""
     put(memory, "STREAMS_IN_MEMORY_MAX", 4)
+    put(presenting, "HANDED_OUT_MAX", 4)
+    put(authority, "SUBJECTS_IN_MEMORY_MAX", 256)
 
 
 FAULTS: dict[str, Callable[[], None]] = {

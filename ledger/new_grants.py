@@ -85,30 +85,21 @@ def begin(
     body_mac: bytes | None = None,
 ) -> Loaded:
     """Append a grant's first events with its private row, and its person's where they were never seen."""
-    private = PrivateGrant(
-        subject_id=new.subject_id,
-        nonce=new.nonce,
-        salt=new.salt,
-        device=device,
-        session=request.session,
-        idempotency_mac=idempotency_mac,
-        body_mac=body_mac,
-    )
     loaded = batch.create("grant:" + new.grant_id, grant)
-    loaded.private = private
+    loaded.private = PrivateGrant(new.nonce, new.salt, body_mac)
     batch.append(loaded, events)
     batch.private(
         loaded,
         KEEP_GRANT,
         loaded.id,
         request.client_id,
-        private.subject_id,
-        private.nonce,
-        private.salt,
-        private.device,
-        private.session,
-        private.idempotency_mac,
-        private.body_mac,
+        new.subject_id,
+        new.nonce,
+        new.salt,
+        device,
+        request.session,
+        idempotency_mac,
+        body_mac,
     )
     if new.is_subject_new:
         keep_subject(batch, desk.ring, request.subject, new.subject_id)

@@ -98,7 +98,9 @@ def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Pat
     assert drawn == (tmp_path / "out" / "peers.svg").read_bytes()
     ours, bare = "token-ledger/sqlite", "bare Starlette endpoint"
     expected = [("connections", 2, side) for side in (ours, bare)]
-    expected += [(axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("chains", 70), ("grants", 70), ("cold", 70))]
+    expected += [
+        (axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("chains", 70), ("grants", 70), ("cold", 70))
+    ]
     assert sorted(expected * 2) == sorted((run.axis, run.x, run.side) for run in told.runs)
     assert {1, 2} == {run.round for run in told.runs}
     assert all(run.answers >= run.connections for run in told.runs)

@@ -53,8 +53,8 @@ _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
 }
 
 GRANTS = (
-    "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
-    " p.idempotency_mac, p.body_mac, e.id, e.v, e.position, e.head, e.state FROM streams s"
+    "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.body_mac,"
+    " e.id, e.v, e.position, e.head, e.state FROM streams s"
     " LEFT JOIN private_grants p ON p.stream = s.id LEFT JOIN streams e ON e.name = 'subject:' || p.subject_id"
 )
 
@@ -109,12 +109,12 @@ class StoreReader(ABC):
         subjects: dict[str, Head | None] = {}
         for (
             name, id, v, position, head, state,
-            subject_id, nonce, salt, device, session, idempotency_mac, body_mac,
+            subject_id, nonce, salt, body_mac,
             ended, ended_v, ended_position, ended_head, ended_state,
         ) in self._rows(self._sql_grants, (self._keys(names),)):  # fmt: skip
             private = None
             if subject_id is not None:
-                private = PrivateGrant(subject_id, nonce, salt, device, session, idempotency_mac, body_mac)
+                private = PrivateGrant(nonce, salt, body_mac)
                 subjects[subject_id] = (
                     None if ended is None else Head(ended, ended_v, ended_position, ended_head, ended_state)
                 )

@@ -113,3 +113,16 @@ def test_emptying_the_log_waits_for_no_reader(sqlite: SQLiteStore, database: Pat
         assert sqlite.truncate_log() is False
     assert sqlite.truncate_log() is True
     assert 0 == database.with_name(database.name + "-wal").stat().st_size
+
+
+def test_a_log_that_was_long_once_is_cut(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a reader that stayed, or a huge transaction: it is no longer watched, for its next life begins short."""
+    monkeypatch.setattr(sqlite_store, "LOG_BYTES_WATCHED", 100 * sqlite_store.PAGE_BYTES)
+    store = SQLiteStore(database, INLINE)
+    store.open(RING)
+    append(store, "huge", 5000)
+    assert log_pages(database) > 1000
+    store.checkpoint()
+    append(store, "audit", 1)
+    assert log_pages(database) <= 100
+    store.close()

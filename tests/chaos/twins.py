@@ -151,6 +151,8 @@ def commits_in_steps() -> None:
 
 
 def remembers_little() -> None:
+    """No fault: room for a few streams and tokens, and for the persons of a batch or two, so that nearly every request
+    finds its grant's cache cold."""
     put(memory, "STREAMS_IN_MEMORY_MAX", 4)
     put(presenting, "HANDED_OUT_MAX", 4)
     put(authority, "SUBJECTS_IN_MEMORY_MAX", 256)

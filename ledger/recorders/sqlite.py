@@ -119,9 +119,7 @@ class SQLiteStore:
         writer.execute("PRAGMA secure_delete=ON")
         writer.execute(f"PRAGMA cache_size=-{CACHE_KIBIBYTES}")
         writer.execute(f"PRAGMA wal_autocheckpoint={2 * CHECKPOINT_PAGES}")  # where `checkpoint_due` was mistaken
-        writer.execute(
-            f"PRAGMA journal_size_limit={LOG_BYTES_WATCHED}"
-        )  # a file that was long once is cut as it begins anew
+        writer.execute(f"PRAGMA journal_size_limit={LOG_BYTES_WATCHED}")  # a log that was long is cut as it begins anew
         if mode != "wal" or writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             raise LedgerError(f"{self.path}: write-ahead logging cannot be switched on here (journal mode {mode})")
         if self._synchronous == "FULL" and writer.execute("PRAGMA synchronous").fetchone()[0] != 2:

@@ -182,18 +182,22 @@ class ClientAuth:
             return None
         if "client_assertion" in form or ASSERTION_TYPE in form:
             return None
-        return caller if self.holds(proven, address) else None
+        if not self.holds(proven, address):
+            return None
+        self.used_once_more(proven)
+        return caller
 
     def holds(self, proven: Proven, address: str) -> bool:
-        """Whether what a client has proved before is as good now, sent once more: counted then like any other proof."""
-        _, number, client, ring, caller = proven
+        """Whether what a client has proved before is as good now, sent once more."""
+        _, _, client, ring, caller = proven
         client_id = caller.client_id
         if self._ledger.authority.client(client_id) is not client or self._ledger.desk.ring is not ring:
             return False
-        if self._throttle.wait_seconds(client_id, address):
-            return False
-        self._meters.secret_used(client_id, number)
-        return True
+        return not self._throttle.wait_seconds(client_id, address)
+
+    def used_once_more(self, proven: Proven) -> None:
+        """Count what holds like any other proof, once for each request that rests on it."""
+        self._meters.secret_used(proven.caller.client_id, proven.number)
 
     def _without_secret(self, client: Client, extensions: Extensions) -> Caller | None:
         """A public client that names itself, or one whose certificate says the rest (RFC 8705 2); else None."""

@@ -128,7 +128,10 @@ class TokenEndpoint:
         if not self._clients.holds(proven, source.address):
             return False
         telling = Telling(self._desk.meters, proven.caller, request)
-        return self._ledger.refresh_soon(proven.caller, source, token, telling.tell, telling.prepare)
+        if not self._ledger.refresh_soon(proven.caller, source, token, telling.tell, telling.prepare):
+            return False  # whoever serves it then counts its secret
+        self._clients.used_once_more(proven)
+        return True
 
     async def _with_proof(
         self, headers: Headers, client: Client, kind: GrantType, caller: Caller, source: Source, form: forms.Form

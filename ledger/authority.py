@@ -260,13 +260,16 @@ class Authority:
 
     # ------------------------------------------------------------ following the log
 
-    def hold_subject(self, subject_id: str, head: Head | None) -> None:
-        """Know the epoch of a person from the head of their stream (None: nothing ever happened), where it is not
-        known yet."""
-        if subject_id not in self._subjects:
+    def hold_subjects(self, heads: Mapping[str, Head | None]) -> None:
+        """Know the epochs of persons, where they are not known yet, from the heads of their streams by subject id
+        (None: nothing ever happened)."""
+        known = self._subjects
+        for subject_id, head in heads.items():
+            if subject_id in known:
+                continue
             if head is None:
                 self._keep_subject(subject_id, _NO_RAISE)
-            elif (subject := snapshots.decode(head.state, head.v, bytes.fromhex(head.head), Subject)) is not None:
+            elif (subject := snapshots.decode(head.state, head.v, head.head, Subject)) is not None:
                 self._keep_subject(subject_id, subject.epoch)
 
     def distrust(self) -> None:
@@ -358,12 +361,12 @@ def _all(reads: Reads, kind: str, aggregate: type[_Aggregate]) -> Iterator[tuple
         "SELECT name, id, v, position, head, state FROM streams WHERE name >= ? AND name < ?", (f"{kind}:", f"{kind};")
     )
     for name, id, v, position, digest, state in rows:
-        head = Head(id, v, position, digest.hex(), state)
+        head = Head(id, v, position, digest, state)
         yield name.partition(":")[2], _aggregate(reads, name, head, aggregate)
 
 
 def _aggregate(reads: Reads, name: str, head: Head, kind: type[_Aggregate]) -> _Aggregate:
-    found = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind)
+    found = snapshots.decode(head.state, head.v, head.head, kind)
     return found if found is not None else _replayed(reads, name, kind)
 
 

@@ -19,7 +19,13 @@ A = TypeVar("A", bound=snapshots.Aggregate)
 D = TypeVar("D")
 W = TypeVar("W")
 
+AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
 REPLAY_PAGE_EVENTS = 1000
+
+
+def is_authority(name: str) -> bool:
+    """Whether what happens to a stream of this name changes what others may do."""
+    return name.partition(":")[0] in AUTHORITY_KINDS
 
 
 class Batch:
@@ -99,22 +105,17 @@ class Batch:
         return [name for name in names if name not in streams and name not in fetched]
 
     def _fetch(self, names: Sequence[str]) -> None:
-        found = self.store.within().grants(names)
-        for name in names:
-            self._fetched[name] = found.grants.get(name)
-        for subject_id, head in found.subjects.items():
-            self.memory.authority.hold_subject(subject_id, head)
+        grants, subjects = self.store.within().grants(names)
+        self._fetched.update(dict.fromkeys(names))
+        self._fetched.update(grants)
+        self.memory.authority.hold_subjects(subjects)
 
     def load(self, name: str) -> Loaded | None:
         """A stream by name, None where nothing ever happened to it."""
         loaded = self.memory.streams.get(name)
         if loaded is not None:
             return loaded
-        if name.startswith("grant:"):
-            loaded = self._loaded_grant(name)
-        else:
-            head = self.store.head(name)
-            loaded = None if head is None else self._loaded(name, head)
+        loaded = self._loaded_grant(name) if name.startswith("grant:") else self._loaded(name)
         if loaded is not None:
             self.memory.streams[name] = loaded
         return loaded
@@ -191,22 +192,24 @@ class Batch:
             if (loaded := self.load(name)) is not None
         )
 
-    def _loaded(self, name: str, head: Head) -> Loaded:
+    def _loaded(self, name: str) -> Loaded | None:
+        head = self.store.head(name)
+        if head is None:
+            return None
         kind = snapshots.kind_of(name)
-        aggregate = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind) or self._replayed(name, kind)
-        return Loaded(name, head.id, head.v, head.position, head.head, aggregate)
+        aggregate = snapshots.decode(head.state, head.v, head.head, kind) or self._replayed(name, kind)
+        return Loaded(name, head.id, head.v, head.position, head.head.hex(), aggregate, is_authority=is_authority(name))
 
     def _loaded_grant(self, name: str) -> Loaded | None:
         found = self._found_grant(name)
         if found is None:
             return None
-        head, private = found
-        loaded = self._loaded(name, head)
-        assert isinstance(loaded.aggregate, Grant)
-        loaded.aggregate.share(name)
-        if loaded.aggregate.subject_id not in self.erased:
-            loaded.private = private
-        return loaded
+        (id, v, position, head, state), private = found
+        grant = snapshots.decode(state, v, head, Grant) or self._replayed(name, Grant)
+        grant.share(name)
+        if grant.subject_id in self.erased:
+            private = None
+        return Loaded(name, id, v, position, head.hex(), grant, private)
 
     def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
         if name not in self._fetched:
@@ -230,7 +233,7 @@ class Batch:
 
     def create(self, name: str, aggregate: snapshots.Aggregate) -> Loaded:
         """A stream that does not exist yet. It comes to be, and into memory, with its first event."""
-        return Loaded(name, 0, 0, 0, None, aggregate)
+        return Loaded(name, 0, 0, 0, None, aggregate, is_authority=is_authority(name))
 
     def load_or_create(self, name: str) -> Loaded:
         """A stream by name, made where nothing ever happened to it."""

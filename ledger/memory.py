@@ -6,6 +6,8 @@ It may only ever be what the store holds plus the batch under way: whatever a fa
 
 from collections.abc import Callable
 
+import msgspec
+
 from ledger import snapshots
 from ledger.answers import Source
 from ledger.authority import Authority
@@ -18,12 +20,11 @@ from ledger.recorders.store import Store
 from ledger.uses import Uses
 
 STREAMS_IN_MEMORY_MAX = 200_000
-AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
 COMMAND_IDS_DRAWN = 64
 CONTEXTS_MAX = 16
 
 
-class Loaded:
+class Loaded(msgspec.Struct, eq=False, gc=False):
     """A stream in memory: its head as the store will have it after the batch under way, and its aggregate.
 
     `source` and `context` are the last source that acted on it and its commitment, so that it costs no hash, and
@@ -31,28 +32,20 @@ class Loaded:
     grant when authority was `rules_of`.
     """
 
-    __slots__ = (
-        "aggregate", "context", "contexts", "head", "id", "is_authority", "known_position", "name", "position",
-        "private", "rules", "rules_of", "source", "v",
-    )  # fmt: skip
-
-    def __init__(
-        self, name: str, id: StreamKey, v: int, position: int, head: str | None, aggregate: snapshots.Aggregate
-    ) -> None:
-        self.name = name
-        self.id = id
-        self.v = v
-        self.position = position
-        self.head = head
-        self.aggregate = aggregate
-        self.private: PrivateGrant | None = None
-        self.source: Source | None = None
-        self.context = ""
-        self.contexts: dict[Source, str] | None = None
-        self.rules: Rules | None = None
-        self.rules_of: object = None
-        self.known_position: tuple[int, int] | None = None
-        self.is_authority = name.partition(":")[0] in AUTHORITY_KINDS
+    name: str
+    id: StreamKey
+    v: int
+    position: int
+    head: str | None
+    aggregate: snapshots.Aggregate
+    private: PrivateGrant | None = None
+    is_authority: bool = False
+    source: Source | None = None
+    context: str = ""
+    contexts: dict[Source, str] | None = None
+    rules: Rules | None = None
+    rules_of: object = None
+    known_position: tuple[int, int] | None = None
 
     def context_of(self, source: Source) -> str | None:
         """The commitment of a source that is remembered; None where it is not."""

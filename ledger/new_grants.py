@@ -42,7 +42,7 @@ def drawn(batch: Batch, desk: Desk, request: GrantRequest) -> NewGrant:
     known_id = subject_id_of(batch, desk.ring, request.subject)
     subject_id = known_id or new_subject_id(randomness)
     if known_id is None:  # nothing can have happened to whom nobody ever saw: the store need not be asked
-        desk.authority.hold_subject(subject_id, None)
+        desk.authority.hold_subjects({subject_id: None})
     return NewGrant(
         subject_id=subject_id,
         is_subject_new=known_id is None,
@@ -85,30 +85,21 @@ def begin(
     body_mac: bytes | None = None,
 ) -> Loaded:
     """Append a grant's first events with its private row, and its person's where they were never seen."""
-    private = PrivateGrant(
-        subject_id=new.subject_id,
-        nonce=new.nonce,
-        salt=new.salt,
-        device=device,
-        session=request.session,
-        idempotency_mac=idempotency_mac,
-        body_mac=body_mac,
-    )
     loaded = batch.create("grant:" + new.grant_id, grant)
-    loaded.private = private
+    loaded.private = PrivateGrant(new.nonce, new.salt, body_mac)
     batch.append(loaded, events)
     batch.private(
         loaded,
         KEEP_GRANT,
         loaded.id,
         request.client_id,
-        private.subject_id,
-        private.nonce,
-        private.salt,
-        private.device,
-        private.session,
-        private.idempotency_mac,
-        private.body_mac,
+        new.subject_id,
+        new.nonce,
+        new.salt,
+        device,
+        request.session,
+        idempotency_mac,
+        body_mac,
     )
     if new.is_subject_new:
         keep_subject(batch, desk.ring, request.subject, new.subject_id)

@@ -158,15 +158,16 @@ def genuine(
         aggregate: Grant = known.aggregate  # type: ignore[assignment]  # a grant's stream
         if aggregate.client_id == caller.client_id and (caller.authenticated or aggregate.owned_by(caller)):
             return known, aggregate
-    found = batch.grant(presented.grant_id)
-    if found is None:
+    loaded = batch.load(presented.stream)
+    if loaded is None:
         batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)
-    loaded, grant = found
-    check_own(batch, desk, caller, source, found, presented.generation, secret_right(desk, loaded, presented))
+    grant: Grant = loaded.aggregate  # type: ignore[assignment]  # a grant's stream
+    is_secret_right = secret_right(desk, loaded, presented)
+    check_own(batch, desk, caller, source, (loaded, grant), presented.generation, is_secret_right)
     if not grant.owned_by(caller):
         raise Refused(Refusal.UNKNOWN_TOKEN)
-    return found
+    return loaded, grant
 
 
 def check_own(
@@ -248,8 +249,11 @@ def presenter_of(batch: Batch, loaded: Loaded, caller: Caller, source: Source) -
 def context_of(batch: Batch, loaded: Loaded, source: Source) -> str:
     """The commitment that stands for a source in the events of this grant."""
     known = loaded.context_of(source)
-    if known is not None:
-        return known
+    return new_context(batch, loaded, source) if known is None else known
+
+
+def new_context(batch: Batch, loaded: Loaded, source: Source) -> str:
+    """As `context_of`, of a source that memory does not know."""
     # A salt that was erased is replaced for this once: nobody can open that commitment any more, as it should be.
     salt = loaded.private.salt if loaded.private is not None else None
     value = context_value(source.address, source.user_agent)
@@ -258,17 +262,15 @@ def context_of(batch: Batch, loaded: Loaded, source: Source) -> str:
 
 def keep_context(batch: Batch, loaded: Loaded, source: Source, context: str) -> None:
     """Write the private row that opens a context, unless this process has seen it written."""
-    if loaded.context_of(source) is not None or loaded.private is None:
-        return
-    loaded.keep_context(source, context)
-    batch.private(
-        loaded,
-        KEEP_CONTEXT,
-        loaded.id,
-        context,
-        source.address,
-        source.user_agent,
-    )
+    if loaded.context_of(source) is None:
+        keep_new_context(batch, loaded, source, context)
+
+
+def keep_new_context(batch: Batch, loaded: Loaded, source: Source, context: str) -> None:
+    """As `keep_context`, of a source that memory does not know."""
+    if loaded.private is not None:
+        loaded.keep_context(source, context)
+        batch.private(loaded, KEEP_CONTEXT, loaded.id, context, source.address, source.user_agent)
 
 
 def standing_of(batch: Batch, desk: Desk, grant: Grant) -> Standing:

@@ -24,37 +24,20 @@ _REASON = re.compile(rf"[^\ud800-\udfff]{{0,{REASON_CHARACTERS_MAX}}}")
 
 
 class PrivateGrant(Concealed):
-    """One row a grant. What is None was never there or is gone: the nonce once the grant has ended for good (nobody
-    can make its tokens any more), all but the subject id once the person was erased.
+    """What decisions need of a grant's private row: the nonce that its tokens are made with, None once it has ended for
+    good (nobody can make them any more); the salt of its commitments; and where it was issued under an Idempotency-Key
+    the MAC of that request. Device and session are for whoever asks about the grant, and stay where they are."""
 
-    `device` and `session` are the texts given at issuance; the two MACs stand where an Idempotency-Key was sent.
-    """
+    __slots__ = ("body_mac", "nonce", "salt")
 
-    __slots__ = ("body_mac", "device", "idempotency_mac", "nonce", "salt", "session", "subject_id")
-
-    def __init__(
-        self,
-        subject_id: str,
-        nonce: bytes | None = None,
-        salt: bytes | None = None,
-        device: str | None = None,
-        session: str | None = None,
-        idempotency_mac: bytes | None = None,
-        body_mac: bytes | None = None,
-    ) -> None:
-        self.subject_id: Final = subject_id
+    def __init__(self, nonce: bytes | None, salt: bytes | None, body_mac: bytes | None = None) -> None:
         self.nonce: Final = nonce
         self.salt: Final = salt
-        self.device: Final = device
-        self.session: Final = session
-        self.idempotency_mac: Final = idempotency_mac
         self.body_mac: Final = body_mac
 
     def without_nonce(self) -> "PrivateGrant":
         """The row once the grant has ended for good: everything but what its tokens were made from."""
-        return PrivateGrant(
-            self.subject_id, None, self.salt, self.device, self.session, self.idempotency_mac, self.body_mac
-        )
+        return PrivateGrant(None, self.salt, self.body_mac)
 
 
 def new_nonce(randomness: Randomness) -> bytes:

@@ -18,9 +18,9 @@ from ledger.presenting import (
     after_refusal,
     check_keys,
     check_nonce,
-    context_of,
     genuine,
-    keep_context,
+    keep_new_context,
+    new_context,
     record,
     unsigned_jwt,
 )
@@ -50,7 +50,7 @@ def redeem(
         client_id=caller.client_id,
         authenticated=caller.authenticated,
         auth_method=caller.auth_method,
-        context=context_of(batch, loaded, source) if context is None else context,
+        context=new_context(batch, loaded, source) if context is None else context,
         proof_jkt=caller.proof_jkt,
         proof_x5t_s256=caller.proof_x5t_s256,
     )
@@ -98,7 +98,7 @@ def redeem(
         if previous is not None and presenter.context == previous.context:
             loaded.keep_context(source, presenter.context)
         else:
-            keep_context(batch, loaded, source, presenter.context)
+            keep_new_context(batch, loaded, source, presenter.context)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
         desk.bursts.spend(presented.grant_id, now)
     return unmade(batch, desk, loaded, grant, served, jwt)

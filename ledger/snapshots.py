@@ -59,11 +59,9 @@ KINDS: dict[str, type[Aggregate]] = {
 
 _T = TypeVar("_T", bound=Aggregate)
 _encoder = msgspec.msgpack.Encoder()
-_framed = msgspec.msgpack.Decoder(tuple[int, int, bytes, msgspec.Raw, bool])  # the last byte is none of the padding
-
-
-_decoders: dict[type[Aggregate], msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in KINDS.values()
+_decoders: dict[type[Aggregate], msgspec.msgpack.Decoder[tuple[int, int, bytes, Any, bool]]] = {
+    kind: msgspec.msgpack.Decoder(tuple[int, int, bytes, kind, bool])  # type: ignore[valid-type]  # made as it runs
+    for kind in KINDS.values()
 }
 
 
@@ -74,7 +72,7 @@ def kind_of(stream: str) -> type[Aggregate]:
 
 def encode(v: int, head: bytes, aggregate: object) -> bytes:
     """The snapshot of an aggregate at version `v`, whose last event's stored bytes hash to `head` (32 bytes)."""
-    blob: bytes = _encoder.encode((FORMAT, v, head, aggregate, True))
+    blob: bytes = _encoder.encode((FORMAT, v, head, aggregate, True))  # the last byte is none of the padding
     return blob + bytes(ROOM_BYTES - len(blob) if len(blob) < ROOM_BYTES else -len(blob) % ROOM_STEP_BYTES)
 
 
@@ -92,10 +90,7 @@ def asked(aggregate: object) -> Asked:
 def decode(blob: bytes, v: int, head: bytes, kind: type[_T]) -> _T | None:
     """Read a snapshot back; None where it is of another format, version or hash, or cannot be read at all."""
     try:
-        form, at_v, at_head, state, _ = _framed.decode(blob.rstrip(b"\0"))
-        if form != FORMAT or at_v != v or at_head != head:
-            return None
-        aggregate: _T = _decoders[kind].decode(state)
-        return aggregate
+        form, at_v, at_head, aggregate, _ = _decoders[kind].decode(blob.rstrip(b"\0"))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return aggregate if form == FORMAT and at_v == v and at_head == head else None

@@ -54,7 +54,7 @@ def aggregate(reads: Reads, name: str, kind: type[_T], until: int | None = None)
     head = reads.stream(name)
     if head is None:
         return kind()
-    now = snapshots.decode(head.state, head.v, bytes.fromhex(head.head), kind)
+    now = snapshots.decode(head.state, head.v, head.head, kind)
     if now is not None and (until is None or now.at <= until):
         return now
     then = kind()

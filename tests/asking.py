@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 from api import clients_file
 from api.app import App, create_app
@@ -108,6 +109,15 @@ class Asking:
         """Every recorded question of operators: the question, the grant, who asked."""
         events: list[Any] = [event for event in self.opened.events() if event.topic == "audit.read"]
         return [(event.question, event.grant_id, event.requested_by) for event in events]
+
+    async def scraped(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Every sample of /metrics: name and labels, value."""
+        text = (await self.ask("GET", "/metrics")).text
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
 
 
 def bearer(role: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A real store whose next steps go wrong as a test says, and somebody else who writes to the same file."""
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -87,6 +88,10 @@ class Held:
         self.reached = threading.Event()
         self.go_on = threading.Event()
         self._then = then
+
+    async def arrival(self) -> None:
+        """Wait for the step to be reached."""
+        assert await asyncio.to_thread(self.reached.wait, 10), "nobody has come to this step"
 
     def __call__(self, step: Callable[[], Any]) -> Any:
         self.reached.set()

@@ -21,6 +21,7 @@ from ledger import snapshots
 from ledger.events import (
     AnyEvent,
     GrantAuthorized,
+    GrantEvent,
     GrantExpired,
     GrantFact,
     GrantIssued,
@@ -288,5 +289,7 @@ def replayed(path: Path, name: str) -> Grant:
         )
         grant = Grant()
         for (body,) in rows.fetchall():
-            grant.evolve(decode(body))  # type: ignore[arg-type]  # of a grant
+            event = decode(body)
+            assert isinstance(event, GrantEvent)
+            grant.evolve(event)
         return grant

@@ -9,14 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
+import pytest
 
 from ledger import times
 from ledger.answers import Caller, GrantAct, IssueRequest, Source, TokenAnswer
 from ledger.application import Ledger, Options
 from ledger.batch import Batch
 from ledger.clients import LOCAL_OPERATOR, ClientSpec, Operator, OperatorSpec, Settings
+from ledger.commits import Commits
 from ledger.events import AnyEvent, GrantIssued, Words, decode
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
@@ -30,8 +33,8 @@ from tests.engines import postgres_store, url_of
 from tests.ledger_check import Checked, check_ledger, copied, replayed
 
 __all__ = [
-    "ELSEWHERE", "HOME", "ISSUER", "LOCAL_OPERATOR", "OPTIONS", "SCOPE", "SECURITY", "START", "Checked", "Clock",
-    "Opened", "caller", "check_ledger", "client", "open_ledger", "operator", "replayed", "with_policy",
+    "ELSEWHERE", "HOME", "ISSUER", "LOCAL_OPERATOR", "OPERATORS", "OPTIONS", "SCOPE", "SECURITY", "START", "Checked",
+    "Clock", "Opened", "caller", "check_ledger", "client", "open_ledger", "operator", "replayed", "with_policy",
 ]  # fmt: skip
 
 START = times.micros("2026-11-25T10:00:00.000000Z")
@@ -74,6 +77,10 @@ def client(
 def operator(name: str = "login-app", roles: Words = ("issuer",), clients: Words | None = None) -> OperatorSpec:
     """What a clients file says of one operator."""
     return OperatorSpec(name=name, roles=roles, tokens=(f"token-of-{name}",), clients=clients)
+
+
+OPERATORS = (operator(), operator("soc", ("security",)))
+"""Those of every ledger here, as it is opened."""
 
 
 def caller(client_id: str = "www", *, authenticated: bool = True) -> Caller:
@@ -191,7 +198,7 @@ class Opened:
         """What happened to an answer's grant, `grant.` left out."""
         return [event.topic.removeprefix("grant.") for event in self.grant_events(answer)]
 
-    def rows(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
+    def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Read from the file on a connection of the test's own: what is durable, whatever the ledger thinks."""
         if url_of(self.path) is not None:
             with copied(self.path) as copy:
@@ -213,7 +220,7 @@ class Opened:
             for name, loaded in list(memory.streams.items()):
                 head = self.store.head(name)
                 assert head is not None, f"{name}: known, and not in the store"
-                known = (loaded.id, loaded.v, loaded.position, loaded.head)
+                known = (loaded.id, loaded.v, loaded.position, bytes.fromhex(loaded.head or ""))
                 assert known == (head.id, head.v, head.position, head.head), f"{name}: memory is not the store"
                 anew = batch.reload(name)
                 assert anew is not None
@@ -286,7 +293,7 @@ async def open_ledger(
     opened = Opened(ledger, folder, clock, fatal)
     try:
         if clients is not None and ledger.behind is None:
-            await opened.apply(*clients, operators=[operator(), operator("soc", ("security",))])
+            await opened.apply(*clients, operators=OPERATORS)
         yield opened
     finally:
         await ledger.close()
@@ -302,6 +309,12 @@ async def two_nodes(folder: Path) -> AsyncIterator[tuple[Opened, Opened]]:
     ):
         yield one, other
     check_ledger(one.path)
+
+
+@pytest.fixture
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node hears of what others do by nothing but its own batches."""
+    monkeypatch.setattr(Commits, "look", lambda self: None)
 
 
 def with_policy(preset: str = "standard", **fields: object) -> Policy:

@@ -196,7 +196,7 @@ class GoogleAuth:
         raise NotImplementedError("no sign-in")
 
     def _holding(self, token: str, scope: str) -> google.oauth2.credentials.Credentials:
-        return google.oauth2.credentials.Credentials(  # type: ignore[no-untyped-call]  # it has no types
+        return google.oauth2.credentials.Credentials(
             None,
             refresh_token=token,
             token_uri=self.place.token_url,
@@ -206,7 +206,7 @@ class GoogleAuth:
         )
 
     def refresh(self) -> str:
-        self.credentials.refresh(self.request)  # type: ignore[no-untyped-call]  # it has no types
+        self.credentials.refresh(self.request)
         return str(self.credentials.refresh_token)
 
     def narrow(self, scope: str) -> str:

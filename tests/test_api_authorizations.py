@@ -1,6 +1,5 @@
 """`POST /authorizations`, and the code that comes of it at the token endpoint (RFC 6749 4.1, RFC 7636, RFC 9207)."""
 
-import base64
 import json
 import re
 from importlib.resources import files
@@ -16,6 +15,7 @@ from ledger import times
 from ledger.times import SECOND
 from tests.asking import ELSEWHERE, ISSUER_URL, Asking, Json, asking, bearer
 from tests.asking import credentials as known_credentials
+from tests.jwts import claims_of
 from tests.proofs import new_key, proof, thumbprint
 from tests.sign_ins import CALLBACK, CHALLENGE, VERIFIER
 
@@ -416,12 +416,6 @@ async def test_the_audience_of_the_sign_in_is_kept(tmp_path: Path) -> None:
         assert "invalid_target" == third.json()["error"]
         narrowed = (await refresh(ledger, "jwts", kept["refresh_token"], resource=both[0])).json()
         assert both[0] == claims_of(narrowed["access_token"])["aud"]
-
-
-def claims_of(token: str) -> Json:
-    """What a JWT says, its signature unread."""
-    part = token.split(".")[1]
-    return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
 
 
 async def test_a_rebuild_finds_sign_ins_as_they_are(tmp_path: Path) -> None:

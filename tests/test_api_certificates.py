@@ -15,6 +15,7 @@ from api.settings import SettingsError, load
 from ledger.certificates import read
 from ledger.clients import Client, Settings
 from tests.certificates import DAY_SECONDS, FOR_CLIENTS, FOR_SERVERS, Party, authority, certificate
+from tests.ledgers import Clock
 from tests.mutual_tls import Ledger, mutual
 from tests.serving import PARSERS, logged
 from tests.test_api_certificates_native import BOUND, check_invalid_client, client, jwks
@@ -122,8 +123,8 @@ def test_a_certificate_outside_its_dates_is_nobodys_and_binds_nothing(days: tupl
         (own := certificate(days=days), {"auth": "self_signed_tls_client_auth", "jwks": (own.jwk,)}),
     ):
         inside = now(party) if days[0] > 0 else now(party) - 1
-        at = [now(ca) + 19 * DAY_SECONDS * 1_000_000]
-        certificates = ClientCertificates(lambda: at[0])  # noqa: B023  # asked in this round alone
+        clock = Clock(now(ca) + 19 * DAY_SECONDS * 1_000_000)
+        certificates = ClientCertificates(clock)
         certificates.authorities = Authorities([ca.certificate])
         shown = {"tls": {DER: party.der}}
         found, whose = certificates.of(shown), Client(client_id="c", enabled=True, settings=Settings(**settings))
@@ -131,7 +132,7 @@ def test_a_certificate_outside_its_dates_is_nobodys_and_binds_nothing(days: tupl
         assert not certificates.authenticates(whose, found)
         with pytest.raises(BadRequest, match="has expired or is not valid yet"):
             certificates.proof(shown)
-        at[0] = inside
+        clock.now = inside
         assert certificates.authenticates(whose, found)
         assert party.x5t_s256 == certificates.proof(shown)
 

@@ -4,7 +4,6 @@ import contextlib
 import ipaddress
 import json
 import ssl
-from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from cryptography import x509
 
 from api.server import Parser
 from tests.certificates import FOR_CLIENTS, FOR_SERVERS, Party, authority, certificate
+from tests.jwts import claims_of
 from tests.mutual_tls import Ledger, mutual
 from tests.servers import CALLBACK, SECRETS, VERIFIER, basic
 from tests.serving import PARSERS
@@ -354,8 +354,8 @@ def test_a_public_client_binds_its_grant_where_it_exchanges_its_code(ledger: Led
     answer = exchanged("site", code, parties.spa)
     assert 200 == answer.status, answer.body
     tokens = answer.json()
-    claims = json.loads(urlsafe_b64decode(tokens["access_token"].split(".")[1] + "=="))
-    assert {"x5t#S256": parties.spa.x5t_s256} == claims["cnf"] == ledger.introspect(tokens["access_token"])["cnf"]
+    cnf = claims_of(tokens["access_token"])["cnf"]
+    assert {"x5t#S256": parties.spa.x5t_s256} == cnf == ledger.introspect(tokens["access_token"])["cnf"]
     for shown in (None, parties.app):
         refused = ledger.refresh("site", tokens["refresh_token"], shown)
         assert (400, "invalid_grant") == (refused.status, refused.json()["error"])

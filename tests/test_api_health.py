@@ -4,20 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.asking import asking, basic
 from tests.serving import logged
-
-
-async def scraped(ledger: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample of /metrics: name and labels, value."""
-    text = (await ledger.ask("GET", "/metrics")).text
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 async def test_a_ledger_that_serves_is_alive_and_ready(tmp_path: Path) -> None:
@@ -36,7 +25,7 @@ async def test_a_ledger_that_cannot_serve_says_why(tmp_path: Path, monkeypatch: 
         assert (503, "unready") == (ready.status_code, ready.json()["status"])
         assert "no commit has succeeded for 5 seconds" == ready.json()["reason"]
         assert 200 == (await ledger.ask("GET", "/healthz")).status_code
-        assert 0 == (await scraped(ledger))["token_ledger_ready", ()]
+        assert 0 == (await ledger.scraped())["token_ledger_ready", ()]
 
 
 async def test_a_server_on_its_way_out_is_unready_at_once(tmp_path: Path) -> None:
@@ -63,7 +52,7 @@ async def test_outcomes_secrets_and_refusals_are_counted(tmp_path: Path) -> None
         await ledger.refresh("www", issued["refresh_token"])
         await ledger.form("/token", {"x": "y"}, headers=basic("www", "wrong"))
         await ledger.operator("auditor", "GET", f"/grants/{issued['grant_id']}")
-        counts = await scraped(ledger)
+        counts = await ledger.scraped()
         expected = {
             ("token_ledger_token_requests_total", (("outcome", "ok"),)): 1,
             ("token_ledger_token_requests_total", (("outcome", "invalid_grant"),)): 1,
@@ -98,7 +87,7 @@ async def test_each_reuse_is_one_log_line_and_one_count(tmp_path: Path) -> None:
             "action": "revoke",
             "event_id": reuse.event_id,
         } == line.__dict__["fields"]
-        assert 1 == (await scraped(ledger))["token_ledger_reuse_detected_total", (("label", "late_retry"),)]
+        assert 1 == (await ledger.scraped())["token_ledger_reuse_detected_total", (("label", "late_retry"),)]
 
 
 async def test_no_request_makes_a_label(tmp_path: Path) -> None:

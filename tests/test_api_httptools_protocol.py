@@ -79,8 +79,8 @@ async def fed(connection: HttptoolsConnection, stream: Stream, *, remembers: boo
         served += 1
         HttptoolsConnection._serve_alike(connection, *args)
 
-    connection._serve_alike = counted  # type: ignore[method-assign, assignment]  # of this one alone
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "_serve_alike", counted)
         for piece, turns in stream:
             if connection.transport.is_closing():
                 break
@@ -91,8 +91,6 @@ async def fed(connection: HttptoolsConnection, stream: Stream, *, remembers: boo
                 await asyncio.sleep(0)
         for _ in range(200):  # more than an answer takes; where a body has no end yet there is none to wait for
             await asyncio.sleep(0)
-    finally:
-        del connection._serve_alike
     return served
 
 

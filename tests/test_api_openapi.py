@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from openapi_spec_validator import validate
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from api.openapi import document
 from tests.asking import asking
@@ -31,10 +31,10 @@ async def test_it_is_served_as_json(tmp_path: Path) -> None:
 async def test_every_path_that_is_served_is_described_and_no_other(tmp_path: Path) -> None:
     """The short paths too; the commands' own paths are not public."""
     async with asking(tmp_path) as ledger:
+        public = ledger.app._public
+        assert isinstance(public, Router)
         served = {
-            re.sub(r"\{client_id:path\}", "{id}", route.path)
-            for route in ledger.app._public.routes  # type: ignore[attr-defined]  # Starlette's own
-            if isinstance(route, Route)
+            re.sub(r"\{client_id:path\}", "{id}", route.path) for route in public.routes if isinstance(route, Route)
         }
         served |= set(ledger.app._hot)
         assert served == set(document()["paths"])

@@ -6,9 +6,9 @@ from typing import Any
 import httpx2
 
 from tests.asking import ISSUER_URL, Asking, asking, basic
+from tests.jwts import claims_of
 from tests.proofs import new_key, proof, thumbprint
 from tests.signers import Signer, derived_key
-from tests.test_ledger_jwt_access_tokens import claims_of
 from tests.wire import TOKEN_PATH
 
 API = "https://api.example"

@@ -197,24 +197,34 @@ class Repeated:
         """What a task answers."""
         told: list[Any] = []
 
+        async def receive() -> Any:
+            raise AssertionError("the body came with the head")
+
         async def send(message: Any) -> None:
             told.append(message)
 
-        await self.ledger.app(self.scope(form_bytes(fields)), None, send)  # type: ignore[arg-type]  # nobody receives
+        await self.ledger.app(self.scope(form_bytes(fields)), receive, send)
         return json.loads(told[1]["body"])
 
     async def once_more(self, fields: dict[str, str]) -> Json | None:
-        """What is answered without a task; None: it is not, and nothing has happened."""
+        """What is answered without a task, and its secret is counted; None: it is not, and nothing has happened."""
         serve, kept = self.ledger.app.once_more(self.scope()), Kept()
         assert serve is not None
-        before = self.ledger.opened.last_position()
+        before, used_before = self.ledger.opened.last_position(), await self.secrets_used()
         if serve(self.headers, form_bytes(fields), kept):
             answer = await kept.answered
+            assert 1 == await self.secrets_used() - used_before
             return {"status": answer.status, **json.loads(answer.body)}
         await asyncio.sleep(0.01)
         assert not kept.answered.done()
         assert before == self.ledger.opened.last_position()
+        assert 0 == await self.secrets_used() - used_before, "whoever serves it counts its secret"
         return None
+
+    async def secrets_used(self) -> float:
+        """How often any client has authenticated by a secret."""
+        samples = await self.ledger.scraped()
+        return sum(value for (name, _), value in samples.items() if name == "token_ledger_client_secret_used_total")
 
 
 async def trial_of_once_more(folder: Path) -> None:
@@ -287,6 +297,18 @@ def whatever_the_scope(self: TokenEndpoint, headers: Headers, body: bytes, reque
     return ONCE_MORE(self, headers, around.replace(b"refresh_token=", b"refresh_token=" + token.encode(), 1), request)
 
 
+def counted_whoever_serves_it(self: TokenEndpoint, headers: Headers, body: bytes, request: Replies) -> bool:
+    """Broken: a secret is counted here, and again by the task that serves the request in the end."""
+    served = ONCE_MORE(self, headers, body, request)
+    if not served and headers.once_more is not None:
+        self._clients.used_once_more(headers.once_more.proven)
+    return served
+
+
+def counted_by_nobody(self: ClientAuth, proven: Proven) -> None:
+    """Broken: what is served without a task has used no secret."""
+
+
 ONCE_MORE = TokenEndpoint.once_more
 
 
@@ -296,6 +318,8 @@ ONCE_MORE = TokenEndpoint.once_more
         (ClientAuth, "holds", whatever_was_proven),
         (forms, "repeated_token", whatever_the_form),
         (TokenEndpoint, "once_more", whatever_the_scope),
+        (TokenEndpoint, "once_more", counted_whoever_serves_it),
+        (ClientAuth, "used_once_more", counted_by_nobody),
     ],
 )
 async def test_a_way_that_serves_too_much_is_caught(

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from api.answers import Replies
 from api.exchanges import Exchange
+from api.heads import Headers
 from api.token import TokenEndpoint
 from tests.mutual_tls import Ledger, mutual
 from tests.server_process import eventually
@@ -62,8 +64,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     honest = TokenEndpoint.once_more
 
-    def noted(*given: object) -> bool:
-        found.append(honest(*given))  # type: ignore[arg-type]  # whatever it is given
+    def noted(self: TokenEndpoint, headers: Headers, body: bytes, request: Replies) -> bool:
+        found.append(honest(self, headers, body, request))
         return found[-1]
 
     monkeypatch.setattr(TokenEndpoint, "once_more", noted)

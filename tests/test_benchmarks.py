@@ -13,12 +13,13 @@ import pytest
 
 from tests.benchmarks import peers
 from tests.benchmarks.peers_plot import Dots, Lines, Look, picture
-from tests.benchmarks.peers_report import Report, Run, SideFacts, markdown
+from tests.benchmarks.peers_report import ALONG, Cells, Report, Run, SideFacts, markdown
 from tests.benchmarks.peers_rounds import Extent, Measuring, points
 from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
 from tests.server_process import free_port
 
 SVG = "{http://www.w3.org/2000/svg}"
+MEASURED = Path(__file__).parent / "benchmarks" / "measured"
 TINY = ["--rounds", "2", "--seconds", "0.1", "--warm-up", "0", "--connections", "2"]
 
 PEER = '''
@@ -91,13 +92,15 @@ def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Pat
     """Table, figures and picture come out: a row for each side and point, a run for each of its rounds."""
     if not full:
         pytest.skip("its servers take long to start")
-    told = measured(tmp_path / "out", "--history", "1", "30", "--chains", "70", "--grants", "70")
+    told = measured(tmp_path / "out", "--history", "1", "30", "--chains", "70", "--grants", "70", "--cold", "70")
     drawn = (tmp_path / "out" / "peers.svg").read_bytes()
     peers.main(["--redraw", "--out", str(tmp_path / "out")])
     assert drawn == (tmp_path / "out" / "peers.svg").read_bytes()
     ours, bare = "token-ledger/sqlite", "bare Starlette endpoint"
     expected = [("connections", 2, side) for side in (ours, bare)]
-    expected += [(axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("chains", 70), ("grants", 70))]
+    expected += [
+        (axis, x, ours) for axis, x in (("history", 1), ("history", 30), ("chains", 70), ("grants", 70), ("cold", 70))
+    ]
     assert sorted(expected * 2) == sorted((run.axis, run.x, run.side) for run in told.runs)
     assert {1, 2} == {run.round for run in told.runs}
     assert all(run.answers >= run.connections for run in told.runs)
@@ -123,7 +126,7 @@ def test_peers_take_part_where_they_can_and_are_left_out_with_a_line_where_not(
     if not full:
         pytest.skip("its many servers take long to start")
     names = ["--peers", "rotates", "keeps", "broken", "unheard-of"]
-    told = measured(tmp_path / "out", "--history", "--chains", "--grants", *harness, *names)
+    told = measured(tmp_path / "out", "--history", "--chains", "--grants", "--cold", *harness, *names)
     assert {"token-ledger/sqlite", "bare Starlette endpoint", "rotates"} == {run.side for run in told.runs}
     assert SideFacts("memory", False, False) == told.sides["rotates"]
     expected = {
@@ -139,7 +142,7 @@ def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path, full:
     """What was prepared is used again, and a later round is compared with its own round only."""
     if not full:
         pytest.skip("its many servers take long to start")
-    kept = ["--history", "--chains", "--grants", "--folder", str(tmp_path / "kept")]
+    kept = ["--history", "--chains", "--grants", "--cold", "--folder", str(tmp_path / "kept")]
     peers.main([*TINY, "--out", str(tmp_path / "out"), *kept, "--prepare"])
     assert not (tmp_path / "out").exists()
     prepared = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
@@ -163,7 +166,7 @@ def test_events_that_are_not_two_for_each_answer_end_the_measurement(tmp_path: P
                 assert events is not None
                 yield replace(running, events=lambda: events() // 2)
 
-    at = points([2], [], [], [])
+    at = points([2], [], [], [], [])
     measuring = Measuring(tmp_path, Extent(1, 0.1, 0), Report({}, {}, {}, []))
     with ExitStack() as stack:
         measuring.serve(stack, Forgetful(), [at[0].stage])
@@ -217,6 +220,20 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
     assert ["64", "safe", "PostgreSQL", "yes", "30", "0.15 [0.05–0.40]"] == rows(table)[3][:6]
     assert "- Left out: slow: no reason" in table
     assert "meanwhile: 0.10 in the median run, 0.20 at most" in table
+
+
+def test_the_table_and_the_picture_are_those_of_the_stored_figures(tmp_path: Path) -> None:
+    """What the README shows is drawn of what was measured, and everything measured along several points is drawn."""
+    names = ("peers.json", "peers.md", "peers.svg")
+    stored = {name: (MEASURED / name).read_bytes() for name in names}
+    (tmp_path / "peers.json").write_bytes(stored["peers.json"])
+    peers.main(["--redraw", "--out", str(tmp_path)])
+    assert stored == {name: (tmp_path / name).read_bytes() for name in names}
+    cells = Cells(msgspec.json.decode(stored["peers.json"], type=Report))
+    assert {"history", "chains", "grants"} == {axis for axis in cells.axes() if len(cells.points(axis)) > 1}
+    root = ElementTree.fromstring(stored["peers.svg"])
+    below = {each.text for each in root.iter(f"{SVG}text") if each.attrib.get("class") == "quiet"}
+    assert set(ALONG.values()) <= below
 
 
 def test_the_picture_puts_each_value_where_it_belongs() -> None:

@@ -5,7 +5,6 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from ledger import commits as commits_module
@@ -18,21 +17,11 @@ from ledger.head_file import HeadFile
 from ledger.operating import record_read
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.registration import SettingsRefused
+from tests.committing import HASTY, fault_after, grants, hanging, unavailable
 from tests.faulty_store import FaultyStore, Held, Neighbour, faulty, locked_by_another_process
-from tests.ledgers import OPTIONS, SECURITY, Opened, check_ledger, client, open_ledger
+from tests.ledgers import SECURITY, Opened, check_ledger, client, open_ledger
 
 pytestmark = pytest.mark.anyio
-
-HASTY = msgspec.structs.replace(OPTIONS, request_timeout_seconds=0.4)
-
-
-async def grants(opened: Opened, count: int) -> list[TokenAnswer]:
-    return list(await asyncio.gather(*(opened.issue(f"person-{n}") for n in range(count))))
-
-
-async def unavailable(waiting: Awaitable[object]) -> None:
-    with pytest.raises(Unavailable):
-        await waiting
 
 
 # ---------------------------------------------------------------- many in one, and none before it
@@ -73,16 +62,13 @@ async def test_what_comes_during_a_commit_goes_into_the_next_together(tmp_path: 
     """While the disk is waited for the loop goes on, and a line forms."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         issued = await grants(opened, 20)
-        held = Held()
-        faulty(opened).on_commit.append(held)
-        first = asyncio.ensure_future(opened.refresh(issued[0]))
-        await asyncio.to_thread(held.reached.wait, 10)
+        held, flying = await hanging(opened, issued[0])
         before = faulty(opened).commits
         rest = [asyncio.ensure_future(opened.refresh(answer)) for answer in issued[1:]]
         await asyncio.sleep(0.02)
         assert before == faulty(opened).commits
         held.go_on.set()
-        await asyncio.gather(first, *rest)
+        await asyncio.gather(*flying, *rest)
         assert before + 1 == faulty(opened).commits
     check_ledger(opened.path)
 
@@ -102,7 +88,7 @@ async def test_no_answer_precedes_its_commit(tmp_path: Path) -> None:
         faulty(opened).on_commit.append(held)
         answer = asyncio.ensure_future(opened.refresh(issued))
         seen = durable_when_told(opened, answer)
-        await asyncio.to_thread(held.reached.wait, 10)
+        await held.arrival()
         for _ in range(20):
             await asyncio.sleep(0.005)
             assert not answer.done()
@@ -112,52 +98,10 @@ async def test_no_answer_precedes_its_commit(tmp_path: Path) -> None:
         assert [True] == seen
 
 
-async def check_answered_before_the_checkpoint(opened: Opened, held: Held, within_seconds: float) -> None:
-    issued = await opened.issue()
-    faulty(opened).on_checkpoint.append(held)
-    answer = await asyncio.wait_for(opened.refresh(issued), within_seconds)
-    await asyncio.to_thread(held.reached.wait, 10)
-    commits = faulty(opened).commits
-    following = asyncio.ensure_future(opened.refresh(answer))
-    await asyncio.sleep(0.05)
-    assert (answer.position, commits) == (opened.last_position(), faulty(opened).commits)
-    assert not following.done()
-    held.go_on.set()
-    await following
-
-
-async def test_nobody_who_was_committed_waits_for_the_log_to_be_moved(tmp_path: Path) -> None:
-    """The check-point comes after the answer, which is durable before it; the next batch begins after it, for the
-    connection is the check-point's until then."""
-    async with open_ledger(tmp_path, store=FaultyStore) as opened:
-        await check_answered_before_the_checkpoint(opened, Held(), 10)
-    check_ledger(opened.path)
-
-
-async def test_a_checkpoint_inside_the_commit_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broken twin: the log is moved before anybody is told."""
-    commit = FaultyStore.commit
-
-    def moving_the_log(self: FaultyStore) -> None:
-        commit(self)
-        if self.checkpoint_due():
-            self.checkpoint()
-
-    held = Held()
-    monkeypatch.setattr(FaultyStore, "commit", moving_the_log)
-    async with open_ledger(tmp_path, store=FaultyStore) as opened:
-        with pytest.raises(TimeoutError):
-            await check_answered_before_the_checkpoint(opened, held, 0.3)
-        held.go_on.set()
-
-
 async def test_answers_are_made_while_the_disk_is_waited_for(tmp_path: Path) -> None:
     """While COMMIT hangs the new token is known to the process already, and told to nobody."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
-        issued, held = await opened.issue(), Held()
-        faulty(opened).on_commit.append(held)
-        answer = asyncio.ensure_future(opened.refresh(issued))
-        await asyncio.to_thread(held.reached.wait, 10)
+        held, (answer,) = await hanging(opened, await opened.issue())
         await asyncio.sleep(0.05)
         (made,) = opened.ledger.desk.handed_out.values()
         assert (1, False) == (made.generation, answer.done())
@@ -204,15 +148,6 @@ async def test_a_store_that_says_durable_too_early_is_caught(tmp_path: Path) -> 
 
 
 # ---------------------------------------------------------------- one loser sinks nobody
-
-
-def fault_after(appended: Callable[[Batch], object] | None = None) -> Callable[[Batch], None]:
-    def decide(batch: Batch) -> None:
-        if appended is not None:
-            appended(batch)
-        raise ZeroDivisionError("a defect")
-
-    return decide
 
 
 @pytest.mark.parametrize("place", [0, 5, 11])
@@ -375,10 +310,9 @@ async def test_an_exclusive_act_goes_before_the_line(tmp_path: Path) -> None:
     before whoever is in line: steady load never keeps it waiting longer than one commit."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         issued = await grants(opened, 4)
-        first, second = Held(), Held()
-        faulty(opened).on_commit.extend((first, second))
-        flying = asyncio.ensure_future(opened.refresh(issued[0]))
-        await asyncio.to_thread(first.reached.wait, 10)
+        first, (flying,) = await hanging(opened, issued[0])
+        second = Held()
+        faulty(opened).on_commit.append(second)
         in_line = [asyncio.ensure_future(opened.refresh(answer)) for answer in issued[1:]]
         exclusive = asyncio.ensure_future(
             opened.ledger.commits.exclusively(lambda: (opened.connection.in_transaction, opened.last_position()))
@@ -406,17 +340,14 @@ async def test_closing_answers_who_is_in_line_and_takes_nobody_in(tmp_path: Path
     """SIGTERM's part: what was begun is answered, durable; what comes later is told to go elsewhere."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         issued = await grants(opened, 5)
-        held = Held()
-        faulty(opened).on_commit.append(held)
-        first = asyncio.ensure_future(opened.refresh(issued[0]))
-        await asyncio.to_thread(held.reached.wait, 10)
+        held, flying = await hanging(opened, issued[0])
         rest = [asyncio.ensure_future(opened.refresh(answer)) for answer in issued[1:4]]
         await asyncio.sleep(0)
         closing = asyncio.ensure_future(opened.ledger.commits.close())
         await asyncio.sleep(0.01)
         await unavailable(opened.refresh(issued[4]))
         held.go_on.set()
-        await asyncio.gather(first, *rest)
+        await asyncio.gather(*flying, *rest)
         assert await closing
     assert 4 == check_ledger(opened.path).topics["grant.token_rotated"]
 

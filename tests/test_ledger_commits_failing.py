@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,17 +9,13 @@ import pytest
 
 from ledger import commits as commits_module
 from ledger.answers import TokenAnswer
-from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError, StoreFull
+from ledger.recorders.errors import LostRace, StoreError
 from ledger.refusals import Unavailable
+from tests.committing import BROKEN, BUSY, FULL, HASTY, fault_after, grants, hanging, unavailable, until
 from tests.faulty_store import Fault, FaultyStore, Held, after, faulty, instead, locked_by_another_process
 from tests.ledgers import SECURITY, Opened, check_ledger, client, open_ledger
-from tests.test_ledger_commits import HASTY, fault_after, grants, unavailable
 
 pytestmark = pytest.mark.anyio
-
-BUSY = StoreBusy("another process holds the write lock")
-FULL = StoreFull("no room left on the disk")
-BROKEN = StoreBroken("the database failed: SQLITE_IOERR_FSYNC")
 
 
 # ---------------------------------------------------------------- busy
@@ -70,14 +65,6 @@ async def test_a_store_that_stays_busy_makes_unready_and_heals_unasked(
         await until(lambda: opened.ledger.readiness() is None)
         await opened.refresh(issued)
     check_ledger(opened.path)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came true")
 
 
 # ---------------------------------------------------------------- full
@@ -173,10 +160,7 @@ async def test_a_client_that_has_gone_leaves_its_decision_standing(tmp_path: Pat
     """Cancelled while COMMIT waits: what was decided becomes durable, and the others are answered."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         gone, kept = await opened.issue(), await opened.issue()
-        held = Held()
-        faulty(opened).on_commit.append(held)
-        first, second = asyncio.ensure_future(opened.refresh(gone)), asyncio.ensure_future(opened.refresh(kept))
-        await asyncio.to_thread(held.reached.wait, 10)
+        held, (first, second) = await hanging(opened, gone, kept)
         first.cancel()
         held.go_on.set()
         await second
@@ -190,10 +174,7 @@ async def test_a_client_that_has_gone_before_its_turn_changes_nothing(tmp_path: 
     """Cancelled in line: it is not decided at all."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         first, second = await opened.issue(), await opened.issue()
-        held = Held()
-        faulty(opened).on_commit.append(held)
-        waiting = asyncio.ensure_future(opened.refresh(first))
-        await asyncio.to_thread(held.reached.wait, 10)
+        held, (waiting,) = await hanging(opened, first)
         gone = asyncio.ensure_future(opened.refresh(second))
         await asyncio.sleep(0)
         gone.cancel()
@@ -212,10 +193,7 @@ async def test_an_input_output_error_ends_everything(tmp_path: Path, fault: Faul
     process is told to end, once."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:
         issued = await grants(opened, 6)
-        held = Held(then=fault)
-        faulty(opened).on_commit.append(held)
-        flying = [asyncio.ensure_future(opened.refresh(answer)) for answer in issued[:3]]
-        await asyncio.to_thread(held.reached.wait, 10)
+        held, flying = await hanging(opened, *issued[:3], then=fault)
         in_line = [asyncio.ensure_future(opened.refresh(answer)) for answer in issued[3:]]
         await asyncio.sleep(0)
         alone = asyncio.ensure_future(opened.ledger.commits.exclusively(lambda: None))
@@ -352,127 +330,3 @@ async def test_positions_only_grow(tmp_path: Path) -> None:
                 seen.append(answer.position)
     assert sorted(set(seen)) == seen
     check_ledger(opened.path)
-
-
-# ---------------------------------------------------------------- a log that cannot be moved
-
-
-async def check_heals(opened: Opened, issued: TokenAnswer) -> None:
-    """Nobody has to ask: the store is served from again, as ready as before."""
-    await until(lambda: opened.ledger.commits.stalled_seconds == 0)
-    assert opened.ledger.readiness() is None
-    await opened.refresh(issued)
-    opened.check_memory()
-
-
-async def test_nobody_waits_beyond_a_deadline_for_the_log_to_be_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk that hangs while the log is moved: who is in line is told at their deadline, whoever wants the connection
-    for themselves too, and it is not used for them any more; the node is unready, and heals by itself."""
-    monkeypatch.setattr(commits_module, "UNREADY_AFTER_SECONDS", 0.3)
-    async with open_ledger(tmp_path, store=FaultyStore, options=HASTY) as opened:
-        issued = await opened.issue()
-        held, ran = Held(), list[int]()
-        faulty(opened).on_checkpoint.append(held)
-        answer = await opened.refresh(issued)
-        await asyncio.to_thread(held.reached.wait, 10)
-        exclusive = asyncio.ensure_future(opened.ledger.commits.exclusively(lambda: ran.append(1)))
-        async with asyncio.timeout(5):
-            await unavailable(opened.refresh(answer))
-            await unavailable(exclusive)
-        assert "no commit has succeeded for 5 seconds" == opened.ledger.readiness()
-        held.go_on.set()
-        await check_heals(opened, answer)
-        assert [] == ran
-        await opened.ledger.commits.exclusively(lambda: ran.append(2))
-        assert [2] == ran
-    check_ledger(opened.path)
-
-
-async def test_a_log_that_hangs_keeps_nobody_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is in line is answered at their deadline, and the store is left alone: whoever touched it would hang too."""
-    monkeypatch.setattr(commits_module, "HANGING_COMMIT_SECONDS", 0.2)
-    async with open_ledger(tmp_path, store=FaultyStore, options=HASTY) as opened:
-        held = Held()
-        faulty(opened).on_checkpoint.append(held)
-        answer = await opened.issue()
-        await asyncio.to_thread(held.reached.wait, 10)
-        waiting = [
-            asyncio.ensure_future(opened.ledger.commits.exclusively(lambda: None)),
-            asyncio.ensure_future(opened.refresh(answer)),
-        ]
-        await asyncio.sleep(0)
-        async with asyncio.timeout(5):
-            assert await opened.ledger.commits.close() is False
-        assert [Unavailable] * 2 == [type(each.exception()) for each in waiting]
-        held.go_on.set()
-        await asyncio.sleep(0.05)
-    check_ledger(opened.path)
-
-
-@pytest.mark.parametrize("said", [FULL, BROKEN])
-async def test_after_a_commit_that_failed_the_log_is_left_alone(tmp_path: Path, said: StoreError) -> None:
-    """I-12: nothing is asked of a file that the system may lie about; and whoever was refused is not kept waiting."""
-    async with open_ledger(tmp_path, store=FaultyStore) as opened:
-        issued, held = await opened.issue(), Held()
-        faulty(opened).on_commit.append(instead(said))
-        faulty(opened).on_checkpoint.append(held)
-        held.go_on.set()
-        await unavailable(opened.refresh(issued))
-        await asyncio.sleep(0.05)
-        assert not held.reached.is_set()
-        faulty(opened).on_checkpoint.clear()
-
-
-class Failing:
-    """A connection to a disk that fails everything alike."""
-
-    def __init__(self, code: int) -> None:
-        self.error = sqlite3.OperationalError("the disk says no")
-        self.error.sqlite_errorcode = code
-
-    def execute(self, sql: str) -> None:
-        raise self.error
-
-
-def failing_with(opened: Opened, code: int) -> Fault:
-    """The check-point meets an error of the disk."""
-
-    def fault(step: Callable[[], None]) -> None:
-        store = faulty(opened)
-        writer, store._writer = store._writer, Failing(code)  # type: ignore[assignment]  # the fault
-        try:
-            step()
-        finally:
-            store._writer = writer
-
-    return fault
-
-
-async def test_a_log_that_cannot_be_moved_for_now_fails_nobody(tmp_path: Path) -> None:
-    """A full disk, which may heal: what is durable stays so, and the log is moved later, by the same thread."""
-    async with open_ledger(tmp_path, store=FaultyStore) as opened:
-        answer = await opened.issue()
-        for _ in range(3):
-            faulty(opened).on_checkpoint.append(failing_with(opened, sqlite3.SQLITE_FULL))
-            answer = await opened.refresh(answer)
-        assert not faulty(opened).on_checkpoint
-        await opened.refresh(answer)
-    check_ledger(opened.path)
-
-
-async def test_an_input_output_error_while_the_log_is_moved_ends_it(tmp_path: Path) -> None:
-    """I-10: nothing that is read may be believed from then on, so nobody is answered any more; whoever was, was told
-    the truth."""
-    async with open_ledger(tmp_path, store=FaultyStore) as opened:
-        issued = await opened.issue()
-        faulty(opened).on_checkpoint.append(failing_with(opened, sqlite3.SQLITE_IOERR_FSYNC))
-        answer = await opened.refresh(issued)
-        with pytest.raises(Unavailable):
-            await opened.refresh(answer)
-        assert "the store failed" == opened.ledger.readiness()
-    async with open_ledger(tmp_path) as again:
-        assert answer.position <= again.last_position()
-        await again.refresh(answer)
-    check_ledger(again.path)

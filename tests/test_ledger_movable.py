@@ -8,6 +8,7 @@ import pytest
 
 from ledger import movable
 from ledger.answers import TokenAnswer
+from ledger.grant import Grant
 from ledger.movable import PART_EVENTS_MIN, Judging
 from tests.engines import alter
 from tests.ledgers import LOCAL_OPERATOR, Opened, client, open_ledger, with_policy
@@ -81,7 +82,8 @@ async def test_a_grant_moves_whole_once_it_is_over(
         assert to_v == movable_to(opened, f"grant:{answer.grant_id}", opened.clock.now)
         loaded = opened.ledger.memory.streams[f"grant:{answer.grant_id}"]
         with opened.store.reader() as reads:
-            assert (state, reason, to_v > 0) == Judging(reads, opened.clock.now).standing(loaded.aggregate)  # type: ignore[arg-type]  # a grant's
+            assert isinstance(loaded.aggregate, Grant)
+            assert (state, reason, to_v > 0) == Judging(reads, opened.clock.now).standing(loaded.aggregate)
 
 
 async def test_a_grant_that_no_event_says_is_expired_moves_once_its_time_was_long_over(tmp_path: Path) -> None:

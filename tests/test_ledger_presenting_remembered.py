@@ -227,7 +227,7 @@ def _never_kept(batch: Batch, loaded: Loaded, source: Source, context: str) -> N
         (Desk, "hand_out", _for_ever),
         (Desk, "hand_out", _of_any_key),
         (Desk, "made", _whatever_it_is),
-        (redeeming, "keep_context", _never_kept),
+        (redeeming, "keep_new_context", _never_kept),
     ],
 )
 async def test_remembering_what_is_not_so_is_caught(

@@ -1,8 +1,9 @@
 """Personal data and its commitments."""
 
+import asyncio
 import hashlib
 import json
-import secrets
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from ledger import private
 from ledger.keyring import KeyRing
 from ledger.private import PrivateGrant, commitment
+from tests.ledgers import open_ledger
 from tests.rings import NONCE, check_concealed, known_ring, mac_by_hand
 
 RING = known_ring()
@@ -160,9 +162,19 @@ def test_a_reason_is_short_text() -> None:
 
 
 def test_no_text_of_a_private_row_shows_it() -> None:
-    """I-20: whoever logs a private row by mistake shows neither the nonce nor the person's device."""
-    row = PrivateGrant("s" * 32, NONCE, SALT, "Zoë's phone", "session-77", secrets.token_bytes(16), bytes(16))
+    """I-20: whoever logs a private row by mistake does not show the nonce."""
+    row = PrivateGrant(NONCE, SALT, bytes(16))
     check_concealed(row, NONCE, SALT)
     assert "<PrivateGrant>" == repr(row)
-    erased = PrivateGrant("s" * 32)
-    assert [None] * 6 == [getattr(erased, name) for name in sorted(PrivateGrant.__slots__) if name != "subject_id"]
+    over = row.without_nonce()
+    assert (None, SALT, bytes(16)) == (over.nonce, over.salt, over.body_mac)
+
+
+async def test_a_device_that_is_no_text_any_more_keeps_nobody_from_refreshing(tmp_path: Path) -> None:
+    """What no decision needs is not read for one: a flipped bit in it is nothing to those of the same batch either."""
+    async with open_ledger(tmp_path) as opened:
+        issued = [await opened.issue(f"person-{n}") for n in range(3)]
+        opened.connection.execute("UPDATE private_grants SET device = CAST(x'ff' AS TEXT)")
+        opened.ledger.memory.forget_everything()
+        answers = await asyncio.gather(*(opened.refresh(each) for each in issued))
+        assert 3 == len({each.refresh_token for each in answers})

@@ -127,7 +127,8 @@ def test_an_unfinished_segment_is_no_segment(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
     left = Segments(tmp_path).write(1)
     left.add_block([line_of(1, BODY * 100)])
-    left._place._file.close()  # type: ignore[attr-defined]  # as a killed process does
+    assert isinstance(left._place, segments._File)
+    left._place._file.close()  # as a killed process does
     name = written(tmp_path, [line_of(2, BODY)])
     assert [name] == Segments(tmp_path).names()
     assert [line_of(2, BODY)] == Segments(tmp_path).lines(name, 0)

@@ -77,7 +77,7 @@ def forge(opened: Opened, stream: str, state: bytes) -> None:
 def snapshot(opened: Opened, stream: str) -> tuple[int, bytes, bytes]:
     head = opened.store.head(stream)
     assert head is not None
-    return head.v, bytes.fromhex(head.head), head.state
+    return head.v, head.head, head.state
 
 
 @pytest.mark.parametrize("kind", ["format", "version", "hash", "garbage", "cut"])

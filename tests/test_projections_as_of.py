@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ledger.clients import Client
-from ledger.events import decode
+from ledger.events import GrantEvent, decode
 from ledger.grant import Grant
 from ledger.recorders.rows import StoredEvent
 from projections import as_of
@@ -48,7 +48,8 @@ async def test_an_aggregate_then_is_its_events_up_to_then(tmp_path: Path) -> Non
                 grown = Grant()
                 for stored in stored_events(reads, f"grant:{grant_id}"):
                     event = decode(stored.body)
-                    grown.evolve(event)  # type: ignore[arg-type]  # of a grant
+                    assert isinstance(event, GrantEvent)
+                    grown.evolve(event)
                     then = aggregate(reads, f"grant:{grant_id}", Grant, grown.at)
                     if then.v == grown.v:  # else more was recorded in the same moment
                         assert msgspec.json.encode(grown) == msgspec.json.encode(then)

@@ -53,8 +53,8 @@ _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
 }
 
 GRANTS = (
-    "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.device, p.session,"
-    " p.idempotency_mac, p.body_mac, e.id, e.v, e.position, e.head, e.state FROM streams s"
+    "SELECT s.name, s.id, s.v, s.position, s.head, s.state, p.subject_id, p.nonce, p.salt, p.body_mac,"
+    " e.id, e.v, e.position, e.head, e.state FROM streams s"
     " LEFT JOIN private_grants p ON p.stream = s.id LEFT JOIN streams e ON e.name = 'subject:' || p.subject_id"
 )
 
@@ -100,20 +100,26 @@ class StoreReader(ABC):
     def stream(self, name: str) -> Head | None:
         """The head of a stream, None where nothing ever happened to it."""
         for row in self._rows(self._sql_head, (self._called(name),)):
-            return _head(*row)
+            return Head(*row)
         return None
 
     def grants(self, names: Sequence[str]) -> GrantsFound:
         """Many grants in one question, with what is needed to decide on them. Those that do not exist are left out."""
-        found = GrantsFound({}, {})
-        for row in self._rows(self._sql_grants, (self._keys(names),)):
-            name, id, v, position, head, state, subject_id, nonce, salt, device, session, mac, body_mac, *subject = row
+        grants: dict[str, tuple[Head, PrivateGrant | None]] = {}
+        subjects: dict[str, Head | None] = {}
+        for (
+            name, id, v, position, head, state,
+            subject_id, nonce, salt, body_mac,
+            ended, ended_v, ended_position, ended_head, ended_state,
+        ) in self._rows(self._sql_grants, (self._keys(names),)):  # fmt: skip
             private = None
             if subject_id is not None:
-                private = PrivateGrant(subject_id, nonce, salt, device, session, mac, body_mac)
-                found.subjects[subject_id] = None if subject[0] is None else _head(*subject)
-            found.grants[name] = Head(id, v, position, head.hex(), state), private
-        return found
+                private = PrivateGrant(nonce, salt, body_mac)
+                subjects[subject_id] = (
+                    None if ended is None else Head(ended, ended_v, ended_position, ended_head, ended_state)
+                )
+            grants[name] = Head(id, v, position, head, state), private
+        return GrantsFound(grants, subjects)
 
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
         """A stream's events from `from_v` to `to_v`, both included, oldest first.
@@ -180,10 +186,6 @@ class StoreReader(ABC):
     def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
         """The positions and stored bytes of an archived piece that is not withheld, oldest first."""
         return self._archived().lines(piece)
-
-
-def _head(id: StreamKey, v: int, position: int, head: bytes, state: bytes) -> Head:
-    return Head(id, v, position, head.hex(), state)
 
 
 class Reader(StoreReader):

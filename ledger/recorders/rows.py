@@ -18,12 +18,12 @@ GrantsOf = Literal["client_id", "subject_id"]
 
 
 class Head(NamedTuple):
-    """The head of a stream: its key, the version, position and hash of its last event, and its snapshot."""
+    """The head of a stream: its key, the version, position and hash (32 bytes) of its last event, and its snapshot."""
 
     id: StreamKey
     v: int
     position: int
-    head: str
+    head: bytes
     state: bytes
 
 

@@ -13,6 +13,8 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,6 +119,7 @@ class SQLiteStore:
         writer.execute("PRAGMA secure_delete=ON")
         writer.execute(f"PRAGMA cache_size=-{CACHE_KIBIBYTES}")
         writer.execute(f"PRAGMA wal_autocheckpoint={2 * CHECKPOINT_PAGES}")  # where `checkpoint_due` was mistaken
+        writer.execute(f"PRAGMA journal_size_limit={LOG_BYTES_WATCHED}")  # a log that was long is cut as it begins anew
         if mode != "wal" or writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             raise LedgerError(f"{self.path}: write-ahead logging cannot be switched on here (journal mode {mode})")
         if self._synchronous == "FULL" and writer.execute("PRAGMA synchronous").fetchone()[0] != 2:
@@ -263,8 +266,8 @@ class SQLiteStore:
             self._write_heads(connection, work)
             for number, kind in sorted(work.rows):
                 connection.executemany(self._statements[number][kind], work.rows[number, kind])
-            for statement, parameters in work.private:
-                connection.execute(statement, parameters)
+            for statement, alike in groupby(work.private, itemgetter(0)):
+                connection.executemany(statement, [parameters for _, parameters in alike])
             self._rows_written = len(work.events) + len(work.moved) + len(work.made) + len(work.private)
             if work.control is not None:
                 connection.execute("UPDATE control SET counter = ?", (work.control,))

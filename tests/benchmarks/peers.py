@@ -33,6 +33,7 @@ POINTS = {
     "history": (1, 10_000, 100_000),
     "chains": (64, 1000, 100_000, 1_000_000),
     "grants": (64, 1000, 100_000, 1_000_000),
+    "cold": (1000, 1_000_000),
 }
 
 
@@ -94,9 +95,9 @@ def sides_of(asked: argparse.Namespace, stack: ExitStack, measuring: Measuring) 
 def measure(asked: argparse.Namespace, folder: Path) -> Report:
     """Everything that was asked for; only set up where it is to be prepared."""
     extent = Extent(asked.rounds, asked.seconds, asked.warm_up)
-    at = points(asked.connections, asked.history, asked.chains, asked.grants)
+    at = points(asked.connections, asked.history, asked.chains, asked.grants, asked.cold)
     of_grants = asked.peer_grants_max
-    peers_max = {"history": asked.peer_history_max, "chains": of_grants, "grants": of_grants}
+    peers_max = {"history": asked.peer_history_max, "chains": of_grants, "grants": of_grants, "cold": 0}
     report = Report({}, {}, {}, [])
     if asked.add and (asked.out / "peers.json").exists():
         report = measured_before(asked.out)

@@ -13,6 +13,7 @@ AXES = {
     "history": "rotations that the grant has behind it, one connection",
     "chains": "grants in the store, 64 of them refreshed, far from each other",
     "grants": "grants in the store, all of them refreshed in shuffled order",
+    "cold": "grants in the store, all of them refreshed in shuffled order, by servers that remember none of them",
 }
 """What is varied, and what else is so meanwhile."""
 
@@ -128,6 +129,10 @@ def _p99(run: Run) -> float:
     return run.p99_ms
 
 
+def _memory(run: Run) -> float:
+    return run.server_memory_mb
+
+
 def _written(runs: Iterable[Run]) -> float | None:
     known = [run.written_kb for run in runs if run.written_kb is not None]
     return statistics.median(known) if known else None
@@ -203,7 +208,7 @@ def _table(cells: Cells, axis: str) -> list[str]:
                 f"{cells.median(*here, _p99):.1f}",
                 f"{server + store:.3f} ({server:.3f} + {store:.3f})",
                 "" if written is None else f"{written:,.0f}",
-                f"{cells.median(*here, lambda run: run.server_memory_mb):.0f}",
+                f"{cells.median(*here, _memory):.0f}",
             )
             lines.append("| " + " | ".join(row) + " |")
     return lines
@@ -248,14 +253,20 @@ AT_MOST_CONNECTIONS: tuple[tuple[str, Figure], ...] = (
     ("p99 in ms, {} connections (less is better)", _median_of(_p99)),
     ("CPU seconds for 1,000, server and store (less is better)", _median_of(_cpu)),
     ("kB written for 1,000 (less is better)", _written),
+    ("memory of the server in MB (less is better)", _median_of(_memory)),
 )
-ALONG = {"history": "rotations behind the grant, one connection", "grants": "grants in the store, 64 connections"}
+ALONG = {
+    "history": "rotations behind the grant, one connection",
+    "chains": "grants in the store, 64 refreshed, 64 connections",
+    "grants": "grants in the store, all refreshed, 64 connections",
+}
 NAMES = {"bare Starlette endpoint": "bare endpoint, no store", "dot": "django-oauth-toolkit"}
 """What sides are called where there is room for a name alone."""
 
 
 def svg(report: Report) -> str:
-    """All sides at the greatest number of connections; throughput along histories and along numbers of grants."""
+    """All sides at the greatest number of connections; throughput along histories, and along numbers of grants of which
+    few or all are refreshed."""
     cells = Cells(report)
     rounds = max((run.round for run in report.runs), default=0)
     title = f"Refreshes on one machine, medians of {rounds} rounds. Hollow and dashed: no durable store"

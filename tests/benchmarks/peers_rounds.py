@@ -44,7 +44,11 @@ class Extent:
 
 
 def points(
-    connections: Sequence[int], histories: Sequence[int], chains: Sequence[int], grants: Sequence[int]
+    connections: Sequence[int],
+    histories: Sequence[int],
+    chains: Sequence[int],
+    grants: Sequence[int],
+    cold: Sequence[int],
 ) -> list[Point]:
     """All loads that are asked for, with the stages that they need."""
     found = []
@@ -61,6 +65,9 @@ def points(
             found.append(Point("chains", each, stage, at_once, at_once, apart=each // at_once))
         if each in grants:
             found.append(Point("grants", each, stage, at_once, each))
+    for number, each in enumerate(sorted(cold), 2 + len({*chains, *grants})):
+        stage = Stage(number, f"cold-{each}", each, is_remembered=False)
+        found.append(Point("cold", each, stage, min(each, CONNECTIONS_OF_GRANTS), each))
     return found
 
 

@@ -34,12 +34,13 @@ def rotated(rotations: int) -> str:
 @dataclass(frozen=True)
 class Stage:
     """A store of its own for each side: so many grants that were never used, and one each that was rotated so often.
-    `number` keeps the ports of stages apart."""
+    `number` keeps the ports of stages apart. What is not remembered our servers read anew for every refresh."""
 
     number: int
     name: str
     grants: int
     histories: tuple[int, ...] = ()
+    is_remembered: bool = True
 
     def begin(self, folder: Path) -> bool:
         """Whether the folder of a side lacks this stage: then it is empty, whatever an interrupted run left there."""
@@ -48,6 +49,11 @@ class Stage:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return True
+
+    @property
+    def twin(self) -> str | None:
+        """What of `tests.chaos.twins` serves it."""
+        return None if self.is_remembered else "remembers_little"
 
     def end(self, folder: Path) -> None:
         """All of it is in the store, and the tokens of its grants in `part`."""
@@ -112,7 +118,7 @@ class OnSQLite:
     def serve(self, stage: Stage, folder: Path) -> Iterator[Running]:
         if stage.begin(folder):
             fill(Server(folder, clients=CLIENTS), stage)
-        with ledger(folder) as server:
+        with ledger(folder, twin=stage.twin) as server:
             yield running(server, None, lambda: events_in(folder))
 
 
@@ -144,7 +150,7 @@ class OnPostgreSQL:
                 fill(Server(folder, clients=CLIENTS, settings=settings), stage)
             except SettingsError as why:
                 raise LeftOut(str(why)) from None
-        with ledger(folder, settings=settings) as server:
+        with ledger(folder, settings=settings, twin=stage.twin) as server:
             yield running(server, cluster.pid, lambda: cluster.count(database, "events"))
 
 

@@ -24,6 +24,7 @@ from random import Random
 from tests.benchmarks.clients import CLIENTS, FORM
 from tests.benchmarks.load import Found, Job
 from tests.benchmarks.stock import stock
+from tests.chaos.processes import TroubledServer
 from tests.server_process import eventually, free_port
 from tests.servers import Server
 
@@ -93,11 +94,17 @@ def _listens(port: int) -> bool:
 
 @contextmanager
 def ledger(
-    folder: Path, clients: str = CLIENTS, *, settings: Mapping[str, str] | None = None, tls: bool = False
+    folder: Path,
+    clients: str = CLIENTS,
+    *,
+    settings: Mapping[str, str] | None = None,
+    tls: bool = False,
+    twin: str | None = None,
 ) -> Iterator[Server]:
-    """The ledger on the store in a folder, as it is served, without burst limit; plain HTTP unless told otherwise."""
+    """The ledger on the store in a folder, as it is served, without burst limit; plain HTTP unless told otherwise.
+    `twin` is served in its place: one of `tests.chaos.twins`."""
     common = {"LOG_LEVEL": "info", "REFRESH_PER_SECOND": "0"}
-    server = Server(folder, clients=clients, settings={**common, **(settings or {})}, tls=tls)
+    server = TroubledServer(folder, twin=twin, clients=clients, settings={**common, **(settings or {})}, tls=tls)
     server.start()
     if pinned(0):
         for task in os.listdir(f"/proc/{pid_of(server)}/task"):

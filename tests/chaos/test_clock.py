@@ -170,6 +170,11 @@ def faketime(full: bool) -> Path:
     return places[0]
 
 
+def wait_for(load: Load, refreshes: int) -> None:
+    """Until there were more."""
+    eventually(lambda: load.refreshes > refreshes, what="work")
+
+
 def test_the_clock_of_a_server_jumps_under_load(faketime: Path, tmp_path: Path) -> None:
     """Twenty jumps there and back: nobody honest is refused, and what has ended stays so, whatever the time."""
     server = JumpingServer(tmp_path / "server", faketime)
@@ -185,7 +190,7 @@ def test_the_clock_of_a_server_jumps_under_load(faketime: Path, tmp_path: Path) 
                     server.jump_to(seconds)
                     time.sleep(0.3)
                     stay_over(server, over)
-                    eventually(lambda before=before: load.refreshes > before + len(chains), what="work")  # type: ignore[misc]  # a lambda with a default
+                    wait_for(load, before + len(chains))
                 load.stop()
             report(faults_of(chains))
         server.jump_to(400 * DAY)

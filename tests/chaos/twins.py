@@ -10,7 +10,7 @@ from typing import Any
 
 from api.__main__ import main as program
 from api.server import Server
-from ledger import memory, tokens
+from ledger import authority, memory, presenting, tokens
 from ledger.batch import Batch
 from ledger.commands import Decision, GrantCommand, RedeemToken, Rules
 from ledger.commits import Commits
@@ -27,6 +27,12 @@ from ledger.waiting import made
 
 LATE_SECONDS = 0.05
 """So long after its answers a batch of `answers_before_the_commit` is committed."""
+
+
+def put(owner: object, name: str, fault: object) -> None:
+    """Put a fault in the place of what is there."""
+    assert hasattr(owner, name), f"{owner} has no {name}"
+    setattr(owner, name, fault)
 
 
 def answers_before_the_commit() -> None:
@@ -52,7 +58,7 @@ def answers_before_the_commit() -> None:
 
     def early(self: Commits, *arguments: Any, **options: Any) -> None:
         init(self, *arguments, **options)
-        self._handover = Early(self)  # type: ignore[assignment]  # the fault
+        put(self, "_handover", Early(self))
         if self._sent is not None:
             send = self._sent.send
 
@@ -60,14 +66,14 @@ def answers_before_the_commit() -> None:
                 tell(self)
                 self._loop.call_later(LATE_SECONDS, send, batch)
 
-            self._sent.send = send_late  # type: ignore[method-assign]  # the fault
+            put(self._sent, "send", send_late)
 
     def late(self: SQLiteStore) -> None:
         time.sleep(LATE_SECONDS)
         commit(self)
 
-    Commits.__init__ = early  # type: ignore[method-assign]  # the fault
-    SQLiteStore.commit = late  # type: ignore[method-assign]  # the fault
+    put(Commits, "__init__", early)
+    put(SQLiteStore, "commit", late)
 
 
 def mints_siblings() -> None:
@@ -77,8 +83,8 @@ def mints_siblings() -> None:
     def another(ring: Any, key_id: int, grant_id: str, generation: int, nonce: bytes) -> str:
         return derive(ring, key_id, grant_id, generation, system_randomness()(len(nonce)))
 
-    tokens.derive = another  # type: ignore[assignment]  # the fault
-    tokens.genuine = lambda *_: True
+    put(tokens, "derive", another)
+    put(tokens, "genuine", lambda *_: True)
 
 
 def leaves_at_once() -> None:
@@ -89,7 +95,7 @@ def leaves_at_once() -> None:
         self._impatient = True
         await drain(self)
 
-    Server._drain = impatient  # type: ignore[method-assign]  # the fault
+    put(Server, "_drain", impatient)
 
 
 def hides_errors() -> None:
@@ -102,7 +108,7 @@ def hides_errors() -> None:
         except StoreError:
             rollback(self)
 
-    SQLiteStore.commit = hopeful  # type: ignore[method-assign]  # the fault
+    put(SQLiteStore, "commit", hopeful)
 
 
 def overlooks_what_is_ahead() -> None:
@@ -114,7 +120,7 @@ def overlooks_what_is_ahead() -> None:
             raise Refused(Refusal.UNKNOWN_TOKEN)
         return decide(self, command, rules)
 
-    Grant.decide = blind  # type: ignore[method-assign]  # the fault
+    put(Grant, "decide", blind)
 
 
 def takes_silence_for_failure() -> None:
@@ -123,7 +129,7 @@ def takes_silence_for_failure() -> None:
     def not_there(self: PostgresStore, work: Work) -> Written | None:
         raise StoreBusy("the connection was lost")
 
-    PostgresStore.is_there = not_there  # type: ignore[method-assign]  # the fault
+    put(PostgresStore, "is_there", not_there)
 
 
 def commits_in_steps() -> None:
@@ -140,13 +146,16 @@ def commits_in_steps() -> None:
         connection.execute("COMMIT")
         return written
 
-    PostgresStore.send = lambda self: None  # type: ignore[method-assign]  # no other way
-    PostgresStore.commit = in_steps  # type: ignore[method-assign]  # the fault
+    put(PostgresStore, "send", lambda self: None)
+    put(PostgresStore, "commit", in_steps)
 
 
 def remembers_little() -> None:
-    """No fault: room for a few streams, so that nearly every request finds its grant's cache cold."""
-    memory.STREAMS_IN_MEMORY_MAX = 4
+    """No fault: room for a few streams and tokens, and for the persons of a batch or two, so that nearly every request
+    finds its grant's cache cold."""
+    put(memory, "STREAMS_IN_MEMORY_MAX", 4)
+    put(presenting, "HANDED_OUT_MAX", 4)
+    put(authority, "SUBJECTS_IN_MEMORY_MAX", 256)
 
 
 FAULTS: dict[str, Callable[[], None]] = {

@@ -1,0 +1,211 @@
+"""Two nodes on one PostgreSQL: clients that change and ends of all kinds on the one rule on the other (I-06)."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ledger.answers import TokenAnswer
+from ledger.batch import Batch
+from ledger.recorders import postgres_append, postgres_reading
+from ledger.recorders.postgres import PostgresStore
+from ledger.refusals import Refusal, Refused, Unavailable
+from ledger.times import SECOND
+from tests.appending import Appending
+from tests.ledgers import OPERATORS, SECURITY, START, Clock, Opened, client, open_ledger, two_nodes
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
+
+
+@pytest.mark.usefixtures("appending")
+@pytest.mark.parametrize("how", ["grant", "subject", "client", "disabled"])
+async def test_an_end_on_one_node_stops_the_other(tmp_path: Path, how: str) -> None:
+    """I-06: after the acknowledgement nothing succeeds, though the other node has all it needs in memory."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await _end(one, answer, how)
+        assert await other.ledger.introspect(SECURITY, answer.access_token) is None
+        assert (await other.refused(answer)).refusal in _ENDED[how]
+        assert 1 == other.topics(answer).count("token_rotated")
+
+
+_ENDED = {
+    "grant": {Refusal.REVOKED_BY_OPERATOR},
+    "subject": {Refusal.REVOKED_BY_SUBJECT},
+    "client": {Refusal.REVOKED_BY_OPERATOR},
+    "disabled": {Refusal.UNKNOWN_TOKEN},
+}
+
+
+async def _end(node: Opened, answer: TokenAnswer, how: str) -> None:
+    match how:
+        case "grant":
+            await node.act("revoke", answer.grant_id)
+        case "subject":
+            await node.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        case "client":
+            await node.ledger.operators.revoke_client(SECURITY, "www", None, None)
+        case _:
+            await node.apply(client("another"), operators=OPERATORS)
+
+
+@pytest.mark.usefixtures("nobody_looks")
+@pytest.mark.parametrize("how", ["subject", "client", "disabled"])
+async def test_without_the_control_counter_an_end_would_not_be_heard_of(
+    tmp_path: Path, how: str, appending: Appending
+) -> None:
+    """The broken twin of the test above, for what is no event of the grant: the check of the counter left out."""
+    appending.let("IF told_control <> p_control OR told_serial <> p_serial THEN", "IF false THEN")
+
+    async def misled() -> None:
+        async with two_nodes(tmp_path) as (one, other):
+            answer = await other.refresh(await other.issue())
+            await _end(one, answer, how)
+            await other.refresh(answer)
+
+    with pytest.raises(AssertionError, match="control"):
+        await misled()
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_without_the_premises_a_dead_token_would_look_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin for what is only read: an answer from memory that nobody has checked."""
+    Appending(postgres_append, monkeypatch).let("IF cardinality(p_read_id) > 0 THEN", "IF false THEN")
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await one.act("revoke", answer.grant_id)
+        assert await other.ledger.introspect(SECURITY, answer.access_token) is not None
+
+
+async def _ended_once_more(folder: Path) -> Refusal | None:
+    """A person is ended, has a new grant by a node whose clock is behind, and is ended again: how it is refused then,
+    None where it lives."""
+    async with (
+        open_ledger(folder, clock=Clock(START + 10 * SECOND)) as one,
+        open_ledger(folder, clock=Clock(START), seed=2, clients=None) as other,
+    ):
+        first = await one.issue("alice")
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        second = await other.issue("alice")
+        assert second.grant_id < first.grant_id, "by its id it is the older one"
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        try:
+            await other.refresh(second)
+        except Refused as refused:
+            return refused.refusal
+        return None
+
+
+async def test_what_was_issued_last_is_told_by_the_log_and_by_no_clock(tmp_path: Path) -> None:
+    """I-06: an end that comes after an issue ends it, whatever the two nodes' clocks say."""
+    assert Refusal.REVOKED_BY_SUBJECT == await _ended_once_more(tmp_path)
+
+
+async def test_grants_in_the_order_of_their_ids_leave_one_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin: the newest by its id is an older one, so nothing seems to be left to end."""
+    by_id = postgres_reading._NEWEST_GRANT["subject_id"].replace("p.begun DESC", "p.stream DESC")
+    monkeypatch.setitem(postgres_reading._NEWEST_GRANT, "subject_id", by_id)
+    assert await _ended_once_more(tmp_path) is None
+
+
+@pytest.mark.usefixtures("nobody_looks")
+@pytest.mark.parametrize("erased", [False, True])
+async def test_a_grant_whose_end_took_its_nonce_along_is_refused(tmp_path: Path, erased: bool) -> None:
+    """I-06: a node that fetches it, and has not heard of the end of its person, cannot make its tokens: it hears of the
+    end then, and says so."""
+    async with two_nodes(tmp_path) as (one, other):
+        await other.refresh(await other.issue())  # so it knows her, and that nothing has happened to her
+        answer = await one.issue()
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        await one.refused(answer)
+        if erased:
+            await one.ledger.operators.erase(SECURITY, "alice")
+        held = (
+            "SELECT 1 FROM private_grants p JOIN streams s ON s.id = p.stream WHERE p.nonce IS NOT NULL AND s.name = ?"
+        )
+        assert [] == one.rows(held, f"grant:{answer.grant_id}")
+        assert Refusal.REVOKED_BY_SUBJECT is (await other.refused(answer)).refusal
+
+
+async def test_clients_that_one_node_changes_rule_on_the_other(tmp_path: Path) -> None:
+    """A cut of scope binds on the other node's next decision (I-06, I-08)."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await one.apply(client(scope=("read",)), operators=OPERATORS)
+        assert ("read",) == (await other.refresh(answer)).scope
+
+
+async def test_a_clients_file_of_yesterday_is_refused_by_whichever_node(tmp_path: Path) -> None:
+    """The last serial stands in the store: a node that has not heard of it decides again."""
+    async with two_nodes(tmp_path) as (one, other):
+        await one.apply(client(), operators=OPERATORS, serial=7)
+        with pytest.raises(Exception, match="serial"):
+            await other.apply(client(), operators=OPERATORS, serial=6)
+
+
+async def test_who_authenticates_while_a_node_reads_authority_anew_meets_all_of_it(tmp_path: Path) -> None:
+    """The store is asked on a thread meanwhile: nobody is told that their client does not exist."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.issue()
+        authority, missed, passes = other.ledger.authority, 0, 0
+        for n in range(5):
+            await one.apply(client(), client(f"another-{n}"), operators=OPERATORS)
+            refreshing = asyncio.ensure_future(other.refresh(answer))
+            while not refreshing.done():
+                known = authority.client("www"), authority.operators.get("soc"), authority.keys.created_at
+                missed, passes = missed + (not all(known)), passes + 1
+                await asyncio.sleep(0)
+            answer = await refreshing
+        assert passes > 5 * 5
+        assert 0 == missed
+
+
+async def test_an_idle_node_hears_of_a_change_by_itself(tmp_path: Path) -> None:
+    """Who authenticates is decided before a batch: within about a second the clients are those of now."""
+    async with two_nodes(tmp_path) as (one, other):
+        await one.apply(client(), client("another"), operators=OPERATORS)
+        for _ in range(400):
+            if other.ledger.authority.client("another") is not None:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the other node has not heard of the client")
+
+
+async def test_a_connection_made_anew_while_deciding_makes_nothing_true(tmp_path: Path) -> None:
+    """What a new connection hears of the control counter is not what the batch was decided on: it is decided again."""
+    async with two_nodes(tmp_path) as (one, other):
+        stood_on: list[int] = []
+
+        def decide(batch: Batch) -> None:
+            stood_on.append(batch.control)
+            store = batch.store
+            assert isinstance(store, PostgresStore)
+            store._drop()
+            assert [(1,)] == store.within().select("SELECT 1 FROM control")
+
+        await other.ledger.commits.submit(decide)
+        await one.apply(client(), client("another"), operators=OPERATORS)
+        await other.ledger.commits.submit(decide)
+        assert stood_on[0] == stood_on[1] < stood_on[2]
+        assert 3 == len(stood_on)
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_who_showed_a_secret_that_was_taken_back_has_to_say_again_who_they_are(tmp_path: Path) -> None:
+    """A client authenticates before its request is in line: what counted then, and no more, buys nothing. A change that
+    has nothing to do with it stands in nobody's way, and the ledger's own work goes on."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.refresh(await other.issue())
+        await one.apply(client(scope=("read", "openid")), client("another"), operators=OPERATORS)
+        answer = await other.refresh(answer)
+        await one.apply(client(scope=("read", "openid"), secret="Changed!"), client("another"), operators=OPERATORS)
+        own = other.ledger.commits.submit(lambda batch: batch.control, ours=True)
+        with pytest.raises(Unavailable):
+            await other.refresh(answer)
+        assert await own == one.ledger.authority.control
+        assert 2 == other.topics(answer).count("token_rotated")
+        await other.refresh(answer)

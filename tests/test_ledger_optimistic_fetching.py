@@ -1,0 +1,84 @@
+"""Two nodes on one PostgreSQL: what a node does not know, or not any more, is fetched in one question."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ledger.batch import Batch
+from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_reading import PostgresReader
+from ledger.recorders.rows import GrantsFound
+from ledger.refusals import Refusal
+from tests.ledgers import two_nodes
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
+
+
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """All that stores are asked from now on."""
+    asked: list[object] = []
+    real = PostgresStore._answer
+
+    def counted(self: PostgresStore, question: Callable[[object], object]) -> object:
+        asked.append(question)
+        return real(self, question)
+
+    monkeypatch.setattr(PostgresStore, "_answer", counted)
+    return asked
+
+
+async def test_cold_grants_are_fetched_in_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of grants that are not in memory costs one question, whatever their number, and one append."""
+    async with two_nodes(tmp_path) as (one, other):
+        answers = [await one.issue(f"person-{n}") for n in range(20)]
+        await other.refresh(await other.issue())
+        asked = questions(monkeypatch)
+        batches = other.ledger.commits.batches
+        await asyncio.gather(*(other.refresh(each) for each in answers))
+        assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)
+
+
+@pytest.mark.parametrize("about", [False, True])
+async def test_what_a_decision_asks_for_by_itself_is_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, about: bool
+) -> None:
+    """A decision on many grants, as archiving has them, costs one question, and no further one where the batch has read
+    one of them before."""
+    async with two_nodes(tmp_path) as (one, other):
+        names = [f"grant:{(await one.issue(f'person-{n}')).grant_id}" for n in range(5)]
+        await other.refresh(await other.issue())
+
+        def of_all(batch: Batch) -> list[bool]:
+            batch.ask_for(names)
+            return [batch.load(name) is not None for name in names]
+
+        asked = questions(monkeypatch)
+        found = other.ledger.commits.submit(of_all, ours=True, about=names[0] if about else "")
+        assert [True] * 5 == await found
+        assert 1 + about == len(asked)
+
+
+async def test_grants_that_the_other_node_has_moved_are_fetched_in_one_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of grants that were refreshed elsewhere meanwhile costs as little as one of grants never seen."""
+    async with two_nodes(tmp_path) as (one, other):
+        answers = [await other.refresh(await other.issue(f"person-{n}")) for n in range(20)]
+        answers = [await one.refresh(each) for each in answers]
+        asked = questions(monkeypatch)
+        batches = other.ledger.commits.batches
+        answers = await asyncio.gather(*(other.refresh(each) for each in answers))
+        assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)
+        assert [3] * 20 == [one.topics(each).count("token_rotated") for each in answers]
+
+
+async def test_an_unknown_grant_is_asked_for_once(tmp_path: Path) -> None:
+    """A genuine token of a grant that is not here: refused, and no endless fetching."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await one.issue()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PostgresReader, "grants", lambda self, names: GrantsFound({}, {}))
+            assert Refusal.UNKNOWN_TOKEN is (await other.refused(answer)).refusal
+        await other.refresh(answer)

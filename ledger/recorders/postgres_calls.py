@@ -3,6 +3,7 @@
 Those take as long as the server takes to find a stream.
 """
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from psycopg import errors, generators
@@ -13,7 +14,7 @@ from ledger.recorders.postgres_append import Told
 from ledger.recorders.postgres_connections import Connection
 
 
-class Call:
+class Call(ABC):
     """A batch on its way through one connection. All raise psycopg.Error."""
 
     __slots__ = ("_parameters", "_results", "_sent")
@@ -63,9 +64,9 @@ class Call:
             raise errors.OperationalError("no answer")
         return self._read(self._results[0])
 
+    @abstractmethod
     def _read(self, row: PGresult) -> Told:
         """What the function has told: each says it in its own way."""
-        raise NotImplementedError
 
 
 def is_there(connection: Connection, call: type[Call]) -> bool:

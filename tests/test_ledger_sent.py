@@ -236,7 +236,8 @@ def descriptors() -> int:
 async def test_one_connection_is_watched_once(
     begun: Begun, left: list[Exception | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many batches go through it; what a thread has asked in between is nothing for the loop."""
+    """However many batches go through it; what a thread has asked in between is nothing for the loop, which begins anew
+    at most once where it has seen that there was an answer before the thread had read it."""
     opened, answer = begun
     answer = await opened.refresh(answer)
     counted = watching(opened, monkeypatch)
@@ -244,7 +245,8 @@ async def test_one_connection_is_watched_once(
     assert (0, []) == (counted.watched, left)
     await opened.issue("another")
     answer = await opened.chain(answer, 5)
-    assert (1, [None]) == (counted.watched, left)
+    assert counted.watched in (0, 1)
+    assert [None] == left
 
 
 async def test_a_connection_that_ends_while_nobody_waits_is_watched_no_longer(

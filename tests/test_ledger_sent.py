@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -269,6 +270,23 @@ async def test_a_connection_that_ends_while_nobody_waits_is_watched_no_longer(
         answer = await opened.refresh(answer)
         assert 2 * turn + 2 == counted.watched  # nobody had told the store of the end
         assert descriptors() <= before
+
+
+async def test_a_connection_that_was_given_up_is_watched_no_longer(begun: Begun, left: list[Exception | None]) -> None:
+    """Its server is frozen, and says nothing of its end: the next connection is watched in its place all the same."""
+    opened, answer = begun
+    answer = await opened.refresh(answer)
+    assert isinstance(opened.store, PostgresStore)
+    assert opened.store._connection is not None
+    pid, before = opened.store._connection.info.backend_pid, descriptors()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        opened.store._drop()
+        await opened.chain(answer, 3)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert [] == left
+    assert descriptors() <= before
 
 
 async def test_a_descriptor_of_the_connections_own_may_become_another(begun: Begun) -> None:

@@ -133,6 +133,15 @@ async def test_who_ends_while_something_is_sent_waits_for_it(begun: Begun) -> No
     assert (await refreshing).refresh_token != answer.refresh_token
 
 
+async def test_who_ends_watches_no_longer(begun: Begun) -> None:
+    """The descriptor of our own is given back."""
+    opened, answer = begun
+    await opened.refresh(answer)
+    before = descriptors()
+    assert await opened.ledger.commits.close()
+    assert before - 1 == descriptors()
+
+
 FAILS_LATE = """
 CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$;
 CREATE CONSTRAINT TRIGGER late AFTER INSERT ON events DEFERRABLE INITIALLY DEFERRED

@@ -132,6 +132,7 @@ async def test_who_runs_while_another_waits_has_one_of_its_own(hops: Hops) -> No
         ran.append("first")
         done.set()
 
+    hops.run(lambda: None)  # so that there is one that rests
     hops.run(waits)
     hops.run(lambda: ran.append("second"))
     asked.set()

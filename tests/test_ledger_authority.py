@@ -221,7 +221,7 @@ def test_a_raise_of_the_batch_under_way_is_never_what_leaves_memory(
 
 
 def test_who_is_known_is_not_learned_anew(house: House) -> None:
-    """I-06: of an end in the batch under way the store knows nothing yet, nor does what is fetched from it meanwhile."""
+    """I-06: of an end in the batch under way the store knows nothing yet, nor does what is fetched meanwhile."""
     with house.batch() as batch:
         house.register(batch)
         house.end_subject(batch)

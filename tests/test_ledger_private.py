@@ -10,10 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger import private
-from ledger.answers import Source
-from ledger.grant import Grant
 from ledger.keyring import KeyRing
-from ledger.memory import Loaded
 from ledger.private import PrivateGrant, commitment
 from tests.ledgers import open_ledger
 from tests.rings import NONCE, check_concealed, known_ring, mac_by_hand
@@ -171,14 +168,6 @@ def test_no_text_of_a_private_row_shows_it() -> None:
     assert "<PrivateGrant>" == repr(row)
     over = row.without_nonce()
     assert (None, SALT, bytes(16)) == (over.nonce, over.salt, over.body_mac)
-
-
-def test_no_text_of_a_stream_in_memory_shows_who_acted_on_it() -> None:
-    """Addresses and user agents are private rows too: a struct would write out every field."""
-    loaded = Loaded("grant:00", "00", 7, 9, None, Grant(), PrivateGrant(NONCE, SALT))
-    for source in (Source("192.0.2.1", "app/1"), Source("192.0.2.2", "app/2")):
-        loaded.keep_context(source, "c")
-    assert "<Loaded grant:00/7>" == repr(loaded) == f"{loaded}"
 
 
 async def test_a_device_that_is_no_text_any_more_keeps_nobody_from_refreshing(tmp_path: Path) -> None:

@@ -244,6 +244,17 @@ async def test_whoever_holds_the_lock_is_not_waited_for_without_end(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("appending")
+async def test_an_answer_that_comes_byte_by_byte_is_waited_for(tmp_path: Path, postgres: Server) -> None:
+    """Half of one says nothing yet, whoever waits for it."""
+    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+        answer = await opened.refresh(await opened.issue())
+        proxy.bytewise.set()
+        answer = await opened.chain(answer, 3)
+        assert 4 == opened.topics(answer).count("token_rotated")
+        proxy.bytewise.clear()
+
+
+@pytest.mark.usefixtures("appending")
 async def test_a_row_that_somebody_has_locked_stalls_nobody_else(tmp_path: Path) -> None:
     """A transaction of somebody else's keeps one grant's row: its request is decided again and again until its time has
     passed, all others are answered as ever."""

@@ -47,6 +47,9 @@ class Loaded(msgspec.Struct, eq=False, gc=False):
     rules_of: object = None
     known_position: tuple[int, int] | None = None
 
+    def __repr__(self) -> str:  # a struct's own would show addresses and user agents
+        return f"<Loaded {self.name}/{self.v}>"
+
     def context_of(self, source: Source) -> str | None:
         """The commitment of a source that is remembered; None where it is not."""
         if source == self.source:

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ class Proxy:
     """A TCP proxy in threads. `cuts`: so many times the next batch that rotates a token loses its connection: `after`
     it was answered, which nobody hears then, `during` its work, or `before` it reached anybody. `parted`: nobody gets
     through, and who was through is cut off. `silent`: bytes are kept back in both directions, as by a network that
-    drops them, and come late; `mute`: those from the server alone; `catches`: batches that rotate a token, of which so
-    many were `held`."""
+    drops them, and come late; `mute`: those from the server alone; `bytewise`: those come one by one; `catches`:
+    batches that rotate a token, of which so many were `held`."""
 
     to_port: int
     port: int = 0
@@ -27,6 +28,7 @@ class Proxy:
     parted: bool = False
     silent: threading.Event = field(default_factory=threading.Event)
     mute: threading.Event = field(default_factory=threading.Event)
+    bytewise: threading.Event = field(default_factory=threading.Event)
     catches: threading.Event = field(default_factory=threading.Event)
     held: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -104,8 +106,17 @@ class Proxy:
                 if lost.is_set():
                     self.cut += 1
                     break
-                client.sendall(data)
+                for piece in self._pieces(data):
+                    client.sendall(piece)
         _close(client, server)
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        if not self.bytewise.is_set():
+            yield data
+            return
+        for each in data:
+            yield bytes((each,))
+            time.sleep(0.001)
 
     def _keep_back(self, while_set: threading.Event) -> None:
         while while_set.is_set() and not self.parted:

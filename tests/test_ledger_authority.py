@@ -218,3 +218,17 @@ def test_a_raise_of_the_batch_under_way_is_never_what_leaves_memory(
         end = house.authority.rules(ann).epoch_end
         assert end is not None
         assert "subject:ann/2" == end.event_id
+
+
+def test_who_is_known_is_not_learned_anew(house: House) -> None:
+    """I-06: of an end in the batch under way the store knows nothing yet, nor does what is fetched meanwhile."""
+    with house.batch() as batch:
+        house.register(batch)
+        house.end_subject(batch)
+        house.authority.hold_subjects({"ann": None})
+        assert house.authority.rules(Grant()).epoch_end is not None
+    head = house.store.head("subject:ann")
+    with house.batch() as batch:
+        house.end_subject(batch)
+        house.authority.hold_subjects({"ann": head})
+        assert 2 == house.authority.rules(Grant()).subject_epoch

@@ -5,6 +5,8 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import partial
 
 import pytest
 from greenlet import getcurrent, greenlet
@@ -68,6 +70,27 @@ async def test_one_greenlet_runs_one_act_after_the_other(hops: Hops) -> None:
     assert (None, []) == (kept(), ran)
 
 
+async def test_what_an_act_sets_for_itself_is_not_the_next_ones(hops: Hops) -> None:
+    """Such as what log lines are to say of the request under way: also where the act was suspended in between."""
+    about: ContextVar[str] = ContextVar("about", default="nobody")
+    seen: list[str] = []
+    done = asyncio.Event()
+
+    def asks(who: str) -> None:
+        seen.append(about.get())
+        about.set(who)
+        hops.ask(int)
+        seen.append(about.get())
+        done.set()
+
+    for who in ("one", "other"):
+        done.clear()
+        hops.run(partial(asks, who))
+        await asyncio.wait_for(done.wait(), 20)
+    assert ["nobody", "one", "nobody", "other"] == seen
+    assert "nobody" == about.get()
+
+
 async def test_an_act_that_fails_fails_whoever_ran_it_and_no_other(hops: Hops) -> None:
     """The error is told, and the next act runs."""
     ran: list[str] = []
@@ -109,6 +132,7 @@ async def test_who_runs_while_another_waits_has_one_of_its_own(hops: Hops) -> No
         ran.append("first")
         done.set()
 
+    hops.run(lambda: None)  # so that there is one that rests
     hops.run(waits)
     hops.run(lambda: ran.append("second"))
     asked.set()

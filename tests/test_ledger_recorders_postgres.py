@@ -243,16 +243,29 @@ async def test_whoever_holds_the_lock_is_not_waited_for_without_end(tmp_path: Pa
     check_ledger(opened.path)
 
 
+@pytest.mark.usefixtures("appending")
+async def test_an_answer_that_comes_byte_by_byte_is_waited_for(tmp_path: Path, postgres: Server) -> None:
+    """Half of one says nothing yet, whoever waits for it."""
+    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+        answer = await opened.refresh(await opened.issue())
+        proxy.bytewise.set()
+        answer = await opened.chain(answer, 3)
+        assert 4 == opened.topics(answer).count("token_rotated")
+        proxy.bytewise.clear()
+
+
+@pytest.mark.usefixtures("appending")
 async def test_a_row_that_somebody_has_locked_stalls_nobody_else(tmp_path: Path) -> None:
     """A transaction of somebody else's keeps one grant's row: its request is decided again and again until its time has
     passed, all others are answered as ever."""
     async with open_ledger(tmp_path) as opened:
-        held, *others = [await opened.issue(f"person-{n}") for n in range(4)]
+        held, *others = [await opened.refresh(await opened.issue(f"person-{n}")) for n in range(4)]
         url = url_of(opened.path)
         assert url is not None
         with psycopg.connect(url) as other:
             other.execute("SELECT FROM streams WHERE name = %s FOR UPDATE", (f"grant:{held.grant_id}",))
             waiting = asyncio.create_task(opened.refresh(held))
+            await asyncio.sleep(0.05)  # it comes alone: whoever waits for the row keeps all who come behind it
             for _ in range(5):
                 others = list(await asyncio.gather(*(opened.refresh(each) for each in others)))
             assert not waiting.done()

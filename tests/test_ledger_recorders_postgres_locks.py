@@ -69,6 +69,36 @@ async def test_without_the_lock_a_refresh_would_stand_behind_the_end(tmp_path: P
         await end_while_a_batch_is_written(tmp_path)
 
 
+# ---------------------------------------------------------------- two at once
+
+
+async def redeem_on_both(folder: Path, appending: Appending) -> None:
+    """One node redeems a token while the other has found that nobody did, and not written yet."""
+    taken = "  base := (pg_current_xact_id()"
+    these = "true" if appending.plain else "p_new_control IS NULL AND cardinality(p_event_v) > 0"
+    appending.let(taken, f"  IF {these} THEN PERFORM pg_sleep(0.4); END IF;\n{taken}")
+    async with two_nodes(folder) as (one, other):
+        answer = await other.refresh(await other.issue())
+        redeeming = asyncio.ensure_future(other.refresh(answer))
+        await until(one, "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()")
+        here, there = await one.refresh(answer), await redeeming
+        assert here.refresh_token == there.refresh_token
+        assert 2 == one.topics(answer).count("token_rotated"), "redeemed twice"
+
+
+async def test_a_token_that_two_nodes_redeem_at_once_is_redeemed_once(tmp_path: Path, appending: Appending) -> None:
+    """I-01: whoever writes has the row; who finds it taken is lost, and decides again on what has come of it."""
+    await redeem_on_both(tmp_path, appending)
+
+
+async def test_without_the_row_it_would_be_redeemed_by_each(tmp_path: Path, appending: Appending) -> None:
+    """The broken twin of the test above: the version is looked at, and the row is not taken."""
+    of = "" if appending.name == "ledger_refresh" else " OF s"
+    appending.let(f" FOR NO KEY UPDATE{of} SKIP LOCKED", "")
+    with pytest.raises(AssertionError, match="redeemed twice"):
+        await redeem_on_both(tmp_path, appending)
+
+
 # ---------------------------------------------------------------- frozen with the lock
 
 

@@ -47,6 +47,7 @@ class Hops:
     def _go_on(self, running: greenlet, resume: Callable[..., Any], *told: object) -> None:
         question = resume(*told)
         if question is _ENDED:
+            running.gr_context = None  # what one act has set is nothing to the next
             self._resting = running
         else:
             answer = asyncio.get_running_loop().run_in_executor(self._thread, question)

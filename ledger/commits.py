@@ -43,6 +43,7 @@ TAKEN_OVER_SECONDS = 0.005
 holding the interpreter that the thread needs for its first step, and the disk would idle meanwhile."""
 
 UNREADY_AFTER_SECONDS = 5.0
+PROBE_AFTER_SECONDS = 2.0
 HANGING_COMMIT_SECONDS = 5.0
 
 
@@ -222,7 +223,9 @@ class Commits:
         self._line.waiting.extendleft(reversed(again))
         self.batches += 1
         self._memory.trim()
-        self._failed.last_error = None
+        healthy = batch.writes or self._failed.last_error is None  # a full disk is none to who only reads
+        if healthy:
+            self._failed.last_error = None
         if batch.writes:
             self.committed += len(done)
             if batch.last_at is not None:
@@ -239,7 +242,8 @@ class Commits:
                         future.set_result(answer)
                 except Exception as error:  # a defect of whoever tells it: the others are told all the same
                     log.error("answer_not_told", exc_info=error)
-        self._line.served()
+        if healthy:
+            self._line.served()
         self._go_on(0.0 if done else LOST_RETRY_SECONDS)
 
     def _go_on(self, after_seconds: float = 0.0) -> None:
@@ -294,7 +298,9 @@ class Commits:
         if self._line.unserved_since is not None and self.broken is None:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
             # Everybody was refused, and an unready node is sent nobody: ask the store itself whether it has healed.
-            self._ask(Batch.probe)
+            # While requests come they ask: what they want written may have no room where so little still has some.
+            if self._loop.time() - self._line.failed_at >= PROBE_AFTER_SECONDS:
+                self._ask(Batch.probe)
 
     # ------------------------------------------------------------ the connection for oneself, and the end
 

@@ -120,5 +120,5 @@ class FailedBatches:
             log.error("store_failed", extra={"fields": {"problem": str(error)}})
         if isinstance(error, StoreBroken):
             self.halt(error)
-        refuse(taken)
+        self._line.failed(taken)
         return BUSY_RETRY_SECONDS

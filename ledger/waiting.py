@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -46,11 +47,11 @@ class Line:
     """Who stands in front of one store: those in line, those who are to be decided alone, whoever wants the connection
     for themselves, and those whose batch is under way, each with what was decided.
 
-    `unserved_since`: since when, of the loop's time, somebody has waited and nobody was served. `closed`: nobody is
-    taken in any more.
+    `unserved_since`: since when, of the loop's time, somebody has waited and nobody was served; `failed_at`: when the
+    store last failed somebody who came from outside. `closed`: nobody is taken in any more.
     """
 
-    __slots__ = ("_time", "alone", "closed", "exclusive", "in_flight", "unserved_since", "waiting")
+    __slots__ = ("_time", "alone", "closed", "exclusive", "failed_at", "in_flight", "unserved_since", "waiting")
 
     def __init__(self, time: Callable[[], float]) -> None:
         """`time` is the event loop's."""
@@ -60,6 +61,7 @@ class Line:
         self.exclusive: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self.in_flight: list[tuple[Waiting[Any], Any, bool]] = []
         self.unserved_since: float | None = None
+        self.failed_at = -math.inf
         self.closed = False
 
     def take(self) -> list[Waiting[Any]]:
@@ -82,6 +84,12 @@ class Line:
     def served(self) -> None:
         """The store has done what it was asked: whoever waits, waits from now on."""
         self.unserved_since = self._time() if self.waiting or self.alone else None
+
+    def failed(self, taken: Sequence[Waiting[Any]]) -> None:
+        """The store could not do what it was asked, and nothing has happened: refuse them."""
+        if not all(each.ours for each in taken):
+            self.failed_at = self._time()
+        refuse(taken)
 
     def expire(self) -> None:
         """Refuse whoever's deadline is over. What is being committed is only given up on, not undone: its outcome is

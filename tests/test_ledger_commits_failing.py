@@ -10,10 +10,11 @@ import pytest
 from ledger import commits as commits_module
 from ledger.answers import TokenAnswer
 from ledger.recorders.errors import LostRace, StoreError
+from ledger.recorders.rows import Work
 from ledger.refusals import Unavailable
 from tests.committing import BROKEN, BUSY, FULL, HASTY, fault_after, grants, hanging, unavailable, until
 from tests.faulty_store import Fault, FaultyStore, Held, after, faulty, instead, locked_by_another_process
-from tests.ledgers import SECURITY, Opened, check_ledger, client, open_ledger
+from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, check_ledger, client, open_ledger
 
 pytestmark = pytest.mark.anyio
 
@@ -95,6 +96,56 @@ async def test_a_full_disk_refuses_cleanly_and_heals_without_restart(tmp_path: P
         await asyncio.gather(*map(opened.refresh, issued))
         opened.check_memory()
     check_ledger(opened.path)
+
+
+class LittleRoom(FaultyStore):
+    """A disk with room for a page or two, and for no batch that has events."""
+
+    has_room = True
+
+    def write(self, work: Work) -> None:
+        if work.events and not self.has_room:
+            raise FULL
+        super().write(work)
+
+
+async def asked_all_along(opened: Opened, issued: TokenAnswer) -> list[str | None]:
+    """What readiness says while a client tries again and again, and somebody reads in between."""
+    said = []
+    for _ in range(20):
+        await unavailable(opened.refresh(issued))
+        assert await opened.ledger.introspect(LOCAL_OPERATOR, issued.access_token) is not None
+        said.append(opened.ledger.readiness())
+        await asyncio.sleep(0.08)
+    return said
+
+
+async def test_room_for_little_is_none_for_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unready while all that is to be recorded is refused, whatever may be read, and whatever little could be written.
+    One that nobody asks any more asks for itself, and says so when all is well."""
+    monkeypatch.setattr(commits_module, "UNREADY_AFTER_SECONDS", 0.8)
+    monkeypatch.setattr(commits_module, "PROBE_AFTER_SECONDS", 0.4)
+    async with open_ledger(tmp_path, store=LittleRoom) as opened:
+        issued = await opened.issue()
+        monkeypatch.setattr(opened.store, "has_room", False)
+        said = await asked_all_along(opened, issued)
+        assert {"no room left on the disk"} == set(said[-5:])
+        monkeypatch.setattr(opened.store, "has_room", True)
+        await until(lambda: opened.ledger.readiness() is None)
+        await opened.refresh(issued)
+    check_ledger(opened.path)
+
+
+async def test_asking_for_little_while_others_are_refused_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin: what it asks for by itself has room, so it believes to be well."""
+    monkeypatch.setattr(commits_module, "UNREADY_AFTER_SECONDS", 0.8)
+    monkeypatch.setattr(commits_module, "PROBE_AFTER_SECONDS", 0.0)
+    async with open_ledger(tmp_path, store=LittleRoom) as opened:
+        issued = await opened.issue()
+        monkeypatch.setattr(opened.store, "has_room", False)
+        assert {None} == set(await asked_all_along(opened, issued))
 
 
 async def test_a_trouble_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

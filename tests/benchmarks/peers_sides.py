@@ -144,12 +144,15 @@ class OnPostgreSQL:
     def serve(self, stage: Stage, folder: Path) -> Iterator[Running]:
         cluster, database = self._cluster, f"ledger_{stage.name}".replace("-", "_")
         settings = {"DATABASE_URL": cluster.url(database)}
+        kept = Server(folder, clients=CLIENTS, settings=settings)
         if stage.begin(folder):
             cluster.new_database(database)
             try:
-                fill(Server(folder, clients=CLIENTS, settings=settings), stage)
+                fill(kept, stage)
             except SettingsError as why:
                 raise LeftOut(str(why)) from None
+        elif (done := kept.command("init")).returncode:  # an earlier version may have made it
+            raise LeftOut(done.stderr.decode().strip())
         with ledger(folder, settings=settings, twin=stage.twin) as server:
             yield running(server, cluster.pid, lambda: cluster.count(database, "events"))
 

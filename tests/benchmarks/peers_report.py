@@ -1,6 +1,7 @@
 """What the runs say: medians, ratios within one round, a table in Markdown, and a picture."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -268,7 +269,8 @@ def svg(report: Report) -> str:
     """All sides at the greatest number of connections; throughput along histories, and along numbers of grants of which
     few or all are refreshed."""
     cells = Cells(report)
-    rounds = max((run.round for run in report.runs), default=0)
+    counts = sorted(Counter((run.axis, run.x, run.side) for run in report.runs).values()) or [0]
+    rounds = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
     title = f"Refreshes on one machine, medians of {rounds} rounds. Hollow and dashed: no durable store"
     panels: list[Panel] = []
     for most in cells.points("connections")[-1:]:

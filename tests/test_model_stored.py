@@ -1,6 +1,6 @@
 """The rules of refresh against their model: two nodes on one PostgreSQL decide in turn (I-01…I-08, I-12, I-13)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
@@ -8,7 +8,7 @@ from random import SystemRandom
 import pytest
 from hypothesis import Phase, settings
 
-from tests.chaos.nodes import WITHOUT_PREMISES, WITHOUT_VERSIONS, replaced
+from tests.chaos.nodes import premises_forgotten, versions_forgotten
 from tests.model_machine import run_worlds
 from tests.model_stored import StoredNodes, StoredWorld, stored_nodes
 from tests.mutants import MUTANTS, Mutant
@@ -41,11 +41,11 @@ def test_two_nodes_in_turn_answer_and_record_as_the_model_does(batch: int, nodes
     run_worlds(seeds, settings(), world=partial(StoredWorld, nodes), runs=10 if full else 4)
 
 
-@pytest.mark.parametrize("weakness", [WITHOUT_VERSIONS, WITHOUT_PREMISES], ids=["versions", "premises"])
-def test_a_store_that_checks_less_is_caught(tmp_path: Path, postgres_url: str, weakness: tuple[str, str]) -> None:
+@pytest.mark.parametrize("weaken", [versions_forgotten, premises_forgotten])
+def test_a_store_that_checks_less_is_caught(tmp_path: Path, postgres_url: str, weaken: Callable[[str], None]) -> None:
     """The broken twins: what a node remembers is written, or told, though the other one has gone on."""
     with (
-        stored_nodes(tmp_path, postgres_url, lambda url: replaced(url, *weakness)) as nodes,
+        stored_nodes(tmp_path, postgres_url, weaken) as nodes,
         pytest.raises(AssertionError),
     ):
         run_worlds(range(9), UNSHRUNK, world=partial(StoredWorld, nodes))

@@ -132,3 +132,8 @@ def versions_forgotten(url: str) -> None:
     """Let all of them write to streams that have moved: a broken twin."""
     for right, wrong in WITHOUT_VERSIONS:
         replaced(url, right, wrong)
+
+
+def premises_forgotten(url: str) -> None:
+    """Let what was only read have moved on unnoticed: a broken twin."""
+    replaced(url, *WITHOUT_PREMISES)

@@ -32,6 +32,11 @@ Json = Any
 _ERROR_TEXT = re.compile(r"[\x20-\x21\x23-\x5b\x5d-\x7e]*")
 _OPEN = ("/docs", "/openapi.json", "/metrics", "/oauth/v2/jwks")
 
+ASKED = {"client_id": "www", "subject": "alice", "scope": "read openid"}
+SECOND_ISSUER = '\n[[operator]]\nname = "kiosk"\ntoken = "kiosk-token-6cc1"\nroles = ["issuer"]\nclients = ["www"]\n'
+KIOSK = {"Authorization": "Bearer kiosk-token-6cc1"}
+"""A grant that an issuer asks for; and one more issuer, who may issue for one client, with its credentials."""
+
 
 class Seconds:
     """Seconds that only run forward, as the test says."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.asking import asking
+from tests.asking import KIOSK, SECOND_ISSUER, asking
 from tests.wire import Json
 
 REASON = {"reason": "password changed"}
@@ -83,8 +83,6 @@ async def test_a_body_lacks_nothing(tmp_path: Path, body: Json) -> None:
 
 async def test_an_issuer_that_is_limited_to_clients_may_not_end_a_person(tmp_path: Path) -> None:
     """A person's grants at other clients are none of its business."""
-    more = '\n[[operator]]\nname = "kiosk"\ntoken = "kiosk-token-6cc1"\nroles = ["issuer"]\nclients = ["www"]\n'
-    async with asking(tmp_path, more=more) as ledger:
-        headers = {"Authorization": "Bearer kiosk-token-6cc1"}
-        answer = await ledger.ask("POST", "/subjects/revoke", headers=headers, json={"subject": "a", **REASON})
+    async with asking(tmp_path, more=SECOND_ISSUER) as ledger:
+        answer = await ledger.ask("POST", "/subjects/revoke", headers=KIOSK, json={"subject": "a", **REASON})
         assert (403, "insufficient_scope") == (answer.status_code, answer.json()["error"])

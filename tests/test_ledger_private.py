@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ledger import private
 from ledger.keyring import KeyRing
 from ledger.private import PrivateGrant, commitment
+from tests.engines import alter
 from tests.ledgers import open_ledger
 from tests.rings import NONCE, check_concealed, known_ring, mac_by_hand
 
@@ -178,3 +179,24 @@ async def test_a_device_that_is_no_text_any_more_keeps_nobody_from_refreshing(tm
         opened.ledger.memory.forget_everything()
         answers = await asyncio.gather(*(opened.refresh(each) for each in issued))
         assert 3 == len({each.refresh_token for each in answers})
+
+
+# A person's id may hold any bytes once a bit of it has flipped; PostgreSQL lets nobody write such a text but by force.
+NO_TEXT = {
+    "sqlite": "UPDATE private_grants SET subject_id = CAST(x'ff' AS TEXT) WHERE {}",
+    "postgres": "CREATE CAST (bytea AS text) WITHOUT FUNCTION;"
+    " UPDATE private_grants SET subject_id = CAST('\\xff'::bytea AS text) WHERE {}",
+}
+
+
+async def test_a_person_who_is_no_text_any_more_keeps_nobody_from_refreshing(tmp_path: Path, each_store: str) -> None:
+    """Whose a grant is its events say: what a flipped bit has made of the column is nothing to those of the same batch,
+    nor to the grant itself."""
+    async with open_ledger(tmp_path) as opened:
+        issued = [await opened.issue(f"person-{n}") for n in range(3)]
+        of_one = f"stream = (SELECT id FROM streams WHERE name = 'grant:{issued[1].grant_id}')"
+        alter(opened.path, NO_TEXT[each_store].format(of_one))
+        opened.ledger.memory.forget_everything()
+        answers = await asyncio.gather(*(opened.refresh(each) for each in issued))
+        assert 3 == len({each.refresh_token for each in answers})
+        assert [] == opened.fatal

@@ -53,7 +53,7 @@ class PostgresReader(StoreReader):
 
     __slots__ = ("_connection", "_in_memory", "horizon")
     _sql_head = _HEAD
-    _sql_grants = f"{GRANTS} WHERE s.id = ANY ($1::uuid[])"
+    _sql_grants = GRANTS.replace("p.subject_id", "textsend(p.subject_id)", 1) + " WHERE s.id = ANY ($1::uuid[])"
     _sql_mark = numbered(MARK)
     _sql_walk = _WALK
     _sql_at_position = _AT_POSITION

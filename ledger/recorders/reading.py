@@ -57,6 +57,7 @@ GRANTS = (
     " e.id, e.v, e.position, e.head, e.state FROM streams s"
     " LEFT JOIN private_grants p ON p.stream = s.id LEFT JOIN streams e ON e.name = 'subject:' || p.subject_id"
 )
+_RAW_GRANTS = GRANTS.replace("p.subject_id", "CAST(p.subject_id AS BLOB)", 1)
 
 POSITION_MAX = 2**63 - 1
 
@@ -65,7 +66,8 @@ class StoreReader(ABC):
     """Questions to one connection. Lists are oldest first. Raises StoreError.
 
     `horizon`: below this position nothing can appear any more. What begins with `_sql` is a statement in the dialect
-    that `_rows` runs; the raw one gives bodies as bytes: what a flipped bit has made of a text may be none any more.
+    that `_rows` runs. What a flipped bit has made of a text may be none any more: the raw one gives bodies as bytes,
+    and that of grants the ids of persons.
     """
 
     __slots__ = ()
@@ -109,13 +111,14 @@ class StoreReader(ABC):
         subjects: dict[str, Head | None] = {}
         for (
             name, id, v, position, head, state,
-            subject_id, nonce, salt, body_mac,
+            raw_subject_id, nonce, salt, body_mac,
             ended, ended_v, ended_position, ended_head, ended_state,
         ) in self._rows(self._sql_grants, (self._keys(names),)):  # fmt: skip
             private = None
-            if subject_id is not None:
+            if raw_subject_id is not None:
                 private = PrivateGrant(nonce, salt, body_mac)
-                subjects[subject_id] = (
+                # Where this is nobody's id, the person whom the events name is asked for once the grant is decided on.
+                subjects[raw_subject_id.decode(errors="replace")] = (
                     None if ended is None else Head(ended, ended_v, ended_position, ended_head, ended_state)
                 )
             grants[name] = Head(id, v, position, head, state), private
@@ -194,7 +197,7 @@ class Reader(StoreReader):
     __slots__ = ("_connection", "_segments")
     horizon = POSITION_MAX
     _sql_head = _HEAD
-    _sql_grants = f"{GRANTS} WHERE s.name IN (SELECT value FROM json_each(?))"  # noqa: S608  # words of ours alone
+    _sql_grants = f"{_RAW_GRANTS} WHERE s.name IN (SELECT value FROM json_each(?))"  # noqa: S608  # words of ours alone
     _sql_mark = MARK
     _sql_walk = _WALK
     _sql_at_position = _AT_POSITION

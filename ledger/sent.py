@@ -58,7 +58,6 @@ class Sent:
         """Leave a batch to a thread whose outcome has been waited for so long."""
         if self._batch is not None and self._loop.time() - self._sent_at >= after_seconds:
             batch, self._batch = self._batch, None
-            self._forget()
             self._on_left(batch, None)
 
     def close(self) -> None:
@@ -96,7 +95,6 @@ class Sent:
             batch.written = self._store.arrived()
         except Exception as error:
             self._batch = None
-            self._forget()
             self._on_left(batch, error)
             return
         if batch.written is not None:

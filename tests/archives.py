@@ -29,7 +29,7 @@ from tests.engines import back_up, url_of
 from tests.ledgers import ELSEWHERE, HOME, SECURITY, Clock, Opened, caller, client, open_ledger, with_policy
 from tests.sign_ins import app, exchanged, sign_in
 
-__all__ = ["Given", "answers", "archive", "made_small", "past", "presented", "reopened", "twin"]
+__all__ = ["Given", "answers", "archive", "past", "presented", "reopened", "twin"]
 
 DAY = 86_400
 PEOPLE = ("ann", "bob", "eve", "joe")

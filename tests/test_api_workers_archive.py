@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import archive, made_small
+from tests.archives import archive
 from tests.engines import standing_for
 from tests.ledger_check import check_ledger
 from tests.ledgers import Clock, open_ledger
 from tests.postgres import Server as Postgres
 from tests.servers import Server, clients_toml, running
-
-__all__ = ["made_small"]
 
 CHAINS = 3
 

@@ -13,12 +13,10 @@ from ledger.answers import Source
 from ledger.archiving import Report
 from projections import grant_history
 from tests.archived_twins import lived, log_of, rebuilt
-from tests.archives import archive, made_small, reopened
+from tests.archives import archive, reopened
 from tests.engines import alter
 from tests.ledger_check import check_ledger
 from tests.ledgers import HOME, LOCAL_OPERATOR, open_ledger
-
-__all__ = ["made_small"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 

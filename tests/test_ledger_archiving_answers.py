@@ -15,12 +15,10 @@ from ledger.recorders.rows import Piece, StoredEvent
 from ledger.segments import folder_of
 from projections import current_tokens
 from tests.archived_twins import archived_twin, asked, cut_at_every_step, lived, log_of, rebuilt, taken_over
-from tests.archives import archive, differing, made_small, past, reopened, twin
+from tests.archives import archive, differing, past, reopened, twin
 from tests.engines import alter, only_on_sqlite, url_of
 from tests.ledger_check import check_ledger, copied
 from tests.ledgers import Clock
-
-__all__ = ["made_small"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 

@@ -10,12 +10,10 @@ from ledger.answers import TokenAnswer
 from ledger.refusals import LedgerError, Unavailable
 from ledger.segments import folder_of
 from tests.archived_twins import archived_twin, asked, lived, log_of, rebuilt
-from tests.archives import archive, differing, made_small, reopened
+from tests.archives import archive, differing, reopened
 from tests.engines import alter, only_on_sqlite
 from tests.ledger_check import check_ledger
 from tests.ledgers import open_ledger
-
-__all__ = ["made_small"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 

@@ -15,11 +15,9 @@ from ledger.recorders.errors import Withheld
 from ledger.recorders.library import LedgerFactory
 from ledger.recorders.rows import Piece, StoredEvent
 from ledger.segments import folder_of
-from tests.archives import archive, made_small
+from tests.archives import archive
 from tests.engines import only_on_sqlite, url_of
 from tests.ledgers import Opened, open_ledger
-
-__all__ = ["made_small"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 

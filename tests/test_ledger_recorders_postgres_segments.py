@@ -25,11 +25,9 @@ from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_segments import PostgresSegments
 from ledger.refusals import LedgerError, Refusal, Refused
 from ledger.segments import line_of
-from tests.archives import archive, made_small
+from tests.archives import archive
 from tests.engines import alter, url_of
 from tests.ledgers import Opened, check_ledger, open_ledger
-
-__all__ = ["made_small"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 

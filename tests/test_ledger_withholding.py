@@ -14,12 +14,10 @@ from ledger import segments
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.postgres import PostgresStore
 from tests.archived_twins import archived_twin, compared, cut_at_every_step, lived, rebuilt, taken_over
-from tests.archives import Given, answers, archive, differing, made_small, presented, reopened
+from tests.archives import Given, answers, archive, differing, presented, reopened
 from tests.engines import alter, archive_folder
 from tests.ledger_check import copied
 from tests.ledgers import Clock, Opened
-
-__all__ = ["made_small"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 

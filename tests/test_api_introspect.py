@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.asking import ISSUER_URL, asking, basic, bearer, credentials
+from tests.asking import ISSUER_URL, KIOSK, SECOND_ISSUER, asking, basic, bearer, credentials
 from tests.wire import Json
 
 NOTHING = b'{"active":false}'
@@ -77,14 +77,12 @@ async def test_an_operator_may_ask_about_any_token(tmp_path: Path, role: str) ->
 
 async def test_an_issuer_may_ask_about_what_it_issued(tmp_path: Path) -> None:
     """Of another's grants it learns nothing, as from everything else it may look at."""
-    more = '\n[[operator]]\nname = "kiosk"\ntoken = "kiosk-token-6cc1"\nroles = ["issuer"]\n'
-    async with asking(tmp_path, more=more) as ledger:
+    async with asking(tmp_path, more=SECOND_ISSUER) as ledger:
         issued = await ledger.issue("www")
         for kind in ("access_token", "refresh_token"):
             own = await ledger.form("/introspect", {"token": issued[kind]}, headers=bearer("issuer"))
             assert own.json()["active"]
-            headers = {"Authorization": "Bearer kiosk-token-6cc1"}
-            assert NOTHING == (await ledger.form("/introspect", {"token": issued[kind]}, headers=headers)).content
+            assert NOTHING == (await ledger.form("/introspect", {"token": issued[kind]}, headers=KIOSK)).content
 
 
 @pytest.mark.parametrize(

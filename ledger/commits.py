@@ -40,7 +40,8 @@ LOST_RETRY_SECONDS = 0.002
 SWEEP_SECONDS = 0.25
 TAKEN_OVER_SECONDS = 0.005
 """So long the loop waits for the commit thread to begin: else it would go on, for as long as it has anything to do,
-holding the interpreter that the thread needs for its first step, and the disk would idle meanwhile."""
+holding the interpreter that the thread needs for its first step, and the disk would idle meanwhile. For speed alone:
+nothing stands on its having begun."""
 
 UNREADY_AFTER_SECONDS = 5.0
 PROBE_AFTER_SECONDS = 2.0
@@ -176,8 +177,8 @@ class Commits:
         return must_commit
 
     def _leave(self, batch: Batch, problem: Exception | None) -> None:
-        """Leave a batch to the commit thread, which has begun on return: to commit it, or to find out what became of
-        it."""
+        """Leave a batch to the commit thread, to commit it or to find out what became of it. It has nearly always begun
+        on return."""
         self._taken_over.clear()
         self._handover.put((batch, problem))
         self._taken_over.wait(TAKEN_OVER_SECONDS)

@@ -230,7 +230,8 @@ def test_the_table_and_the_picture_are_those_of_the_stored_figures(tmp_path: Pat
     peers.main(["--redraw", "--out", str(tmp_path)])
     assert stored == {name: (tmp_path / name).read_bytes() for name in names}
     cells = Cells(msgspec.json.decode(stored["peers.json"], type=Report))
-    assert {"history", "chains", "grants", "cold"} == {axis for axis in cells.axes() if len(cells.points(axis)) > 1}
+    along = {axis for axis in cells.axes() if len(cells.points(axis)) > 1}
+    assert {"history", "chains", "grants", "cold"} == along == {*ALONG}
     root = ElementTree.fromstring(stored["peers.svg"])
     below = {each.text for each in root.iter(f"{SVG}text") if each.attrib.get("class") == "quiet"}
     assert set(ALONG.values()) <= below

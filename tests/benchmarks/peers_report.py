@@ -260,6 +260,7 @@ ALONG = {
     "history": "rotations behind the grant, one connection",
     "chains": "grants in the store, 64 refreshed, 64 connections",
     "grants": "grants in the store, all refreshed, 64 connections",
+    "cold": "grants in the store, all refreshed, none remembered",
 }
 NAMES = {"bare Starlette endpoint": "bare endpoint, no store", "dot": "django-oauth-toolkit"}
 """What sides are called where there is room for a name alone."""
@@ -267,7 +268,7 @@ NAMES = {"bare Starlette endpoint": "bare endpoint, no store", "dot": "django-oa
 
 def svg(report: Report) -> str:
     """All sides at the greatest number of connections; throughput along histories, and along numbers of grants of which
-    few or all are refreshed."""
+    few or all are refreshed, the last time by servers that remember none."""
     cells = Cells(report)
     counts = sorted(Counter((run.axis, run.x, run.side) for run in report.runs).values()) or [0]
     rounds = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"

@@ -1,7 +1,9 @@
 """A ledger that was archived answers as one that never was (I-23), whatever happened and wherever a run is cut."""
 
 import copy
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,6 +12,7 @@ import msgspec
 import pytest
 
 from ledger import times
+from ledger.owner import OwnerLock
 from ledger.recorders.archived import Archived
 from ledger.recorders.rows import Piece, StoredEvent
 from ledger.segments import folder_of
@@ -42,6 +45,23 @@ async def test_an_archived_ledger_answers_as_its_twin_does(
         assert before.events == rebuilt(other).events
         assert {} == differing(await asked(folder, given, clock), await asked(other, given, clock))
         check_ledger(other / "ledger.db")
+
+
+@only_on_sqlite
+@pytest.mark.usefixtures("made_small")
+async def test_the_space_that_was_freed_can_be_given_back(tmp_path: Path) -> None:
+    """As the guide says, with nobody at work: the file is smaller, and the ledger is as it was."""
+    given, clock = await lived(tmp_path / "lived", 8)
+    folder, _ = await archived_twin(tmp_path / "lived", clock)
+    database = folder / "ledger.db"
+    before, size = check_ledger(database), database.stat().st_size
+    with OwnerLock.take(database), closing(sqlite3.connect(database)) as connection:
+        connection.execute("VACUUM")
+    assert database.stat().st_size < size
+    assert before == check_ledger(database)
+    assert before.events == rebuilt(folder).events
+    assert {} == differing(await asked(tmp_path / "lived", given, clock), await asked(folder, given, clock))
+    check_ledger(database)
 
 
 def _without_archive(patch: pytest.MonkeyPatch) -> None:

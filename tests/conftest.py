@@ -14,10 +14,10 @@ LACKING = [name for name in ("greenlet", "psycopg") if find_spec(name) is None]
 """What the store on PostgreSQL needs and is not installed: no test is run then, for most of them need it, too."""
 
 # shared_server, own_server; place, made; postgres, postgres_url; each_store, on_postgres; appending; database, sqlite;
-# nobody_looks; made_small; followed; house; what the chaos trials counted
+# nobody_looks; made_small; followed; house; parties; what the chaos trials counted
 _WITH_FIXTURES = (
     "postgres", "engines", "appending", "servers", "places", "sqlite_stores", "ledgers", "archives", "library_logs",
-    "authority_houses", "chaos.figures",
+    "authority_houses", "certificate_clients", "chaos.figures",
 )  # fmt: skip
 pytest_plugins = [] if LACKING else [f"tests.{name}" for name in _WITH_FIXTURES]
 FULL_TIMEOUT_SECONDS = 3600

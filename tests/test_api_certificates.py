@@ -14,11 +14,11 @@ from api.server import Parser
 from api.settings import SettingsError, load
 from ledger.certificates import read
 from ledger.clients import Client, Settings
+from tests.certificate_clients import BOUND, check_invalid_client, client, jwks
 from tests.certificates import DAY_SECONDS, FOR_CLIENTS, FOR_SERVERS, Party, authority, certificate
 from tests.ledgers import Clock
 from tests.mutual_tls import Ledger, mutual
 from tests.serving import PARSERS, logged
-from tests.test_api_certificates_native import BOUND, check_invalid_client, client, jwks
 from tests.wire import Answer
 
 NOW = 1_800_000_000_000_000

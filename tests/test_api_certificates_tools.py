@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.certificate_clients import VERSIONS, client, jwks
 from tests.certificates import authority, certificate
 from tests.mutual_tls import mutual
 from tests.server_process import eventually
 from tests.servers import Server, clients_toml, running
 from tests.serving import logged
-from tests.test_api_certificates_native import VERSIONS, client, jwks
 from tests.wire import Connection
 
 OPENSSL, CURL = shutil.which("openssl"), shutil.which("curl")

@@ -1,10 +1,11 @@
-"""What measures nodes, latency and memory counts right: real servers, tiny counts, and no claim about speed."""
+"""What measures nodes, latency, memory and cold stores counts right: real servers, tiny counts, no claim about speed."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import load, memory
+from tests.benchmarks import cold, load, memory
 from tests.benchmarks.latency import Round, line, measure, on_postgres, on_sqlite
 from tests.benchmarks.nodes import TRIALS, Extent, Measured, check_events, told
 from tests.benchmarks.nodes_load import Contest, Found, Loaded
@@ -113,3 +114,18 @@ def test_memory_is_told_after_each_tenth_of_all_grants(
         first, *lines = capsys.readouterr().out.splitlines()
         assert first.startswith("25 grants: ")
         assert [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25] == [int(each.split()[0]) for each in lines]
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_cold_stores_are_told_beside_bare_ones(
+    tmp_path: Path, store: str, full: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Few grants and many, refreshed by servers and by bare transactions: each run has counted two events a refresh."""
+    if not full:
+        pytest.skip("its servers take long to start")
+    sizes = ["--grants", "8", "20", "--rounds", "1", "--seconds", "0.1"]
+    for _ in range(2):  # a store that is kept is used again
+        cold.main([*sizes, "--stores", store, "--folder", str(tmp_path)])
+        *_, refreshes, bare = capsys.readouterr().out.splitlines()
+        for said, what in ((refreshes, "refreshes"), (bare, "bare transactions of 64")):
+            assert re.fullmatch(rf"{store}, {what}: [\d,]+/s of 8 grants, [\d,]+/s of 20: .* \[.*–.*\]", said)

@@ -178,8 +178,9 @@ def test_reuse_lists_incidents(server: Server) -> None:
         (each["label"], each["presented_generation"], each["current_generation"], each["action"]) for each in found
     ]
     [line] = [line for line in said(server, "reuse", "--since", found[0]["at"]).splitlines() if grant.grant_id in line]
-    assert [found[0]["at"], "fork", "revoke", "127.0.0.1", found[0]["event_id"]] == [
-        line.split()[column] for column in (0, 1, 2, -2, -1)
+    event = found[0]["event_id"].rpartition("/")[2]
+    assert [found[0]["at"], "fork", "revoke", event, "127.0.0.1", "127.0.0.1"] == [
+        line.split()[column] for column in (0, 1, 2, 7, -2, -1)
     ]
     assert [] == asked(server, "reuse", "--since", "2999-01-01T00:00:00Z")["incidents"]
     said(server, "reuse", "--since", "2999-01-01", exit_code=2)

@@ -75,7 +75,7 @@ def show(grant_id: str, as_json: bool, settings: Settings) -> None:
 
 @grant.command("history")
 @click.argument("grant_id", metavar="ID")
-@click.option("--at", metavar="TIME", help="As it was at this time (RFC 3339, with offset), and its state then.")
+@click.option("--at", metavar="TIME", help="Add its state at this time (RFC 3339, with offset).")
 @json_option
 @settings_option
 def history(grant_id: str, at: str | None, as_json: bool, settings: Settings) -> None:

@@ -114,7 +114,7 @@ def test_rebuild_names_what_differed_and_heals_it(known: Place) -> None:
     first, last = found.stdout.splitlines()
     assert first.startswith(f"differed: table {table}, key ")
     assert first.endswith(", column client_epoch")
-    assert "1 differences, healed by this run" == last
+    assert "1 difference, healed by this run" == last
     assert {"differences": []} == asked(known, "rebuild")
     assert 0 == asked(known, "grant", "show", issued["grant_id"])["generation"]
 
@@ -136,7 +136,7 @@ def test_an_altered_event_is_named_and_nothing_is_called_healed(known: Place) ->
         )
         assert first.startswith(event)
         assert last.endswith(
-            "differences, nothing healed: events (table events) are not as they were recorded, a backup has them"
+            ", nothing healed: events (table events) are not as they were recorded, a backup has them"
         )
     assert asked(known, "rebuild", exit_code=1)["healed"] is False
 

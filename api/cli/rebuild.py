@@ -47,7 +47,7 @@ def _line(difference: Json) -> str:
 
 
 def _outcome(found: Json) -> str:
-    count = f"{found['difference_count']} differences"
+    count = f"{found['difference_count']} difference{'' if found['difference_count'] == 1 else 's'}"
     if found["healed"]:
         return f"{count}, healed by this run"
     if found["history_holds"]:

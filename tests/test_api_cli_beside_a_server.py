@@ -119,6 +119,7 @@ def test_grant_is_suspended_reinstated_and_revoked(server: Server) -> None:
     assert "active" == asked(server, "grant", "reinstate", grant.grant_id)["status"]
     assert 200 == server.refresh("www", grant.refresh_token).status
     assert "revoked" == asked(server, "grant", "revoke", grant.grant_id, "--reason", "left")["status"]
+    assert ["reason", "left"] == said(server, "grant", "show", grant.grant_id).splitlines()[-1].split()
     said(server, "grant", "reinstate", grant.grant_id, exit_code=1)
     said(server, "grant", "suspend", grant.grant_id, exit_code=1)
     after_reuse = server.issue("susp", subject="fay")

@@ -135,9 +135,7 @@ def test_an_altered_event_is_named_and_nothing_is_called_healed(known: Place) ->
             f"differed: table events, key grant:{issued['grant_id']}/1, column body: the stored bytes do not hash to"
         )
         assert first.startswith(event)
-        assert last.endswith(
-            ", nothing healed: events (table events) are not as they were recorded, a backup has them"
-        )
+        assert last.endswith(", nothing healed: events (table events) are not as they were recorded, a backup has them")
     assert asked(known, "rebuild", exit_code=1)["healed"] is False
 
 

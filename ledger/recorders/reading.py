@@ -127,7 +127,7 @@ class StoreReader(ABC):
 
         Raises Withheld where the bytes of one were given up, EventsMissing where one is gone against all rules.
         """
-        head = self.stream(name)
+        head, from_v = self.stream(name), max(1, from_v)
         if head is None or from_v > head.v or to_v < from_v:
             return []
         start, to_v = head.position, min(to_v, head.v)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from api.logs import Log
-from ledger.recorders.errors import StoreError, Withheld
+from ledger.recorders.errors import ArchiveDamaged, EventsMissing, StoreError, Withheld
 from ledger.recorders.rows import Reads
 from ledger.recorders.store import Store
 from ledger.refusals import Refusal, Refused, Unavailable
@@ -34,6 +34,8 @@ class Reading:
                 return await asyncio.to_thread(self._asked, question)
         except Withheld:
             raise Refused(Refusal.NOT_FOUND, detail="the archive's time for what was true then is over") from None
+        except (ArchiveDamaged, EventsMissing) as error:
+            raise Unavailable(str(error)) from None  # no wait heals it: who asks is told what to look at
         except (StoreError, TimeoutError) as error:
             log.warning("question_not_answered", why=str(error) or "it takes too long")
             raise Unavailable from None

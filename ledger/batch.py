@@ -8,7 +8,7 @@ from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
-from ledger.recorders.errors import ArchiveDamaged, Withheld
+from ledger.recorders.errors import ArchiveDamaged, EventsMissing, Withheld
 from ledger.recorders.premises import Written
 from ledger.recorders.private_rows import PROBE
 from ledger.recorders.rows import GrantsOf, Head, StoredEvent, Work
@@ -160,13 +160,13 @@ class Batch:
         return stored.position
 
     def _stored(self, name: str, v: int) -> StoredEvent | None:
-        """Raises Unavailable where the archive cannot tell, Forgotten where it must not any more: then this request
+        """Raises Unavailable where the store cannot tell, Forgotten where it must not any more: then this request
         alone cannot be answered."""
         try:
             return self.store.event_at(name, v)
         except Withheld as error:
             raise Forgotten(str(error)) from None
-        except ArchiveDamaged as error:
+        except (ArchiveDamaged, EventsMissing) as error:
             raise Unavailable(str(error)) from None
 
     def _appended(self, name: str, v: int) -> tuple[int, str]:
@@ -225,7 +225,7 @@ class Batch:
                 for stored in page:
                     aggregate.evolve(decode(stored.body))
                 from_v += len(page)
-        except (ArchiveDamaged, Withheld) as error:
+        except (ArchiveDamaged, EventsMissing, Withheld) as error:
             raise Unavailable(str(error)) from None
         return aggregate
 

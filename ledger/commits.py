@@ -3,9 +3,8 @@
 Requests wait in line; a batch takes what has come, reads the control counter in its own transaction, decides each in
 memory, writes the events once, and leaves only COMMIT, which waits for the disk, to a thread of its own; a store that
 answers over a connection is sent all of it, and the loop waits for the answer (`sent.py`). Meanwhile the answers are
-made (`answering.py`). Nobody is answered before
-that has come (I-02). The next batch begins only when the outcome of the one before is known. What failing means for
-whom is in `failed_batches.py`.
+made (`answering.py`). Nobody is told before the outcome has come (I-02), and only then the next batch begins. What
+failing means for whom is in `failed_batches.py`.
 """
 
 import asyncio

@@ -10,6 +10,7 @@ from ledger import movable
 from ledger.events import AnyEvent, decode
 from ledger.movable import Judging, Movable
 from ledger.recorders.archived import next_number
+from ledger.recorders.errors import EventsMissing
 from ledger.recorders.rows import Reads, StreamKey
 from ledger.recorders.store import Store
 from ledger.segments import SegmentWriter, line_of
@@ -69,17 +70,24 @@ def _copy(reads: Reads, stream: Movable, to_v: int, writer: SegmentWriter) -> No
     where it was altered."""
     head, from_v = stream.head, stream.moved_v + 1
     while from_v <= to_v:
-        page = reads.events(stream.name, from_v, min(to_v, from_v + EVENTS_A_PAGE - 1))
+        try:
+            page = reads.events(stream.name, from_v, min(to_v, from_v + EVENTS_A_PAGE - 1))
+        except EventsMissing:
+            _say_broken(stream.name, from_v)
+            return
         for stored in page:
             body = stored.body.encode()
             event = _linked(stream.name, from_v, head, body)
             if event is None:
-                log.error("history_does_not_hold", extra={"fields": {"event": f"{stream.name}/{from_v}"}})
+                _say_broken(stream.name, from_v)
                 return
             writer.add(line_of(stored.position, body))
             head, from_v = hashlib.sha256(body).digest(), from_v + 1
-        if not page:
-            return
+
+
+def _say_broken(name: str, v: int) -> None:
+    """Where it was seen that a history does not hold: at this version, or among those that follow in its page."""
+    log.error("history_does_not_hold", extra={"fields": {"event": f"{name}/{v}"}})
 
 
 def _linked(name: str, v: int, head: bytes | None, body: bytes) -> AnyEvent | None:

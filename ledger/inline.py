@@ -15,7 +15,7 @@ from ledger.events import AnyEvent
 
 
 class Write(msgspec.Struct, frozen=True):
-    """One kind of statement on an inline table. A refresh wants few columns, so there is a kind for it alone.
+    """One kind of statement on an inline table. What changes by itself, as a scope does, has a kind for it alone.
 
     `insert` takes the values of (key, *columns), `update` those of (*columns, key): `SET columns WHERE key = ?`.
     Every column but the key is set by the insert and by at most one kind of update, and a command yields at most one

@@ -15,7 +15,9 @@ OFFLINE_ACCESS = "offline_access"
 """Clients add this word to every request, granted or not (OpenID Connect Core 11): it never makes one fail."""
 
 _WORD = r"[\x21\x23-\x5b\x5d-\x7e]+"
+_WORD_ALONE = re.compile(_WORD)
 _SCOPE = re.compile(f"{_WORD}(?: {_WORD})*")
+_MALFORMED = "scope must be words of printable ASCII with one space between"
 
 
 def parse(text: str) -> Words:
@@ -26,7 +28,7 @@ def parse(text: str) -> Words:
     if not text:
         return ()
     if _SCOPE.fullmatch(text) is None:
-        raise Refused(Refusal.INVALID_SCOPE, detail="scope must be words of printable ASCII with one space between")
+        raise Refused(Refusal.INVALID_SCOPE, detail=_MALFORMED)
     return distinct(tuple(text.split(" ")))
 
 
@@ -66,7 +68,9 @@ def resolve(
         wanted = {word for word in asked if word != OFFLINE_ACCESS or word in bound}
         if wanted:
             if not wanted.issubset(bound):
-                raise Refused(Refusal.INVALID_SCOPE, detail="scope goes beyond what this grant may have")
+                well_formed = all(map(_WORD_ALONE.fullmatch, wanted))
+                detail = "scope goes beyond what this grant may have" if well_formed else _MALFORMED
+                raise Refused(Refusal.INVALID_SCOPE, detail=detail)
             scope = tuple(word for word in granted if word in wanted)
             return scope, carried if mode == "rfc6749" else scope
     if carried and not standing:

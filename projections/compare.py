@@ -122,7 +122,7 @@ class Found:
         self._note(Difference(table=EVENTS, key=event_id, column=column, problem=problem))
 
     def break_off(self) -> None:
-        """Add what the replay found on its way."""
+        """Add what the replay found on its way: first, so that no number of rows keeps it from being named."""
         for each in self._replay.broken:
             self.breaks(*each)
 

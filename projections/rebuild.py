@@ -86,10 +86,10 @@ def rebuild(
             total = _last_position(reads)
             for position in replay.follow(reads):
                 progress(position, total)
+            found.break_off()
             compare_streams(replay, reads, found)
             rows = {table.name: compare_rows(table, replay, reads, found) for table in tables(inline)}
         events, streams = replay.events, _count(replay, "replayed")
-        found.break_off()
         history_holds = not found.broken
         withheld_count, withheld = replay.withheld(DIFFERENCES_MAX)
         healed = history_holds and _heal(replay, readers, apply_heal, found)

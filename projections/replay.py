@@ -112,7 +112,7 @@ class Replay:
         yield from self._follow_archive(reads)
         while page := reads.raw_after(self.position, PAGE_EVENTS):
             for stored in page:
-                self._take(stored)
+                self._take(reads, stored)
             self.position = page[-1].position
             self.events += len(page)
             self._write_rows()
@@ -141,14 +141,12 @@ class Replay:
         try:
             lines = reads.lines(piece)
         except ArchiveDamaged as error:
-            known = self._open.get(piece.stream) or self._recalled(piece.stream)
-            name = f"stream {piece.stream}" if known is None else known.name
-            self._break(piece.stream, Broken(f"{name}/{piece.from_v}", "archive", str(error)))
+            self._break(piece.stream, Broken(f"{_name(reads, piece.stream)}/{piece.from_v}", "archive", str(error)))
             return
         back = piece.back
         for v, (position, body) in enumerate(lines, start=piece.from_v):
             if position > self.position:  # else it was there to be followed before it was archived
-                self._take(RawEvent(position, piece.stream, v, back, body))
+                self._take(reads, RawEvent(position, piece.stream, v, back, body))
                 self.events += 1
             back = position
 
@@ -194,22 +192,20 @@ class Replay:
 
     # ------------------------------------------------------------ one event
 
-    def _take(self, stored: RawEvent) -> None:
+    def _take(self, reads: Reads, stored: RawEvent) -> None:
         if stored.stream in self._broken_streams:
             return
         known = self._open.get(stored.stream) or self._recalled(stored.stream)
         if known is None and stored.v > 1 and self.withholds(stored.stream):
             return
-        name = known.name if known is not None else f"stream {stored.stream}"
         try:
             event = decode(stored.body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             problem: tuple[str, str] | None = ("body", "the stored bytes are no event")
         else:
-            name = name if known is not None else event.stream
             problem = self._fold(known, stored, event)
         if problem is not None:
-            self._break(stored.stream, Broken(f"{name}/{stored.v}", *problem))
+            self._break(stored.stream, Broken(f"{_name(reads, stored.stream)}/{stored.v}", *problem))
 
     def _break(self, stream: StreamKey, broken: Broken) -> None:
         self._broken_streams.add(stream)
@@ -278,6 +274,13 @@ class Replay:
     def _keep(self, ids: Sequence[StreamKey]) -> None:
         rows = ((id, *self._open[id].row()) for id in ids)
         self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def _name(reads: Reads, stream: StreamKey) -> str:
+    """A stream's name as its head has it: what an altered event says of itself is not to be believed."""
+    for (name,) in reads.select("SELECT name FROM streams WHERE id = ?", (stream,)):
+        return str(name)
+    return f"stream {stream}"
 
 
 def _link_problem(known: _Open, stored: RawEvent, event: AnyEvent) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ from ledger.events import AnyEvent, RetryServed, ReuseDetected, TokenRedeemed, T
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.inline import Write
-from ledger.recorders.errors import Withheld
+from ledger.recorders.errors import EventsMissing, Withheld
 from ledger.recorders.rows import Reads, StoredEvent
 from ledger.standing import Standing
 from projections import current_tokens
@@ -291,8 +291,15 @@ class _Telling:
         raise AssertionError("a retry follows a redemption")
 
     def _obtained(self, stream: str, last_v: int, presented: int) -> tuple[list[Obtained], bool]:
-        """The latest access tokens since a generation was first redeemed, and whether there were more before."""
-        tail = [decode(stored.body) for stored in self._reads.events(stream, max(1, last_v - TAIL_EVENTS + 1), last_v)]
+        """The latest access tokens since a generation was first redeemed, and whether there were more before.
+
+        Where somebody has deleted events there may have been more: the incident itself is told all the same.
+        """
+        try:
+            stored = self._reads.events(stream, max(1, last_v - TAIL_EVENTS + 1), last_v)
+        except EventsMissing:
+            return [], True
+        tail = [decode(each.body) for each in stored]
         since = [each for each in map(_obtained, tail) if each is not None and each.generation >= presented]
         begins_here = tail[0].v == 1 or any(
             isinstance(event, TokenRotated) and event.generation <= presented for event in tail

@@ -114,9 +114,48 @@ def test_rebuild_names_what_differed_and_heals_it(known: Place) -> None:
     first, last = found.stdout.splitlines()
     assert first.startswith(f"differed: table {table}, key ")
     assert first.endswith(", column client_epoch")
-    assert "1 differences, healed by this run" == last
+    assert "1 difference, healed by this run" == last
     assert {"differences": []} == asked(known, "rebuild")
     assert 0 == asked(known, "grant", "show", issued["grant_id"])["generation"]
+
+
+def test_an_altered_event_is_named_and_nothing_is_called_healed(known: Place) -> None:
+    """I-14: with what is wrong, and again by the next run; what is derived from it is left alone."""
+    issued = asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        connection.execute(
+            "UPDATE events SET body = replace(body, '[\"read\"]', '[\"rule\"]') WHERE body LIKE '%issued%'"
+        )
+    connection.close()
+    for _ in range(2):
+        found = known.run("rebuild")
+        assert (1, "") == (found.returncode, found.stderr)
+        first, *_, last = found.stdout.splitlines()
+        event = (
+            f"differed: table events, key grant:{issued['grant_id']}/1, column body: the stored bytes do not hash to"
+        )
+        assert first.startswith(event)
+        assert last.endswith(", nothing healed: events (table events) are not as they were recorded, a backup has them")
+    assert asked(known, "rebuild", exit_code=1)["healed"] is False
+
+
+def test_a_history_that_lacks_an_event_is_never_shown_as_whole(known: Place) -> None:
+    """I-14: whoever asks is told what is not there; other grants, and the grant as it is, are told as ever."""
+    issued, other = (
+        asked(known, "issue", "--client", "www", "--subject", name, "--scope", "read") for name in ("pia", "rae")
+    )
+    asked(known, "grant", "suspend", issued["grant_id"])
+    asked(known, "grant", "reinstate", issued["grant_id"])
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        connection.execute("DELETE FROM events WHERE body LIKE '%\"grant.suspended\"%'")
+    connection.close()
+    done = known.here("grant", "history", issued["grant_id"])
+    assert (2, "") == (done.returncode, done.stdout)
+    expected = f"grant:{issued['grant_id']}: of versions 1 to 3 some are not in the store; rebuild names them"
+    assert expected in done.stderr.splitlines()[-1]
+    assert "active" == asked(known, "grant", "show", issued["grant_id"])["status"]
+    assert 1 == len(asked(known, "grant", "history", other["grant_id"])["events"])
+    assert f"grant:{issued['grant_id']}/3, column v" in known.run("rebuild").stdout
 
 
 def test_a_restored_backup_is_served_only_after_it_was_acknowledged(known: Place) -> None:

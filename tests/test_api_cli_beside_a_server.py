@@ -119,6 +119,7 @@ def test_grant_is_suspended_reinstated_and_revoked(server: Server) -> None:
     assert "active" == asked(server, "grant", "reinstate", grant.grant_id)["status"]
     assert 200 == server.refresh("www", grant.refresh_token).status
     assert "revoked" == asked(server, "grant", "revoke", grant.grant_id, "--reason", "left")["status"]
+    assert ["reason", "left"] == said(server, "grant", "show", grant.grant_id).splitlines()[-1].split()
     said(server, "grant", "reinstate", grant.grant_id, exit_code=1)
     said(server, "grant", "suspend", grant.grant_id, exit_code=1)
     after_reuse = server.issue("susp", subject="fay")
@@ -178,8 +179,9 @@ def test_reuse_lists_incidents(server: Server) -> None:
         (each["label"], each["presented_generation"], each["current_generation"], each["action"]) for each in found
     ]
     [line] = [line for line in said(server, "reuse", "--since", found[0]["at"]).splitlines() if grant.grant_id in line]
-    assert [found[0]["at"], "fork", "revoke", "127.0.0.1", found[0]["event_id"]] == [
-        line.split()[column] for column in (0, 1, 2, -2, -1)
+    event = found[0]["event_id"].rpartition("/")[2]
+    assert [found[0]["at"], "fork", "revoke", event, "127.0.0.1", "127.0.0.1"] == [
+        line.split()[column] for column in (0, 1, 2, 7, -2, -1)
     ]
     assert [] == asked(server, "reuse", "--since", "2999-01-01T00:00:00Z")["incidents"]
     said(server, "reuse", "--since", "2999-01-01", exit_code=2)

@@ -183,6 +183,29 @@ def test_archiving_is_told_to_wait_while_another_process_does(there: Place) -> N
         assert [("",)] == connection.execute("SELECT holder FROM archiver").fetchall()
 
 
+def test_what_was_altered_with_sql_is_named(there: Place) -> None:
+    """I-14: an event that is another one, and one that is gone; no history with a hole is shown for the whole."""
+    (there.folder / "clients.toml").write_text(CLIENTS)
+    for command in (("init",), ("apply", "clients.toml")):
+        told(there.here(*command))
+    issued = json.loads(told(there.here("issue", "--client", "www", "--subject", "ann", "--scope", "read", "--json")))
+    for act in ("suspend", "reinstate"):
+        told(there.here("grant", act, issued["grant_id"]))
+    with psycopg.connect(there.settings["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("UPDATE events SET body = replace(body, '[\"read\"]', '[\"rule\"]') WHERE v = 1")
+        altered = there.run("rebuild")
+        connection.execute("DELETE FROM events WHERE v = 2 AND body LIKE '%\"grant.suspended\"%'")
+    name = f"grant:{issued['grant_id']}"
+    assert (
+        f"differed: table events, key {name}/2, column prev: it is not the hash of the bytes of {name}/1"
+        in altered.stdout
+    )
+    assert "nothing healed" in altered.stdout.splitlines()[-1]
+    assert f"{name}: of versions 1 to 3 some are not in the store" in there.refused(
+        "grant", "history", issued["grant_id"]
+    )
+
+
 def test_rebuild_heals_what_was_altered(there: Place) -> None:
     """A row and a snapshot that no event made: named, healed in a transaction of its own, gone at the next run."""
     (there.folder / "clients.toml").write_text(CLIENTS)

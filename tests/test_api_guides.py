@@ -12,6 +12,7 @@ import api
 from api.errors import TABLE
 from api.guides import GUIDES
 from api.openapi import document
+from ledger.policy import PRESETS, Policy
 from tests.asking import asking
 
 FOLDER = Path(api.__file__).parent / "docs"
@@ -72,3 +73,20 @@ def test_guides_name_every_error_and_only_paths_that_are_served() -> None:
     paths = {path.replace("{grant_id}", "{id}") for path in document()["paths"]}
     named = set(re.findall(r"(?:GET|POST) +(/[\w/{}-]+)", text))
     assert named <= paths, named - paths
+
+
+def test_the_guide_for_running_has_every_field_of_every_preset() -> None:
+    """The table of policies is that of the code; a cell that is empty is as in `standard`."""
+    lines = (FOLDER / "running.md").read_text("utf-8").splitlines()
+    head = next(line for line in lines if line.split() == list(PRESETS))
+    begins = {name: re.search(rf"\b{name}\b", head) for name in PRESETS}
+    at = [found.start() for found in begins.values() if found is not None]
+    ends = [*at[1:], at[-1] + 9]
+    first = lines.index(head) + 1
+    rows = {line.split()[0]: line for line in lines[first : lines.index("", first)]}
+    assert list(Policy.__struct_fields__) == list(rows)
+    for field, line in rows.items():
+        cells = [line[begin:end].strip() for begin, end in zip(at, ends, strict=True)]
+        standard = cells[list(PRESETS).index("standard")]
+        told = {name: cell or standard for name, cell in zip(PRESETS, cells, strict=True)}
+        assert {name: str(getattr(policy, field)) for name, policy in PRESETS.items()} == told, field

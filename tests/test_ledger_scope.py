@@ -59,6 +59,13 @@ def test_any_other_syntax_is_refused(text: str) -> None:
     assert Refusal.INVALID_SCOPE == refusal_of(parse, text)
 
 
+def test_a_malformed_scope_is_not_said_to_go_beyond_the_grant() -> None:
+    """RFC 6749 5.2: who sends two spaces in a refresh is told of the syntax, who asks for more of the grant."""
+    for asked, said in ((("read", "", "openid"), "one space between"), (("read", "admin"), "goes beyond")):
+        with pytest.raises(Refused, match=said):
+            resolve(asked, GRANTED, GRANTED, ALLOWED, "sticky")
+
+
 def test_within_keeps_the_order_of_its_first_argument() -> None:
     """Clamping cuts and never sorts; the same question again gives the very object: the hot path allocates nothing."""
     assert GRANTED == within(GRANTED, ALLOWED)

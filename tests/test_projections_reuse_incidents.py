@@ -248,3 +248,17 @@ async def test_an_erased_person_leaves_the_incident_and_nothing_personal(tmp_pat
         after = told(at)["incidents"][0]
         assert (False, {}) == ("subject" in after, after["disclosed"])
         assert before["first_context"] == after["first_context"] != after["context"]
+
+
+async def test_an_incident_is_told_though_its_history_lacks_an_event(tmp_path: Path) -> None:
+    """Whoever deletes an event hides no incident by it, of this grant or another; that there was more is said."""
+    async with stocked(tmp_path) as at:
+        await alerting(at)
+        issued = [await at.issue(), await at.issue()]
+        for each in issued:
+            first = await at.refresh(each.refresh_token)
+            await at.refresh(first.refresh_token)
+            await at.refused(each.refresh_token, source=ELSEWHERE)
+        at.connection.execute("DELETE FROM events WHERE v = 2 AND body LIKE ?", (f"%grant:{issued[0].grant_id}%",))
+        found = {each["grant_id"]: (len(each["obtained"]), each["obtained_more"]) for each in told(at)["incidents"]}
+        assert {issued[0].grant_id: (0, True), issued[1].grant_id: (2, False)} == found

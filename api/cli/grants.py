@@ -75,7 +75,7 @@ def show(grant_id: str, as_json: bool, settings: Settings) -> None:
 
 @grant.command("history")
 @click.argument("grant_id", metavar="ID")
-@click.option("--at", metavar="TIME", help="As it was at this time (RFC 3339, with offset), and its state then.")
+@click.option("--at", metavar="TIME", help="Add its state at this time (RFC 3339, with offset).")
 @json_option
 @settings_option
 def history(grant_id: str, at: str | None, as_json: bool, settings: Settings) -> None:
@@ -90,7 +90,7 @@ def history(grant_id: str, at: str | None, as_json: bool, settings: Settings) ->
     say_history(events)
     if "state" in found[-1]:
         say()
-        say_members(found[-1]["state"])
+        say_members(_for_people(found[-1]["state"]))
 
 
 def say_history(events: list[Json]) -> None:
@@ -148,4 +148,10 @@ def _say_grant(found: Json, as_json: bool) -> None:
     if as_json:
         say_json(found)
     else:
-        say_members({name: value for name, value in found.items() if name != "disclosed"})
+        say_members(_for_people(found))
+
+
+def _for_people(grant: Json) -> Json:
+    """A grant, with the texts that are kept erasable beside it (the reason of its end, a device) as members, too."""
+    texts = {name: each["value"] for name, each in grant.get("disclosed", {}).items()}
+    return {name: value for name, value in grant.items() if name != "disclosed"} | texts

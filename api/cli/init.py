@@ -13,7 +13,10 @@ from api.settings import Settings
 @click.command("init")
 @settings_option
 def init(settings: Settings) -> None:
-    """Create the database and the key ring where they are not there yet. Safe to repeat."""
+    """Create the database and the key ring where they are not there yet. Safe to repeat.
+
+    On PostgreSQL it also makes the functions of this release: run it once more with each new one.
+    """
     from api.wiring import Database, open_ledger
 
     database = Database(settings)
@@ -29,7 +32,9 @@ def init(settings: Settings) -> None:
 
         asyncio.run(opened())
     name = f"database {database}" if settings.sqlite_path is not None else str(database)
-    for what, new in ((f"key ring {settings.keys_file}", ring_is_new), (name, database_is_new)):
-        say(f"{what}: {'created' if new else 'there already, unchanged'}")
+    kept = "there already, unchanged"
+    say(f"key ring {settings.keys_file}: {'created' if ring_is_new else kept}")
+    functions = "" if settings.sqlite_path is not None else ", but for functions of another release"
+    say(f"{name}: {'created' if database_is_new else kept + functions}")
     if ring_is_new:
         say("back up the database together with the key ring, never one without the other")

@@ -10,6 +10,8 @@ from api.cli.output import Json, say, say_json
 from api.local import Local
 from api.settings import Settings
 
+EVENTS = "events"
+
 
 @click.command("rebuild")
 @json_option
@@ -18,23 +20,39 @@ def rebuild(as_json: bool, settings: Settings) -> None:
     """Replay all events aside, compare every row and snapshot, then put the replayed ones in their place.
 
     Safe while serving. Exit code 1 where something differed, with table, key and column; the next run then exits 0.
+    Not so where events themselves differ from what was recorded: that is named, and nothing is written.
     """
     with reached(settings) as local:
         found = _run(local, not as_json and sys.stderr.isatty())
     differences, withheld = found["differences"], found["withheld"]
     if as_json:
-        say_json({"differences": differences} | ({"withheld": withheld} if withheld else {}))
+        healed = {"healed": found["healed"]} if differences else {}
+        say_json({"differences": differences} | healed | ({"withheld": withheld} if withheld else {}))
     for event_id in [] if as_json else withheld:
         say(f"not replayed: {event_id} and all before it are withheld")
     for difference in [] if as_json else differences:
-        say(f"differed: table {difference['table']}, key {difference['key']}, column {difference['column']}")
+        say(_line(difference))
     if differences:
         if not as_json:
-            say(f"{len(differences)} differences, healed by this run")
+            say(_outcome(found))
         raise click.exceptions.Exit(1)
     if not as_json:
         all_ = "all events" if not withheld else "all events that are not withheld"
         say(f"every projection and snapshot equals a replay of {all_}")
+
+
+def _line(difference: Json) -> str:
+    line = f"differed: table {difference['table']}, key {difference['key']}, column {difference['column']}"
+    return f"{line}: {difference['problem']}" if difference["table"] == EVENTS else line
+
+
+def _outcome(found: Json) -> str:
+    count = f"{found['difference_count']} difference{'' if found['difference_count'] == 1 else 's'}"
+    if found["healed"]:
+        return f"{count}, healed by this run"
+    if found["history_holds"]:
+        return f"{count}, not all of them healed: run it again"
+    return f"{count}, nothing healed: events (table {EVENTS}) are not as they were recorded, a backup has them"
 
 
 def _run(local: Local, progress: bool) -> dict[str, Json]:

@@ -29,6 +29,14 @@ class ArchiveDamaged(StoreError):
     """A part of the archive cannot be read. The store itself is whole: only what lies there cannot be told."""
 
 
+class EventsMissing(StoreError):
+    """Events that a stream's head counts are not there: somebody has deleted them. Nobody is given what is left for
+    the whole; `rebuild` names each such stream."""
+
+    def __init__(self, stream: str, from_v: int, to_v: int) -> None:
+        super().__init__(f"{stream}: of versions {from_v} to {to_v} some are not in the store; rebuild names them")
+
+
 class Withheld(StoreError):
     """The bytes of these events were given up when the archive's own time for them was over; `what` names them."""
 

@@ -16,6 +16,7 @@ import msgspec
 
 from ledger.private import PrivateGrant
 from ledger.recorders.archived import Archived
+from ledger.recorders.errors import EventsMissing
 from ledger.recorders.rows import GrantsFound, GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
 from ledger.recorders.schema import MARK_EVERY_V
 from ledger.recorders.sqlite_errors import translated
@@ -127,9 +128,9 @@ class StoreReader(ABC):
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
         """A stream's events from `from_v` to `to_v`, both included, oldest first.
 
-        Raises Withheld where the bytes of one were given up.
+        Raises Withheld where the bytes of one were given up, EventsMissing where one is gone against all rules.
         """
-        head = self.stream(name)
+        head, from_v = self.stream(name), max(1, from_v)
         if head is None or from_v > head.v or to_v < from_v:
             return []
         start, to_v = head.position, min(to_v, head.v)
@@ -137,7 +138,11 @@ class StoreReader(ABC):
             start = position
         found = [StoredEvent(*row) for row in reversed(self._rows(self._sql_walk, (start, from_v, to_v)))]
         lacking_to_v = found[0].v - 1 if found else to_v
-        return self._archived().events(head.id, from_v, lacking_to_v) + found if from_v <= lacking_to_v else found
+        if from_v <= lacking_to_v:
+            found = self._archived().events(head.id, from_v, lacking_to_v) + found
+        if len(found) != to_v - from_v + 1:
+            raise EventsMissing(name, from_v, to_v)
+        return found
 
     def event_at(self, name: str, v: int) -> StoredEvent | None:
         """One event of a stream."""

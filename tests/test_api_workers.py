@@ -142,6 +142,24 @@ def test_a_worker_that_was_told_to_end_is_followed_by_one_that_hears(together: T
     assert {200} == {together.health("/readyz") for _ in range(12)}
 
 
+def test_who_comes_is_served_while_a_worker_cannot_be_started_again(
+    together: Together, postgres: Postgres, postgres_url: str
+) -> None:
+    """One was killed and its successors are not let into the store: nobody waits at its socket. Later it is there."""
+    postgres.let_in(postgres_url, who_comes=False)
+    try:
+        os.kill(together.workers()[0], signal.SIGKILL)
+        eventually(lambda: together.log().count("event=worker_ended") >= 3, what="two that did not live")
+        assert {200} == {together.health("/readyz", timeout_seconds=1.0) for _ in range(24)}
+        token = together.issue().refresh_token
+        for _ in range(8):
+            token = together.refresh("www", token).json()["refresh_token"]
+    finally:
+        postgres.let_in(postgres_url, who_comes=True)
+    eventually(lambda: together.log().count(" event=serving ") >= 3, within_seconds=20.0, what="the next")
+    assert {200} == {together.health("/readyz", timeout_seconds=1.0) for _ in range(24)}
+
+
 def test_sigterm_under_load_leaves_no_begun_request_unanswered(
     together: Together, count: Callable[[int, int], int]
 ) -> None:

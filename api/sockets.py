@@ -169,6 +169,18 @@ def hear_again(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
+def hang_up(sock: socket.socket) -> None:
+    """Listen no more, until somebody listens on the socket again: who waits to be accepted is reset, who comes is
+    refused, or goes to another socket of the port. The port stays bound. Does nothing where it is the only socket."""
+    if sys.platform != "linux":  # as in `bind_for_each`: others may listen on this very socket
+        return
+    with suppress(OSError):
+        # Of one that nobody listens on, Linux would keep for good that it was shut down: whoever it accepts later is
+        # shut down, too.
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
 def why_not(where: str, error: OSError) -> str:
     """Say in one line why a socket cannot be listened on."""
     if error.errno == errno.EADDRINUSE:

@@ -1,7 +1,9 @@
 """Several processes behind one port: `serve` with WORKERS above 1. The parent starts and tells them; it serves nothing.
 
 The parent binds the port once for each worker and keeps those sockets open, whatever becomes of a worker: who connects
-to one that has just died waits until the next one listens there, and is not refused. The kernel spreads connections
+to one that has just died waits until the next one listens there, and is not refused. Where that one does not live
+either, its socket hears nobody until one does: whoever comes is served by the others, and where there are none refused
+at once, for nobody says when somebody will answer (the store may be away for hours). The kernel spreads connections
 over the sockets. The first worker starts alone: what is wrong with settings or store is said once, by it, and nobody
 else is started.
 
@@ -26,13 +28,16 @@ from typing import Final, NamedTuple, NoReturn
 
 from api.logs import Log, one_line
 from api.settings import Settings
-from api.sockets import StartError, bind_for_each, hear_again
+from api.sockets import StartError, bind_for_each, hang_up, hear_again
 from api.worker_failures import Failures, pairs
 from api.worker_metrics import keep_ended
 
 RESTART_SECONDS: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LIVED_SECONDS: Final = 10.0
 """Who has lived for so long is started again at once."""
+
+FAILURES_WAITED_FOR: Final = 1
+"""So often in a row a worker may not live and whoever has connected to it waits for the next one."""
 
 KILLED_AFTER_SECONDS: Final = 5.0
 """So long past the time that a request may take, a worker that was told to end is killed."""
@@ -248,6 +253,9 @@ class Workers:
         worker.pid, worker.start_at = 0, time.monotonic() + pause
         unborn = self._stopping and code == -signal.SIGTERM  # it was still starting, and serving nobody
         self._exit_code = self._exit_code or (0 if unborn else _exit_code(code))
+        if worker.failures > FAILURES_WAITED_FOR:
+            for sock in worker.sockets:
+                hang_up(sock)
         if self._serving and not self._stopping:
             log.warning("worker_ended", worker=worker.number, code=code, again_in_seconds=pause)
 

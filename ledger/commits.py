@@ -23,7 +23,7 @@ from ledger.recorders.errors import StoreBroken, StoreError
 from ledger.recorders.store import OptimisticStore, Store
 from ledger.refusals import Unavailable
 from ledger.sent import Sent
-from ledger.waiting import AnswerTo, Decide, Line, Waiting, decided, forgotten, made, nothing, tell
+from ledger.waiting import AnswerTo, Decide, Line, Waiting, decided, forgotten, made, tell
 
 log = logging.getLogger("ledger")
 
@@ -280,9 +280,9 @@ class Commits:
         """False once a commit was asked for and none succeeded for 5 s, or the store is broken."""
         return self.broken is None and self.stalled_seconds < UNREADY_AFTER_SECONDS
 
-    def look(self) -> None:
+    def look(self, decide: Decide[None]) -> None:
         """Ask the store what others have changed, where nobody asks it anyway; and whether it is there."""
-        self._ask(nothing)
+        self._ask(decide)
 
     def _ask(self, decide: Decide[None]) -> None:
         line = self._line

@@ -5,7 +5,7 @@ from functools import partial
 from ledger import codes, times, tokens
 from ledger.answers import Explanation
 from ledger.batch import Batch
-from ledger.commands import Rules
+from ledger.commands import AccessToken, Rules
 from ledger.events import GrantAuthorized, GrantIssued
 from ledger.exchanging import genuine_code
 from ledger.grant import Grant
@@ -112,24 +112,37 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
             at=issued.at,
         )
     standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
-    if batch.now >= token.expires_at:
-        why = f"An access token that expired at {until}."
-    elif standing.status != "active":
-        why = f"An access token of a grant that is {standing.status} since {_since(standing)}."
-    elif token.format == "jwt" and token.signing_key_id in rules.distrusted:
-        why = f"An access token whose signing key {token.signing_key_id} is distrusted."
-    elif other_issuer:
-        why = "An access token that says another issuer than this ledger is now."
-    else:
-        why = "An access token that was given back, or whose client is disabled."
+    why, by = _why_inactive(batch, grant, rules, token, standing, other_issuer=other_issuer)
+    reason = standing.refusal.value if standing.refusal else None
     return Explanation(
         verdict="access_token_inactive",
-        text=why,
-        reason=standing.refusal.value if standing.refusal else None,
+        text=f"An access token {why}{f', by {by}' if by else ''}.",
+        reason="client_disabled" if reason is None and rules.client is None else reason,
         grant_id=presented.grant_id,
         at=issued.at,
+        by=by,
         event_id=standing.event_id or issued.event_id,
     )
+
+
+def _why_inactive(
+    batch: Batch, grant: Grant, rules: Rules, token: AccessToken, standing: Standing, *, other_issuer: bool
+) -> tuple[str, str | None]:
+    """What keeps an access token from being good now, and whose doing that is."""
+    if batch.now >= token.expires_at:
+        return f"that expired at {times.text(token.expires_at)}", None
+    if standing.status != "active":
+        by = _requested_by(batch, standing.event_id)
+        return f"of a grant that is {standing.status} since {_since(standing)}", by
+    if rules.client is None:
+        return "of a grant that lives, and whose client is disabled", None
+    if token.format == "jwt" and token.signing_key_id in rules.distrusted:
+        return f"whose signing key {token.signing_key_id} is distrusted", None
+    if other_issuer:
+        return "that says another issuer than this ledger is now", None
+    if not grant.access_token_revoked(token.v):
+        return f"from {times.text(token.issued_at)}, which lies ahead: the clock was put back since", None
+    return "that was given back", f"client:{grant.client_id}"
 
 
 def _withheld(batch: Batch, desk: Desk, grant: Grant) -> Explanation:

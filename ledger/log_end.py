@@ -51,6 +51,18 @@ class LogEnd:
         if self.behind is not None:
             raise Unavailable("the log is behind the head file", retry_after_seconds=60)
 
+    def look_again(self, reads: Reads) -> None:
+        """See whether somebody else has acknowledged the loss meanwhile: a command beside servers that share a store,
+        or another of them. Since then positions go on above where the log ended; once they have passed what was lost
+        here, too, none of those is given twice."""
+        if self.behind is None:
+            return
+        ((floor, last),) = reads.select("SELECT position_floor, (SELECT max(position) FROM events) FROM control")
+        floor, end = int(str(floor)), int(str(last or 0))
+        if floor > self.position and max(floor, end) >= self.behind.position:
+            self.behind = None
+            log.info("restore_acknowledged", extra={"fields": {"by": "another process"}})
+
     def write(self) -> None:
         """Bring the head file up to date, unless somebody else on this machine has acknowledged more; never while the
         log is behind it. Raises LedgerError."""

@@ -187,6 +187,12 @@ class Server:
         name = url.partition("?")[0].rpartition("/")[2]
         self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
+    def let_in(self, url: str, *, who_comes: bool) -> None:
+        """Let nobody connect to a database any more, or everybody again; who is connected already stays so."""
+        name = url.partition("?")[0].rpartition("/")[2]
+        change = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+        self._execute(change.format(sql.Identifier(name), sql.Literal(who_comes)))
+
     def url(self, database: str, *, tcp: bool = False, password: str | None = None) -> str:
         """Where a database is: through the socket, or over TCP with the password or another one."""
         if tcp:

@@ -89,6 +89,28 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert 1 == said.err.count("\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "secret"),
+    [
+        (["hash", "Secr3t!"], "Secr3t!"),
+        (["explain", f"rt1_{'A' * 72}"], "AAAA"),
+        (["explain", "one", "two"], "two"),
+        ([f"at1_{'A' * 72}"], "AAAA"),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(
+    arguments: list[str],
+    secret: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """What belonged on standard input: errors of commands end up in logs and mails (I-20)."""
+    monkeypatch.chdir(tmp_path)
+    assert 2 == cli.run(arguments)
+    assert secret not in capsys.readouterr().err
+
+
 def test_what_a_person_sent_never_ends_the_error_line(capsys: pytest.CaptureFixture[str]) -> None:
     """One fact, one line: control characters and separators are escaped."""
     assert 2 == cli.run(["gr\nants\u2028"])

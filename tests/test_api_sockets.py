@@ -10,7 +10,7 @@ import pytest
 
 from api.server import Parser
 from api.settings import Settings
-from api.sockets import StartError, bind_local, bind_tcp, hear_no_more, short_address
+from api.sockets import StartError, bind_for_each, bind_local, bind_tcp, hang_up, hear_no_more, short_address
 from tests.serving import PARSERS, Running, Shower, serving
 from tests.wire import request_bytes
 
@@ -128,6 +128,30 @@ def test_who_begins_to_connect_is_not_heard_and_who_has_begun_is(host: str) -> N
                 assert b"x" == accepted.recv(1)
                 accepted.sendall(b"y")
             assert b"y" == early.recv(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all workers listen on one socket")
+def test_who_hangs_up_leaves_its_callers_to_the_others_and_may_come_back() -> None:
+    """However often it hangs up: nobody waits at its socket, and those who call later are heard as ever."""
+    (own,), (other,) = bind_for_each("127.0.0.1", 0, 2)
+    with own, other:
+        own.listen(8)
+        for _ in range(3):
+            hang_up(own)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(own.getsockname(), timeout=2)
+        own.listen(8)
+        with socket.create_connection(own.getsockname(), timeout=2) as calling:
+            own.setblocking(True)
+            accepted, _ = own.accept()
+            with accepted:
+                calling.sendall(b"x")
+                accepted.settimeout(2)
+                assert b"x" == accepted.recv(1)
+        other.listen(32)
+        hang_up(own)
+        for _ in range(16):
+            socket.create_connection(own.getsockname(), timeout=2).close()
 
 
 def test_a_socket_of_a_path_has_no_handshakes(tmp_path: Path) -> None:

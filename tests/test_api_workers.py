@@ -1,5 +1,6 @@
 """WORKERS=2 behind one port on PostgreSQL: signals, deaths, an end that loses nothing begun, one sum of figures."""
 
+import json
 import os
 import signal
 import time
@@ -140,6 +141,43 @@ def test_a_worker_that_was_told_to_end_is_followed_by_one_that_hears(together: T
     eventually(lambda: together.log().count(" event=serving ") >= 3, what="the next")
     assert first not in together.workers()
     assert {200} == {together.health("/readyz") for _ in range(12)}
+
+
+def test_who_comes_is_served_while_a_worker_cannot_be_started_again(
+    together: Together, postgres: Postgres, postgres_url: str
+) -> None:
+    """One was killed and its successors are not let into the store: nobody waits at its socket. Later it is there."""
+    postgres.let_in(postgres_url, who_comes=False)
+    try:
+        os.kill(together.workers()[0], signal.SIGKILL)
+        eventually(lambda: together.log().count("event=worker_ended") >= 3, what="two that did not live")
+        assert {200} == {together.health("/readyz", timeout_seconds=1.0) for _ in range(24)}
+        token = together.issue().refresh_token
+        for _ in range(8):
+            token = together.refresh("www", token).json()["refresh_token"]
+    finally:
+        postgres.let_in(postgres_url, who_comes=True)
+    eventually(lambda: together.log().count(" event=serving ") >= 3, within_seconds=20.0, what="the next")
+    assert {200} == {together.health("/readyz", timeout_seconds=1.0) for _ in range(24)}
+
+
+def test_workers_go_on_when_a_command_has_acknowledged_a_restore(together: Together) -> None:
+    """I-23: what the head file knows is not in the log. Both say so, until the command beside them; then both serve."""
+    token = together.issue().refresh_token
+    assert 0 == together.terminate()
+    head_file = together.keys_file.with_name(together.keys_file.name + ".head")
+    head = json.loads(head_file.read_bytes())
+    head_file.write_text(json.dumps({**head, "position": str(int(head["position"]) + 2**40)}))
+    together.start(wait=False)
+    eventually(lambda: together.log().count(" event=log_behind_head_file ") >= 2, what="both workers")
+    eventually(lambda: {503} == {together.health("/readyz") for _ in range(12)}, what="both unready")
+    assert 503 == together.refresh("www", token).status
+    done = together.command("restore", "acknowledge")
+    assert 0 == done.returncode, done
+    eventually(lambda: {200} == {together.health("/readyz") for _ in range(24)}, what="both ready")
+    for _ in range(12):
+        token = together.refresh("www", token).json()["refresh_token"]
+    assert 1 == together.command("restore", "acknowledge").returncode
 
 
 def test_sigterm_under_load_leaves_no_begun_request_unanswered(

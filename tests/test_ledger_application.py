@@ -11,10 +11,11 @@ from ledger.answers import TokenAnswer
 from ledger.events import LedgerRestored, TokenRotated
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
+from ledger.log_end import LogEnd
 from ledger.refusals import LedgerError, Refusal, Unavailable
 from tests.engines import back_up, lose, put_back
 from tests.faulty_store import locked_by_another_process
-from tests.ledgers import HOME, SECURITY, Clock, caller, check_ledger, client, open_ledger
+from tests.ledgers import HOME, SECURITY, Clock, Opened, caller, check_ledger, client, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -170,6 +171,53 @@ async def test_an_acknowledged_restore_goes_on_above_what_was_lost(tmp_path: Pat
     async with open_ledger(folder, seed=4, clients=None) as opened:
         assert opened.ledger.readiness() is None
     check_ledger(opened.path)
+
+
+async def test_a_node_goes_on_when_another_has_acknowledged_the_loss(tmp_path: Path) -> None:
+    """Nodes share a store and each has a head file: one that knows of more goes on once that is passed, too."""
+    folder, _, last = await restored(tmp_path, lost=3)
+    assert last.position is not None
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        node = node_that_knows(opened, last.position + 4, tmp_path / "node.head")
+        looked_again(opened, node)
+        assert node.behind is not None
+        await opened.ledger.operators.restore_acknowledge()
+        looked_again(opened, node)
+        passed = opened.last_position() >= last.position + 4
+        assert (node.behind is None) == passed, "no position that it knows of may be given again"
+        await opened.issue()
+        await opened.issue()
+        looked_again(opened, node)
+        assert node.behind is None
+
+
+async def test_a_log_that_grows_unacknowledged_is_still_behind(tmp_path: Path) -> None:
+    """Somebody without a head file writes on, past what was lost: that heals nothing."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue()
+        lost = opened.last_position() + 2
+        node = node_that_knows(opened, lost, tmp_path / "node.head")
+        for _ in range(4):
+            await opened.issue()
+        assert opened.last_position() > lost
+        looked_again(opened, node)
+        assert node.behind is not None
+
+
+def node_that_knows(opened: Opened, position: int, path: Path) -> LogEnd:
+    """The end of the log as another node holds it, which has acknowledged up to `position`."""
+    head_file = HeadFile(path)
+    head_file.write(position, opened.clock.now)
+    with opened.ledger.store.reader() as reads:
+        node = LogEnd(head_file, reads, opened.last_position)
+    node.compare()
+    assert node.behind is not None
+    return node
+
+
+def looked_again(opened: Opened, node: LogEnd) -> None:
+    with opened.ledger.store.reader() as reads:
+        node.look_again(reads)
 
 
 async def test_without_an_acknowledgement_a_lost_successor_would_come_again(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ async def test_what_is_over_says_since_when_why_and_by_whom(
         if found.event_id is not None:
             assert found.event_id == refusal.event_id
         access = await explained(opened, answer.access_token)
-        assert "access_token_inactive" == access.verdict
+        assert ("access_token_inactive", expected[2]) == (access.verdict, access.by)
     check_ledger(opened.path)
 
 
@@ -126,6 +126,12 @@ async def test_access_tokens(tmp_path: Path) -> None:
         await opened.ledger.revoke_token(caller(), HOME, first.access_token)
         given_back = await explained(opened, first.access_token)
         assert ("access_token_inactive", None) == (given_back.verdict, given_back.reason)
+        assert "An access token that was given back, by client:www." == given_back.text
+        opened.clock.pass_seconds(-60)
+        ahead = await explained(opened, second.access_token)
+        assert "access_token_inactive" == ahead.verdict
+        assert "which lies ahead: the clock was put back since" in ahead.text
+        opened.clock.pass_seconds(60)
         opened.clock.pass_seconds(300)
         expired = await explained(opened, second.access_token)
         assert "access_token_inactive" == expired.verdict
@@ -194,6 +200,8 @@ async def test_a_disabled_clients_token_says_so(tmp_path: Path) -> None:
         found = await explained(opened, answer)
         assert ("suspended", "client_disabled") == (found.verdict, found.reason)
         assert "disabled" in found.text
+        access = await explained(opened, answer.access_token)
+        assert ("access_token_inactive", "client_disabled") == (access.verdict, access.reason)
         await opened.apply(client())
         assert "current" == (await explained(opened, answer)).verdict
 

@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except click.UsageError as error:
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        return say_error(error.format_message().rstrip(".") + hint, 2)
+        return say_error(_misuse(error) + hint, 2)
     except Failed as error:
         return say_error(str(error), error.exit_code)
     except (click.ClickException, SettingsError, LedgerError) as error:
@@ -94,6 +94,12 @@ def run(arguments: Sequence[str]) -> int:
         return 141
     except Exception as error:  # a fault of ours: where it happened, never what it held
         return say_error(f"internal error: {type(error).__name__} at {_place(error)}; please report it", 2)
+
+
+def _misuse(error: click.UsageError) -> str:
+    """What was wrong, without an argument that nobody asked for: it may be the token or secret of standard input."""
+    message = error.format_message().rstrip(".")
+    return message.partition(" (")[0] if message.startswith("Got unexpected extra argument") else message
 
 
 def _place(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from api.logs import one_line
+from api.logs import one_line, without_secrets
 
 Json = Any
 
@@ -35,8 +35,8 @@ class Failed(Exception):
 
 
 def say_error(message: str, exit_code: int) -> int:
-    """Print one line on standard error; return the exit code."""
-    print(f"token-ledger: {one_line(message)}", file=sys.stderr)
+    """Print one line on standard error, no token in it; return the exit code."""
+    print(f"token-ledger: {one_line(without_secrets(message))}", file=sys.stderr)
     return exit_code
 
 

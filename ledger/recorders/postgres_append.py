@@ -86,10 +86,10 @@ BEGIN
   END IF;
 
   base := (pg_current_xact_id()::text::bigint << {bits}) + _offset;
-  IF p_floor > base THEN
-    base := p_floor;
+  IF p_floor IS NOT NULL THEN
+    base := greatest(base, p_floor);
     UPDATE control SET position_floor = greatest(position_floor, p_floor),
-      position_offset = p_floor - (pg_current_xact_id()::text::bigint << {bits});
+      position_offset = base - (pg_current_xact_id()::text::bigint << {bits});
   END IF;
 
   IF cardinality(p_made_id) > 0 THEN

@@ -1,4 +1,4 @@
-"""What measures nodes, latency, memory and cold stores counts right: real servers, tiny counts, no claim about speed."""
+"""What measures nodes, latency, memory and cold stores counts right: real servers, tiny counts, no claim on speed."""
 
 import re
 from pathlib import Path

@@ -16,7 +16,7 @@ LACKING = [name for name in ("greenlet", "psycopg") if find_spec(name) is None]
 # shared_server, own_server; place, made; postgres, postgres_url; each_store, on_postgres; appending; database, sqlite;
 # nobody_looks; followed; house; what the chaos trials counted
 _WITH_FIXTURES = (
-    "postgres", "engines", "appending", "servers", "places", "sqlite_stores", "ledgers", "library_logs",
+    "forking", "postgres", "engines", "appending", "servers", "places", "sqlite_stores", "ledgers", "library_logs",
     "authority_houses", "chaos.figures",
 )  # fmt: skip
 pytest_plugins = [] if LACKING else [f"tests.{name}" for name in _WITH_FIXTURES]

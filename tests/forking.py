@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -210,6 +211,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> NoReturn:
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
+    tempfile.tempdir = None  # whoever asks reads of the environment anew where it is
     sys.argv = ["token-ledger", *arguments]
     from api.__main__ import main
 

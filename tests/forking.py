@@ -66,7 +66,11 @@ class Forked(subprocess.Popen[bytes]):
         return code
 
     def _ended(self, seconds: float | None) -> int | None:
-        if self.returncode is None and select.select([self._exits], [], [], seconds)[0]:
+        if self.returncode is not None:
+            return self.returncode
+        end = select.poll()
+        end.register(self._exits, select.POLLIN)
+        if end.poll(None if seconds is None else seconds * 1000):
             told = os.read(self._exits, 16)
             os.close(self._exits)
             assert told, "whoever forked it is gone"
@@ -75,15 +79,19 @@ class Forked(subprocess.Popen[bytes]):
 
 
 class Forking:
-    """The process that forks. It ends with this one."""
+    """The process that forks, in an environment. It ends with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         line, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "tests.forking", str(far.fileno())]
         self._line = line
         self._asking = threading.Lock()
-        self._began_with = _told_at_the_start(os.environ)
-        self._process = subprocess.Popen(command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, cwd=PROJECT)
+        path = os.pathsep.join([str(PROJECT), *filter(None, [environment.get("PYTHONPATH")])])
+        environment = {**environment, "PYTHONPATH": path}
+        self._began_with = _told_at_the_start(environment)
+        self._process = subprocess.Popen(
+            command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, cwd=PROJECT, env=environment
+        )
         far.close()
 
     def start(
@@ -130,15 +138,15 @@ class Forking:
 
 
 class _Session:
-    """What one run of tests has: who forks for it, once somebody was asked to."""
+    """What one run of tests has: the environment that it began in, and who forks for it, once somebody was asked to."""
 
     def __init__(self) -> None:
+        self.environment = dict(os.environ)
         self.forking: Forking | None = None
 
 
 def _told_at_the_start(environment: Mapping[str, str]) -> dict[str, str]:
-    # The modules that are imported are this project's, whatever else lies in the path.
-    return {name: each for name, each in environment.items() if name.startswith(AT_THE_START) and name != "PYTHONPATH"}
+    return {name: each for name, each in environment.items() if name.startswith(AT_THE_START)}
 
 
 def forking(environment: Mapping[str, str]) -> Forking | None:
@@ -147,7 +155,7 @@ def forking(environment: Mapping[str, str]) -> Forking | None:
         return None
     session = _sessions[-1]
     if session.forking is None:
-        session.forking = Forking()
+        session.forking = Forking(session.environment)
     return session.forking if session.forking.can(environment) else None
 
 

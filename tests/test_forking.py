@@ -63,7 +63,8 @@ def test_the_kernel_shows_the_same_of_both(tmp_path: Path, full: bool) -> None:
         differing: list[str] = []
 
         def alike() -> bool:
-            differing[:] = unified_diff(*map(shown, servers), "the command", "forked", n=0, lineterm="")
+            by_command, forked = map(shown, servers)
+            differing[:] = unified_diff(by_command, forked, "the command", "forked", n=0, lineterm="")
             return not differing
 
         with suppress(AssertionError):  # a file that one has just opened is one of both's a moment later

@@ -1,8 +1,9 @@
 """The two tiers: by default seeded and small, with `--full` the counts that the promises were made with."""
 
+import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from importlib.util import find_spec
 
 import pytest
@@ -16,8 +17,8 @@ LACKING = [name for name in ("greenlet", "psycopg") if find_spec(name) is None]
 # shared_server, own_server; place, made; postgres, postgres_url; each_store, on_postgres; appending; database, sqlite;
 # nobody_looks; made_small; followed; house; parties; what the chaos trials counted
 _WITH_FIXTURES = (
-    "postgres", "engines", "appending", "servers", "places", "sqlite_stores", "ledgers", "archives", "library_logs",
-    "authority_houses", "certificate_clients", "chaos.figures",
+    "forking", "postgres", "engines", "appending", "servers", "places", "sqlite_stores", "ledgers", "archives",
+    "library_logs", "authority_houses", "certificate_clients", "chaos.figures",
 )  # fmt: skip
 pytest_plugins = [] if LACKING else [f"tests.{name}" for name in _WITH_FIXTURES]
 FULL_TIMEOUT_SECONDS = 3600
@@ -52,6 +53,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(session.config.cache.mkdir("bytecode"))
         sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays: the collector of garbage need not look at it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

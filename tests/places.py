@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run_here
-from tests.server_process import PROJECT, free_port, program
+from tests.server_process import PROJECT, free_port, run_program
 
 SECONDS_MAX = 30
 
@@ -29,16 +29,8 @@ class Place:
 
     def run(self, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end. A setting given as an empty text is not set."""
-        return subprocess.run(
-            [*program(), *arguments],
-            cwd=self.folder,
-            env=self.environment(**settings),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_MAX,
-            check=False,
-        )
+        done = run_program(arguments, self.folder, self.environment(**settings), stdin.encode(), SECONDS_MAX)
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def here(self, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
         """The same in this process, where that which starts is not what is tried."""

@@ -9,13 +9,14 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
 import trustme
 
 from tests.commands import run_here
+from tests.forking import forking
 from tests.wire import Connection, request_bytes, secrets_in
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -25,14 +26,16 @@ _T = TypeVar("_T")
 
 
 def eventually(ask: Callable[[], _T], *, within_seconds: float = 10.0, what: str = "the condition") -> _T:
-    """Ask again every 50 ms until the answer is true; fail with the last answer when the time is up."""
-    deadline = time.monotonic() + within_seconds
+    """Ask again, every 10 ms at first and then every 50, until the answer is true; fail with the last answer when the
+    time is up."""
+    began = time.monotonic()
+    deadline = began + within_seconds
     while True:
         found = ask()
         if found:
             return found
         assert time.monotonic() < deadline, f"{what} did not come within {within_seconds} s; last seen: {found!r}"
-        time.sleep(0.05)
+        time.sleep(0.01 if time.monotonic() - began < 0.5 else 0.05)
 
 
 def free_port() -> int:
@@ -51,10 +54,34 @@ def program() -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", "api"]
 
 
+def run_program(
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    given: bytes,
+    seconds: float,
+    *,
+    by_command: bool = False,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a process of its own to its end."""
+    if not by_command and (by := forking(environment)) is not None:
+        return by.run(arguments, folder, environment, given, seconds)
+    return subprocess.run(
+        [*program(), *arguments],
+        cwd=folder,
+        env=environment,
+        input=given,
+        capture_output=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
 class ServerProcess:
     """One `token-ledger serve` process and its files in a folder of its own.
 
     Of what has passed it knows `secrets` and `tokens`: `stop` asserts that the log holds none of them and no traceback.
+    `by_command`: it is started as a person starts it, where `tests.forking` would do otherwise.
     """
 
     def __init__(
@@ -72,6 +99,7 @@ class ServerProcess:
         self.secrets: list[str] = []
         self.tokens: set[str] = set()
         self.process: subprocess.Popen[bytes] | None = None
+        self.by_command = False
         self.client_tls = self._make_certificate() if tls else None
         self.write_clients(clients)
 
@@ -132,14 +160,21 @@ class ServerProcess:
         if self.settings.get("DATABASE_URL", "").startswith("postgresql:") and not self.keys_file.exists():
             self.init()
         with self.log_file.open("ab") as log, self.error_file.open("ab") as errors:
-            self.process = subprocess.Popen(
-                self.serve_command(),
-                cwd=self.folder,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=errors,
-            )
+            command, environment = self.serve_command(), self.environment()
+            plain = command[:-1] == program() and not self.by_command
+            if plain and (by := forking(environment)) is not None:
+                with open(os.devnull, "rb") as nothing:
+                    files = nothing.fileno(), log.fileno(), errors.fileno()
+                    self.process = by.start(command[-1:], self.folder, environment, files)
+            else:
+                self.process = subprocess.Popen(
+                    command,
+                    cwd=self.folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=errors,
+                )
         if wait:
             self.wait_ready()
         return self
@@ -231,12 +266,6 @@ class ServerProcess:
         self, *arguments: str, stdin: str | bytes = b"", timeout_seconds: float = 60.0, **settings: str
     ) -> subprocess.CompletedProcess[bytes]:
         """Run another `token-ledger` command with the server's environment; settings come on top of it."""
-        return subprocess.run(
-            [*program(), *arguments],
-            cwd=self.folder,
-            env=self.environment() | {f"TOKEN_LEDGER_{key}": value for key, value in settings.items()},
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            capture_output=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
+        environment = self.environment() | {f"TOKEN_LEDGER_{key}": value for key, value in settings.items()}
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        return run_program(arguments, self.folder, environment, given, timeout_seconds, by_command=self.by_command)

@@ -24,6 +24,10 @@ class Site(NamedTuple):
     tls: ssl.SSLContext
 
 
+pytestmark = pytest.mark.xdist_group("demo_site")
+"""Together: a second demo costs more than all of these."""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """One demo for all of these: its visitors know nothing of each other."""

@@ -149,6 +149,7 @@ def test_a_server_and_commands_beside_it(tmp_path: Path, postgres_url: str, post
     """Commands write the store themselves, while it is served; the password stands nowhere that others may look."""
     server = Server(tmp_path, clients=clients_toml(), settings={"DATABASE_URL": postgres.over_tcp(postgres_url)})
     server.secrets.append(postgres.password)
+    server.by_command = True
     assert 0 == server.command("init").returncode
     server.start()
     try:

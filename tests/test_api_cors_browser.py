@@ -25,6 +25,9 @@ from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH
 
 Json = Any
 
+pytestmark = pytest.mark.xdist_group("cors_browser")
+"""Together: a second browser costs more than all of these."""
+
 SCRIPT: Final = """
 const text = bytes => btoa(String.fromCharCode(...new Uint8Array(bytes)))
   .replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');

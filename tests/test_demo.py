@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server_process import PROJECT, program
+from tests.server_process import PROJECT, program, run_program
 from tests.terminals import on_a_terminal
 from tests.wire import Json
 
@@ -65,15 +65,8 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def once(folder: Path, port: str = "0") -> subprocess.CompletedProcess[str]:
     """The demo's walk alone, to its end."""
-    return subprocess.run(
-        [*program(), "demo", "--once", "--port", port],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAX,
-        check=False,
-    )
+    done = run_program(("demo", "--once", "--port", port), folder, environment(folder), b"", SECONDS_MAX)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def too_wide(printed: str, folder: Path) -> list[str]:
@@ -193,13 +186,9 @@ def test_commands_work_beside_it(tmp_path: Path) -> None:
         assert ["TOKEN_LEDGER_DATABASE_URL", "TOKEN_LEDGER_KEYS_FILE"] == [name for name, _ in exported]
 
         def command(*arguments: str) -> Json:
-            done = subprocess.run(
-                [*program(), *arguments, "--json"],
-                env=environment(tmp_path, **dict(exported)),
-                capture_output=True,
-                timeout=SECONDS_MAX,
-                check=True,
-            )
+            told = environment(tmp_path, **dict(exported))
+            done = run_program((*arguments, "--json"), tmp_path, told, b"", SECONDS_MAX)
+            done.check_returncode()
             return json.loads(done.stdout)
 
         assert 3 == len(command("grants")["grants"])

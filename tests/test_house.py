@@ -22,8 +22,8 @@ LEFT_BY_TOOLS = {"__pycache__", "build", "dist"}
 WHOLE = {
     "bad_input", "benchmarks", "benchmarks_nodes", "bulk", "cases", "cases_audiences", "cases_browsers",
     "cases_clients", "cases_store", "conformance_fapi", "conformance_oauch", "conformance_openid", "demo",
-    "fuzz_forms", "fuzz_openapi", "house", "libraries", "libraries_keys", "lost_answers", "model", "model_stored",
-    "mutants", "postgres", "races", "readme", "scenario", "speed", "transcripts",
+    "forking", "fuzz_forms", "fuzz_openapi", "house", "libraries", "libraries_keys", "lost_answers", "model",
+    "model_stored", "mutants", "postgres", "races", "readme", "scenario", "speed", "transcripts",
 }  # fmt: skip
 COMMAND = re.compile(r"^<!-- command: (\w+) -->\n```bash\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 # Spelled so that no pattern finds itself.

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.benchmarks import variants
 from tests.benchmarks.load import ONCE, Job
 from tests.benchmarks.refresh import check_events, drive, pid_of
 from tests.benchmarks.variants import selected, table
@@ -26,12 +27,20 @@ VARIANTS = [
 
 
 @pytest.mark.timeout(300)  # some twenty-five processes, one after the other
-def test_one_command_measures_every_variant_and_counts_two_events_for_each_refresh() -> None:
-    """Real servers, every way to say who one is: each answered, each answer two events, each beside its Basic."""
-    command = [sys.executable, "-m", "tests.benchmarks.variants", "--rounds", "1", "--seconds", "0.1"]
-    done = subprocess.run([*command, "--connections", "2", "--json"], cwd=PROJECT, capture_output=True, check=False)
-    assert 0 == done.returncode, done.stderr.decode()[-2000:]
-    told = json.loads(done.stdout)
+def test_one_command_measures_every_variant_and_counts_two_events_for_each_refresh(
+    full: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real servers, every way to say who one is: each answered, each answer two events, each beside its Basic. By
+    default in this process, where servers are forked."""
+    arguments = ["--rounds", "1", "--seconds", "0.1", "--connections", "2", "--json"]
+    if full:
+        command = [sys.executable, "-m", "tests.benchmarks.variants", *arguments]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, check=False)
+        assert 0 == done.returncode, done.stderr.decode()[-2000:]
+        told = json.loads(done.stdout)
+    else:
+        variants.main(arguments)
+        told = json.loads(capsys.readouterr().out)
     assert (1, 0.1, 2) == (told["rounds"], told["seconds"], told["connections"])
     found = {each["name"]: each for each in told["variants"]}
     assert VARIANTS == list(found)

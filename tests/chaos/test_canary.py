@@ -208,6 +208,7 @@ def person_canary() -> Canary:
 def test_no_secret_is_anywhere_and_of_the_erased_nothing(tmp_path: Path, full: bool) -> None:
     """Database, write-ahead log, shared memory, logs at DEBUG, what commands and metrics say: all of it is searched."""
     server = TroubledServer(tmp_path / "server")
+    server.by_command = True  # so that what the kernel shows of it is what it shows of any
     try:
         server.start()
         lived = Lived(server)

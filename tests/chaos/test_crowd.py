@@ -22,6 +22,10 @@ SECONDS_MAX = 5.0
 """The longest of a round, from the moment that all are sent."""
 
 
+pytestmark = pytest.mark.xdist_group("crowd")
+"""Together: two more workers would start for them."""
+
+
 @pytest.fixture(scope="module")
 def crowded_server(
     tmp_path_factory: pytest.TempPathFactory, two_workers: Callable[[], dict[str, str]]

@@ -12,10 +12,12 @@ itself is lost to whoever stands on it. After each run the store must hold two e
 
 import argparse
 import json
+import os
 import random
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -119,7 +121,7 @@ class Stock:
     events: Callable[[], int]
     bare: Bare
     bare_events: Callable[[], int]
-    names: list[str] = field(default_factory=list)
+    names: deque[str] = field(default_factory=deque)
     figures: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
 
     def ours(self, seconds: float) -> float:
@@ -131,13 +133,15 @@ class Stock:
 
     def alone(self, seconds: float) -> float:
         if not self.names:
-            self.names = self.bare.names()
-            random.shuffle(self.names)
+            names = self.bare.names()
+            random.shuffle(names)
+            self.names.extend(names)
         before, done, began = self.bare_events(), 0, time.perf_counter()
         with on_first_core():
             while time.perf_counter() - began < seconds:
-                some, self.names = self.names[:CONNECTIONS], self.names[CONNECTIONS:] + self.names[:CONNECTIONS]
+                some = [self.names.popleft() for _ in range(min(CONNECTIONS, self.grants))]
                 done += self.bare.refresh(some)
+                self.names.extend(some)
         ended = time.perf_counter()
         check_events(self.bare_events() - before, done)
         return done / (ended - began)
@@ -153,6 +157,9 @@ def on_sqlite(folder: Path, grants: int) -> Iterator[Stock]:
     try:
         for file in place.glob("token-ledger.db*"):
             shutil.copy(file, copy)
+        os.sync()
+        for file in (*place.glob("token-ledger.db"), *copy.iterdir()):
+            _read_through(file)
         with ledger(place, twin=stage.twin) as server, closing(SQLiteAlone(copy / "token-ledger.db")) as bare:
             tokens = (place / TOKENS).read_text("ascii").split()
             stock = Stock(grants, server, tokens, lambda: events_in(place), bare, lambda: events_in(copy))
@@ -160,6 +167,13 @@ def on_sqlite(folder: Path, grants: int) -> Iterator[Stock]:
         (place / TOKENS).write_text("\n".join(stock.tokens) + "\n", "ascii")
     finally:
         shutil.rmtree(copy)
+
+
+def _read_through(path: Path) -> None:
+    """Have a file in the system's memory: what is not there waits for the disk, by far the most of all."""
+    with path.open("rb") as file:
+        while file.read(1 << 20):
+            pass
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 One form each, so that texts of events sort like the moments they name, and arithmetic never meets a float.
 """
 
+import re
 from datetime import UTC, datetime
 from functools import lru_cache
 
 SECOND = 1_000_000
 """One second in the ledger's unit, microseconds."""
 
+_RFC_3339 = re.compile(
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:(?P<second>\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII
+)  # the library's own parser takes more of ISO 8601, and each version of it something else
 _MICROSECONDS_MAX = 253_402_300_799 * SECOND + 999_999  # the last moment of year 9999: the text form ends there
 
 
@@ -56,14 +60,21 @@ def micros(stored: str) -> int:
 
 
 def parse(given: str) -> int | None:
-    """Read a time that somebody else wrote: RFC 3339 with any offset; None where it is none or lacks its offset."""
-    if len(given) > 64 or "T" not in given.upper():
+    """Read a time that somebody else wrote: RFC 3339 5.6 with any offset; None where it is none or lacks its offset.
+
+    Digits beyond microseconds count for nothing. A leap second is the moment after it, for POSIX clocks have none; what
+    lies before 1970 is the first moment of that year, for nothing here is older.
+    """
+    told = given.upper()
+    found = _RFC_3339.fullmatch(told) if len(told) <= 64 else None
+    if found is None:
         return None
+    leap = found["second"] == "60"
     try:
-        moment = datetime.fromisoformat(given.upper())
+        moment = datetime.fromisoformat(f"{told[:17]}59{told[19:]}" if leap else told)
+        whole = int(moment.replace(microsecond=0).timestamp()) + leap
+        if leap and not _second_text(whole).endswith("-01T00:00:00"):
+            return None  # a month of UTC ends with it (RFC 3339 5.7)
     except ValueError:
         return None
-    if moment.tzinfo is None:
-        return None
-    whole = int(moment.replace(microsecond=0).timestamp())
-    return whole * SECOND + moment.microsecond if whole >= 0 else None
+    return whole * SECOND + moment.microsecond if whole >= 0 else 0

@@ -6,6 +6,7 @@ from typing import ClassVar, TypeVar
 from ledger import snapshots
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
+from ledger.inline import grants_tables
 from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
 from ledger.recorders.errors import ArchiveDamaged, EventsMissing, Withheld
@@ -18,6 +19,8 @@ from ledger.refusals import Forgotten, Unavailable
 A = TypeVar("A", bound=snapshots.Aggregate)
 D = TypeVar("D")
 W = TypeVar("W")
+
+_NEWEST = "SELECT grant_id FROM {} WHERE {} = ? ORDER BY position DESC LIMIT 1"
 
 AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
 REPLAY_PAGE_EVENTS = 1000
@@ -180,9 +183,13 @@ class Batch:
         """Whether a grant of this client or person was issued under the epoch number `unbounded` or a later one: a
         further raise would end it."""
         names = [name for name, (_, v) in self._touched.items() if v == 0]
-        newest = self.store.within().newest_grant(column, value)
+        reads = self.store.within()
+        newest = reads.newest_grant(column, value)
         if newest is not None:
             names.append(newest)
+        # A private row may have been altered or lost: a grant that it hides is to end all the same.
+        for table in grants_tables(self.store.inline):
+            names += [f"grant:{grant_id}" for (grant_id,) in reads.select(_NEWEST.format(table, column), (value,))]
         epoch = "client_epoch" if column == "client_id" else "subject_epoch"
         return any(
             isinstance(loaded.aggregate, Grant)

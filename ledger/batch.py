@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
+import msgspec
+
 from ledger import snapshots
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.inline import grants_tables
 from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
-from ledger.recorders.errors import ArchiveDamaged, EventsMissing, Withheld
+from ledger.recorders.errors import ArchiveDamaged, EventsAltered, HistoryBroken, Withheld
 from ledger.recorders.premises import Written
 from ledger.recorders.private_rows import PROBE
 from ledger.recorders.rows import GrantsOf, Head, StoredEvent, Work
@@ -148,7 +150,12 @@ class Batch:
     def event_at(self, name: str, v: int) -> AnyEvent:
         """One event of a stream, of the store or of this batch. It must exist."""
         stored = self._stored(name, v)
-        return decode(stored.body if stored is not None else self._appended(name, v)[1])
+        if stored is None:
+            return decode(self._appended(name, v)[1])
+        try:
+            return decode(stored.body)
+        except msgspec.DecodeError:
+            raise Unavailable(str(EventsAltered(f"{name}/{v}"))) from None
 
     def position_at(self, loaded: Loaded, v: int) -> int:
         """The position of one event of a stream, of the store or of this batch. It must exist.
@@ -169,7 +176,7 @@ class Batch:
             return self.store.event_at(name, v)
         except Withheld as error:
             raise Forgotten(str(error)) from None
-        except (ArchiveDamaged, EventsMissing) as error:
+        except (ArchiveDamaged, HistoryBroken) as error:
             raise Unavailable(str(error)) from None
 
     def _appended(self, name: str, v: int) -> tuple[int, str]:
@@ -231,8 +238,10 @@ class Batch:
             while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
                 for stored in page:
                     aggregate.evolve(decode(stored.body))
-                from_v += len(page)
-        except (ArchiveDamaged, EventsMissing, Withheld) as error:
+                    from_v += 1
+        except msgspec.DecodeError:
+            raise Unavailable(str(EventsAltered(f"{name}/{from_v}"))) from None
+        except (ArchiveDamaged, HistoryBroken, Withheld) as error:
             raise Unavailable(str(error)) from None
         return aggregate
 

@@ -70,7 +70,10 @@ def _label(event: AnyEvent) -> str | None:
 
 
 class Obtained(msgspec.Struct, frozen=True, kw_only=True):
-    """An access token that the family was given: by which redemption or retry of which generation, from where."""
+    """An access token that the family was given: by which redemption or retry of which generation, from where.
+
+    `disclosed` opens `context`, as long as its text is there.
+    """
 
     event_id: str
     at: str
@@ -79,6 +82,7 @@ class Obtained(msgspec.Struct, frozen=True, kw_only=True):
     scope: str
     format: str
     expires_at: str
+    disclosed: dict[str, Disclosed] | UnsetType = UNSET
 
 
 class Alive(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -308,7 +312,9 @@ class _Telling:
         begins_here = tail[0].v == 1 or any(
             isinstance(event, TokenRotated) and event.generation <= presented for event in tail
         )
-        return since[-OBTAINED_MAX:], len(since) > OBTAINED_MAX or not begins_here
+        opened = {each: self._disclosure.context(stream, each) for each in {each.context for each in since}}
+        told = [each if (place := opened[each.context]) is None else _disclosing(each, place) for each in since]
+        return told[-OBTAINED_MAX:], len(since) > OBTAINED_MAX or not begins_here
 
     def _alive(self, row: Row, grant: Grant, judged: Standing, obtained: list[Obtained]) -> Alive:
         now = self._outside.at
@@ -325,6 +331,10 @@ class _Telling:
             refresh_token_until=row.idle_expires_at if refresh_token else None,
             access_tokens_until=times.text(last) if last > now else None,
         )
+
+
+def _disclosing(obtained: Obtained, place: Disclosed) -> Obtained:
+    return msgspec.structs.replace(obtained, disclosed={"context": place})
 
 
 def _obtained(event: AnyEvent) -> Obtained | None:

@@ -112,14 +112,14 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
             at=issued.at,
         )
     standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
-    why, by = _why_inactive(batch, grant, rules, token, standing, other_issuer=other_issuer)
+    why, by, at = _why_inactive(batch, grant, rules, token, standing, other_issuer=other_issuer)
     reason = standing.refusal.value if standing.refusal else None
     return Explanation(
         verdict="access_token_inactive",
         text=f"An access token {why}{f', by {by}' if by else ''}.",
         reason="client_disabled" if reason is None and rules.client is None else reason,
         grant_id=presented.grant_id,
-        at=issued.at,
+        at=issued.at if at is None else times.text(at),
         by=by,
         event_id=standing.event_id or issued.event_id,
     )
@@ -127,22 +127,26 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
 
 def _why_inactive(
     batch: Batch, grant: Grant, rules: Rules, token: AccessToken, standing: Standing, *, other_issuer: bool
-) -> tuple[str, str | None]:
-    """What keeps an access token from being good now, and whose doing that is."""
-    if batch.now >= token.expires_at:
-        return f"that expired at {times.text(token.expires_at)}", None
-    if standing.status != "active":
+) -> tuple[str, str | None, int | None]:
+    """What keeps an access token from being good now, whose doing that is, and since when (None: nobody can tell).
+
+    Of its own expiry and the grant's end the earlier one did it; the idle end of the refresh token leaves it alone.
+    """
+    stopped = standing.status != "active" and standing.refusal is not Refusal.EXPIRED_IDLE
+    if stopped and standing.at is not None and standing.at < token.expires_at:
         by = _requested_by(batch, standing.event_id)
-        return f"of a grant that is {standing.status} since {_since(standing)}", by
+        return f"of a grant that is {standing.status} since {_since(standing)}", by, standing.at
+    if batch.now >= token.expires_at:
+        return f"that expired at {times.text(token.expires_at)}", None, token.expires_at
     if rules.client is None:
-        return "of a grant that lives, and whose client is disabled", None
+        return "of a grant that lives, and whose client is disabled", None, None
     if token.format == "jwt" and token.signing_key_id in rules.distrusted:
-        return f"whose signing key {token.signing_key_id} is distrusted", None
+        return f"whose signing key {token.signing_key_id} is distrusted", None, None
     if other_issuer:
-        return "that says another issuer than this ledger is now", None
+        return "that says another issuer than this ledger is now", None, None
     if not grant.access_token_revoked(token.v):
-        return f"from {times.text(token.issued_at)}, which lies ahead: the clock was put back since", None
-    return "that was given back", f"client:{grant.client_id}"
+        return f"from {times.text(token.issued_at)}, which lies ahead: the clock was put back since", None, None
+    return "that was given back", f"client:{grant.client_id}", None
 
 
 def _withheld(batch: Batch, desk: Desk, grant: Grant) -> Explanation:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger import access_tokens, tokens
+from ledger import access_tokens, times, tokens
 from ledger.answers import Caller, Explanation, IssueRequest, TokenAnswer
 from ledger.explaining import UNKNOWN
 from tests.ledgers import HOME, ISSUER, LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
@@ -90,6 +90,7 @@ async def test_what_is_over_says_since_when_why_and_by_whom(
     async with open_ledger(tmp_path) as opened:
         first = await opened.issue()
         answer = await opened.chain(first, 3, every_seconds=100)
+        opened.clock.pass_seconds(1)
         match how:
             case "revoke" | "suspend":
                 await opened.act(how, answer.grant_id)
@@ -114,7 +115,28 @@ async def test_what_is_over_says_since_when_why_and_by_whom(
             assert found.event_id == refusal.event_id
         access = await explained(opened, answer.access_token)
         assert ("access_token_inactive", expected[2]) == (access.verdict, access.by)
+        if how != "idle":  # which leaves access tokens alone: this one had expired long before
+            assert (found.at, found.event_id) == (access.at, access.event_id)
     check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("how", ["revoke", "suspend"])
+async def test_an_access_token_that_its_grant_took_along_is_not_said_to_have_expired(tmp_path: Path, how: str) -> None:
+    """Until when a thief could use it is the earlier of the two, whenever that is asked."""
+    async with open_ledger(tmp_path) as opened:
+        kept, ended = await opened.issue(), await opened.issue()
+        expires = times.text(opened.clock.now + 300 * times.SECOND)
+        opened.clock.pass_seconds(299)
+        await opened.act("revoke" if how == "revoke" else "suspend", ended.grant_id)
+        since = times.text(opened.clock.now)
+        opened.clock.pass_seconds(2)
+        await opened.act("revoke", kept.grant_id)
+        opened.clock.pass_seconds(3600)
+        found = await explained(opened, ended.access_token)
+        assert since == found.at
+        assert f"since {since}, by operator:soc." in found.text
+        expired = await explained(opened, kept.access_token)
+        assert (expires, f"An access token that expired at {expires}.") == (expired.at, expired.text)
 
 
 async def test_access_tokens(tmp_path: Path) -> None:

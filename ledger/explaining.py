@@ -22,11 +22,19 @@ UNKNOWN = Explanation(
 )
 
 
+def _lost(grant_id: str) -> Explanation:
+    """What a genuine token or code is of which the log knows nothing (I-15)."""
+    text = (
+        "This was made here, and the log knows nothing of it: acknowledged events were lost, as after an older backup."
+    )
+    return Explanation(verdict="unknown", text=text, grant_id=grant_id)
+
+
 def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanation:
     """What a refresh token would meet if its owner presented it now."""
     found = batch.grant(presented.grant_id)
     if found is None:
-        return UNKNOWN
+        return _lost(presented.grant_id)
     loaded, grant = found
     nonce = loaded.private.nonce if loaded.private is not None else None
     if nonce is not None and not tokens.genuine(desk.ring, presented, nonce):
@@ -46,9 +54,11 @@ def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanatio
 def explain_code(batch: Batch, desk: Desk, presented: codes.Presented) -> Explanation:
     """What an authorization code would meet if its client exchanged it now, with the right verifier."""
     found = batch.grant(presented.grant_id)
-    if found is None or not genuine_code(desk, found[0], presented):
-        return UNKNOWN
+    if found is None:
+        return _lost(presented.grant_id)
     loaded, grant = found
+    if not genuine_code(desk, loaded, presented):
+        return UNKNOWN
     rules = desk.authority.rules(grant)
     now = max(batch.now, grant.at)
     standing = grant.judge(now, rules.epoch_end)
@@ -57,7 +67,7 @@ def explain_code(batch: Batch, desk: Desk, presented: codes.Presented) -> Explan
     except Forgotten:
         return _over(batch, grant, standing, "An authorization code", None, _counted(desk, grant, now, rules))
     if not isinstance(authorized, GrantAuthorized) or authorized.key_id != presented.key_id:
-        return UNKNOWN
+        return _lost(presented.grant_id)
     if standing.status != "active":
         return _over(batch, grant, standing, "An authorization code", None, _counted(desk, grant, now, rules))
     if rules.client is None:
@@ -88,18 +98,20 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
     """Whether an access token is good now, and until when."""
     found = batch.grant(presented.grant_id)
     if found is None:
-        return UNKNOWN
+        return _lost(presented.grant_id)
     loaded, grant = found
     nonce = loaded.private.nonce if loaded.private is not None else None
-    if not 1 <= presented.v <= loaded.v or not access_secret_right(desk, loaded, presented):
+    if not access_secret_right(desk, loaded, presented):
         return UNKNOWN
+    if not 1 <= presented.v <= loaded.v:
+        return _lost(presented.grant_id)
     try:
         issued = batch.event_at(loaded.name, presented.v)
     except Forgotten:
         return _withheld(batch, desk, grant)
     token = access_token_of(issued)
     if token is None or not is_of(presented, token):
-        return UNKNOWN
+        return _lost(presented.grant_id)
     rules = desk.authority.rules(grant)
     until = times.text(token.expires_at)
     other_issuer = presented.format == "jwt" and presented.issuer != desk.issuer
@@ -166,7 +178,10 @@ def _over(
 ) -> Explanation:
     by = _requested_by(batch, standing.event_id)
     text = f"{what} of a grant that is {standing.status} since {_since(standing)}"
-    text += f", {_spoken(standing.refusal)}" if standing.refusal else ""
+    if standing.reason_class == "rollback":
+        text += ", because a genuine token came that is ahead of the log: acknowledged events were lost"
+    elif standing.refusal:
+        text += f", {_spoken(standing.refusal)}"
     text += f", by {by}." if by else "."
     return Explanation(
         verdict=standing.status,

@@ -7,6 +7,7 @@ import pytest
 from ledger import access_tokens, times, tokens
 from ledger.answers import Caller, Explanation, IssueRequest, TokenAnswer
 from ledger.explaining import UNKNOWN
+from tests.engines import back_up, put_back
 from tests.ledgers import HOME, ISSUER, LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
@@ -161,7 +162,7 @@ async def test_access_tokens(tmp_path: Path) -> None:
 
 
 async def test_whatever_is_none_of_ours_is_unknown(tmp_path: Path) -> None:
-    """Garbage, forged secrets, grants that never were: one answer, whoever made it."""
+    """Garbage and forged secrets: one answer, whoever made it."""
     async with open_ledger(tmp_path) as opened:
         answer = await opened.refresh(await opened.issue())
         ring = opened.ledger.desk.ring
@@ -170,11 +171,30 @@ async def test_whatever_is_none_of_ours_is_unknown(tmp_path: Path) -> None:
             "nonsense",
             f"rt1_{'A' * 72}",
             tokens.derive(ring, 1, answer.grant_id, 1, bytes(32)),
-            tokens.derive(ring, 1, "0" * 32, 1, bytes(32)),
             access_tokens.derive(ring, 1, answer.grant_id, 2, bytes(32)),
             access_tokens.derive(ring, 1, answer.grant_id, 999, bytes(32)),
         ):
             assert UNKNOWN == await explained(opened, text)
+
+
+async def test_what_was_made_here_and_lost_is_not_said_to_be_none_of_ours(tmp_path: Path) -> None:
+    """I-15: after an older backup was put back the log may know nothing of a genuine token's grant or event; nobody is
+    to be told that it was not made here, and a suspension for it says why."""
+    async with open_ledger(tmp_path) as opened:
+        kept, clock = await opened.issue(), opened.clock
+    back_up(opened.path, tmp_path / "backup")
+    async with open_ledger(tmp_path, clock=clock, seed=2, clients=None) as opened:
+        moved, lost = await opened.refresh(kept), await opened.issue("bob")
+    put_back(tmp_path / "backup", opened.path)
+    async with open_ledger(tmp_path, clock=clock, seed=3, clients=None) as opened:
+        await opened.ledger.operators.restore_acknowledge()
+        for text in (lost.refresh_token, lost.access_token, moved.access_token):
+            found = await explained(opened, text)
+            assert ("unknown", True) == (found.verdict, "events were lost" in found.text)
+            assert found.grant_id in (kept.grant_id, lost.grant_id)
+        await opened.refused(moved)
+        found = await explained(opened, kept)
+        assert f"suspended since {found.at}, because a genuine token came that is ahead of the log" in found.text
 
 
 async def test_white_space_around_a_token_is_ignored(tmp_path: Path) -> None:

@@ -206,6 +206,17 @@ class Batch:
             if (loaded := self.load(name)) is not None
         )
 
+    def has_grants(self, subject_id: str) -> bool:
+        """Whether a grant was ever of a person of this id, or begins in this batch."""
+        loaded = (each.aggregate for each, _ in self._touched.values())
+        if any(isinstance(grant, Grant) and grant.subject_id == subject_id for grant in loaded):
+            return True
+        reads = self.store.within()
+        return reads.newest_grant("subject_id", subject_id) is not None or any(
+            reads.select(_NEWEST.format(table, "subject_id"), (subject_id,))
+            for table in grants_tables(self.store.inline)
+        )
+
     def _loaded(self, name: str) -> Loaded | None:
         head = self.store.head(name)
         if head is None:

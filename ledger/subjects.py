@@ -18,6 +18,7 @@ from ledger.recorders.private_rows import (
     KEEP_REASON,
     KEEP_SUBJECT,
 )
+from ledger.refusals import Unavailable
 
 _DISOWNED: Final = (
     "SELECT s.id FROM {} t JOIN streams s ON s.name = 'grant:' || t.grant_id"
@@ -32,6 +33,17 @@ def subject_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
         return batch.subjects[lookup]
     rows = batch.store.within().select("SELECT subject_id FROM private_subjects WHERE lookup = ?", (lookup,))
     return str(rows[0][0]) if rows else None
+
+
+def known_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
+    """As `subject_id_of`, for whoever is to reach all their grants: a person has an id together with their first grant.
+
+    Raises Unavailable where none has it: the row was altered, and nobody can tell which grants are theirs.
+    """
+    subject_id = subject_id_of(batch, ring, subject)
+    if subject_id is not None and not batch.has_grants(subject_id):
+        raise Unavailable("no grant is of the id that is stored for this person: it was altered, a backup has it")
+    return subject_id
 
 
 def subject_of(batch: Batch, subject_id: str) -> str | None:
@@ -97,7 +109,7 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
     Durable with the batch; the pages it stood on are overwritten (secure_delete), and the write-ahead log is to be
     emptied afterwards. Every event and its hash stays as it is; the same person later gets another id.
     """
-    subject_id = subject_id_of(batch, ring, subject)
+    subject_id = known_id_of(batch, ring, subject)
     if subject_id is None:
         return False
     lookup = subject_lookup(ring, subject)

@@ -149,6 +149,29 @@ async def test_erasing_finds_a_grant_whose_private_row_says_otherwise(tmp_path: 
         assert Refusal.REVOKED_BY_SUBJECT is (await opened.refused(grants[0])).refusal
 
 
+@pytest.mark.parametrize("erases", [False, True])
+async def test_nobody_is_said_to_be_ended_or_erased_by_an_id_that_no_grant_has(tmp_path: Path, erases: bool) -> None:
+    """I-06, I-20: where the row that leads from a person to their id was altered, nobody can tell which grants are
+    theirs: the answer is an error, and the row stays. Whoever the row of is whole is ended, also in its own batch."""
+    async with open_ledger(tmp_path) as opened:
+        operators = opened.ledger.operators
+
+        def act(subject: str) -> Awaitable[object]:
+            if erases:
+                return operators.erase(LOCAL_OPERATOR, subject)
+            return operators.revoke_subject(SECURITY, subject, None, None)
+
+        grant = await issued(opened)
+        alter(opened.path, "UPDATE private_subjects SET subject_id = 'somebody'")
+        opened.ledger.memory.forget_everything()
+        with pytest.raises(Unavailable, match="no grant is of the id that is stored for this person"):
+            await act(PERSON[0])
+        assert [(PERSON[0], "somebody")] == opened.rows("SELECT subject, subject_id FROM private_subjects")
+        await opened.refresh(grant)
+        other, _ = await asyncio.gather(opened.issue("bob"), act("bob"))
+        assert Refusal.REVOKED_BY_SUBJECT is (await opened.refused(other)).refusal
+
+
 @pytest.mark.parametrize("change", ALTERED)
 async def test_an_end_reaches_a_grant_whose_private_row_says_otherwise(tmp_path: Path, change: str) -> None:
     """I-06: a further end is recorded for the grant that was issued after the one before, whoever its row names."""

@@ -126,9 +126,11 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
     standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
     why, by, at = _why_inactive(batch, grant, rules, token, standing, other_issuer=other_issuer)
     reason = standing.refusal.value if standing.refusal else None
+    taken = token.format == "jwt" and batch.now < token.expires_at and token.signing_key_id not in rules.distrusted
+    text = f"An access token {why}{f', by {by}' if by else ''}."
     return Explanation(
         verdict="access_token_inactive",
-        text=f"An access token {why}{f', by {by}' if by else ''}.",
+        text=f"{text} Who does not introspect takes it until {until}." if taken else text,
         reason="client_disabled" if reason is None and rules.client is None else reason,
         grant_id=presented.grant_id,
         at=issued.at if at is None else times.text(at),

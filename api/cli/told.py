@@ -13,7 +13,8 @@ def words(value: Json) -> str:
 def opened(event: Json) -> str:
     """What an event's commitments stand for that people ask for first: from which address, and why."""
     texts = {name: each["value"] for name, each in event.get("disclosed", {}).items()}
-    place = f", from {texts['context'].partition(chr(10))[0]}" if "context" in texts else ""
+    address, _, _ = texts.get("context", "").partition("\n")
+    place = f", from {address}" if address else ""
     return f"{place}: {texts['reason']}" if texts.get("reason") else place
 
 

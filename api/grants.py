@@ -129,7 +129,7 @@ class Grants:
             )
         )
         if page is None:
-            raise Refused(Refusal.NOT_FOUND)
+            raise Refused(Refusal.NOT_FOUND, detail=None if at is None else "no such grant, or none yet at that moment")
         await self._ledger.operators.record_read(call.operator, "grants.events", grant_id)
         return json_answer(200, page)
 

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
+
 from api.logs import Log
-from ledger.recorders.errors import ArchiveDamaged, EventsMissing, StoreError, Withheld
+from ledger.recorders.errors import ArchiveDamaged, HistoryBroken, StoreError, Withheld
 from ledger.recorders.rows import Reads
 from ledger.recorders.store import Store
 from ledger.refusals import Refusal, Refused, Unavailable
@@ -34,8 +36,10 @@ class Reading:
                 return await asyncio.to_thread(self._asked, question)
         except Withheld:
             raise Refused(Refusal.NOT_FOUND, detail="the archive's time for what was true then is over") from None
-        except (ArchiveDamaged, EventsMissing) as error:
+        except (ArchiveDamaged, HistoryBroken) as error:
             raise Unavailable(str(error)) from None  # no wait heals it: who asks is told what to look at
+        except msgspec.DecodeError:
+            raise Unavailable("an event that tells it is not what was recorded; rebuild names it") from None
         except (StoreError, TimeoutError) as error:
             log.warning("question_not_answered", why=str(error) or "it takes too long")
             raise Unavailable from None

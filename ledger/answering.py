@@ -59,7 +59,9 @@ class Unmade(msgspec.Struct, gc=False, frozen=True, eq=False):
         now = wall_clock if wall_clock > self.at else self.at
         idle, absolute = served.idle_expires_at, served.absolute_expires_at
         ends_in = None if absolute is None else 0 if absolute < now else (absolute - now) // SECOND
-        expires_in = access.expires_at // SECOND - wall_clock // SECOND
+        # Where the clock went back since, no longer than the lifetime that was set.
+        since = wall_clock if wall_clock > access.issued_at else access.issued_at
+        expires_in = access.expires_at // SECOND - since // SECOND
         if expires_in < 0:
             expires_in = 0
         jwt = self.jwt

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
+import msgspec
+
 from ledger import snapshots
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
+from ledger.inline import grants_tables
 from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
-from ledger.recorders.errors import ArchiveDamaged, EventsMissing, Withheld
+from ledger.recorders.errors import ArchiveDamaged, EventsAltered, HistoryBroken, Withheld
 from ledger.recorders.premises import Written
 from ledger.recorders.private_rows import PROBE
 from ledger.recorders.rows import GrantsOf, Head, StoredEvent, Work
@@ -18,6 +21,8 @@ from ledger.refusals import Forgotten, Unavailable
 A = TypeVar("A", bound=snapshots.Aggregate)
 D = TypeVar("D")
 W = TypeVar("W")
+
+_NEWEST = "SELECT grant_id FROM {} WHERE {} = ? ORDER BY position DESC LIMIT 1"
 
 AUTHORITY_KINDS = ("client", "operator", "subject", "keys")
 REPLAY_PAGE_EVENTS = 1000
@@ -145,7 +150,12 @@ class Batch:
     def event_at(self, name: str, v: int) -> AnyEvent:
         """One event of a stream, of the store or of this batch. It must exist."""
         stored = self._stored(name, v)
-        return decode(stored.body if stored is not None else self._appended(name, v)[1])
+        if stored is None:
+            return decode(self._appended(name, v)[1])
+        try:
+            return decode(stored.body)
+        except msgspec.DecodeError:
+            raise Unavailable(str(EventsAltered(f"{name}/{v}"))) from None
 
     def position_at(self, loaded: Loaded, v: int) -> int:
         """The position of one event of a stream, of the store or of this batch. It must exist.
@@ -166,7 +176,7 @@ class Batch:
             return self.store.event_at(name, v)
         except Withheld as error:
             raise Forgotten(str(error)) from None
-        except (ArchiveDamaged, EventsMissing) as error:
+        except (ArchiveDamaged, HistoryBroken) as error:
             raise Unavailable(str(error)) from None
 
     def _appended(self, name: str, v: int) -> tuple[int, str]:
@@ -180,9 +190,13 @@ class Batch:
         """Whether a grant of this client or person was issued under the epoch number `unbounded` or a later one: a
         further raise would end it."""
         names = [name for name, (_, v) in self._touched.items() if v == 0]
-        newest = self.store.within().newest_grant(column, value)
+        reads = self.store.within()
+        newest = reads.newest_grant(column, value)
         if newest is not None:
             names.append(newest)
+        # A private row may have been altered or lost: a grant that it hides is to end all the same.
+        for table in grants_tables(self.store.inline):
+            names += [f"grant:{grant_id}" for (grant_id,) in reads.select(_NEWEST.format(table, column), (value,))]
         epoch = "client_epoch" if column == "client_id" else "subject_epoch"
         return any(
             isinstance(loaded.aggregate, Grant)
@@ -190,6 +204,17 @@ class Batch:
             and getattr(loaded.aggregate, epoch) >= unbounded
             for name in names
             if (loaded := self.load(name)) is not None
+        )
+
+    def has_grants(self, subject_id: str) -> bool:
+        """Whether a grant was ever of a person of this id, or begins in this batch."""
+        loaded = (each.aggregate for each, _ in self._touched.values())
+        if any(isinstance(grant, Grant) and grant.subject_id == subject_id for grant in loaded):
+            return True
+        reads = self.store.within()
+        return reads.newest_grant("subject_id", subject_id) is not None or any(
+            reads.select(_NEWEST.format(table, "subject_id"), (subject_id,))
+            for table in grants_tables(self.store.inline)
         )
 
     def _loaded(self, name: str) -> Loaded | None:
@@ -224,8 +249,10 @@ class Batch:
             while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
                 for stored in page:
                     aggregate.evolve(decode(stored.body))
-                from_v += len(page)
-        except (ArchiveDamaged, EventsMissing, Withheld) as error:
+                    from_v += 1
+        except msgspec.DecodeError:
+            raise Unavailable(str(EventsAltered(f"{name}/{from_v}"))) from None
+        except (ArchiveDamaged, HistoryBroken, Withheld) as error:
             raise Unavailable(str(error)) from None
         return aggregate
 

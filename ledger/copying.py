@@ -10,7 +10,7 @@ from ledger import movable
 from ledger.events import AnyEvent, decode
 from ledger.movable import Judging, Movable
 from ledger.recorders.archived import next_number
-from ledger.recorders.errors import EventsMissing
+from ledger.recorders.errors import HistoryBroken
 from ledger.recorders.rows import Reads, StreamKey
 from ledger.recorders.store import Store
 from ledger.segments import SegmentWriter, line_of
@@ -72,7 +72,7 @@ def _copy(reads: Reads, stream: Movable, to_v: int, writer: SegmentWriter) -> No
     while from_v <= to_v:
         try:
             page = reads.events(stream.name, from_v, min(to_v, from_v + EVENTS_A_PAGE - 1))
-        except EventsMissing:
+        except HistoryBroken:
             _say_broken(stream.name, from_v)
             return
         for stored in page:
@@ -94,7 +94,7 @@ def _linked(name: str, v: int, head: bytes | None, body: bytes) -> AnyEvent | No
     """The event of these bytes where it is the one that follows; None where it is not."""
     try:
         event = decode(body)
-    except msgspec.MsgspecError:
+    except msgspec.DecodeError:
         return None
     fits = (event.stream, event.v, event.prev) == (name, v, None if head is None else head.hex())
     return event if fits else None

@@ -499,8 +499,11 @@ def encode(event: Event) -> bytes:
 
 
 def decode(stored: bytes | str) -> AnyEvent:
-    """Read stored bytes back. Raises `msgspec.ValidationError` where they are no event of any version."""
-    return _decoder.decode(stored)
+    """Read stored bytes back. Raises `msgspec.DecodeError` where they are no event of any version."""
+    try:
+        return _decoder.decode(stored)
+    except UnicodeDecodeError:
+        raise msgspec.DecodeError("the stored bytes are no text") from None
 
 
 def linked(event: Event, prev: str | None) -> tuple[bytes, str]:

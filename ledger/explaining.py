@@ -22,11 +22,19 @@ UNKNOWN = Explanation(
 )
 
 
+def _lost(grant_id: str) -> Explanation:
+    """What a genuine token or code is of which the log knows nothing (I-15)."""
+    text = (
+        "This was made here, and the log knows nothing of it: acknowledged events were lost, as after an older backup."
+    )
+    return Explanation(verdict="unknown", text=text, grant_id=grant_id)
+
+
 def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanation:
     """What a refresh token would meet if its owner presented it now."""
     found = batch.grant(presented.grant_id)
     if found is None:
-        return UNKNOWN
+        return _lost(presented.grant_id)
     loaded, grant = found
     nonce = loaded.private.nonce if loaded.private is not None else None
     if nonce is not None and not tokens.genuine(desk.ring, presented, nonce):
@@ -46,9 +54,11 @@ def explain(batch: Batch, desk: Desk, presented: tokens.Presented) -> Explanatio
 def explain_code(batch: Batch, desk: Desk, presented: codes.Presented) -> Explanation:
     """What an authorization code would meet if its client exchanged it now, with the right verifier."""
     found = batch.grant(presented.grant_id)
-    if found is None or not genuine_code(desk, found[0], presented):
-        return UNKNOWN
+    if found is None:
+        return _lost(presented.grant_id)
     loaded, grant = found
+    if not genuine_code(desk, loaded, presented):
+        return UNKNOWN
     rules = desk.authority.rules(grant)
     now = max(batch.now, grant.at)
     standing = grant.judge(now, rules.epoch_end)
@@ -57,7 +67,7 @@ def explain_code(batch: Batch, desk: Desk, presented: codes.Presented) -> Explan
     except Forgotten:
         return _over(batch, grant, standing, "An authorization code", None, _counted(desk, grant, now, rules))
     if not isinstance(authorized, GrantAuthorized) or authorized.key_id != presented.key_id:
-        return UNKNOWN
+        return _lost(presented.grant_id)
     if standing.status != "active":
         return _over(batch, grant, standing, "An authorization code", None, _counted(desk, grant, now, rules))
     if rules.client is None:
@@ -88,18 +98,20 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
     """Whether an access token is good now, and until when."""
     found = batch.grant(presented.grant_id)
     if found is None:
-        return UNKNOWN
+        return _lost(presented.grant_id)
     loaded, grant = found
     nonce = loaded.private.nonce if loaded.private is not None else None
-    if not 1 <= presented.v <= loaded.v or not access_secret_right(desk, loaded, presented):
+    if not access_secret_right(desk, loaded, presented):
         return UNKNOWN
+    if not 1 <= presented.v <= loaded.v:
+        return _lost(presented.grant_id)
     try:
         issued = batch.event_at(loaded.name, presented.v)
     except Forgotten:
         return _withheld(batch, desk, grant)
     token = access_token_of(issued)
     if token is None or not is_of(presented, token):
-        return UNKNOWN
+        return _lost(presented.grant_id)
     rules = desk.authority.rules(grant)
     until = times.text(token.expires_at)
     other_issuer = presented.format == "jwt" and presented.issuer != desk.issuer
@@ -112,14 +124,16 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
             at=issued.at,
         )
     standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
-    why, by = _why_inactive(batch, grant, rules, token, standing, other_issuer=other_issuer)
+    why, by, at = _why_inactive(batch, grant, rules, token, standing, other_issuer=other_issuer)
     reason = standing.refusal.value if standing.refusal else None
+    taken = token.format == "jwt" and batch.now < token.expires_at and token.signing_key_id not in rules.distrusted
+    text = f"An access token {why}{f', by {by}' if by else ''}."
     return Explanation(
         verdict="access_token_inactive",
-        text=f"An access token {why}{f', by {by}' if by else ''}.",
+        text=f"{text} Who does not introspect takes it until {until}." if taken else text,
         reason="client_disabled" if reason is None and rules.client is None else reason,
         grant_id=presented.grant_id,
-        at=issued.at,
+        at=issued.at if at is None else times.text(at),
         by=by,
         event_id=standing.event_id or issued.event_id,
     )
@@ -127,22 +141,26 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
 
 def _why_inactive(
     batch: Batch, grant: Grant, rules: Rules, token: AccessToken, standing: Standing, *, other_issuer: bool
-) -> tuple[str, str | None]:
-    """What keeps an access token from being good now, and whose doing that is."""
-    if batch.now >= token.expires_at:
-        return f"that expired at {times.text(token.expires_at)}", None
-    if standing.status != "active":
+) -> tuple[str, str | None, int | None]:
+    """What keeps an access token from being good now, whose doing that is, and since when (None: nobody can tell).
+
+    Of its own expiry and the grant's end the earlier one did it; the idle end of the refresh token leaves it alone.
+    """
+    stopped = standing.status != "active" and standing.refusal is not Refusal.EXPIRED_IDLE
+    if stopped and standing.at is not None and standing.at < token.expires_at:
         by = _requested_by(batch, standing.event_id)
-        return f"of a grant that is {standing.status} since {_since(standing)}", by
+        return f"of a grant that is {standing.status} since {_since(standing)}", by, standing.at
+    if batch.now >= token.expires_at:
+        return f"that expired at {times.text(token.expires_at)}", None, token.expires_at
     if rules.client is None:
-        return "of a grant that lives, and whose client is disabled", None
+        return "of a grant that lives, and whose client is disabled", None, None
     if token.format == "jwt" and token.signing_key_id in rules.distrusted:
-        return f"whose signing key {token.signing_key_id} is distrusted", None
+        return f"whose signing key {token.signing_key_id} is distrusted", None, None
     if other_issuer:
-        return "that says another issuer than this ledger is now", None
+        return "that says another issuer than this ledger is now", None, None
     if not grant.access_token_revoked(token.v):
-        return f"from {times.text(token.issued_at)}, which lies ahead: the clock was put back since", None
-    return "that was given back", f"client:{grant.client_id}"
+        return f"from {times.text(token.issued_at)}, which lies ahead: the clock was put back since", None, None
+    return "that was given back", f"client:{grant.client_id}", None
 
 
 def _withheld(batch: Batch, desk: Desk, grant: Grant) -> Explanation:
@@ -162,7 +180,10 @@ def _over(
 ) -> Explanation:
     by = _requested_by(batch, standing.event_id)
     text = f"{what} of a grant that is {standing.status} since {_since(standing)}"
-    text += f", {_spoken(standing.refusal)}" if standing.refusal else ""
+    if standing.reason_class == "rollback":
+        text += ", because a genuine token came that is ahead of the log: acknowledged events were lost"
+    elif standing.refusal:
+        text += f", {_spoken(standing.refusal)}"
     text += f", by {by}." if by else "."
     return Explanation(
         verdict=standing.status,

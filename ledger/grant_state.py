@@ -227,6 +227,10 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
             return False
         if self.absolute_expires_at is not None and max(at, self.at) >= self.absolute_expires_at:
             return False
+        return self.access_token_good(token, at, rules)
+
+    def access_token_good(self, token: AccessToken, at: int, rules: Rules) -> bool:
+        """Whether an access token of a grant that is active is good at a moment of the wall clock."""
         if token.format == "jwt" and token.signing_key_id in rules.distrusted:
             return False
         if token.issued_at > at + rules.clock_skew_seconds * SECOND:

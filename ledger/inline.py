@@ -69,6 +69,17 @@ class Inline(Protocol):
 
 
 @cache
+def grants_tables(inline: tuple[Inline, ...]) -> tuple[str, ...]:
+    """The tables with a row for each grant, key `grant_id`, that says whose it is, as its first event does."""
+    return tuple(
+        write.table
+        for each in inline
+        for write in each.writes
+        if write.kind == "insert" and write.key == "grant_id" and {"client_id", "subject_id"} <= {*write.columns}
+    )
+
+
+@cache
 def heeded(inline: tuple[Inline, ...]) -> frozenset[type[AnyEvent]]:
     """The types of event that one of these projections heeds."""
     return frozenset().union(*[each.heeds for each in inline])

@@ -9,7 +9,7 @@ from ledger.events import AnyEvent, GrantExpired, GrantReinstated, GrantRevoked,
 from ledger.grant import Grant
 from ledger.movable import Judging
 from ledger.recorders import archived
-from ledger.recorders.errors import EventsMissing
+from ledger.recorders.errors import HistoryBroken
 from ledger.recorders.rows import Reads
 from ledger.recorders.store import Store
 from ledger.segments import Block, event_of, number_of
@@ -114,7 +114,7 @@ class Checking:
         expected_v = self._moved_to.get(run.stream, moved_v)
         try:
             stored = reads.events(run.stream, run.from_v, run.to_v)
-        except EventsMissing:
+        except HistoryBroken:
             stored = []
         same = [(each.position, each.body.encode()) for each in stored] == run.lines
         if head is None or expected_v != run.from_v - 1 or not same or stored[-1].position >= judging.last_position:

@@ -18,7 +18,7 @@ from ledger.recorders.private_rows import RAISE_FLOOR
 from ledger.refusals import Refusal, Refused
 from ledger.secret_hashes import secret_hash
 from ledger.snapshots import Journal
-from ledger.subjects import committed_reason, end_subject, keep_reason, subject_id_of
+from ledger.subjects import committed_reason, end_subject, keep_reason, known_id_of
 
 _LOCALLY = LOCAL_OPERATOR.requested_by
 
@@ -65,7 +65,7 @@ def revoke_subject(
     _check_reason(reason)
     if before is not None and before > batch.now:
         raise Refused(Refusal.INVALID_REQUEST, detail="before lies in the future")
-    subject_id = subject_id_of(batch, desk.ring, subject)
+    subject_id = known_id_of(batch, desk.ring, subject)
     if subject_id is None:
         return EpochAnswer(known=False, epoch=0)
     epoch = end_subject(

@@ -68,7 +68,7 @@ def budget_left(grant: GrantState, previous: Redemption, presented: int) -> bool
 def _serve_retry(
     grant: GrantState, command: RedeemToken, rules: Rules, previous: Redemption, kind: str, counts: bool
 ) -> Decision:
-    """The same successor again, and the same access token where the request is the same and it still lives.
+    """The same successor again, and the same access token where the request is the same and it is still good.
 
     The scope is resolved against what was carried before the redemption, so that the same request resolves alike.
     Nothing that is carried moves, nothing slides.
@@ -78,7 +78,7 @@ def _serve_retry(
     scope, _ = resolve(command.scope, grant.granted, previous.carried, client.scope, client.policy.scope_mode)
     resource = resources(grant, command.resource, client.resource)
     alike = previous.tokens_like(scope, resource, presenter.proof_jkt, presenter.proof_x5t_s256)
-    token = next((token for token in alike if _still_good(grant, token, command.at, rules)), None)
+    token = next((token for token in alike if grant.access_token_good(token, command.at, rules)), None)
     events: list[GrantEvent] = []
     if token is None:
         if len(previous.minted) >= RETRY_VARIATIONS_MAX:
@@ -98,12 +98,6 @@ def _serve_retry(
         retry=kind,
     )
     return Decision(events=events, outcome=served)
-
-
-def _still_good(grant: GrantState, token: AccessToken, wall_clock: int, rules: Rules) -> bool:
-    if token.format == "jwt" and token.signing_key_id in rules.distrusted:
-        return False
-    return wall_clock < token.expires_at and not grant.access_token_revoked(token.v)
 
 
 def _retry_served(

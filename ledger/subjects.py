@@ -1,11 +1,15 @@
 """Persons: the private row that turns a subject into an id and back, their epoch, and their erasure."""
 
+from typing import Final
+
 from ledger.acts import Act
 from ledger.batch import Batch
 from ledger.epochs import Subject
+from ledger.inline import grants_tables
 from ledger.keyring import KeyRing
 from ledger.private import commitment, new_salt, subject_lookup
 from ledger.recorders.private_rows import (
+    CLAIM_GRANT,
     ERASE_CONTEXTS,
     ERASE_GRANTS,
     ERASE_OWN_REASONS,
@@ -13,6 +17,12 @@ from ledger.recorders.private_rows import (
     ERASE_SUBJECT,
     KEEP_REASON,
     KEEP_SUBJECT,
+)
+from ledger.refusals import Unavailable
+
+_DISOWNED: Final = (
+    "SELECT s.id FROM {} t JOIN streams s ON s.name = 'grant:' || t.grant_id"
+    " LEFT JOIN private_grants p ON p.stream = s.id WHERE t.subject_id = ? AND coalesce(p.subject_id, '') <> ?"
 )
 
 
@@ -23,6 +33,17 @@ def subject_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
         return batch.subjects[lookup]
     rows = batch.store.within().select("SELECT subject_id FROM private_subjects WHERE lookup = ?", (lookup,))
     return str(rows[0][0]) if rows else None
+
+
+def known_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
+    """As `subject_id_of`, for whoever is to reach all their grants: a person has an id together with their first grant.
+
+    Raises Unavailable where none has it: the row was altered, and nobody can tell which grants are theirs.
+    """
+    subject_id = subject_id_of(batch, ring, subject)
+    if subject_id is not None and not batch.has_grants(subject_id):
+        raise Unavailable("no grant is of the id that is stored for this person: it was altered, a backup has it")
+    return subject_id
 
 
 def subject_of(batch: Batch, subject_id: str) -> str | None:
@@ -88,7 +109,7 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
     Durable with the batch; the pages it stood on are overwritten (secure_delete), and the write-ahead log is to be
     emptied afterwards. Every event and its hash stays as it is; the same person later gets another id.
     """
-    subject_id = subject_id_of(batch, ring, subject)
+    subject_id = known_id_of(batch, ring, subject)
     if subject_id is None:
         return False
     lookup = subject_lookup(ring, subject)
@@ -99,6 +120,8 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
     event = loaded.aggregate.decide_erasure(subject_id, act)
     if event is not None:
         batch.append(loaded, [event])
+    for stream in _disowned(batch, subject_id):
+        batch.private(None, CLAIM_GRANT, stream, subject_id)
     batch.private(None, ERASE_CONTEXTS, subject_id)
     batch.private(None, ERASE_REASONS, subject_id)
     batch.private(None, ERASE_OWN_REASONS, loaded.name, loaded.name)
@@ -107,3 +130,14 @@ def erase(batch: Batch, ring: KeyRing, subject: str, requested_by: str) -> bool:
     batch.subjects[lookup] = None
     batch.forget_person(subject_id)
     return True
+
+
+def _disowned(batch: Batch, subject_id: str) -> list[object]:
+    """The streams of a person's grants whose private row is gone or says that they are somebody else's: none, unless
+    the disk or somebody has altered it. Whose they are the projections say, which `rebuild` holds to the events."""
+    reads = batch.store.within()
+    return [
+        stream
+        for table in grants_tables(batch.store.inline)
+        for (stream,) in reads.select(_DISOWNED.format(table), (subject_id, subject_id))
+    ]

@@ -88,7 +88,7 @@ class Outside:
     """
 
     def __init__(self, reads: Reads, at: int, *, then: bool = False) -> None:
-        self._reads = reads
+        self.reads = reads
         self.at = at
         self._until = at if then else None
         self._clients: dict[str, Client] = {}
@@ -99,14 +99,14 @@ class Outside:
         """The client as it was; a new one, which is not enabled, where it was never registered."""
         found = self._clients.get(client_id)
         if found is None:
-            found = self._clients[client_id] = aggregate(self._reads, f"client:{client_id}", Client, self._until)
+            found = self._clients[client_id] = aggregate(self.reads, f"client:{client_id}", Client, self._until)
         return found
 
     def subject(self, subject_id: str) -> Subject:
         """What had ended a person's grants."""
         found = self._subjects.get(subject_id)
         if found is None:
-            found = self._subjects[subject_id] = aggregate(self._reads, f"subject:{subject_id}", Subject, self._until)
+            found = self._subjects[subject_id] = aggregate(self.reads, f"subject:{subject_id}", Subject, self._until)
         return found
 
     def ended_by(self, row: Row) -> Passed | None:
@@ -124,7 +124,7 @@ class Outside:
         if raises is None:
             raises = self._raises[stream] = [
                 (position, event)
-                for position, event in _events(self._reads, stream, self._until)
+                for position, event in _events(self.reads, stream, self._until)
                 if isinstance(event, ClientRevoked | SubjectRevoked)
             ]
         for position, event in raises:

@@ -149,7 +149,7 @@ def _begin(changes: dict[int, tuple[object, ...]], event: GrantAuthorized | Gran
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One grant's row, in the order of `_SELECT`. `state_body` is the stored event that `state` comes from.
+    """One grant's row, in the order of `_SELECT`. `state_body` holds the bytes of the event that `state` comes from.
 
     `generation` is that of the current refresh token, None where the client was given none; `last_redeemed_at` and
     `idle_expires_at_us` are microseconds, None for never.
@@ -168,10 +168,19 @@ class Row(msgspec.Struct, frozen=True):
     scope: str
     state: str
     state_position: int | None
-    state_body: str | None
+    state_body: bytes | None
     generation: int | None
     last_redeemed_at_us: int | None
     idle_expires_at_us: int | None
+
+    @property
+    def said(self) -> AnyEvent | None:
+        """The event that `state` comes from: None where there is none, also where somebody has deleted or altered it,
+        though `state_position` says that there was one."""
+        try:
+            return None if self.state_body is None else decode(self.state_body)
+        except msgspec.DecodeError:
+            return None
 
     @property
     def issued_at_us(self) -> int:
@@ -190,8 +199,9 @@ class Row(msgspec.Struct, frozen=True):
 
 
 _SELECT: Final = (
-    f"SELECT {', '.join('t.' + name for name in Row.__struct_fields__[:-4])}, coalesce(e.body, a.said), s.generation,"  # noqa: S608  # names of ours alone
-    f" s.last_redeemed_at, s.idle_expires_at FROM {TABLE} t LEFT JOIN events e ON e.position = t.state_position"
+    f"SELECT {', '.join('t.' + name for name in Row.__struct_fields__[:-4])}, CAST(coalesce(e.body, a.said) AS BLOB),"  # noqa: S608  # names of ours alone
+    f" s.generation, s.last_redeemed_at, s.idle_expires_at FROM {TABLE} t"
+    " LEFT JOIN events e ON e.position = t.state_position"
     " LEFT JOIN archived a ON a.said_position = t.state_position LEFT JOIN streams s ON s.name = 'grant:' || t.grant_id"
 )
 
@@ -248,7 +258,7 @@ def folded(stored: Iterable[StoredEvent]) -> Row | None:
         for index, parameters in _PROJECTION.rows((event,), (each.position,)):
             values |= _named(index, parameters)
             if index == _TURN:
-                values["state_body"] = each.body
+                values["state_body"] = each.body.encode()
         values |= _asked(event)
     if redemption is not None:
         values |= _asked(decode(redemption.body))

@@ -2,10 +2,14 @@
 
 What is told of an event is what was stored, so its hash can be recomputed: `data` holds the members that do not stand
 beside it; `event_id`, `position` and `disclosed` are not stored. The epoch that ended the grant stands at its place.
+
+Nothing is told of an event but what the next one, or the stream's head, holds the hash of (I-14).
 """
 
-from collections.abc import Callable
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,9 +17,9 @@ from msgspec import UNSET, UnsetType
 from ledger import times
 from ledger.events import AnyEvent, decode
 from ledger.grant import Grant
-from ledger.recorders.errors import Withheld
+from ledger.recorders.errors import EventsAltered, Withheld
 from ledger.recorders.rows import Reads, StoredEvent
-from projections.as_of import Outside, Passed, aggregate, last_reached, stored_events
+from projections.as_of import PAGE_EVENTS, Outside, Passed, aggregate, last_reached
 from projections.current_tokens import Row, folded, one
 from projections.disclosure import Disclosed, Disclosure
 from projections.grant_views import GrantView, judge, view
@@ -71,8 +75,9 @@ def history(
     """A grant's events after a cursor, and its state `at` a moment not later than `now` (microseconds).
 
     None where there is no such grant, or none at that moment yet. Raises Withheld where the archive's own time is over
-    for what was true then. A page costs the same whatever the grant's age; the
-    state at a moment that something happened after is folded anew from the first event.
+    for what was true then, HistoryBroken where what it would be told from is not what was recorded. A page costs the
+    same whatever the grant's age; the state at a moment that something happened after is folded anew from the first
+    event.
     """
     row = one(reads, grant_id)
     if row is None:
@@ -103,7 +108,7 @@ def row_then(reads: Reads, row: Row, at: int) -> Row | None:
     """A grant's row as it was at a moment (microseconds); None where it was not issued yet. Constant memory.
 
     Found by halving how far the stream had come; where nothing happened later that is the row as it is.
-    Raises Withheld.
+    Raises Withheld, HistoryBroken.
     """
     stream = _Stream(reads, row.grant_id)
     last = times.text(at)
@@ -113,14 +118,14 @@ def row_then(reads: Reads, row: Row, at: int) -> Row | None:
         if aggregate(reads, stream.name, Grant).at > at:
             raise
         return row
-    return row if last_v == stream.last_v else folded(stored_events(reads, stream.name, last_v))
+    return row if last_v == stream.last_v else folded(_linked_events(reads, stream.name, last_v))
 
 
 def _ended_by(reads: Reads, row: Row, now: int) -> Passed | None:
     """The epoch that ended the grant: the one that its end names, not one that came when it had ended already."""
     outside = Outside(reads, now)
     passed = outside.ended_by(row)
-    if passed is None or judge(row, now, passed.end).event_id != passed.event.event_id:
+    if passed is None or judge(reads, row, now, passed.end).event_id != passed.event.event_id:
         return None
     return passed
 
@@ -155,7 +160,7 @@ class _Stream:
 
     def _own(self, from_v: int, to_v: int) -> list[_Entry]:
         try:
-            return [(stored, decode(stored.body)) for stored in self._reads.events(self.name, from_v, to_v)]
+            return [(stored, decode(stored.body)) for stored in _linked(self._reads, self.name, from_v, to_v)]
         except Withheld:
             return [self._one(v) for v in range(from_v, to_v + 1)]
 
@@ -167,14 +172,53 @@ class _Stream:
         return stored, decode(stored.body)
 
     def _epoch(self, passed: Passed) -> tuple[StoredEvent, AnyEvent]:
-        stored = self._reads.event_at(passed.event.stream, passed.event.v)
-        assert stored is not None
+        (stored,) = _linked(self._reads, passed.event.stream, passed.event.v, passed.event.v)
         return stored, passed.event
 
     def _event_at(self, v: int) -> StoredEvent:
-        stored = self._reads.event_at(self.name, v)
-        assert stored is not None, "versions have no gap"
+        (stored,) = _linked(self._reads, self.name, v, v)
         return stored
+
+
+class _Link(msgspec.Struct):
+    """Of a stored event what links it to the one before."""
+
+    prev: str | None = None
+
+
+_link_of: Final = msgspec.json.Decoder(_Link).decode
+
+
+def _linked_events(reads: Reads, name: str, to_v: int) -> Iterator[StoredEvent]:
+    """A stream's events up to a version, oldest first, read in pages."""
+    for from_v in range(1, to_v + 1, PAGE_EVENTS):
+        yield from _linked(reads, name, from_v, min(from_v + PAGE_EVENTS - 1, to_v))
+
+
+def _linked(reads: Reads, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
+    """Events of a stream, each of which is the one whose hash the next one holds, or the head. Raises HistoryBroken.
+
+    One more is read than is asked for. Where the archive's time is over for that one, it links nothing any more.
+    """
+    try:
+        found = reads.events(name, from_v, to_v + 1)
+    except Withheld:
+        found = reads.events(name, from_v, to_v)
+    for each, after in pairwise(found):
+        try:
+            prev = _link_of(after.body).prev
+        except msgspec.DecodeError:
+            raise EventsAltered(f"{name}/{after.v}") from None
+        if prev != _hash(each).hex():
+            raise EventsAltered(f"{name}/{each.v}")
+    head = reads.stream(name)
+    if found and head is not None and found[-1].v == head.v and head.head != _hash(found[-1]):
+        raise EventsAltered(f"{name}/{head.v}")
+    return found[: to_v - from_v + 1]
+
+
+def _hash(stored: StoredEvent) -> bytes:
+    return hashlib.sha256(stored.body.encode()).digest()
 
 
 def _told(entry: _Entry, disclosure: Disclosure | None) -> Told:

@@ -12,10 +12,11 @@ from msgspec import UNSET, UnsetType
 
 from ledger import standing, times
 from ledger.commands import EpochEnd
-from ledger.events import AnyEvent, GrantExpired, GrantRevoked, GrantSuspended, decode
+from ledger.events import GrantExpired, GrantRevoked, GrantSuspended
+from ledger.grant import Grant
 from ledger.recorders.rows import Reads
 from ledger.standing import ACTIVE, Standing
-from projections.as_of import Outside, Passed
+from projections.as_of import Outside, Passed, aggregate
 from projections.current_tokens import TABLE, Row, one, page
 from projections.disclosure import Disclosed, Disclosure
 
@@ -66,12 +67,16 @@ class GrantPage(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | UnsetType = UNSET
 
 
-def judge(row: Row, at: int, epoch_end: EpochEnd | None) -> Standing:
-    """The standing of a grant at a moment not before its row's last change: as the aggregate's own `judge`.
+def judge(reads: Reads, row: Row, at: int, epoch_end: EpochEnd | None) -> Standing:
+    """The standing of a grant at a moment not before its row's last change: as the aggregate's own `judge`, which is
+    asked where the event that told is not there any more as it was.
 
     The earliest end counts, also one that no event says yet; an end of the grant's own is final (I-07).
     """
-    said = None if row.state_body is None else decode(row.state_body)
+    said = row.said
+    if said is None and row.state_position is not None:
+        grant = aggregate(reads, f"grant:{row.grant_id}", Grant)
+        return grant.judge(max(at, grant.at), epoch_end)
     if isinstance(said, GrantRevoked):
         return standing.revoked(said.reason_class, said.requested_by, times.micros(said.at), said.event_id)
     if isinstance(said, GrantExpired):
@@ -91,7 +96,7 @@ def judge(row: Row, at: int, epoch_end: EpochEnd | None) -> Standing:
 def view(row: Row, outside: Outside, disclosure: Disclosure | None = None) -> GrantView:
     """A row as it is shown, judged at the moment of `outside`; with personal data where `disclosure` is given."""
     passed = outside.ended_by(row)
-    judged = judge(row, outside.at, None if passed is None else passed.end)
+    judged = judge(outside.reads, row, outside.at, None if passed is None else passed.end)
     enabled = outside.client(row.client_id).enabled
     end = None if not judged.ended else _end(row, judged, passed)
     blocked = not judged.ended and not enabled
@@ -116,11 +121,7 @@ def view(row: Row, outside: Outside, disclosure: Disclosure | None = None) -> Gr
 def _end(row: Row, judged: Standing, passed: Passed | None) -> End:
     assert judged.reason_class is not None
     assert judged.at is not None
-    event: AnyEvent | None = None
-    if passed is not None and passed.event.event_id == judged.event_id:
-        event = passed.event
-    elif row.state_body is not None:
-        event = decode(row.state_body)
+    event = passed.event if passed is not None and passed.event.event_id == judged.event_id else row.said
     reason = getattr(event, "reason", None) if judged.event_id is not None else None
     return End(
         reason_class=judged.reason_class,

@@ -200,7 +200,7 @@ class Replay:
             return
         try:
             event = decode(stored.body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except msgspec.DecodeError:
             problem: tuple[str, str] | None = ("body", "the stored bytes are no event")
         else:
             problem = self._fold(known, stored, event)

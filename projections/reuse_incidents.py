@@ -15,7 +15,7 @@ from ledger.events import AnyEvent, RetryServed, ReuseDetected, TokenRedeemed, T
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.inline import Write
-from ledger.recorders.errors import EventsMissing, Withheld
+from ledger.recorders.errors import EventsAltered, HistoryBroken, Withheld
 from ledger.recorders.rows import Reads, StoredEvent
 from ledger.standing import Standing
 from projections import current_tokens
@@ -70,7 +70,10 @@ def _label(event: AnyEvent) -> str | None:
 
 
 class Obtained(msgspec.Struct, frozen=True, kw_only=True):
-    """An access token that the family was given: by which redemption or retry of which generation, from where."""
+    """An access token that the family was given: by which redemption or retry of which generation, from where.
+
+    `disclosed` opens `context`, as long as its text is there.
+    """
 
     event_id: str
     at: str
@@ -79,6 +82,7 @@ class Obtained(msgspec.Struct, frozen=True, kw_only=True):
     scope: str
     format: str
     expires_at: str
+    disclosed: dict[str, Disclosed] | UnsetType = UNSET
 
 
 class Alive(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -172,7 +176,7 @@ def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[i
     earliest = "" if since is None else times.text(since)
     while True:
         rows = reads.select(
-            "SELECT i.position, i.grant_id, e.body"  # noqa: S608  # names of ours alone
+            "SELECT i.position, i.grant_id, CAST(e.body AS BLOB)"  # noqa: S608  # names of ours alone
             f" FROM {TABLE} i LEFT JOIN events e ON e.position = i.position"
             " WHERE i.position > ? AND i.position < ? AND i.at >= ? ORDER BY i.position LIMIT ?",
             (after, reads.horizon, earliest, PAGE_ROWS),
@@ -183,7 +187,11 @@ def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[i
                 stored = _archived(reads, f"grant:{grant_id}", after)
                 body = None if stored is None else stored.body
             if body is not None:
-                yield after, decode(str(body))
+                assert isinstance(body, str | bytes)
+                try:
+                    yield after, decode(body)
+                except msgspec.DecodeError:
+                    raise EventsAltered(f"grant:{grant_id}, position {after}") from None
         if len(rows) < PAGE_ROWS:
             return
 
@@ -247,7 +255,7 @@ class _Telling:
         passed = self._outside.ended_by(row)
         epoch_end = None if passed is None else passed.end
         grant = aggregate(self._reads, event.stream, Grant)
-        judged = judge(row, now, epoch_end)
+        judged = judge(self._reads, row, now, epoch_end)
         obtained, obtained_more = self._obtained(event.stream, grant.v, event.presented_generation)
         disclosed = self._disclosure.of(event)
         if (first := self._disclosure.context(event.stream, first_context)) is not None:
@@ -293,18 +301,20 @@ class _Telling:
     def _obtained(self, stream: str, last_v: int, presented: int) -> tuple[list[Obtained], bool]:
         """The latest access tokens since a generation was first redeemed, and whether there were more before.
 
-        Where somebody has deleted events there may have been more: the incident itself is told all the same.
+        Where somebody has deleted or altered events there may have been more: the incident itself is told all the same.
         """
         try:
             stored = self._reads.events(stream, max(1, last_v - TAIL_EVENTS + 1), last_v)
-        except EventsMissing:
+            tail = [decode(each.body) for each in stored]
+        except (HistoryBroken, msgspec.DecodeError):
             return [], True
-        tail = [decode(each.body) for each in stored]
         since = [each for each in map(_obtained, tail) if each is not None and each.generation >= presented]
         begins_here = tail[0].v == 1 or any(
             isinstance(event, TokenRotated) and event.generation <= presented for event in tail
         )
-        return since[-OBTAINED_MAX:], len(since) > OBTAINED_MAX or not begins_here
+        opened = {each: self._disclosure.context(stream, each) for each in {each.context for each in since}}
+        told = [each if (place := opened[each.context]) is None else _disclosing(each, place) for each in since]
+        return told[-OBTAINED_MAX:], len(since) > OBTAINED_MAX or not begins_here
 
     def _alive(self, row: Row, grant: Grant, judged: Standing, obtained: list[Obtained]) -> Alive:
         now = self._outside.at
@@ -321,6 +331,10 @@ class _Telling:
             refresh_token_until=row.idle_expires_at if refresh_token else None,
             access_tokens_until=times.text(last) if last > now else None,
         )
+
+
+def _disclosing(obtained: Obtained, place: Disclosed) -> Obtained:
+    return msgspec.structs.replace(obtained, disclosed={"context": place})
 
 
 def _obtained(event: AnyEvent) -> Obtained | None:

@@ -376,7 +376,8 @@ class Redemption:
         """Whether an access token may be given once more."""
         distrusted = token["format"] == "jwt" and token["signing_key_id"] in self.rules.distrusted
         expired = self.wall >= times.micros(token["access_token_expires_at"])
-        return not (distrusted or expired or self.history.access_token_revoked(token["v"]))
+        ahead = times.micros(token["access_token_issued_at"]) > self.wall + self.rules.clock_skew_seconds * SECOND
+        return not (distrusted or expired or ahead or self.history.access_token_revoked(token["v"]))
 
     def is_news(self, kind: str) -> bool:
         """Each kind is told once, and once more where it first counts or first comes from elsewhere."""

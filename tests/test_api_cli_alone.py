@@ -158,6 +158,28 @@ def test_a_history_that_lacks_an_event_is_never_shown_as_whole(known: Place) -> 
     assert f"grant:{issued['grant_id']}/3, column v" in known.run("rebuild").stdout
 
 
+def test_a_history_with_an_altered_event_is_never_shown_as_what_was_recorded(known: Place) -> None:
+    """I-14: neither the page with it nor a state that follows from it; the event is named, others are told as ever."""
+    issued, other = (
+        asked(known, "issue", "--client", "www", "--subject", name, "--scope", "read") for name in ("pia", "rae")
+    )
+    asked(known, "grant", "suspend", issued["grant_id"])
+    at = asked(known, "grant", "history", issued["grant_id"])["events"][0]["at"]
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        connection.execute("UPDATE events SET body = replace(body, '[\"read\"]', '[\"rule\"]') WHERE v = 1")
+    connection.close()
+    expected = f"grant:{issued['grant_id']}/1: what is stored is not what was recorded; rebuild names it"
+    for more in ((), ("--at", at), ("--json",)):
+        done = known.here("grant", "history", issued["grant_id"], *more)
+        assert (2, "") == (done.returncode, done.stdout)
+        assert expected in done.stderr.splitlines()[-1]
+    assert 2 == known.here("grant", "history", other["grant_id"]).returncode
+    assert "suspended" == asked(known, "grant", "show", issued["grant_id"])["status"]
+    assert (
+        f"column prev: it is not the hash of the bytes of grant:{issued['grant_id']}/1" in known.run("rebuild").stdout
+    )
+
+
 def test_a_restored_backup_is_served_only_after_it_was_acknowledged(known: Place) -> None:
     """I-23: what was lost is named, a new key signs, and what has to be repeated is said."""
     backup = (known.folder / "token-ledger.db").read_bytes()

@@ -195,6 +195,7 @@ def test_what_was_altered_with_sql_is_named(there: Place) -> None:
     with psycopg.connect(there.settings["DATABASE_URL"], autocommit=True) as connection:
         connection.execute("UPDATE events SET body = replace(body, '[\"read\"]', '[\"rule\"]') WHERE v = 1")
         altered = there.run("rebuild")
+        told_of = there.refused("grant", "history", issued["grant_id"])
         connection.execute("DELETE FROM events WHERE v = 2 AND body LIKE '%\"grant.suspended\"%'")
     name = f"grant:{issued['grant_id']}"
     assert (
@@ -202,6 +203,7 @@ def test_what_was_altered_with_sql_is_named(there: Place) -> None:
         in altered.stdout
     )
     assert "nothing healed" in altered.stdout.splitlines()[-1]
+    assert f"{name}/1: what is stored is not what was recorded; rebuild names it" in told_of
     assert f"{name}: of versions 1 to 3 some are not in the store" in there.refused(
         "grant", "history", issued["grant_id"]
     )

@@ -203,6 +203,8 @@ async def test_a_history_tells_the_state_at_a_moment(tmp_path: Path) -> None:
         assert (200, "active") == await state("2026-11-25T11:00:30+01:00")
         assert (200, "revoked") == await state("2026-11-25T10:01:00.000000Z")
         assert (404, None) == await state("2026-11-25T09:59:59Z")
+        early = await ledger.operator("auditor", "GET", f"{path}?at=2026-11-25T09:59:59Z")
+        assert "no such grant, or none yet at that moment" == early.json()["error_description"]
         assert (400, None) == await state("2026-11-25T10:00:30")
         assert (400, None) == await state("2026-11-25T10:02:00Z")
         assert (400, None) == await state("yesterday")

@@ -109,7 +109,7 @@ async def test_a_ledger_that_reads_its_archive_wrongly_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaking: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     """The broken twins of the test above."""
-    given, clock = await lived(tmp_path / "lived", 8)
+    given, clock = await lived(tmp_path / "lived", 9)  # where an end in the archive has a reason
     other, _ = await archived_twin(tmp_path / "lived", clock)
     expected = await asked(tmp_path / "lived", given, clock)
     breaking(monkeypatch)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ledger import access_tokens, tokens
+from ledger import access_tokens, times, tokens
 from ledger.answers import Caller, Explanation, IssueRequest, TokenAnswer
 from ledger.explaining import UNKNOWN
+from tests.engines import back_up, put_back
 from tests.ledgers import HOME, ISSUER, LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
@@ -90,6 +91,7 @@ async def test_what_is_over_says_since_when_why_and_by_whom(
     async with open_ledger(tmp_path) as opened:
         first = await opened.issue()
         answer = await opened.chain(first, 3, every_seconds=100)
+        opened.clock.pass_seconds(1)
         match how:
             case "revoke" | "suspend":
                 await opened.act(how, answer.grant_id)
@@ -114,7 +116,28 @@ async def test_what_is_over_says_since_when_why_and_by_whom(
             assert found.event_id == refusal.event_id
         access = await explained(opened, answer.access_token)
         assert ("access_token_inactive", expected[2]) == (access.verdict, access.by)
+        if how != "idle":  # which leaves access tokens alone: this one had expired long before
+            assert (found.at, found.event_id) == (access.at, access.event_id)
     check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("how", ["revoke", "suspend"])
+async def test_an_access_token_that_its_grant_took_along_is_not_said_to_have_expired(tmp_path: Path, how: str) -> None:
+    """Until when a thief could use it is the earlier of the two, whenever that is asked."""
+    async with open_ledger(tmp_path) as opened:
+        kept, ended = await opened.issue(), await opened.issue()
+        expires = times.text(opened.clock.now + 300 * times.SECOND)
+        opened.clock.pass_seconds(299)
+        await opened.act("revoke" if how == "revoke" else "suspend", ended.grant_id)
+        since = times.text(opened.clock.now)
+        opened.clock.pass_seconds(2)
+        await opened.act("revoke", kept.grant_id)
+        opened.clock.pass_seconds(3600)
+        found = await explained(opened, ended.access_token)
+        assert since == found.at
+        assert f"since {since}, by operator:soc." in found.text
+        expired = await explained(opened, kept.access_token)
+        assert (expires, f"An access token that expired at {expires}.") == (expired.at, expired.text)
 
 
 async def test_access_tokens(tmp_path: Path) -> None:
@@ -139,7 +162,7 @@ async def test_access_tokens(tmp_path: Path) -> None:
 
 
 async def test_whatever_is_none_of_ours_is_unknown(tmp_path: Path) -> None:
-    """Garbage, forged secrets, grants that never were: one answer, whoever made it."""
+    """Garbage and forged secrets: one answer, whoever made it."""
     async with open_ledger(tmp_path) as opened:
         answer = await opened.refresh(await opened.issue())
         ring = opened.ledger.desk.ring
@@ -148,11 +171,30 @@ async def test_whatever_is_none_of_ours_is_unknown(tmp_path: Path) -> None:
             "nonsense",
             f"rt1_{'A' * 72}",
             tokens.derive(ring, 1, answer.grant_id, 1, bytes(32)),
-            tokens.derive(ring, 1, "0" * 32, 1, bytes(32)),
             access_tokens.derive(ring, 1, answer.grant_id, 2, bytes(32)),
             access_tokens.derive(ring, 1, answer.grant_id, 999, bytes(32)),
         ):
             assert UNKNOWN == await explained(opened, text)
+
+
+async def test_what_was_made_here_and_lost_is_not_said_to_be_none_of_ours(tmp_path: Path) -> None:
+    """I-15: after an older backup was put back the log may know nothing of a genuine token's grant or event; nobody is
+    to be told that it was not made here, and a suspension for it says why."""
+    async with open_ledger(tmp_path) as opened:
+        kept, clock = await opened.issue(), opened.clock
+    back_up(opened.path, tmp_path / "backup")
+    async with open_ledger(tmp_path, clock=clock, seed=2, clients=None) as opened:
+        moved, lost = await opened.refresh(kept), await opened.issue("bob")
+    put_back(tmp_path / "backup", opened.path)
+    async with open_ledger(tmp_path, clock=clock, seed=3, clients=None) as opened:
+        await opened.ledger.operators.restore_acknowledge()
+        for text in (lost.refresh_token, lost.access_token, moved.access_token):
+            found = await explained(opened, text)
+            assert ("unknown", True) == (found.verdict, "events were lost" in found.text)
+            assert found.grant_id in (kept.grant_id, lost.grant_id)
+        await opened.refused(moved)
+        found = await explained(opened, kept)
+        assert f"suspended since {found.at}, because a genuine token came that is ahead of the log" in found.text
 
 
 async def test_white_space_around_a_token_is_ignored(tmp_path: Path) -> None:

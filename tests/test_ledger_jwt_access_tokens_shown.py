@@ -185,10 +185,20 @@ async def test_what_a_jwt_is_in_plain_words(tmp_path: Path) -> None:
         )
         other = await issued(opened)
         await ledger.revoke_token(caller(), HOME, other.access_token)
-        assert "given back" in (await ledger.operators.explain(other.access_token)).text
+        assert (
+            "An access token that was given back, by client:www."
+            " Who does not introspect takes it until 2026-11-25T10:05:00.000000Z."
+            == (await ledger.operators.explain(other.access_token)).text
+        )
         await opened.act("revoke", answer.grant_id)
         ended = await ledger.operators.explain(answer.access_token)
         assert ("access_token_inactive", "revoked_by_operator") == (ended.verdict, ended.reason)
+        assert "introspect" not in ended.text  # its key left the JWKS: nobody takes it
+        last = await issued(opened)
+        await opened.act("revoke", last.grant_id)
+        assert "until 2026-11-25T10:05:00" in (await ledger.operators.explain(last.access_token)).text
+        opened.clock.pass_seconds(300)
+        assert "introspect" not in (await ledger.operators.explain(last.access_token)).text
         assert "unknown" == (await ledger.operators.explain(answer.access_token[:-4] + "AAAA")).verdict
 
 

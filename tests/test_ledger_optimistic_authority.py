@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger import batch
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.recorders import postgres_append, postgres_reading
@@ -110,6 +111,7 @@ async def test_grants_in_the_order_of_their_ids_leave_one_alive(
     """The broken twin: the newest by its id is an older one, so nothing seems to be left to end."""
     by_id = postgres_reading._NEWEST_GRANT["subject_id"].replace("p.begun DESC", "p.stream DESC")
     monkeypatch.setitem(postgres_reading._NEWEST_GRANT, "subject_id", by_id)
+    monkeypatch.setattr(batch, "_NEWEST", batch._NEWEST.replace("position DESC", "grant_id DESC"))
     assert await _ended_once_more(tmp_path) is None
 
 

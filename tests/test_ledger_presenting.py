@@ -44,6 +44,29 @@ async def test_an_access_token_given_back_while_the_clock_is_behind_is_dead_when
     assert not await is_active(opened, answer)
 
 
+@pytest.mark.parametrize("seconds", [1, 10, 11, 3600])
+async def test_what_a_retry_is_given_lives_no_longer_than_it_says_when_the_clock_went_back(
+    opened: Opened, seconds: int
+) -> None:
+    """RFC 6749 5.1: `expires_in` is never more than the lifetime that was set, and the token is good now (I-16)."""
+    issued = await opened.issue()
+    first = await opened.refresh(issued)
+    opened.clock.pass_seconds(-seconds)
+    again = await opened.refresh(issued)
+    assert (first.refresh_token, 300) == (again.refresh_token, again.expires_in)
+    assert await is_active(opened, again)
+
+
+async def test_what_an_issuer_is_told_again_lives_no_longer_than_it_says_when_the_clock_went_back(
+    opened: Opened,
+) -> None:
+    """The same answer again, and in it a lifetime that is never more than was set."""
+    first = await opened.issue(key="k")
+    opened.clock.pass_seconds(-5)
+    again = await opened.issue(key="k")
+    assert (first.access_token, 300) == (again.access_token, again.expires_in)
+
+
 async def test_an_access_token_that_has_expired_is_given_back_without_a_trace(opened: Opened) -> None:
     """RFC 7009 2.2: nothing is left to take away, so nothing is recorded."""
     answer = await opened.issue()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
+from ledger import times
 from ledger.commands import Presenter, RedeemToken
 from ledger.events import GrantExpired, GrantRevoked, RetryServed, ReuseDetected, Words
 from ledger.policy import STANDARD, Policy
@@ -24,6 +25,7 @@ from tests.scenario_commands import (
     THERE,
     client,
     issue,
+    moment,
     policy,
     presenter,
     public,
@@ -218,6 +220,19 @@ def test_a_clock_that_fell_behind_makes_every_retry_count() -> None:
     behind = scenario(given=given(STANDARD), when=redeem(0, 89.999999))
     assert [("concurrent", True)] == [(e.kind, e.counts) for e in behind.events if isinstance(e, RetryServed)]
     scenario(given=given(policy(retry_budget=0)), when=redeem(0, 89.999999), outcome=LATE)
+
+
+def test_behind_a_clock_that_fell_back_a_retry_gets_an_access_token_of_today() -> None:
+    """The winner's is inactive as long as it was issued more than the skew ahead of the wall clock, so one is minted,
+    once; up to the skew, and when the clock is right again, it is the winner's (I-16)."""
+    for at in (90, 100):
+        assert 2 == scenario(given=given(STANDARD), when=redeem(0, at)).served.access_token.v
+    minted = [fact(RetryServed, counts=True, access_token_issued_at=times.text(moment(89)))]
+    tale = scenario(given=given(STANDARD), when=redeem(0, 89.999999), then=minted)
+    token = tale.served.access_token
+    assert (4, 1, moment(89), moment(389)) == (token.v, tale.served.generation, token.issued_at, token.expires_at)
+    assert 4 == scenario(given=tale.history, when=redeem(0, 89.9), then=[]).served.access_token.v
+    assert 2 == scenario(given=tale.history, when=redeem(0, 101), then=[]).served.access_token.v
 
 
 # ---------------------------------------------------------------- what is recorded of it

@@ -1,7 +1,7 @@
 """Persons: known by a private row, ended by an epoch, and erased so that no file knows them any more."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from ledger.answers import Source, TokenAnswer
 from ledger.events import SubjectErased, SubjectRevoked
 from ledger.recorders.errors import StoreFull
 from ledger.refusals import Refusal, Refused, Unavailable
-from tests.engines import only_on_sqlite
+from tests.engines import alter, only_on_sqlite
 from tests.faulty_store import FaultyStore, faulty, instead
 from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
 
@@ -115,6 +115,79 @@ async def test_erasing_ends_the_persons_grants_at_once(tmp_path: Path) -> None:
         assert ("ledger:erase", "operator:local") == (raised.requested_by, erased.requested_by)
         await opened.refresh(kept)
     check_ledger(opened.path)
+
+
+# What an accident on the disk makes of a grant's private row.
+ALTERED = (
+    "UPDATE private_grants SET subject_id = 'somebody' WHERE {}",
+    "UPDATE private_grants SET subject_id = 'somebody', client_id = 'something' WHERE {}",
+    "DELETE FROM private_grants WHERE {}",
+)
+
+
+def alter_row(opened: Opened, grant: TokenAnswer, change: str) -> None:
+    alter(opened.path, change.format(f"stream = (SELECT id FROM streams WHERE name = 'grant:{grant.grant_id}')"))
+    opened.ledger.memory.forget_everything()
+
+
+@pytest.mark.parametrize("change", ALTERED)
+async def test_erasing_finds_a_grant_whose_private_row_says_otherwise(tmp_path: Path, change: str) -> None:
+    """I-20: whose a grant is its events say, so nothing of the person is left behind a row that was altered or lost;
+    nothing of anybody else goes."""
+    async with open_ledger(tmp_path) as opened:
+        grants = [await issued(opened), await opened.issue(PERSON[0], device=PERSON[1]), await opened.issue("bob")]
+        for grant in grants:
+            await opened.refresh(grant, source=PLACE)
+            await opened.act("suspend", grant.grant_id, reason=REASON)
+        alter_row(opened, grants[0], change)
+        assert await opened.ledger.operators.erase(LOCAL_OPERATOR, PERSON[0])
+        bob = [(f"grant:{grants[2].grant_id}",)]
+        for table in ("private_grants", "private_contexts"):
+            assert bob == opened.rows(f"SELECT DISTINCT s.name FROM {table} p JOIN streams s ON s.id = p.stream"), table
+        assert [(f"{bob[0][0]}/4", REASON)] == opened.rows("SELECT event_id, text FROM private_reasons")
+        assert [("bob",)] == opened.rows("SELECT subject FROM private_subjects")
+        assert Refusal.REVOKED_BY_SUBJECT is (await opened.refused(grants[0])).refusal
+
+
+@pytest.mark.parametrize("erases", [False, True])
+async def test_nobody_is_said_to_be_ended_or_erased_by_an_id_that_no_grant_has(tmp_path: Path, erases: bool) -> None:
+    """I-06, I-20: where the row that leads from a person to their id was altered, nobody can tell which grants are
+    theirs: the answer is an error, and the row stays. Whoever the row of is whole is ended, also in its own batch."""
+    async with open_ledger(tmp_path) as opened:
+        operators = opened.ledger.operators
+
+        def act(subject: str) -> Awaitable[object]:
+            if erases:
+                return operators.erase(LOCAL_OPERATOR, subject)
+            return operators.revoke_subject(SECURITY, subject, None, None)
+
+        grant = await issued(opened)
+        alter(opened.path, "UPDATE private_subjects SET subject_id = 'somebody'")
+        opened.ledger.memory.forget_everything()
+        with pytest.raises(Unavailable, match="no grant is of the id that is stored for this person"):
+            await act(PERSON[0])
+        assert [(PERSON[0], "somebody")] == opened.rows("SELECT subject, subject_id FROM private_subjects")
+        await opened.refresh(grant)
+        other, _ = await asyncio.gather(opened.issue("bob"), act("bob"))
+        assert Refusal.REVOKED_BY_SUBJECT is (await opened.refused(other)).refusal
+
+
+@pytest.mark.parametrize("change", ALTERED)
+async def test_an_end_reaches_a_grant_whose_private_row_says_otherwise(tmp_path: Path, change: str) -> None:
+    """I-06: a further end is recorded for the grant that was issued after the one before, whoever its row names."""
+    async with open_ledger(tmp_path) as opened:
+        operators = opened.ledger.operators
+        ends: list[Callable[[], Awaitable[object]]] = [
+            lambda: operators.revoke_subject(SECURITY, PERSON[0], None, None),
+            lambda: operators.revoke_client(SECURITY, "www", None, None),
+        ]
+        for end in ends:
+            await opened.issue(PERSON[0])
+            await end()
+            grant = await opened.issue(PERSON[0])
+            alter_row(opened, grant, change)
+            await end()
+            assert (await opened.refused(grant)).refusal in {Refusal.REVOKED_BY_SUBJECT, Refusal.REVOKED_BY_OPERATOR}
 
 
 async def test_an_erased_person_who_comes_back_is_somebody_new(tmp_path: Path) -> None:

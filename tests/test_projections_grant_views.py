@@ -215,6 +215,6 @@ async def test_a_row_is_judged_as_the_aggregate_judges_itself(tmp_path: Path, se
                     end = None if passed is None else passed.end
                     found = aggregate(reads, f"grant:{grant_id}", Grant)
                     assert end == at.ledger.authority.rules(found).epoch_end
-                    assert found.judge(moment, end) == judge(row, moment, end)
+                    assert found.judge(moment, end) == judge(reads, row, moment, end)
                     statuses.add(found.judge(moment, end).status)
         assert {"active", "revoked", "expired"} <= statuses

@@ -86,8 +86,8 @@ async def test_row_and_aggregate_agree_about_a_sign_in(tmp_path: Path, seed: int
                     passed = Outside(reads, moment).ended_by(row)
                     end = None if passed is None else passed.end
                     assert end == opened.ledger.authority.rules(grant).epoch_end
-                    assert grant.judge(moment, end) == judge(row, moment, end)
-                    statuses.add(judge(row, moment, end).status)
+                    assert grant.judge(moment, end) == judge(reads, row, moment, end)
+                    statuses.add(judge(reads, row, moment, end).status)
                 generations.add(row.generation)
             living = [row for row in page(reads, limit=1000) if _lives(reads, row, opened.clock.now)]
             assert len(living) == live_count(reads, "app", opened.clock.now)
@@ -98,7 +98,7 @@ async def test_row_and_aggregate_agree_about_a_sign_in(tmp_path: Path, seed: int
 
 def _lives(reads: Reads, row: Row, now: int) -> bool:
     passed = Outside(reads, now).ended_by(row)
-    return not judge(row, now, None if passed is None else passed.end).ended
+    return not judge(reads, row, now, None if passed is None else passed.end).ended
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from ledger import times
+from ledger.answers import Source
 from ledger.policy import PRESETS
 from projections import reuse_incidents
 from projections.reuse_incidents import RETRY, ReuseIncidents, incidents
@@ -75,6 +76,8 @@ async def test_a_fork_tells_both_holders_the_gap_and_what_was_obtained(tmp_path:
             },
         ]  # fmt: skip
         disclosed = incident.pop("disclosed")
+        for each in incident["obtained"]:
+            assert {"context": disclosed["first_context"]} == each.pop("disclosed")
         assert incident == {
             "event_id": f"{stream}/7", "grant_id": issued.grant_id, "client_id": "www", "subject": "alice",
             "at": "2026-11-25T10:03:04.000000Z", "label": "fork", "presented_generation": 0, "current_generation": 2,
@@ -84,6 +87,22 @@ async def test_a_fork_tells_both_holders_the_gap_and_what_was_obtained(tmp_path:
         }  # fmt: skip
         assert "203.0.113.9\nthief/2" == disclosed["first_context"]["value"]
         assert "198.51.100.7\napp/1" == disclosed["context"]["value"]
+
+
+async def test_each_place_that_something_was_obtained_from_is_told(tmp_path: Path) -> None:
+    """A thief who goes on from a third place, which neither of the two that the incident names is; until erased."""
+    async with stocked(tmp_path) as at:
+        issued = await at.issue()
+        stolen = await at.refresh(issued.refresh_token, source=ELSEWHERE)
+        await at.refresh(stolen.refresh_token, source=Source("192.0.2.77", "python/3"))
+        at.pass_seconds(60)
+        await at.refused(issued.refresh_token, source=HOME)
+        [incident] = told(at)["incidents"]
+        places = [each["disclosed"]["context"]["value"] for each in incident["obtained"]]
+        assert ["203.0.113.9\nthief/2", "192.0.2.77\npython/3"] == places
+        await at.ledger.operators.erase(OPERATOR, "alice")
+        [incident] = told(at)["incidents"]
+        assert [False, False] == ["disclosed" in each for each in incident["obtained"]]
 
 
 async def test_what_is_still_alive_is_told_until_when(tmp_path: Path) -> None:

@@ -26,5 +26,6 @@ def erase(subject: str, as_json: bool, settings: Settings) -> None:
             raise click.exceptions.Exit(1)
         raise Failed("no such subject was ever seen, nothing was done; subjects are compared byte for byte", 1)
     if not as_json:
-        say("erased: the grants are ended and the person's data is gone from the database and its write-ahead log")
+        say("erased: the grants are ended and the person's data is gone from the database")
         say("backups made before still hold it: erase again in one that is ever put back")
+        say("PostgreSQL's own write-ahead log holds it, too, until that is recycled; SQLite's does not any more")

@@ -6,7 +6,7 @@ import click
 
 from api.cli.options import ask, json_option, pages, reached, searched_grants, settings_option
 from api.cli.output import Json, json_line, say, say_json, say_members, say_table
-from api.cli.told import told, words
+from api.cli.told import opened, told, words
 from api.settings import Settings
 
 STATES = click.Choice(["active", "suspended", "revoked", "expired"])
@@ -101,7 +101,7 @@ def say_history(events: list[Json]) -> None:
             say(f"{place}  withheld: the archive's time for it is over")
             continue
         topic = f"{event['topic'].removeprefix('grant.'):24}"
-        say(f"{place}  {event['at']}  {topic}  {told(event)}")
+        say(f"{place}  {event['at']}  {topic}  {told(event)}{opened(event)}")
 
 
 def _acting(name: str, line: str) -> None:

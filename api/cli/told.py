@@ -10,6 +10,14 @@ def words(value: Json) -> str:
     return (" ".join(value) if isinstance(value, list) else str(value)) or "no scope"
 
 
+def opened(event: Json) -> str:
+    """What an event's commitments stand for that people ask for first: from which address, and why."""
+    texts = {name: each["value"] for name, each in event.get("disclosed", {}).items()}
+    address, _, _ = texts.get("context", "").partition("\n")
+    place = f", from {address}" if address else ""
+    return f"{place}: {texts['reason']}" if texts.get("reason") else place
+
+
 def told(event: Json) -> str:
     """One line that says what the event means; its topic alone where there is nothing to add."""
     data = event["data"]
@@ -26,7 +34,10 @@ def told(event: Json) -> str:
             verb = "narrowed" if event["topic"].endswith("reduced") else "restored"
             return f"{verb} from {words(data['scope_before'])} to {words(data['scope_after'])}"
         case "grant.retry_served":
-            return f"generation {data['presented_generation']} again, a retry ({data['kind']}): its successor again"
+            own = f", an access token of its own for {words(data['scope'])}" if "scope" in data else ""
+            return (
+                f"generation {data['presented_generation']} again, a retry ({data['kind']}): its successor again{own}"
+            )
         case "grant.reuse_detected":
             presented, current = data["presented_generation"], data["current_generation"]
             return f"retired {presented} came back, {current} was current: {data['label']}, action {data['action']}"
@@ -50,6 +61,7 @@ def told(event: Json) -> str:
             presented, current = data["presented_generation"], data["current_generation"]
             return f"genuine generation {presented} came, but the log ends at {current}: events were lost"
         case "client.revoked" | "subject.revoked":
-            return f"all grants ended by epoch {data['epoch']}, says {data['requested_by']}"
+            which = f" issued before {data['before']}" if "before" in data else ""
+            return f"all grants{which} ended by epoch {data['epoch']}, says {data['requested_by']}"
         case topic:
             return str(topic)

@@ -29,12 +29,23 @@ class ArchiveDamaged(StoreError):
     """A part of the archive cannot be read. The store itself is whole: only what lies there cannot be told."""
 
 
-class EventsMissing(StoreError):
-    """Events that a stream's head counts are not there: somebody has deleted them. Nobody is given what is left for
-    the whole; `rebuild` names each such stream."""
+class HistoryBroken(StoreError):
+    """Events of a stream are not as they were recorded. Nobody is given what is there for the truth; `rebuild` names
+    each such stream."""
+
+
+class EventsMissing(HistoryBroken):
+    """Events that a stream's head counts are not there: somebody has deleted them."""
 
     def __init__(self, stream: str, from_v: int, to_v: int) -> None:
         super().__init__(f"{stream}: of versions {from_v} to {to_v} some are not in the store; rebuild names them")
+
+
+class EventsAltered(HistoryBroken):
+    """The stored bytes of an event are not those that were recorded."""
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__(f"{event_id}: what is stored is not what was recorded; rebuild names it")
 
 
 class Withheld(StoreError):

@@ -235,6 +235,14 @@ def _private() -> Iterator[tuple[str, str]]:
     """Private rows. What is erased goes before what is kept, because the same person may be new again in the same
     batch, and once more behind it, so that what the batch had added before goes too."""
     stream, lookup, subject_id = ("stream", "uuid"), ("lookup", "bytea"), ("subject_id", "text")
+    claimed = f"SELECT {_value(1, 'uuid')}, 0, '', {_value(2, 'text')}, '' {_FROM.format(key='claim_grant')}"
+    yield (
+        "claim_grant",
+        (
+            f"INSERT INTO private_grants (stream, begun, client_id, subject_id, salt) {claimed}"
+            " ON CONFLICT (stream) DO UPDATE SET subject_id = excluded.subject_id"
+        ),
+    )
     yield from _erased(stream, lookup, subject_id)
     yield _insert("keep_subject", "private_subjects", (lookup, subject_id, ("subject", "text")))
     yield _insert("keep_grant", "private_grants", (

@@ -31,10 +31,10 @@ _WALK = (
     " UNION ALL"
     " SELECT e.position, e.stream, e.v, e.back, e.body FROM chain c CROSS JOIN LATERAL"
     " (SELECT * FROM events WHERE position = c.back LIMIT 1) e WHERE c.v > $2 AND c.back > 0"
-    ") SELECT position, stream, v, back, body FROM chain WHERE v <= $3"
+    ") SELECT position, stream, v, back, textsend(body) FROM chain WHERE v <= $3"
 )
 _HEAD = "SELECT id, v, position, head, state FROM streams WHERE id = $1"
-_AT_POSITION = "SELECT position, stream, v, back, body FROM events WHERE position = $1 AND stream = $2"
+_AT_POSITION = "SELECT position, stream, v, back, textsend(body) FROM events WHERE position = $1 AND stream = $2"
 _TOLD = (
     "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position >= $1 AND e.position <= $2 AND e.position < $3"

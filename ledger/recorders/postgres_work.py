@@ -23,6 +23,7 @@ _KEYS: Final[Mapping[str, str]] = {
     private_rows.KEEP_CONTEXT: "keep_context",
     private_rows.KEEP_SUBJECT: "keep_subject",
     private_rows.KEEP_REASON: "keep_reason",
+    private_rows.CLAIM_GRANT: "claim_grant",
     private_rows.FORGET_NONCE: "forget_nonce",
     private_rows.SPEND: "spend",
     private_rows.PRUNE_SINGLE_USE: "prune_single_use",

@@ -7,6 +7,11 @@ KEEP_GRANT: Final = "INSERT INTO private_grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, 
 KEEP_CONTEXT: Final = "INSERT OR IGNORE INTO private_contexts VALUES (?, ?, ?, ?)"
 KEEP_SUBJECT: Final = "INSERT INTO private_subjects VALUES (?, ?, ?)"
 KEEP_REASON: Final = "INSERT INTO private_reasons VALUES (?, ?, ?)"
+CLAIM_GRANT: Final = (
+    "INSERT INTO private_grants (stream, client_id, subject_id, salt) VALUES (?, '', ?, x'')"
+    " ON CONFLICT (stream) DO UPDATE SET subject_id = excluded.subject_id"
+)
+"""For an erasure: a row that says whose the grant is, so that what is erased by the person's id reaches it."""
 FORGET_NONCE: Final = "UPDATE private_grants SET nonce = NULL WHERE stream = ?"
 
 SPEND: Final = "INSERT OR REPLACE INTO single_use VALUES (?, ?)"

@@ -16,7 +16,7 @@ import msgspec
 
 from ledger.private import PrivateGrant
 from ledger.recorders.archived import Archived
-from ledger.recorders.errors import EventsMissing
+from ledger.recorders.errors import EventsAltered, EventsMissing
 from ledger.recorders.rows import GrantsFound, GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
 from ledger.recorders.schema import MARK_EVERY_V
 from ledger.recorders.sqlite_errors import translated
@@ -33,11 +33,11 @@ _WALK = (
     " UNION ALL"
     " SELECT e.position, e.stream, e.v, e.back, e.body FROM chain c JOIN events e ON e.position = c.back"
     " WHERE c.v > ? AND c.back > 0"
-    ") SELECT position, stream, v, back, body FROM chain WHERE v <= ?"
+    ") SELECT position, stream, v, back, CAST(body AS BLOB) FROM chain WHERE v <= ?"
 )
 _HEAD = "SELECT id, v, position, head, state FROM streams WHERE name = ?"
 _AT_POSITION = (
-    "SELECT e.position, e.stream, e.v, e.back, e.body FROM events e JOIN streams s ON s.id = e.stream"
+    "SELECT e.position, e.stream, e.v, e.back, CAST(e.body AS BLOB) FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position = ? AND s.name = ?"
 )
 AFTER = (
@@ -128,7 +128,8 @@ class StoreReader(ABC):
     def events(self, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
         """A stream's events from `from_v` to `to_v`, both included, oldest first.
 
-        Raises Withheld where the bytes of one were given up, EventsMissing where one is gone against all rules.
+        Raises Withheld where the bytes of one were given up, HistoryBroken where one is gone against all rules, or is
+        no text any more.
         """
         head, from_v = self.stream(name), max(1, from_v)
         if head is None or from_v > head.v or to_v < from_v:
@@ -136,7 +137,7 @@ class StoreReader(ABC):
         start, to_v = head.position, min(to_v, head.v)
         for position, _ in self._rows(self._sql_mark, (head.id, to_v)):
             start = position
-        found = [StoredEvent(*row) for row in reversed(self._rows(self._sql_walk, (start, from_v, to_v)))]
+        found = [_stored(name, *row) for row in reversed(self._rows(self._sql_walk, (start, from_v, to_v)))]
         lacking_to_v = found[0].v - 1 if found else to_v
         if from_v <= lacking_to_v:
             found = self._archived().events(head.id, from_v, lacking_to_v) + found
@@ -152,7 +153,7 @@ class StoreReader(ABC):
     def event_at_position(self, name: str, position: int) -> StoredEvent | None:
         """One event of a stream by its position."""
         for row in self._rows(self._sql_at_position, (position, self._called(name))):
-            return StoredEvent(*row)
+            return _stored(name, *row)
         return self._archived().at_position(name, position)
 
     def newest_grant(self, column: GrantsOf, value: str) -> str | None:
@@ -194,6 +195,13 @@ class StoreReader(ABC):
     def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
         """The positions and stored bytes of an archived piece that is not withheld, oldest first."""
         return self._archived().lines(piece)
+
+
+def _stored(name: str, position: int, stream: StreamKey, v: int, back: int, body: bytes) -> StoredEvent:
+    try:
+        return StoredEvent(position, stream, v, back, body.decode())
+    except UnicodeDecodeError:
+        raise EventsAltered(f"{name}/{v}") from None
 
 
 class Reader(StoreReader):

@@ -28,8 +28,11 @@ _CONNECTING: Final[dict[str, Any]] = {
     "keepalives_count": 2,
     "keepalives_idle": 2,
     "keepalives_interval": 1,
-    "target_session_attrs": "read-write",  # after a fail-over the old primary is a standby, or soon will be
     "tcp_user_timeout": 4000,
+}
+_ALWAYS: Final[dict[str, Any]] = {
+    "client_encoding": "UTF8",
+    "target_session_attrs": "read-write",  # after a fail-over the old primary is a standby, or soon will be
 }
 # A batch reads what is true once it has waited for its lock: that is READ COMMITTED, whatever somebody has set.
 # And plans: each of our questions wants few rows, one after the other, by an index. Of a table that it has not counted
@@ -137,7 +140,7 @@ class Address:
             self._url,
             autocommit=True,
             cursor_factory=RawCursor,
-            **{**self._connecting, "client_encoding": "UTF8", **settings},
+            **{**self._connecting, **_ALWAYS, **settings},
         )
 
     def _is_ours(self, connection: Connection, process: int) -> bool:

@@ -5,6 +5,7 @@ import re
 import socket
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,28 @@ def test_a_head_file_that_cannot_be_written_refuses_the_start(place: Place) -> N
     said = place.refused("serve", HEAD_FILE="nowhere/head")
     assert said.startswith("nowhere/head: cannot write the head file: No such file or directory")
     assert {} == place.files()
+
+
+def test_too_few_open_files_refuse_the_start(made: Place) -> None:
+    """With fewer it would accept connections, and then not be able to read the archive or write the head file."""
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 12 && exec "$@"', "sh", *program(), "serve"],
+        env=made.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 2 == done.returncode
+    assert "a server needs 48 open files at least, and may have 12 (ulimit -n)\n" == done.stderr
+
+
+def test_a_system_without_a_place_for_temporary_files_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no defect of ours to be reported."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(place.folder / "nowhere")])
+    done = place.here("demo", "--once")
+    assert (2, 1) == (done.returncode, done.stderr.count("\n"))
+    assert done.stderr.startswith("token-ledger: No usable temporary directory found in ")
 
 
 # ---------------------------------------------------------------- key ring

@@ -222,7 +222,7 @@ def test_a_database_that_may_not_be_written_is_said(made: Place, spoiled: str, a
         )
     finally:
         place.chmod(mode)
-    line = f"token-ledger: {place.resolve()}: may not be read and written by this user, which the database needs\n"
+    line = f"token-ledger: {place.resolve()}: may not be written by this user, which the database needs\n"
     assert (2, "", line) == (done.returncode, done.stdout, done.stderr)
     assert before == made.files()
 

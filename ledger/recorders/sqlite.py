@@ -109,8 +109,8 @@ class SQLiteStore:
         self._file = self.path.stat()
         # SQLite opens a file that it may only read, and says so at the first commit.
         for needed in (self.path, Path(os.path.realpath(self.path)).parent):
-            if not os.access(needed, os.R_OK | os.W_OK):
-                raise LedgerError(f"{needed}: may not be read and written by this user, which the database needs")
+            if not os.access(needed, os.W_OK):
+                raise LedgerError(f"{needed}: may not be written by this user, which the database needs")
         writer = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=1.0, cached_statements=256
         )

@@ -22,7 +22,7 @@ _HORIZON: Final = (
     f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608  # words of ours alone
     " + (SELECT position_offset FROM control)"
 )
-# Of events neither: a database may keep its log from its own server, as long as that archives nothing.
+# All four rights on every table. Of the log two will do: what archives nothing need not be able to change it.
 _LACKING: Final = """
 SELECT string_agg(lacking, ', ' ORDER BY lacking) FROM (
   SELECT asked || ' on ' || name AS lacking

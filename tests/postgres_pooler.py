@@ -1,7 +1,7 @@
 """A pooler in front of the tests' PostgreSQL, as small as one can be: it lends the server's processes to clients.
 
-In transaction pooling all clients are lent one and the same, each for a transaction; in session pooling each has one of
-its own until it leaves. In both a client is told another process id than the server's, as by PgBouncer.
+In transaction pooling all clients are lent the same few by turns, each for a transaction; in session pooling each has one
+of its own until it leaves. In both a client is told another process id than the server's, as by PgBouncer.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 
 from tests.postgres import Server
 
@@ -29,11 +30,8 @@ class _Lent:
             self.greeting += message if message[:1] != _KEY else message[:5] + bytes(8)
         self.greeting += message
 
-    def serve_transaction(self, client: socket.socket) -> bool:
-        """Serve a client until its transaction is over; False where it has left instead of beginning one."""
-        first = _message(client)
-        if first[:1] in (b"", _LEAVE):
-            return False
+    def serve_transaction(self, client: socket.socket, first: bytes) -> None:
+        """Serve a client from the first message of its transaction until that is over."""
         with self.free:
             self.server.sendall(first)
             while True:
@@ -41,7 +39,7 @@ class _Lent:
                     message = _message(readable)
                     (client if readable is self.server else self.server).sendall(message)
                     if readable is self.server and message[:1] == _READY and message[-1:] == _IDLE:
-                        return True
+                        return
 
 
 def _message(sock: socket.socket) -> bytes:
@@ -55,10 +53,12 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
 
 
 @contextmanager
-def pooled(server: Server, url: str, *, by_transaction: bool) -> Iterator[str]:
-    """The URL by which a database is reached through a pooler until the block ends."""
+def pooled(server: Server, url: str, *, by_transaction: int = 0) -> Iterator[str]:
+    """The URL by which a database is reached through a pooler until the block ends; so many processes are lent by the
+    transaction, none by the session."""
     listener = socket.create_server(("127.0.0.1", 0))
-    shared: list[_Lent] = []
+    begun: list[_Lent] = []
+    turns = count()
     one_at_a_time = threading.Lock()
 
     def serve(client: socket.socket) -> None:
@@ -66,11 +66,16 @@ def pooled(server: Server, url: str, *, by_transaction: bool) -> Iterator[str]:
             length = _exactly(client, 4)
             startup = length + _exactly(client, int.from_bytes(length, "big") - 4)
             with one_at_a_time:
-                lent = shared[0] if shared and by_transaction else _Lent(server, startup)
-                shared.append(lent)
+                while len(begun) < by_transaction:
+                    begun.append(_Lent(server, startup))
+                if not by_transaction:
+                    begun.append(_Lent(server, startup))
+                lent = begun[-1]
             client.sendall(lent.greeting)
-            while lent.serve_transaction(client):
-                pass
+            while (first := _message(client))[:1] not in (b"", _LEAVE):
+                if by_transaction:
+                    lent = begun[next(turns) % by_transaction]
+                lent.serve_transaction(client, first)
             if not by_transaction:
                 lent.server.close()
         client.close()
@@ -89,5 +94,5 @@ def pooled(server: Server, url: str, *, by_transaction: bool) -> Iterator[str]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        for each in shared:
+        for each in begun:
             each.server.close()

@@ -120,13 +120,20 @@ def test_an_old_server_or_another_encoding_is_refused(
     assert "PostgreSQL 99 or later is needed, this is " in line
 
 
-def test_a_pooler_that_lends_by_the_transaction_is_refused(postgres: Server, postgres_url: str) -> None:
-    """What is set, prepared and locked there is the next client's: it is said at once. One that lends for as long as a
-    client stays is none that anybody notices."""
-    with pooled(postgres, postgres_url, by_transaction=True) as url:
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_pooler_that_lends_by_the_transaction_is_refused(
+    postgres: Server, postgres_url: str, processes: int
+) -> None:
+    """What is set, prepared and locked there is the next client's: it is said at once, however many processes are lent
+    by turns (PgBouncer's `server_round_robin`)."""
+    with pooled(postgres, postgres_url, by_transaction=processes) as url:
         line = problem_of(lambda: Address(url).connect())
         assert line.endswith(": a pooler lends connections by the transaction; session pooling is needed")
-    with pooled(postgres, postgres_url, by_transaction=False) as url:
+
+
+def test_a_pooler_that_lends_by_the_session_is_not_noticed(postgres: Server, postgres_url: str) -> None:
+    """Whoever is lent a process for as long as they stay has one of their own."""
+    with pooled(postgres, postgres_url) as url:
         address = Address(url)
         with closing(address.connect()) as one, closing(address.connect()) as other:
             assert (

@@ -150,8 +150,9 @@ class Address:
         if self._of_our_own or process == connection.info.backend_pid:
             return True
         with self._connected() as other:
-            for _ in range(_LOOKS):
-                if other.execute(_WHO).fetchone() == (process,) or connection.execute(_WHO).fetchone() != (process,):
+            # This one twice in a row: of two processes that are lent by turns each would meet its own for ever.
+            for each in (other, connection, connection) * _LOOKS:
+                if (each.execute(_WHO).fetchone() == (process,)) is (each is other):
                     return False
         self._of_our_own = True
         return True

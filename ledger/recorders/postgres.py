@@ -317,12 +317,12 @@ class PostgresStore:
         than a statement may is left to the server, which does it by itself. Its log keeps it as its backups do.
 
         Raises Unavailable where this user may not: the server passes over such tables with no more than a warning."""
-        warnings: list[object] = []
+        said: list[str | None] = []
         try:
             connection = self.address.connect()
         except StoreUnreachable:
             return False
-        connection.add_notice_handler(warnings.append)
+        connection.add_notice_handler(lambda notice: said.append(notice.severity_nonlocalized))
         try:
             connection.execute(_CLEAR)
         except psycopg.errors.QueryCanceled:
@@ -331,7 +331,7 @@ class PostgresStore:
             return False
         finally:
             connection.close()
-        if warnings:
+        if "WARNING" in said:
             raise Unavailable(
                 "erased, but only the owner of the tables may clear their pages: let it repeat the command"
             )

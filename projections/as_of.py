@@ -21,16 +21,12 @@ PAGE_EVENTS = 1_000
 _T = TypeVar("_T", bound=snapshots.Aggregate)
 
 
-def stored_events(reads: Reads, name: str, to_v: int | None = None) -> Iterator[StoredEvent]:
-    """A stream's events, oldest first, up to a version or all, read in pages."""
+def stored_events(reads: Reads, name: str) -> Iterator[StoredEvent]:
+    """A stream's events, oldest first, read in pages."""
     last_v = 0
-    while page := reads.events(name, last_v + 1, _least(last_v + PAGE_EVENTS, to_v)):
+    while page := reads.events(name, last_v + 1, last_v + PAGE_EVENTS):
         yield from page
         last_v = page[-1].v
-
-
-def _least(v: int, to_v: int | None) -> int:
-    return v if to_v is None else min(v, to_v)
 
 
 def last_reached(last_v: int, reached: Callable[[StoredEvent], bool], event_at: Callable[[int], StoredEvent]) -> int:

@@ -312,9 +312,10 @@ class _Telling:
         begins_here = tail[0].v == 1 or any(
             isinstance(event, TokenRotated) and event.generation <= presented for event in tail
         )
-        opened = {each: self._disclosure.context(stream, each) for each in {each.context for each in since}}
-        told = [each if (place := opened[each.context]) is None else _disclosing(each, place) for each in since]
-        return told[-OBTAINED_MAX:], len(since) > OBTAINED_MAX or not begins_here
+        latest = since[-OBTAINED_MAX:]
+        opened = {each: self._disclosure.context(stream, each) for each in {each.context for each in latest}}
+        told = [each if (place := opened[each.context]) is None else _disclosing(each, place) for each in latest]
+        return told, len(since) > OBTAINED_MAX or not begins_here
 
     def _alive(self, row: Row, grant: Grant, judged: Standing, obtained: list[Obtained]) -> Alive:
         now = self._outside.at

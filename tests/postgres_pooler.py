@@ -1,7 +1,7 @@
 """A pooler in front of the tests' PostgreSQL, as small as one can be: it lends the server's processes to clients.
 
-In transaction pooling all clients are lent the same few by turns, each for a transaction; in session pooling each has one
-of its own until it leaves. In both a client is told another process id than the server's, as by PgBouncer.
+In transaction pooling all clients are lent the same few by turns, each for a transaction; in session pooling each has
+one of its own until it leaves. In both a client is told another process id than the server's, as by PgBouncer.
 """
 
 import contextlib

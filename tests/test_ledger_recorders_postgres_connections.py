@@ -121,9 +121,7 @@ def test_an_old_server_or_another_encoding_is_refused(
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_a_pooler_that_lends_by_the_transaction_is_refused(
-    postgres: Server, postgres_url: str, processes: int
-) -> None:
+def test_a_pooler_that_lends_by_the_transaction_is_refused(postgres: Server, postgres_url: str, processes: int) -> None:
     """What is set, prepared and locked there is the next client's: it is said at once, however many processes are lent
     by turns (PgBouncer's `server_round_robin`)."""
     with pooled(postgres, postgres_url, by_transaction=processes) as url:

@@ -15,7 +15,7 @@ from ledger.memory import Loaded
 from ledger.presenting import Desk, PresentedAccess, access_secret_right, is_of
 from ledger.refusals import Forgotten, Refusal
 from ledger.retired import budget_left
-from ledger.standing import Standing
+from ledger.standing import Standing, ended_by_epoch
 
 UNKNOWN = Explanation(
     verdict="unknown", text="This is no token of this ledger: it was not made here, or it was not copied whole."
@@ -124,6 +124,8 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
             at=issued.at,
         )
     standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
+    if standing.refusal is Refusal.EXPIRED_IDLE:  # which leaves access tokens alone: what else stops them?
+        standing = grant.suspension or (standing if rules.epoch_end is None else ended_by_epoch(rules.epoch_end))
     why, by, at = _why_inactive(batch, grant, rules, token, standing, other_issuer=other_issuer)
     reason = standing.refusal.value if standing.refusal else None
     taken = token.format == "jwt" and batch.now < token.expires_at and token.signing_key_id not in rules.distrusted
@@ -144,10 +146,11 @@ def _why_inactive(
 ) -> tuple[str, str | None, int | None]:
     """What keeps an access token from being good now, whose doing that is, and since when (None: nobody can tell).
 
-    Of its own expiry and the grant's end the earlier one did it; the idle end of the refresh token leaves it alone.
+    Of its own expiry and the grant's end the earlier one that has come did it; the idle end of the refresh token leaves
+    it alone.
     """
     stopped = standing.status != "active" and standing.refusal is not Refusal.EXPIRED_IDLE
-    if stopped and standing.at is not None and standing.at < token.expires_at:
+    if stopped and standing.at is not None and min(standing.at, batch.now) < token.expires_at:
         by = _requested_by(batch, standing.event_id)
         return f"of a grant that is {standing.status} since {_since(standing)}", by, standing.at
     if batch.now >= token.expires_at:

@@ -9,6 +9,7 @@ from ledger.answers import Caller, Explanation, IssueRequest, TokenAnswer
 from ledger.explaining import UNKNOWN
 from tests.engines import back_up, put_back
 from tests.ledgers import HOME, ISSUER, LOCAL_OPERATOR, SECURITY, Opened, caller, check_ledger, client, open_ledger
+from tests.scenario_commands import policy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -138,6 +139,44 @@ async def test_an_access_token_that_its_grant_took_along_is_not_said_to_have_exp
         assert f"since {since}, by operator:soc." in found.text
         expired = await explained(opened, kept.access_token)
         assert (expires, f"An access token that expired at {expires}.") == (expired.at, expired.text)
+
+
+async def test_what_its_grants_end_did_is_not_put_down_to_the_clock(tmp_path: Path) -> None:
+    """I-16: the grant ended after the token had expired, and then the clock was put back to when it had not."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        opened.clock.pass_seconds(400)
+        await opened.act("suspend", answer.grant_id)
+        since = times.text(opened.clock.now)
+        opened.clock.pass_seconds(-300)
+        found = await explained(opened, answer.access_token)
+        assert (since, f"An access token of a grant that is suspended since {since}, by operator:soc.") == (
+            found.at, found.text,
+        )  # fmt: skip
+    check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("how", ["subject", "suspend"])
+async def test_what_stops_an_access_token_is_told_also_where_the_refresh_token_was_idle_too_long(
+    tmp_path: Path, how: str
+) -> None:
+    """The idle end leaves access tokens alone, a suspension before it and an epoch after it do not."""
+    async with open_ledger(tmp_path, clients=[client(policy=policy(refresh_token_ttl_seconds=60))]) as opened:
+        answer = await opened.issue()
+        opened.clock.pass_seconds(30)
+        since = times.text(opened.clock.now)
+        if how == "suspend":
+            await opened.act("suspend", answer.grant_id)
+        opened.clock.pass_seconds(60)
+        if how == "subject":
+            assert "access_token_active" == (await explained(opened, answer.access_token)).verdict
+            since = times.text(opened.clock.now)
+            await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        found = await explained(opened, answer.access_token)
+        verdict, refusal = ("revoked", "revoked_by_subject") if how == "subject" else ("suspended", "suspended")
+        text = f"An access token of a grant that is {verdict} since {since}, by operator:soc."
+        assert (refusal, since, text) == (found.reason, found.at, found.text)
+    check_ledger(opened.path)
 
 
 async def test_access_tokens(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def configure(level: LogLevel = "info", form: LogFormat = "console", stream: Tex
     stream = stream or sys.stdout
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character still gets its line
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.set_name(_OURS)
     handler.setFormatter(_Json() if form == "json" else _Console())
     root = logging.getLogger()
@@ -95,6 +95,15 @@ def configure(level: LogLevel = "info", form: LogFormat = "console", stream: Tex
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(level.upper())
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes lines. One that cannot be written is lost, and whoever is served does not notice."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Whoever reads the log is gone, or its disk is full: a traceback for each line would help nobody."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 def _line_of(record: logging.LogRecord) -> dict[str, Value]:

@@ -31,6 +31,8 @@ _POLL_SECONDS: Final = 0.02
 _HANDSHAKE_SECONDS: Final = 0.1
 _OPEN_FILES_WANTED: Final = 65_536
 _OPEN_FILES_KEPT: Final = 128  # for the store, the key ring, what a request opens
+_CONNECTIONS_MIN: Final = 16
+_OPEN_FILES_MIN: Final = _CONNECTIONS_MIN + 32
 
 Parser = Literal["auto", "httptools", "h11"]
 Hook = Callable[["Server"], Awaitable[None]]
@@ -147,7 +149,7 @@ class Server:
             request_seconds=self.settings.request_timeout_seconds - 2 * self._sweep_seconds,
             keep_alive_seconds=self.settings.keep_alive_seconds,
             counts=self.counts,
-            connections_max=max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OPEN_FILES_KEPT),
+            connections_max=max(_CONNECTIONS_MIN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OPEN_FILES_KEPT),
             local=local,
             access_log=self.settings.log_level == "debug",
         )
@@ -352,13 +354,13 @@ def run(app: Any, settings: Settings, **options: Any) -> int:
 
     What keeps the server from starting is one line on standard error and exit code 2. What a hook raises passes.
     """
-    _prepare_process()
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        try:
+    try:
+        _prepare_process()
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(app, settings, options))
-        except (StartError, SettingsError) as error:
-            print(one_line(str(error)), file=sys.stderr)
-            return 2
+    except (StartError, SettingsError) as error:
+        print(one_line(str(error)), file=sys.stderr)
+        return 2
 
 
 async def _serve(app: Any, settings: Settings, options: dict[str, Any]) -> int:
@@ -390,11 +392,13 @@ def protocol_class(parser: Parser) -> Callable[..., Connection]:
 
 
 def _prepare_process() -> None:
-    """As many open files as the system gives, and no core file: it would hold the keys."""
+    """As many open files as the system gives, and no core file: it would hold the keys. Raises StartError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < _OPEN_FILES_MIN:
+        raise StartError(f"a server needs {_OPEN_FILES_MIN} open files at least, and may have {wanted} (ulimit -n)")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -27,7 +27,7 @@ from api.server import Server
 from api.settings import Settings, SettingsError
 from api.throttle import Throttle
 from api.tls import Anchors
-from api.wiring import is_new, open_ledger
+from api.wiring import Database, is_new, open_ledger
 from api.worker_metrics import Collects, Shared
 from api.workers import Seat, Workers
 from ledger.application import Ledger
@@ -96,7 +96,10 @@ class Serving:
         if server.tls_context is not None:
             server.before_handshake = Anchors(server.tls_context, ledger.authority, self._app.certificates).renew
         if ledger.behind is None:
-            await self._begin(ledger)
+            try:
+                await self._begin(ledger)
+            except Unavailable as error:
+                raise LedgerError(f"{Database(settings)}: {ledger.commits.last_error or error}") from None
         else:
             self._waiting = asyncio.create_task(self._begin_after_restore(ledger))
 

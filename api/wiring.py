@@ -94,8 +94,8 @@ async def open_ledger(
     """Open the store of these settings, on SQLite as its only owner, until the block ends.
 
     `create` makes key ring and database where there are none; both are durable on entry. `on_fatal` is called when the
-    store has failed and the process must end. Raises SettingsError, Owned, LedgerError, Unavailable; whatever was wrong
-    has then changed nothing.
+    store has failed and the process must end. Raises SettingsError, Owned, LedgerError; whatever was wrong has then
+    changed nothing.
     """
     database = Database(settings)
     head_file = HeadFile(settings.head_file)

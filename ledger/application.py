@@ -112,7 +112,7 @@ class Ledger:
         """Serve an opened store. A new one is given the ring's keys; one whose log ends before the head file's position
         stays unready, and records nothing, until `restore_acknowledge`. `on_fatal` is called when the process must end.
 
-        Raises LedgerError, Unavailable; the store is the caller's again then.
+        Raises LedgerError, StoreError; the store is the caller's again then.
         """
         head_file.check_writable()
         ledger = cls(store, ring, keys_path, head_file, options, clock=clock, randomness=randomness, on_fatal=on_fatal)
@@ -121,6 +121,9 @@ class Ledger:
             ledger.log_end.compare()
             if ledger.behind is None and not ledger.authority.keys.created_at:
                 await ledger._commits.submit(lambda batch: operating.first_keys(batch, sorted(ring.keys)), ours=True)
+        except Unavailable as error:
+            await ledger._commits.close()
+            raise StoreError(ledger._commits.last_error or str(error)) from None
         except BaseException:
             await ledger._commits.close()
             raise

@@ -31,8 +31,8 @@ class OwnerLock:
     def take(cls, database: str | os.PathLike[str]) -> "OwnerLock":
         """Become the owner of a database, which need not exist yet. Never waits.
 
-        Raises Owned, naming lock file and owner's process id, where another has it, this process included;
-        LedgerError where the lock file cannot be used.
+        Raises Owned, naming lock file and owner's process id where it is known, where another has it, this process
+        included; LedgerError where the lock file cannot be used.
         """
         path = os.path.realpath(database) + ".lock"  # one lock, by whatever link the database is reached
         try:
@@ -42,11 +42,11 @@ class OwnerLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            said = os.pread(descriptor, 32, 0).strip() if isinstance(error, BlockingIOError) else b""
+            said, file = os.pread(descriptor, 32, 0).strip(), os.fstat(descriptor)
             os.close(descriptor)
             if not isinstance(error, BlockingIOError):
                 raise LedgerError(f"{path}: cannot lock: {error.strerror}") from None
-            who = f"process {said.decode()}" if said.isdigit() else "another process"
+            who = f"process {said.decode()}" if _holds(said, file) else "another process"
             raise Owned(f"{path}: {who} already has the database open, and only one may") from None
         # The number only makes the other's error line better: a full disk must not keep anyone from starting.
         with contextlib.suppress(OSError):
@@ -65,3 +65,15 @@ class OwnerLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.release()
+
+
+def _holds(process: bytes, file: os.stat_result) -> bool:
+    """Whether the process whose number stands in the file has it open: one that ended has left its number there, and
+    whoever locks the file now need not be one of ours. False where nobody can know."""
+    with contextlib.suppress(OSError, ValueError):
+        descriptors = f"/proc/{int(process)}/fd"
+        for each in os.listdir(descriptors):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.path.samestat(os.stat(f"{descriptors}/{each}"), file):
+                    return True
+    return False

@@ -88,6 +88,16 @@ def test_what_cannot_be_used_is_one_line_without_the_password(there: Place, post
     assert postgres.password not in line
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_start_that_the_store_takes_nothing_from_is_one_line(there: Place, workers: str) -> None:
+    """It is open, and its first commit fails: exit code 2 and why, no traceback, no defect to be reported."""
+    told(there.here("init"))
+    with psycopg.connect(there.settings["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("ALTER TABLE events ADD CHECK (v < 0) NOT VALID")
+    line = there.refused("serve", WORKERS=workers)
+    assert re.fullmatch(r"PostgreSQL database \S+ on \S+: PostgreSQL failed: CheckViolation \(23514\)", line)
+
+
 def test_without_the_driver_the_extra_is_named(there: Place) -> None:
     """A plain install lacks psycopg."""
     script = "import sys\nsys.modules['psycopg'] = None\nfrom api.cli import run\nsys.exit(run(['grants']))\n"

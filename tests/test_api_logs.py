@@ -155,3 +155,24 @@ def test_a_terminal_without_unicode_still_gets_its_line() -> None:
     logs.configure("info", "console", stream)
     logs.Log("api.server").info("odd", name="Zoë")
     assert b"name=Zo\\xeb\n" in raw.getvalue()
+
+
+class Gone(io.StringIO):
+    """What nothing can be written to."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__()
+        self.why = why
+
+    def write(self, text: str) -> int:
+        raise self.why
+
+
+def test_a_line_that_cannot_be_written_is_lost_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its reader is gone, its disk is full: standard error gets no traceback for each line. A defect is told."""
+    logs.configure("debug", "console", Gone(BrokenPipeError(32, "Broken pipe")))
+    logs.Log("api.token").info("reuse_detected", grant="018f")
+    assert "" == capsys.readouterr().err
+    logs.configure("debug", "console", Gone(ZeroDivisionError()))
+    logs.Log("api.token").info("reuse_detected", grant="018f")
+    assert "ZeroDivisionError" in capsys.readouterr().err

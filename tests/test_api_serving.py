@@ -188,3 +188,23 @@ def test_a_store_that_failed_ends_the_server_with_one_line(tmp_path: Path, monke
     server.start()
     assert 200 == server.refresh("www", grant.refresh_token).status
     server.stop()
+
+
+def test_a_folder_that_vanishes_ends_the_server_with_one_line(tmp_path: Path) -> None:
+    """I-09: nothing is acknowledged that nobody finds again; once the folder is back the retry gets its successor."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    settings = {"DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}"}
+    server = Server(tmp_path / "server", settings=settings)
+    server.start()
+    grant = server.issue("std")
+    folder.rename(tmp_path / "elsewhere")
+    assert 503 == server.refresh("std", grant.refresh_token).status
+    assert server.process is not None
+    assert 2 == server.process.wait(20)
+    line = f"token-ledger: stopped, because the store failed: {folder / 'ledger.db'} is not there any more, or another"
+    assert f"{line} file\n" == server.errors()
+    (tmp_path / "elsewhere").rename(folder)
+    server.start()
+    assert 200 == server.refresh("std", grant.refresh_token).status
+    server.stop()

@@ -1,8 +1,11 @@
 """Bad input to real processes: each is one clear line and exit code 2, and nothing is lost."""
 
+import os
 import re
 import socket
 import sqlite3
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +13,11 @@ import pytest
 
 from api.cli.certificate import write_certificate
 from tests.places import Place
-from tests.server_process import eventually
+from tests.server_process import eventually, program
 from tests.servers import Server, clients_toml, running
+
+WITHOUT_PRIVILEGES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all") if os.geteuid() == 0 else ()
+"""Root may write whatever it likes: it starts such a program without that."""
 
 # ---------------------------------------------------------------- settings
 
@@ -72,6 +78,28 @@ def test_a_head_file_that_cannot_be_written_refuses_the_start(place: Place) -> N
     said = place.refused("serve", HEAD_FILE="nowhere/head")
     assert said.startswith("nowhere/head: cannot write the head file: No such file or directory")
     assert {} == place.files()
+
+
+def test_too_few_open_files_refuse_the_start(made: Place) -> None:
+    """With fewer it would accept connections, and then not be able to read the archive or write the head file."""
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 12 && exec "$@"', "sh", *program(), "serve"],
+        env=made.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 2 == done.returncode
+    assert "a server needs 48 open files at least, and may have 12 (ulimit -n)\n" == done.stderr
+
+
+def test_a_system_without_a_place_for_temporary_files_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no defect of ours to be reported."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(place.folder / "nowhere")])
+    done = place.here("demo", "--once")
+    assert (2, 1) == (done.returncode, done.stderr.count("\n"))
+    assert done.stderr.startswith("token-ledger: No usable temporary directory found in ")
 
 
 # ---------------------------------------------------------------- key ring
@@ -174,6 +202,29 @@ def test_a_database_that_another_program_has_locked_is_said(made: Place) -> None
     connection.execute("ROLLBACK")
     connection.close()
     assert 0 == made.here("grants").returncode
+
+
+@pytest.mark.parametrize("spoiled", ["token-ledger.db", "."])
+@pytest.mark.parametrize("arguments", [("serve",), ("grants",)])
+def test_a_database_that_may_not_be_written_is_said(made: Place, spoiled: str, arguments: tuple[str, ...]) -> None:
+    """A file of another user, a folder without rights: named before anything is served, and left as it is."""
+    (made.folder / "token-ledger.db.lock").touch()
+    before, place = made.files(), made.folder / spoiled
+    mode = place.stat().st_mode
+    place.chmod(mode & 0o555)
+    try:
+        done = subprocess.run(
+            [*WITHOUT_PRIVILEGES, *program(), *arguments],
+            env=made.environment(HEAD_FILE="off"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        place.chmod(mode)
+    line = f"token-ledger: {place.resolve()}: may not be written by this user, which the database needs\n"
+    assert (2, "", line) == (done.returncode, done.stdout, done.stderr)
+    assert before == made.files()
 
 
 def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:

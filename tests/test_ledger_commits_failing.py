@@ -148,6 +148,21 @@ async def test_asking_for_little_while_others_are_refused_is_caught(
         assert {None} == set(await asked_all_along(opened, issued))
 
 
+async def test_a_new_ledger_that_cannot_record_its_keys_says_why(tmp_path: Path) -> None:
+    """Whoever opens it is told what the store said; the next one opens it."""
+
+    class Full(FaultyStore):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            self.on_commit.append(instead(FULL))
+
+    with pytest.raises(StoreError, match=str(FULL)):
+        async with open_ledger(tmp_path, store=Full):
+            pass
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue()
+
+
 async def test_a_trouble_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One line when it begins, not one a batch."""
     async with open_ledger(tmp_path, store=FaultyStore) as opened:

@@ -22,6 +22,14 @@ lock.release()
 print("released", flush=True)
 sys.stdin.read()
 """
+FOREIGN = """
+import fcntl, sys
+held = open(sys.argv[1] + ".lock")
+fcntl.flock(held, fcntl.LOCK_EX)
+print("taken", flush=True)
+sys.stdin.read()
+"""
+"""A program that is none of ours and has the lock file."""
 SHARED = "import fcntl\nfcntl.LOCK_EX = fcntl.LOCK_SH\n"
 
 
@@ -117,6 +125,22 @@ def test_an_owner_without_a_number_is_still_one(tmp_path: Path) -> None:
             assert f"{tmp_path}/db.lock: another process already has the database open, and only one may" == refused(
                 tmp_path / "db"
             )
+
+
+def test_a_process_that_is_no_owner_any_more_is_not_named(tmp_path: Path) -> None:
+    """Somebody else's program holds the file: neither who was killed is named, nor who released it and lives on."""
+    database = tmp_path / "db"
+    with process(OWNER, database) as killed:
+        killed.kill()
+        killed.wait()
+        assert f"{killed.pid}\n" == Path(f"{database}.lock").read_text()
+        with process(FOREIGN, database):
+            assert f"{database}.lock: another process already has the database open, and only one may" == refused(
+                database
+            )
+    OwnerLock.take(database).release()
+    with process(FOREIGN, database):
+        assert "another process already" in refused(database)
 
 
 def test_a_full_disk_keeps_nobody_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

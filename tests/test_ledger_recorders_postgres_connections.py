@@ -16,6 +16,7 @@ from ledger.recorders.errors import StoreError, StoreUnreachable
 from ledger.recorders.postgres_connections import SECONDS_MAX, Address
 from ledger.refusals import LedgerError
 from tests.postgres import Server, running
+from tests.postgres_pooler import pooled
 
 SECRET = "p@ss:w/rd?#%2F canary"
 
@@ -119,6 +120,20 @@ def test_an_old_server_or_another_encoding_is_refused(
     assert "PostgreSQL 99 or later is needed, this is " in line
 
 
+def test_a_pooler_that_lends_by_the_transaction_is_refused(postgres: Server, postgres_url: str) -> None:
+    """What is set, prepared and locked there is the next client's: it is said at once. One that lends for as long as a
+    client stays is none that anybody notices."""
+    with pooled(postgres, postgres_url, by_transaction=True) as url:
+        line = problem_of(lambda: Address(url).connect())
+        assert line.endswith(": a pooler lends connections by the transaction; session pooling is needed")
+    with pooled(postgres, postgres_url, by_transaction=False) as url:
+        address = Address(url)
+        with closing(address.connect()) as one, closing(address.connect()) as other:
+            assert (
+                one.execute("SELECT pg_backend_pid()").fetchone() != other.execute("SELECT pg_backend_pid()").fetchone()
+            )
+
+
 def test_a_server_that_says_nothing_is_given_up_on() -> None:
     """A frozen server, or a network that swallows everything: an error within the time-out, never a hang."""
     with running() as server:
@@ -135,13 +150,15 @@ def test_a_server_that_says_nothing_is_given_up_on() -> None:
 
 
 def test_a_standby_is_not_written_to(tmp_path: Path) -> None:
-    """After a fail-over the old primary comes back read-only: connecting goes on to the next server, or says so."""
+    """After a fail-over the old primary comes back read-only: connecting goes on to the next server, or says so,
+    whatever the URL would be content with."""
     with running() as server:
         url = server.over_tcp(server.create_database())
         server.stop()
         server.start(default_transaction_read_only="on")
-        with pytest.raises(StoreUnreachable, match="read-only"):
-            Address(url).connect()
+        for asked in ("", "?target_session_attrs=any"):
+            with pytest.raises(StoreUnreachable, match="read-only"):
+                Address(url + asked).connect()
         server.stop()
         server.start(default_transaction_read_only="off")
         Address(url).connect().close()

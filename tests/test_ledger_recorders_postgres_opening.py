@@ -1,14 +1,18 @@
 """Opening the store on PostgreSQL: what is refused, with one line each, and where positions go on (I-09)."""
 
+import secrets
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
+from ledger.recorders.errors import StoreError
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address
-from ledger.refusals import LedgerError
+from ledger.refusals import LedgerError, Unavailable
 from projections import INLINE
 from tests.engines import url_of
 from tests.ledgers import Clock, check_ledger, open_ledger
@@ -53,6 +57,60 @@ def test_tables_without_this_releases_functions_are_not_served(postgres_url: str
     assert not again.init("ring")
     again.open("ring")
     again.close()
+
+
+@pytest.fixture
+def serving(postgres_url: str) -> Iterator[str]:
+    """A store that was made by the owner of its tables, for another user who may do what serving needs; its URL."""
+    store = PostgresStore(postgres_url, INLINE)
+    store.init("ring")
+    role = f"serving_{secrets.token_hex(4)}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}".encode())
+        connection.execute(f"REVOKE UPDATE, DELETE ON events FROM {role}".encode())
+        yield postgres_url.replace("//postgres@", f"//{role}@")
+        connection.execute(f"DROP OWNED BY {role}".encode())
+        connection.execute(f"DROP ROLE {role}".encode())
+
+
+@pytest.mark.parametrize(
+    ("right", "expected"),
+    [
+        ("INSERT ON events", "INSERT on events"),
+        ("DELETE, INSERT ON private_contexts", "DELETE on private_contexts, INSERT on private_contexts"),
+        ("UPDATE ON current_tokens_v1", "UPDATE on current_tokens_v1"),
+        ("SELECT ON archived", "SELECT on archived"),
+        ("EXECUTE ON ROUTINE ledger_refresh", "EXECUTE on ledger_refresh"),
+        ("EXECUTE ON ROUTINE ledger_append", "EXECUTE on ledger_append"),
+    ],
+)
+def test_a_user_who_lacks_a_right_is_told_which(postgres_url: str, serving: str, right: str, expected: str) -> None:
+    """At the start, not by the one request in a thousand that would need it."""
+    role = conninfo_to_dict(serving)["user"]
+    with closing(Address(postgres_url).connect()) as connection:
+        whose = "PUBLIC" if "EXECUTE" in right else role
+        connection.execute(f"REVOKE {right} FROM {whose}".encode())
+    with pytest.raises(LedgerError, match=f": the user lacks rights: {expected}$"):
+        PostgresStore(serving, INLINE).open("ring")
+
+
+def test_a_user_who_may_not_see_it_is_told_of_what(postgres_url: str, serving: str) -> None:
+    """Where a right is lacking that even looking needs."""
+    with closing(Address(postgres_url).connect()) as connection:
+        connection.execute(f"REVOKE SELECT ON control FROM {conninfo_to_dict(serving)['user']}".encode())
+    with pytest.raises(StoreError, match=r"^PostgreSQL failed: permission denied for table control \(42501\)$"):
+        PostgresStore(serving, INLINE).open("ring")
+
+
+def test_who_may_not_clear_pages_does_not_say_that_it_has(postgres_url: str, serving: str) -> None:
+    """`erase`: the server only warns whoever does not own the tables, and clears nothing."""
+    store = PostgresStore(serving, INLINE)
+    store.open("ring")
+    with pytest.raises(Unavailable, match="only the owner of the tables may clear their pages"):
+        store.truncate_log()
+    store.close()
+    assert PostgresStore(postgres_url, INLINE).truncate_log()
 
 
 async def test_a_store_that_could_lose_what_it_acknowledged_is_refused(tmp_path: Path, postgres_url: str) -> None:

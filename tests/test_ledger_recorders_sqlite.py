@@ -1,5 +1,7 @@
 """The store on one SQLite file: what a transaction writes, who may write, and what becomes of what is rolled back."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,26 @@ def test_a_head_that_has_moved_on_is_a_lost_race(sqlite: SQLiteStore) -> None:
     head = sqlite.head("audit")
     assert head is not None
     assert (1, 1) == (head.v, head.position)
+
+
+def replaced(database: Path) -> None:
+    shutil.copy(database, database.with_name("copy"))
+    database.with_name("copy").rename(database)
+
+
+def renamed(database: Path) -> None:
+    database.parent.rename(database.parent.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("take_away", [Path.unlink, renamed, replaced])
+def test_a_file_that_is_not_there_any_more_acknowledges_nothing(
+    sqlite: SQLiteStore, database: Path, take_away: Callable[[Path], object]
+) -> None:
+    """I-09: SQLite goes on writing into a file that no name leads to, and which is gone with the process."""
+    append(sqlite, "audit", 1)
+    take_away(database)
+    with pytest.raises(StoreBroken, match="is not there any more, or another file"):
+        append(sqlite, "audit", 1)
 
 
 def test_a_rolled_back_transaction_leaves_nothing(sqlite: SQLiteStore) -> None:

@@ -92,6 +92,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # the system's doing: no room or no place to write, no file to be opened any more
+        return say_error(f"{error.strerror or type(error).__name__} (at {_place(error)})", 2)
     except Exception as error:  # a fault of ours: where it happened, never what it held
         return say_error(f"internal error: {type(error).__name__} at {_place(error)}; please report it", 2)
 

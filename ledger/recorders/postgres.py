@@ -42,7 +42,7 @@ from ledger.recorders.postgres_segments import PostgresSegments
 from ledger.recorders.premises import BASE, CheckedWork, Written
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.store import Derive, Wire
-from ledger.refusals import LedgerError
+from ledger.refusals import LedgerError, Unavailable
 
 T = TypeVar("T")
 
@@ -314,11 +314,15 @@ class PostgresStore:
 
     def truncate_log(self) -> bool:
         """Clear what was erased out of its pages, on a connection of its own: nobody waits for it. What takes longer
-        than a statement may is left to the server, which does it by itself. Its log keeps it as its backups do."""
+        than a statement may is left to the server, which does it by itself. Its log keeps it as its backups do.
+
+        Raises Unavailable where this user may not: the server passes over such tables with no more than a warning."""
+        warnings: list[object] = []
         try:
             connection = self.address.connect()
         except StoreUnreachable:
             return False
+        connection.add_notice_handler(warnings.append)
         try:
             connection.execute(_CLEAR)
         except psycopg.errors.QueryCanceled:
@@ -327,6 +331,10 @@ class PostgresStore:
             return False
         finally:
             connection.close()
+        if warnings:
+            raise Unavailable(
+                "erased, but only the owner of the tables may clear their pages: let it repeat the command"
+            )
         return True
 
     def reader(self) -> AbstractContextManager[PostgresReader]:

@@ -28,8 +28,11 @@ _CONNECTING: Final[dict[str, Any]] = {
     "keepalives_count": 2,
     "keepalives_idle": 2,
     "keepalives_interval": 1,
-    "target_session_attrs": "read-write",  # after a fail-over the old primary is a standby, or soon will be
     "tcp_user_timeout": 4000,
+}
+_ALWAYS: Final[dict[str, Any]] = {
+    "client_encoding": "UTF8",
+    "target_session_attrs": "read-write",  # after a fail-over the old primary is a standby, or soon will be
 }
 # A batch reads what is true once it has waited for its lock: that is READ COMMITTED, whatever somebody has set.
 # And plans: each of our questions wants few rows, one after the other, by an index. Of a table that it has not counted
@@ -40,8 +43,10 @@ _GUARDED: Final = (
     " set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),"
     " set_config('enable_mergejoin', 'off', false),"
     " set_config('default_transaction_isolation', 'read committed', false),"
-    " current_setting('server_version_num')::int, current_setting('server_encoding')"
+    " current_setting('server_version_num')::int, current_setting('server_encoding'), pg_backend_pid()"
 )
+_WHO: Final = "SELECT pg_backend_pid()"
+_LOOKS: Final = 3  # others that are lent the same processes may come between
 
 ANSWER_SECONDS_MAX: Final = SECONDS_MAX + 1
 """So long an answer is waited for: the server has given up before, unless it is frozen itself, or its machine is."""
@@ -92,6 +97,7 @@ class Address:
         self._url = url
         self._secrets = sorted({str(told[name]) for name in _SECRET if told.get(name)}, key=len, reverse=True)
         self._connecting = {name: value for name, value in _CONNECTING.items() if name not in told}
+        self._of_our_own = False  # whether it is known that a session is nobody else's
         self._connecting["connect_timeout"] = min(_seconds(told.get("connect_timeout")), SECONDS_MAX)
         self.place = Place(host, port, str(told.get("dbname") or told.get("user") or "of the user's name"))
 
@@ -104,22 +110,18 @@ class Address:
         Raises StoreUnreachable (also for a wrong password), LedgerError where the server is none that we can use.
         """
         try:
-            connection = Connection.connect(
-                self._url,
-                autocommit=True,
-                cursor_factory=RawCursor,
-                **{**self._connecting, "client_encoding": "UTF8", **settings},
-            )
+            connection = self._connected(**settings)
         except psycopg.Error as error:
             raise StoreUnreachable(f"{self.place}: {self.redacted(error)}") from None
         try:
             row = connection.execute(_GUARDED).fetchone()
+            assert row is not None
+            *_, version, encoding, process = row
+            lent = not self._is_ours(connection, process)
         except psycopg.Error as error:
             connection.close()
             raise StoreUnreachable(f"{self.place}: {self.redacted(error)}") from None
-        assert row is not None
         postgres_keys.register(connection)
-        *_, version, encoding = row
         if version < VERSION_MIN:
             connection.close()
             raise LedgerError(
@@ -128,7 +130,31 @@ class Address:
         if encoding != "UTF8":
             connection.close()
             raise LedgerError(f"{self.place}: the database's encoding is {encoding}, UTF8 is needed")
+        if lent:
+            connection.close()
+            raise LedgerError(f"{self.place}: a pooler lends connections by the transaction; session pooling is needed")
         return connection
+
+    def _connected(self, **settings: str | int) -> Connection:
+        return Connection.connect(
+            self._url,
+            autocommit=True,
+            cursor_factory=RawCursor,
+            **{**self._connecting, **_ALWAYS, **settings},
+        )
+
+    def _is_ours(self, connection: Connection, process: int) -> bool:
+        """Whether what we set and prepare stays with us: False where another connection is answered by the same process
+        of the server as this one. Asked only where a pooler stands between: there the process that answers is not the
+        one that was named at first."""
+        if self._of_our_own or process == connection.info.backend_pid:
+            return True
+        with self._connected() as other:
+            for _ in range(_LOOKS):
+                if other.execute(_WHO).fetchone() == (process,) or connection.execute(_WHO).fetchone() != (process,):
+                    return False
+        self._of_our_own = True
+        return True
 
     def redacted(self, error: BaseException) -> str:
         """What an error says, on one line, without any password of the URL in it."""

@@ -16,7 +16,8 @@ _FULL = (errors.DiskFull, errors.OutOfMemory)
 
 
 def translated(error: psycopg.Error) -> StoreError:
-    """What an engine error means for the caller. Never the engine's own text: it may repeat what was sent."""
+    """What an engine error means for the caller. Never the engine's own text: it may repeat what was sent. But for a
+    right that is lacking: there it names the table or the function, and nothing else."""
     if isinstance(error, errors.UniqueViolation):
         return LostRace("somebody else has written in between")
     if isinstance(error, _BUSY):
@@ -25,6 +26,8 @@ def translated(error: psycopg.Error) -> StoreError:
         return StoreFull("no room left where PostgreSQL keeps its data")
     if error.sqlstate is None or error.sqlstate[:2] in ("08", "57", "25"):
         return StoreUnreachable(f"the connection to PostgreSQL was lost: {_name(error)}")
+    if isinstance(error, errors.InsufficientPrivilege):
+        return StoreError(f"PostgreSQL failed: {error.diag.message_primary} ({error.sqlstate})")
     return StoreError(f"PostgreSQL failed: {_name(error)}")
 
 

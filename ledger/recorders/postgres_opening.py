@@ -1,8 +1,8 @@
 """Making the tables of the store on PostgreSQL, and what must be true of them before a process serves from them.
 
 Tables are made by `init` alone; whoever opens the store only looks. What it refuses it says in one line, and leaves as
-it is: tables of another release, key ring or set of projections, functions or archive segments that are missing, and a
-server that could lose what it has acknowledged (I-09).
+it is: tables of another release, key ring or set of projections, functions, rights or archive segments that are
+missing, and a server that could lose what it has acknowledged (I-09).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,18 @@ _HORIZON: Final = (
     f"(pg_snapshot_xmax(pg_current_snapshot())::text::bigint << {POSITION_BITS})"  # noqa: S608  # words of ours alone
     " + (SELECT position_offset FROM control)"
 )
+# All four rights on every table. Of the log two will do: what archives nothing need not be able to change it.
+_LACKING: Final = """
+SELECT string_agg(lacking, ', ' ORDER BY lacking) FROM (
+  SELECT asked || ' on ' || name AS lacking
+    FROM unnest($1::text[]) AS name CROSS JOIN unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS asked
+    WHERE NOT has_table_privilege(name, asked) AND (name <> 'events' OR asked IN ('SELECT', 'INSERT'))
+  UNION
+  SELECT 'EXECUTE on ' || proname FROM pg_proc
+    WHERE proname = ANY ('{ledger_append,ledger_archive,ledger_move,ledger_refresh}')
+      AND pg_function_is_visible(oid) AND NOT has_function_privilege(oid, 'EXECUTE')
+) AS each
+"""
 _TOO_LOW: Final = f"SELECT coalesce(({postgres_schema.END}), 0) >= {_HORIZON}"
 _LIFT: Final = f"UPDATE control SET position_offset = position_offset + ({postgres_schema.END}) + 1 - ({_HORIZON})"  # noqa: S608  # words of ours alone
 
@@ -66,6 +78,7 @@ def check(connection: Connection, place: Place, inline: Sequence[Inline], ring_i
     _check_meta(connection, place, _meta(inline, ring_id))
     if not postgres_moves.is_there(connection):
         raise LedgerError(f"{place}: functions are missing; `token-ledger init` makes them")
+    _check_rights(connection, place, inline)
     _check_durability(connection, place)
     postgres_archive.check(connection, str(place))
     _go_on_above(connection)
@@ -86,6 +99,13 @@ def _check_meta(connection: Connection, place: Place, wanted: Mapping[str, str])
         raise LedgerError(
             f"{place}: this program has other projection tables than the database ({found.get('inline')})"
         )
+
+
+def _check_rights(connection: Connection, place: Place, inline: Sequence[Inline]) -> None:
+    """A right that one statement in a hundred needs would be missed by one worker, hours later."""
+    ((lacking,),) = connection.execute(_LACKING, (postgres_schema.tables(inline),)).fetchall()
+    if lacking is not None:
+        raise LedgerError(f"{place}: the user lacks rights: {lacking}")
 
 
 def _check_durability(connection: Connection, place: Place) -> None:

@@ -78,6 +78,11 @@ def schema(inline: Sequence[Inline]) -> list[str]:
     return [_translated(statement) for statement in statements]
 
 
+def tables(inline: Sequence[Inline]) -> list[str]:
+    """The names of all tables."""
+    return re.findall(r"^CREATE TABLE (\w+)", "\n".join(schema(inline)), re.MULTILINE)
+
+
 def _of_inline(statement: str, table: str, *, updated: bool) -> Iterable[str]:
     """One of an inline table's own statements, which are SQLite's. There a row's number, its position, stands in every
     index by itself; here it is a column, and its index no constraint. A grant's id is its stream's key."""

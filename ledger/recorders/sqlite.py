@@ -70,6 +70,7 @@ class SQLiteStore:
         self._statements = [[write.sql for write in each.writes] for each in self.inline]
         self._owner: OwnerLock | None = None
         self._writer: sqlite3.Connection | None = None
+        self._file: os.stat_result | None = None  # as it was when it was opened
         self.segments = Segments(folder_of(path))
         self._readers = Readers(path, self.segments)
         self._commits = 0
@@ -83,8 +84,8 @@ class SQLiteStore:
     def open(self, ring_id: str) -> bool:
         """Take the file, make or check its tables, read back its durability. True where it was new.
 
-        Raises LedgerError: owned by another process, no ledger database, another key ring's, other inline tables,
-        locked, or a write-ahead log that does not check-point.
+        Raises LedgerError: owned by another process, not to be written, no ledger database, another key ring's, other
+        inline tables, locked, or a write-ahead log that does not check-point.
         """
         self._owner = OwnerLock.take(self.path)
         self._readers = Readers(self.path, self.segments)
@@ -105,6 +106,11 @@ class SQLiteStore:
     def _open(self, ring_id: str) -> bool:
         if not self.path.exists():
             self.path.touch(mode=0o600)
+        self._file = self.path.stat()
+        # SQLite opens a file that it may only read, and says so at the first commit.
+        for needed in (self.path, Path(os.path.realpath(self.path)).parent):
+            if not os.access(needed, os.W_OK):
+                raise LedgerError(f"{needed}: may not be written by this user, which the database needs")
         writer = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=1.0, cached_statements=256
         )
@@ -285,13 +291,23 @@ class SQLiteStore:
                 raise LostRace("a stream had moved on")
 
     def commit(self) -> None:
-        """Make the open transaction durable. A crash before it returns: all of it or nothing. The commit thread's."""
+        """Make the open transaction durable. A crash before it returns: all of it or nothing. The commit thread's.
+
+        Raises StoreBroken also where the file has been removed or replaced: SQLite goes on in what nobody finds again.
+        """
         try:
             self._connection.execute("COMMIT")
+            self._check_place()
             self._rows_since += self._rows_written
             self._watch_log()
         except sqlite3.Error as error:
             raise translated(error) from None
+
+    def _check_place(self) -> None:
+        with suppress(OSError):
+            if self._file is not None and os.path.samestat(os.stat(self.path), self._file):
+                return
+        raise StoreBroken(f"{self.path} is not there any more, or another file")
 
     def checkpoint_due(self) -> bool:
         """Whether the log has about `CHECKPOINT_PAGES` pages, judged by the rows that were written: SQLite tells how

@@ -11,7 +11,7 @@ SECOND = 1_000_000
 """One second in the ledger's unit, microseconds."""
 
 _RFC_3339 = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:(?P<second>\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII
+    r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:(?P<second>\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII
 )  # the library's own parser takes more of ISO 8601, and each version of it something else
 _MICROSECONDS_MAX = 253_402_300_799 * SECOND + 999_999  # the last moment of year 9999: the text form ends there
 

@@ -95,6 +95,7 @@ async def test_a_history_with_an_altered_event_is_never_told(
         change(opened, way(each_store), f"grant:{first.grant_id}", v)
         expected = f"grant:{first.grant_id}/{v}: what is stored is not what was recorded; rebuild names it"
         assert expected == await refused(opened, first.grant_id)
+        assert expected == await refused(opened, first.grant_id, limit=v), "also where a page ends with it"
         assert 1 == len((await told(opened, other.grant_id)).events)
         if v > 2:
             assert v - 2 == len((await told(opened, first.grant_id, limit=v - 2)).events)

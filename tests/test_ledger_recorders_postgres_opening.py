@@ -59,6 +59,23 @@ def test_tables_without_this_releases_functions_are_not_served(postgres_url: str
     again.close()
 
 
+def test_an_older_releases_function_is_not_served(postgres_url: str) -> None:
+    """I-20: it would pass over rows that it does not know, and an erasure would say that it has done what it has not. A
+    newer one, that knows more, serves."""
+    PostgresStore(postgres_url, INLINE).init("ring")
+    with closing(Address(postgres_url).connect()) as connection:
+        asked = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'ledger_append'"
+        ((made,),) = connection.execute(asked).fetchall()
+        connection.execute(made.replace("'claim_grant'", "'claim'").encode())
+        with pytest.raises(
+            LedgerError, match=": this release's functions are missing; `token-ledger init` makes them$"
+        ):
+            PostgresStore(postgres_url, INLINE).open("ring")
+        connection.execute(made.replace("END IF;", "END IF; IF p_rows ? 'more' THEN END IF;", 1).encode())
+        with closing(PostgresStore(postgres_url, INLINE)) as store:
+            store.open("ring")
+
+
 @pytest.fixture
 def serving(postgres_url: str) -> Iterator[str]:
     """A store that was made by the owner of its tables, for another user who may do what serving needs; its URL."""

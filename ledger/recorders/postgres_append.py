@@ -166,6 +166,11 @@ _ROWS: Final = """
       {statement};
     END IF;"""
 
+_KNOWS: Final = (
+    "SELECT bool_and(strpos(f.prosrc, 'p_rows ? ' || quote_literal(key)) > 0)"
+    " FROM unnest($2::text[]) AS key LEFT JOIN pg_proc f ON f.oid = to_regprocedure($1)"
+)
+
 _FROM: Final = (
     "FROM jsonb_array_elements(p_rows->'{key}') WITH ORDINALITY AS m (r, place) WHERE NOT (r->>0)::int = ANY (lost)"
 )
@@ -205,6 +210,14 @@ def function(inline: Sequence[Inline], types: Mapping[tuple[str, str], str]) -> 
         back=given("m.back"),
         rows="".join(_ROWS.format(key=key, statement=statement) for key, statement in rows),
     )
+
+
+def is_there(connection: Connection) -> bool:
+    """Whether `init` has made the function, and it writes all private rows that this release may ask for: an older one
+    would pass over what it does not know, a newer one knows more."""
+    kinds = ", ".join(kind for _, kind in PARAMETERS)
+    asked = (f"ledger_append({kinds})", [key for key, _ in _private()])
+    return connection.execute(_KNOWS, asked).fetchone() == (True,)
 
 
 def given(number: str) -> str:

@@ -122,6 +122,12 @@ def _each(key: str, table: str) -> str:
     )
 
 
+def is_there(connection: Connection) -> bool:
+    """Whether `init` has made the function."""
+    question = "SELECT to_regprocedure('ledger_archive(jsonb, int[])') IS NOT NULL"
+    return connection.execute(question).fetchone() == (True,)
+
+
 FUNCTION: Final = f"""
 CREATE OR REPLACE FUNCTION ledger_archive(p_rows jsonb, p_lost int[]) RETURNS void LANGUAGE plpgsql AS $function$
 #variable_conflict use_column

@@ -76,8 +76,9 @@ def check(connection: Connection, place: Place, inline: Sequence[Inline], ring_i
     if not _exists(connection, "meta"):
         raise LedgerError(f"{place}: there is no ledger here yet; `token-ledger init` creates one")
     _check_meta(connection, place, _meta(inline, ring_id))
-    if not (_are_there(connection) and postgres_moves.is_there(connection)):
-        raise LedgerError(f"{place}: functions are missing; `token-ledger init` makes them")
+    modules = (postgres_append, postgres_archive, postgres_moves)
+    if not all(each.is_there(connection) for each in modules):
+        raise LedgerError(f"{place}: this release's functions are missing; `token-ledger init` makes them")
     _check_rights(connection, place, inline)
     _check_durability(connection, place)
     postgres_archive.check(connection, str(place))
@@ -130,13 +131,6 @@ def _go_on_above(connection: Connection) -> None:
 
 def _exists(connection: Connection, table: str) -> bool:
     return connection.execute("SELECT to_regclass($1)", (table,)).fetchone() != (None,)
-
-
-def _are_there(connection: Connection) -> bool:
-    """Whether `init` has made the functions that any batch may need."""
-    kinds = ", ".join(kind for _, kind in postgres_append.PARAMETERS)
-    asked = (f"ledger_append({kinds})", "ledger_archive(jsonb, int[])")
-    return connection.execute("SELECT num_nulls(to_regprocedure($1), to_regprocedure($2))", asked).fetchone() == (0,)
 
 
 def _types(connection: Connection) -> dict[tuple[str, str], str]:

@@ -319,7 +319,8 @@ async def test_no_spelling_of_this_machine_is_reached(authority: trustme.CA, hos
 
 async def rebound(authority: trustme.CA, fetch: Callable[[RemoteKeys, str], Any]) -> tuple[int, int, list[str]]:
     """A name leads outside when it is judged, and inside whenever it is looked up again: connections there and here."""
-    async with publishing(authority) as outside, publishing(authority, host=INSIDE, port=outside.port) as inside:
+    # Inside first: everybody listens there, so a port that is free outside need not be.
+    async with publishing(authority, host=INSIDE) as inside, publishing(authority, port=inside.port) as outside:
         outside.publish(jwk("a"))
         inside.publish(jwk("b"))
         names = Names([OUTSIDE], [INSIDE])

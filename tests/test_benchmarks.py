@@ -204,7 +204,7 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
         "fast": SideFacts("PostgreSQL", False, False),
         "bare": SideFacts("none", False, None),
     }
-    table = markdown(Report({"rounds": "3"}, sides, {"slow": "no reason"}, runs))
+    table = markdown(Report({"each run": "4 s"}, sides, {"slow": "no reason"}, runs))
     assert [
         "- **ours**, 64 connections: 1.50 [0.50–2.00] times the refreshes of bare (a store-less endpoint),"
         " 0.67 of its CPU time and 0.67 of its p99",
@@ -219,6 +219,7 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
     assert ["**ours**", "bare", "fast", "safe"] == [row[1] for row in rows(table)]
     assert ["64", "safe", "PostgreSQL", "yes", "30", "0.15 [0.05–0.40]"] == rows(table)[3][:6]
     assert "- Left out: slow: no reason" in table
+    assert "- Medians of all rounds (connections 3); " in table
     assert "meanwhile: 0.10 in the median run, 0.20 at most" in table
 
 

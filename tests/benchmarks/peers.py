@@ -40,7 +40,7 @@ POINTS = {
 def about(extent: Extent, cluster: Postgres | None) -> dict[str, str]:
     """Under which conditions it was measured, without naming the machine."""
     told = {
-        "rounds": f"{extent.rounds} of {extent.seconds:g} s each",
+        "each run": f"{extent.seconds:g} s",
         "machine": f"{os.cpu_count()} cores, Linux {platform.machine()}, Python {platform.python_version()}",
         "SQLite": f"{sqlite3.sqlite_version}; ours: write-ahead log, synchronous=FULL",
     }

@@ -223,9 +223,16 @@ def _spread(found: Spread | None) -> str:
     return "" if found is None else f"{found[0]:.2f} [{found[1]:.2f}–{found[2]:.2f}]"
 
 
+def _rounds(report: Report) -> str:
+    """How many there were along each axis: rounds that are added need not be along all of them."""
+    counted = {axis: len({run.round for run in report.runs if run.axis == axis}) for axis in AXES}
+    return ", ".join(f"{axis} {count}" for axis, count in counted.items() if count)
+
+
 def _conditions(report: Report) -> list[str]:
     lines = [
-        "- Medians of all rounds; ratios are medians of those within one round, with the least and the greatest.",
+        f"- Medians of all rounds ({_rounds(report)}); ratios are medians of those within one round, with the least and"
+        " the greatest.",
         "- CPU seconds and kilobytes are for 1,000 refreshes. Written is what the store's processes gave to the file"
         " system while they were loaded; what PostgreSQL writes at a later check-point is not in it, SQLite's is.",
         "- Server on one core, load client and PostgreSQL on the other, where there are two; all sides one after the"

@@ -4,7 +4,7 @@ In each round, on a store of few grants and on one of very many, with all of the
 by servers that remember none, over 64 connections; and, without request and rule, bare durable transactions of 64, by
 plain SQL on one connection to a copy. A transaction reads what a refresh of a forgotten grant reads, head and private
 row, and writes what it writes: two events, and the head. Where there are two cores, servers and transactions run on the
-first, the client and PostgreSQL on the second.
+first, the client and PostgreSQL on the second. The files are in the system's memory, page by page (`page_cache.py`).
 
 Quote, for either, how much of the refreshes a second of few grants is left with very many: what the store loses by
 itself is lost to whoever stands on it. After each run the store must hold two events for each refresh.
@@ -12,7 +12,6 @@ itself is lost to whoever stands on it. After each run the store must hold two e
 
 import argparse
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from tests.benchmarks.clients import CLIENTS
 from tests.benchmarks.latency import on_first_core
 from tests.benchmarks.latency_rows import BareOnSQLite, events_on
 from tests.benchmarks.nodes import DURABLE, spread
+from tests.benchmarks.page_cache import FOLDER, Files, inside, keep, settle
 from tests.benchmarks.peers_processes import pin
 from tests.benchmarks.peers_sides import TOKENS, Stage, fill
 from tests.benchmarks.refresh import CONNECTIONS, by_secret, check_events, drive, events_in, ledger
@@ -113,7 +113,7 @@ class PostgreSQLAlone:
 @dataclass
 class Stock:
     """A store of so many grants, and a copy of it for the bare transactions. `figures` are refreshes a second, round by
-    round: ours and bare ones."""
+    round: ours and bare ones; `files` those of both."""
 
     grants: int
     server: Server
@@ -121,10 +121,12 @@ class Stock:
     events: Callable[[], int]
     bare: Bare
     bare_events: Callable[[], int]
+    files: Files
     names: deque[str] = field(default_factory=deque)
     figures: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
 
     def ours(self, seconds: float) -> float:
+        keep(self.files())
         before = self.events()
         found = drive(by_secret(self.server, self.tokens, min(CONNECTIONS, self.grants), seconds))
         check_events(self.events() - before, found.answers)
@@ -136,6 +138,7 @@ class Stock:
             names = self.bare.names()
             random.shuffle(names)
             self.names.extend(names)
+        keep(self.files())
         before, done, began = self.bare_events(), 0, time.perf_counter()
         with on_first_core():
             while time.perf_counter() - began < seconds:
@@ -157,23 +160,17 @@ def on_sqlite(folder: Path, grants: int) -> Iterator[Stock]:
     try:
         for file in place.glob("token-ledger.db*"):
             shutil.copy(file, copy)
-        os.sync()
-        for file in (*place.glob("token-ledger.db"), *copy.iterdir()):
-            _read_through(file)
+        files = [place / "token-ledger.db", copy / "token-ledger.db"]
+        settle(files)
         with ledger(place, twin=stage.twin) as server, closing(SQLiteAlone(copy / "token-ledger.db")) as bare:
             tokens = (place / TOKENS).read_text("ascii").split()
-            stock = Stock(grants, server, tokens, lambda: events_in(place), bare, lambda: events_in(copy))
+            stock = Stock(
+                grants, server, tokens, lambda: events_in(place), bare, lambda: events_in(copy), lambda: files
+            )
             yield stock
         (place / TOKENS).write_text("\n".join(stock.tokens) + "\n", "ascii")
     finally:
         shutil.rmtree(copy)
-
-
-def _read_through(path: Path) -> None:
-    """Have a file in the system's memory: what is not there waits for the disk, by far the most of all."""
-    with path.open("rb") as file:
-        while file.read(1 << 20):
-            pass
 
 
 @contextmanager
@@ -184,12 +181,19 @@ def on_postgres(folder: Path, grants: int, postgres: Postgres) -> Iterator[Stock
     stage.begin(place)
     fill(Server(place, clients=CLIENTS, settings=settings), stage)
     copy = postgres.create_database(url.partition("?")[0].rpartition("/")[2])
+    files = inside(*(_folder_of(each) for each in (url, copy)))
+    settle(files())
     with (
         ledger(place, settings=settings, twin=stage.twin) as server,
         closing(PostgreSQLAlone(postgres.over_tcp(copy))) as bare,
     ):
         tokens = (place / TOKENS).read_text("ascii").split()
-        yield Stock(grants, server, tokens, lambda: events_on(url), bare, lambda: events_on(copy))
+        yield Stock(grants, server, tokens, lambda: events_on(url), bare, lambda: events_on(copy), files)
+
+
+def _folder_of(url: str) -> Path:
+    with closing(psycopg.connect(url)) as connection:
+        return Path(*connection.execute(FOLDER).fetchone() or ())
 
 
 def measure(name: str, few: Stock, many: Stock, rounds: int, seconds: float) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.benchmarks.page_cache import FOLDER, Files, inside
 from tests.benchmarks.peers_load import Job, drive
 from tests.benchmarks.peers_processes import allow, pin
 from tests.benchmarks.peers_sides import PART, LeftOut, Running, Stage, rotated
@@ -128,6 +129,10 @@ class Postgres:
         """The rows of a table."""
         return int(self._asked(name, f"SELECT count(*) FROM {table}"))
 
+    def folder_of(self, name: str) -> Path:
+        """Where the files of a database are."""
+        return Path(self._asked(name, FOLDER).strip())
+
     def settings(self) -> dict[str, str]:
         """The version and what decides about durability and speed."""
         names = ", ".join(f"'{name}'" for name in ("server_version", *TOLD))
@@ -173,7 +178,8 @@ class Peer:
 
         port = _port(url)
         with _process(self.harness, stage.number, start, folder / "log", port) as pid:
-            running = Running(port, urlsplit(url).path, form.lstrip("&"), pid, store_pid, folder, mint_some)
+            path, files = urlsplit(url).path, self._files(start, folder)
+            running = Running(port, path, form.lstrip("&"), pid, store_pid, folder, mint_some, files=files)
             if is_new:
                 _stock(running, stage)
             pin(pid, 0)
@@ -188,6 +194,13 @@ class Peer:
                 self.cluster.new_database(name)
             start = _DATABASE.sub(rf"\g<1>{name}", start)
         return _FILE.sub(str(folder / "store.db"), start)
+
+    def _files(self, start: str, folder: Path) -> Files:
+        """The files of that store."""
+        found = _DATABASE.search(start)
+        if found is not None and self.cluster is not None:
+            return inside(self.cluster.folder_of(found[2]))
+        return lambda: [folder / "store.db"]
 
 
 def _port(url: str) -> int:

@@ -15,6 +15,7 @@ from api.settings import Settings, SettingsError, load
 from api.wiring import open_ledger
 from tests.benchmarks.bare import PATH
 from tests.benchmarks.clients import CLIENTS, FORM, SCOPE
+from tests.benchmarks.page_cache import Files, inside
 from tests.benchmarks.refresh import bare, events_in, ledger, pid_of
 from tests.bulk import issue_many, persons, rotate_many
 from tests.servers import Server
@@ -63,7 +64,7 @@ class Stage:
 @dataclass(frozen=True)
 class Running:
     """A server that runs on a stage's store. `mint` makes new grants on it; `events` counts what its store holds, None
-    where it keeps none; `store_pid` is the root of the store's processes where it has any."""
+    where it keeps none; `store_pid` is the root of the store's processes where it has any, `files` are the store's."""
 
     port: int
     path: str
@@ -73,6 +74,7 @@ class Running:
     folder: Path
     mint: Callable[[int], Sequence[str]]
     events: Callable[[], int] | None = None
+    files: Files = tuple
 
 
 class LeftOut(Exception):
@@ -119,7 +121,7 @@ class OnSQLite:
         if stage.begin(folder):
             fill(Server(folder, clients=CLIENTS), stage)
         with ledger(folder, twin=stage.twin) as server:
-            yield running(server, None, lambda: events_in(folder))
+            yield running(server, None, lambda: events_in(folder), lambda: [folder / "token-ledger.db"])
 
 
 class Cluster(Protocol):
@@ -130,6 +132,7 @@ class Cluster(Protocol):
     def new_database(self, name: str) -> None: ...
     def url(self, name: str) -> str: ...
     def count(self, name: str, table: str) -> int: ...
+    def folder_of(self, name: str) -> Path: ...
 
 
 class OnPostgreSQL:
@@ -154,16 +157,17 @@ class OnPostgreSQL:
         elif (done := kept.command("init")).returncode:  # an earlier version may have made it
             raise LeftOut(done.stderr.decode().strip())
         with ledger(folder, settings=settings, twin=stage.twin) as server:
-            yield running(server, cluster.pid, lambda: cluster.count(database, "events"))
+            files = inside(cluster.folder_of(database))
+            yield running(server, cluster.pid, lambda: cluster.count(database, "events"), files)
 
 
-def running(server: Server, store_pid: int | None, events: Callable[[], int]) -> Running:
+def running(server: Server, store_pid: int | None, events: Callable[[], int], files: Files) -> Running:
     """One of our servers, as sides are known."""
 
     def mint(count: int) -> list[str]:
         return [_issued(server) for _ in range(count)]
 
-    return Running(server.port, PATH, FORM, pid_of(server), store_pid, server.folder, mint, events)
+    return Running(server.port, PATH, FORM, pid_of(server), store_pid, server.folder, mint, events, files)
 
 
 def _issued(server: Server) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -147,9 +148,8 @@ def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path, full:
     assert not (tmp_path / "out").exists()
     prepared = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
     measured(tmp_path / "out", *kept, "--add")
-    told = measured(tmp_path / "out", *kept, "--add")
-    assert {1, 2, 3, 4} == {run.round for run in told.runs}
-    assert 8 == len(told.runs)
+    told = measured(tmp_path / "out", *kept, "--add", "--ours", OnSQLite.name)
+    assert [(1, 2), (2, 2), (3, 1), (4, 1)] == sorted(Counter(run.round for run in told.runs).items())
     walked = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
     assert 2 == len(prepared.split()) == len(walked.split())
     assert not set(prepared.split()) & set(walked.split())

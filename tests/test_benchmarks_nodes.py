@@ -1,11 +1,16 @@
 """What measures nodes, latency, memory and cold stores counts right: real servers, tiny counts, no claim on speed."""
 
 import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import cold, load, memory
+from tests.benchmarks import cold, load, memory, page_cache
 from tests.benchmarks.latency import Round, line, measure, on_postgres, on_sqlite
 from tests.benchmarks.nodes import TRIALS, Extent, Measured, check_events, told
 from tests.benchmarks.nodes_load import Contest, Found, Loaded
@@ -129,3 +134,26 @@ def test_cold_stores_are_told_beside_bare_ones(
         *_, refreshes, bare = capsys.readouterr().out.splitlines()
         for said, what in ((refreshes, "refreshes"), (bare, "bare transactions of 64")):
             assert re.fullmatch(rf"{store}, {what}: [\d,]+/s of 8 grants, [\d,]+/s of 20: .* \[.*–.*\]", said)
+
+
+def _read_in_here(files: Iterable[Path]) -> None:
+    """The broken twin of reading in: this process opens and closes the file."""
+    for path in files:
+        path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("read_in", "is_safe"), [(page_cache.settle, True), (page_cache.keep, True), (_read_in_here, False)]
+)
+def test_reading_a_file_in_leaves_sqlite_its_locks(
+    tmp_path: Path, read_in: Callable[[Iterable[Path]], None], is_safe: bool
+) -> None:
+    """Who writes goes on alone: a process that closes a file takes all its own locks on it away."""
+    path = tmp_path / "some.db"
+    other = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.execute("BEGIN IMMEDIATE")
+        read_in([path, tmp_path / "that was never there"] if is_safe else [path])
+        done = subprocess.run([sys.executable, "-c", other, path], capture_output=True, text=True, check=False)
+        assert is_safe == ("database is locked" in done.stderr), done.stderr

@@ -47,10 +47,11 @@ def _in_another_process(what: str, files: Iterable[Path]) -> None:
 
 def _read_in(path: str, *, anew: bool) -> None:
     with open(path, "rb", buffering=0) as file:
-        if anew:
-            os.fsync(file.fileno())  # what is not on the disk yet would stay
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # else the system reads ahead, in large pieces
+        if sys.platform == "linux":  # elsewhere it is only read
+            if anew:
+                os.fsync(file.fileno())  # what is not on the disk yet would stay
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # else the system reads ahead, in large pieces
         while file.read(_READ_BYTES):
             pass
 

@@ -27,6 +27,7 @@ from tests.benchmarks.peers_report import AXES, Report, counted, markdown, svg
 from tests.benchmarks.peers_rounds import SWEPT, Extent, Measuring, points, say, stages
 from tests.benchmarks.peers_sides import Bare, LeftOut, OnPostgreSQL, OnSQLite, Side
 
+OURS = (OnSQLite.name, OnPostgreSQL.name, Bare.name)
 PEERS = (*SWEPT, "better-auth/pg", "authlib", "dot")
 POINTS = {
     "connections": (1, 16, 64),
@@ -68,7 +69,7 @@ def measured_before(out: Path) -> Report:
 
 def sides_of(asked: argparse.Namespace, stack: ExitStack, measuring: Measuring) -> tuple[list[Side], Postgres | None]:
     """The sides that can be set up here; the others are told as left out."""
-    sides: list[Side] = [OnSQLite(), Bare()]
+    sides: list[Side] = [side for side in (OnSQLite(), Bare()) if side.name in asked.ours]
     if asked.harness is None or asked.workdir is None:
         measuring.leave_out("peers", "--harness and --workdir name the harness of the peers and where it works")
         return sides, None
@@ -80,7 +81,8 @@ def sides_of(asked: argparse.Namespace, stack: ExitStack, measuring: Measuring) 
     cluster = None
     try:
         cluster = stack.enter_context(harness.postgres())
-        sides.insert(1, OnPostgreSQL(cluster))
+        if OnPostgreSQL.name in asked.ours:
+            sides.insert(len(sides) - (Bare.name in asked.ours), OnPostgreSQL(cluster))
     except LeftOut as why:
         measuring.leave_out("PostgreSQL", str(why))
     listed = harness.peers(cluster)
@@ -120,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--harness", type=Path, help="folder of the peers' harness")
     found.add_argument("--workdir", type=Path, help="folder that it has installed the peers in, outside the project")
+    found.add_argument("--ours", nargs="*", default=OURS, metavar="NAME", help=f"by default {', '.join(OURS)}")
     found.add_argument("--peers", nargs="*", default=PEERS, metavar="NAME", help=f"by default {' '.join(PEERS)}")
     found.add_argument("--out", type=Path, default=Path("build/peers"), help="folder of the three files: %(default)s")
     found.add_argument("--folder", type=Path, help="folder for stores, kept for the next run; else a temporary one")

@@ -220,6 +220,8 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
     assert ["64", "safe", "PostgreSQL", "yes", "30", "0.15 [0.05–0.40]"] == rows(table)[3][:6]
     assert "- Left out: slow: no reason" in table
     assert "- Medians of all rounds (connections 3); " in table
+    added = markdown(Report({}, sides, {}, [*runs, msgspec.structs.replace(runs[0], round=9)]))
+    assert "- Medians of all rounds (connections 3 to 4); " in added
     assert "meanwhile: 0.10 in the median run, 0.20 at most" in table
 
 

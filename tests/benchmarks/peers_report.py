@@ -224,9 +224,14 @@ def _spread(found: Spread | None) -> str:
 
 
 def _rounds(report: Report) -> str:
-    """How many there were along each axis: rounds that are added need not be along all of them."""
-    counted = {axis: len({run.round for run in report.runs if run.axis == axis}) for axis in AXES}
-    return ", ".join(f"{axis} {count}" for axis, count in counted.items() if count)
+    """How many there were along each axis: rounds that are added need not be along all of them, nor of all sides."""
+    told = []
+    for axis in AXES:
+        counted = Counter((run.side, run.x) for run in report.runs if run.axis == axis).values()
+        if counted:
+            least, most = min(counted), max(counted)
+            told.append(f"{axis} {most}" if least == most else f"{axis} {least} to {most}")
+    return ", ".join(told)
 
 
 def _conditions(report: Report) -> list[str]:

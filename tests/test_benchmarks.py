@@ -16,7 +16,7 @@ from tests.benchmarks import peers
 from tests.benchmarks.peers_plot import Dots, Lines, Look, picture
 from tests.benchmarks.peers_report import ALONG, Cells, Report, Run, SideFacts, markdown
 from tests.benchmarks.peers_rounds import Extent, Measuring, points
-from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage
+from tests.benchmarks.peers_sides import TOKENS, OnSQLite, Running, Stage, taken
 from tests.server_process import free_port
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -153,6 +153,16 @@ def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path, full:
     walked = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
     assert 2 == len(prepared.split()) == len(walked.split())
     assert not set(prepared.split()) & set(walked.split())
+
+
+def test_a_stage_whose_run_was_broken_off_is_filled_anew(tmp_path: Path) -> None:
+    """Its tokens are out of their file until they are put back: some have been rotated."""
+    stage, place = Stage(0, "hot", 2), tmp_path / "hot"
+    assert stage.begin(place)
+    (place / TOKENS).write_text("one\ntwo\n")
+    assert not stage.begin(place)
+    assert ["one", "two"] == taken(place)
+    assert stage.begin(place)
 
 
 def test_events_that_are_not_two_for_each_answer_end_the_measurement(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tests.benchmarks.latency_rows import BareOnSQLite, events_on
 from tests.benchmarks.nodes import DURABLE, spread
 from tests.benchmarks.page_cache import FOLDER, Files, inside, keep, settle
 from tests.benchmarks.peers_processes import pin
-from tests.benchmarks.peers_sides import TOKENS, Stage, fill
+from tests.benchmarks.peers_sides import TOKENS, Stage, fill, taken
 from tests.benchmarks.refresh import CONNECTIONS, by_secret, check_events, drive, events_in, ledger
 from tests.postgres import Server as Postgres
 from tests.postgres import running
@@ -163,7 +163,7 @@ def on_sqlite(folder: Path, grants: int) -> Iterator[Stock]:
         files = [place / "token-ledger.db", copy / "token-ledger.db"]
         settle(files)
         with ledger(place, twin=stage.twin) as server, closing(SQLiteAlone(copy / "token-ledger.db")) as bare:
-            tokens = (place / TOKENS).read_text("ascii").split()
+            tokens = taken(place)
             stock = Stock(
                 grants, server, tokens, lambda: events_in(place), bare, lambda: events_in(copy), lambda: files
             )
@@ -187,7 +187,7 @@ def on_postgres(folder: Path, grants: int, postgres: Postgres) -> Iterator[Stock
         ledger(place, settings=settings, twin=stage.twin) as server,
         closing(PostgreSQLAlone(postgres.over_tcp(copy))) as bare,
     ):
-        tokens = (place / TOKENS).read_text("ascii").split()
+        tokens = taken(place)
         yield Stock(grants, server, tokens, lambda: events_on(url), bare, lambda: events_on(copy), files)
 
 

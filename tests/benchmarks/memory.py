@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.benchmarks.clients import CLIENTS
 from tests.benchmarks.nodes import DURABLE, Nodes, serving
 from tests.benchmarks.peers_processes import resident_bytes
-from tests.benchmarks.peers_sides import TOKENS, Stage, fill
+from tests.benchmarks.peers_sides import TOKENS, Stage, fill, taken
 from tests.benchmarks.refresh import events_in, ledger, pid_of
 from tests.postgres import running
 from tests.servers import Server
@@ -36,7 +36,7 @@ def on_sqlite(folder: Path, grants: int) -> Iterator[Nodes]:
     if stage.begin(place):
         fill(Server(place, clients=CLIENTS), stage)
     with ledger(place) as server:
-        nodes = Nodes([server], (place / TOKENS).read_text("ascii").split(), lambda: events_in(place), None)
+        nodes = Nodes([server], taken(place), lambda: events_in(place), None)
         yield nodes
     (place / TOKENS).write_text("\n".join(nodes.tokens) + "\n", "ascii")
 

@@ -77,6 +77,7 @@ async def run(job: Job) -> Found:
         )
     )
     chains = await load.connected(state)
+    file.unlink()  # where this is broken off there is none: what it held may have been rotated by then
     before, cpu, busy = [used(root) for root in job.processes], time.process_time(), busy_seconds()
     seconds = await load.walked(state, chains)
     cpu, busy = time.process_time() - cpu, busy_seconds() - busy

@@ -61,6 +61,14 @@ class Stage:
         (folder / PART).rename(folder / TOKENS)
 
 
+def taken(folder: Path) -> list[str]:
+    """The tokens of a stage, out of their file until they are put back: who breaks off has rotated some, and the next
+    run fills the stage anew."""
+    tokens = (folder / TOKENS).read_text("ascii").split()
+    (folder / TOKENS).unlink()
+    return tokens
+
+
 @dataclass(frozen=True)
 class Running:
     """A server that runs on a stage's store. `mint` makes new grants on it; `events` counts what its store holds, None

@@ -1,10 +1,11 @@
 """The benchmark beside the peers says what was counted: with tiny counts, and with no claim about speed."""
 
+import asyncio
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -12,7 +13,7 @@ from textwrap import dedent
 import msgspec
 import pytest
 
-from tests.benchmarks import peers
+from tests.benchmarks import peers, peers_load
 from tests.benchmarks.peers_plot import Dots, Lines, Look, picture
 from tests.benchmarks.peers_report import ALONG, Cells, Report, Run, SideFacts, markdown
 from tests.benchmarks.peers_rounds import Extent, Measuring, points
@@ -163,6 +164,28 @@ def test_a_stage_whose_run_was_broken_off_is_filled_anew(tmp_path: Path) -> None
     assert not stage.begin(place)
     assert ["one", "two"] == taken(place)
     assert stage.begin(place)
+
+
+@pytest.mark.anyio
+async def test_tokens_are_out_of_their_file_while_they_are_rotated(tmp_path: Path) -> None:
+    """The load client's own: at each request the file is gone, after the last answer it holds the successor."""
+    file, was_there = tmp_path / TOKENS, set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                was_there.add(file.exists())
+                body = b'{"refresh_token": "next"}'
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        writer.close()
+
+    file.write_text("first\n")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        found = await peers_load.run(peers_load.Job(port, "/", "", str(file), 0, 1, 1, 60, answers_max=2))
+    assert 2 == found.answers
+    assert {False} == was_there
+    assert "next\n" == file.read_text()
 
 
 def test_events_that_are_not_two_for_each_answer_end_the_measurement(tmp_path: Path) -> None:

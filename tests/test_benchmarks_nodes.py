@@ -143,7 +143,7 @@ def _read_in_here(files: Iterable[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("read_in", "is_safe"), [(page_cache.settle, True), (page_cache.keep, True), (_read_in_here, False)]
+    ("read_in", "is_safe"), [(page_cache.read_in_anew, True), (page_cache.read_in, True), (_read_in_here, False)]
 )
 def test_reading_a_file_in_leaves_sqlite_its_locks(
     tmp_path: Path, read_in: Callable[[Iterable[Path]], None], is_safe: bool

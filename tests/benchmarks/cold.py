@@ -29,7 +29,7 @@ from tests.benchmarks.clients import CLIENTS
 from tests.benchmarks.latency import on_first_core
 from tests.benchmarks.latency_rows import BareOnSQLite, events_on
 from tests.benchmarks.nodes import DURABLE, spread
-from tests.benchmarks.page_cache import FOLDER, Files, inside, keep, settle
+from tests.benchmarks.page_cache import DATABASE_FOLDER, Files, files_in, read_in, read_in_anew
 from tests.benchmarks.peers_processes import pin
 from tests.benchmarks.peers_sides import TOKENS, Stage, fill, taken
 from tests.benchmarks.refresh import CONNECTIONS, by_secret, check_events, drive, events_in, ledger
@@ -126,7 +126,7 @@ class Stock:
     figures: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
 
     def ours(self, seconds: float) -> float:
-        keep(self.files())
+        read_in(self.files())
         before = self.events()
         found = drive(by_secret(self.server, self.tokens, min(CONNECTIONS, self.grants), seconds))
         check_events(self.events() - before, found.answers)
@@ -138,7 +138,7 @@ class Stock:
             names = self.bare.names()
             random.shuffle(names)
             self.names.extend(names)
-        keep(self.files())
+        read_in(self.files())
         before, done, began = self.bare_events(), 0, time.perf_counter()
         with on_first_core():
             while time.perf_counter() - began < seconds:
@@ -161,7 +161,7 @@ def on_sqlite(folder: Path, grants: int) -> Iterator[Stock]:
         for file in place.glob("token-ledger.db*"):
             shutil.copy(file, copy)
         files = [place / "token-ledger.db", copy / "token-ledger.db"]
-        settle(files)
+        read_in_anew(files)
         with ledger(place, twin=stage.twin) as server, closing(SQLiteAlone(copy / "token-ledger.db")) as bare:
             tokens = taken(place)
             stock = Stock(
@@ -181,8 +181,8 @@ def on_postgres(folder: Path, grants: int, postgres: Postgres) -> Iterator[Stock
     stage.begin(place)
     fill(Server(place, clients=CLIENTS, settings=settings), stage)
     copy = postgres.create_database(url.partition("?")[0].rpartition("/")[2])
-    files = inside(*(_folder_of(each) for each in (url, copy)))
-    settle(files())
+    files = files_in(*(_folder_of(each) for each in (url, copy)))
+    read_in_anew(files())
     with (
         ledger(place, settings=settings, twin=stage.twin) as server,
         closing(PostgreSQLAlone(postgres.over_tcp(copy))) as bare,
@@ -193,7 +193,7 @@ def on_postgres(folder: Path, grants: int, postgres: Postgres) -> Iterator[Stock
 
 def _folder_of(url: str) -> Path:
     with closing(psycopg.connect(url)) as connection:
-        return Path(*connection.execute(FOLDER).fetchone() or ())
+        return Path(*connection.execute(DATABASE_FOLDER).fetchone() or ())
 
 
 def measure(name: str, few: Stock, many: Stock, rounds: int, seconds: float) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 Files = Callable[[], Iterable[Path]]
 """The files of a store, as of now."""
 
-FOLDER = (
+DATABASE_FOLDER = (
     "SELECT current_setting('data_directory') || '/base/' || oid FROM pg_database WHERE datname = current_database()"
 )
 """Asked of a database of PostgreSQL: where its files are."""
@@ -24,17 +24,17 @@ FOLDER = (
 _READ_BYTES = 1 << 20
 
 
-def settle(files: Iterable[Path]) -> None:
+def read_in_anew(files: Iterable[Path]) -> None:
     """Read files in anew, page by page, whatever of them was in memory."""
-    _in_another_process("settle", files)
+    _in_another_process("anew", files)
 
 
-def keep(files: Iterable[Path]) -> None:
+def read_in(files: Iterable[Path]) -> None:
     """Read in, page by page, what is not in memory."""
-    _in_another_process("keep", files)
+    _in_another_process("rest", files)
 
 
-def inside(*folders: Path) -> Files:
+def files_in(*folders: Path) -> Files:
     """All files of folders."""
     return lambda: [path for folder in folders for path in folder.iterdir() if path.is_file()]
 
@@ -59,4 +59,4 @@ def _read_in(path: str, *, anew: bool) -> None:
 if __name__ == "__main__":
     for each in sys.argv[2:]:
         with suppress(FileNotFoundError, PermissionError):  # gone by now, or another user's
-            _read_in(each, anew=sys.argv[1] == "settle")
+            _read_in(each, anew=sys.argv[1] == "anew")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.benchmarks.page_cache import FOLDER, Files, inside
+from tests.benchmarks.page_cache import DATABASE_FOLDER, Files, files_in
 from tests.benchmarks.peers_load import Job, drive
 from tests.benchmarks.peers_processes import allow, pin
 from tests.benchmarks.peers_sides import PART, LeftOut, Running, Stage, rotated
@@ -131,7 +131,7 @@ class Postgres:
 
     def folder_of(self, name: str) -> Path:
         """Where the files of a database are."""
-        return Path(self._asked(name, FOLDER).strip())
+        return Path(self._asked(name, DATABASE_FOLDER).strip())
 
     def settings(self) -> dict[str, str]:
         """The version and what decides about durability and speed."""
@@ -199,7 +199,7 @@ class Peer:
         """The files of that store."""
         found = _DATABASE.search(start)
         if found is not None and self.cluster is not None:
-            return inside(self.cluster.folder_of(found[2]))
+            return files_in(self.cluster.folder_of(found[2]))
         return lambda: [folder / "store.db"]
 
 

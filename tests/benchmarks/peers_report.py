@@ -241,7 +241,7 @@ def _conditions(report: Report) -> list[str]:
         "- CPU seconds and kilobytes are for 1,000 refreshes. Written is what the store's processes gave to the file"
         " system while they were loaded; what PostgreSQL writes at a later check-point is not in it, SQLite's is.",
         "- Server on one core, load client and PostgreSQL on the other, where there are two; all sides one after the"
-        " other in each round, every second round the other way round.",
+        " other in each round, every second round the other way round. The files of each store were read in before.",
     ]
     lines += [f"- {name}: {value}" for name, value in report.about.items()]
     foreign = [run.foreign_cores for run in report.runs]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.benchmarks.page_cache import keep, settle
+from tests.benchmarks.page_cache import read_in, read_in_anew
 from tests.benchmarks.peers_load import Failed, Found, Job, drive
 from tests.benchmarks.peers_processes import Used, resident_bytes
 from tests.benchmarks.peers_report import Report, Run, SideFacts
@@ -112,7 +112,7 @@ class Measuring:
                 return
             self.report.sides.setdefault(side.name, SideFacts(side.store, side.is_ours, None))
             self._running[side.name, stage.name] = running
-            settle(running.files())
+            read_in_anew(running.files())
 
     def leave_out(self, side: str, why: str) -> None:
         say(f"left out: {side}: {why}")
@@ -163,7 +163,7 @@ class Measuring:
             apart=point.apart,
             processes=tuple(roots),
         )
-        keep(running.files())
+        read_in(running.files())
         before = 0 if running.events is None else running.events()
         try:
             found = drive(job)

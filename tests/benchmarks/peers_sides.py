@@ -15,7 +15,7 @@ from api.settings import Settings, SettingsError, load
 from api.wiring import open_ledger
 from tests.benchmarks.bare import PATH
 from tests.benchmarks.clients import CLIENTS, FORM, SCOPE
-from tests.benchmarks.page_cache import Files, inside
+from tests.benchmarks.page_cache import Files, files_in
 from tests.benchmarks.refresh import bare, events_in, ledger, pid_of
 from tests.bulk import issue_many, persons, rotate_many
 from tests.servers import Server
@@ -165,7 +165,7 @@ class OnPostgreSQL:
         elif (done := kept.command("init")).returncode:  # an earlier version may have made it
             raise LeftOut(done.stderr.decode().strip())
         with ledger(folder, settings=settings, twin=stage.twin) as server:
-            files = inside(cluster.folder_of(database))
+            files = files_in(cluster.folder_of(database))
             yield running(server, cluster.pid, lambda: cluster.count(database, "events"), files)
 
 

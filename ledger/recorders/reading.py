@@ -20,6 +20,7 @@ from ledger.recorders.errors import EventsAltered, EventsMissing
 from ledger.recorders.rows import GrantsFound, GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
 from ledger.recorders.schema import MARK_EVERY_V
 from ledger.recorders.sqlite_errors import translated
+from ledger.recorders.sqlite_keys import number_of
 from ledger.segments import Segments
 
 # The term `v % 64 = 1` must stand here as in the index's definition, or the index is not used.
@@ -48,6 +49,7 @@ _TOLD = (
     " WHERE e.position >= ? AND e.position <= ?"
 )
 OF_GRANT = "SELECT s.name FROM private_grants p JOIN streams s ON s.id = p.stream"
+# The newest by its id, which is what a clock said. What the log says the projection tells, which is asked too (I-06).
 _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
     "client_id": f"{OF_GRANT} WHERE p.client_id = ? ORDER BY p.stream DESC LIMIT 1",
     "subject_id": f"{OF_GRANT} WHERE p.subject_id = ? ORDER BY p.stream DESC LIMIT 1",
@@ -114,7 +116,7 @@ class StoreReader(ABC):
             name, id, v, position, head, state,
             raw_subject_id, nonce, salt, body_mac,
             ended, ended_v, ended_position, ended_head, ended_state,
-        ) in self._rows(self._sql_grants, (self._keys(names),)):  # fmt: skip
+        ) in self._grant_rows(names):  # fmt: skip
             private = None
             if raw_subject_id is not None:
                 private = PrivateGrant(nonce, salt, body_mac)
@@ -168,6 +170,9 @@ class StoreReader(ABC):
             return str(name)
         return None
 
+    def _grant_rows(self, names: Sequence[str]) -> list[Any]:
+        return self._rows(self._sql_grants, (self._keys(names),))
+
     # ------------------------------------------------------------ the log
 
     def after(self, position: int, limit: int) -> list[StoredEvent]:
@@ -211,6 +216,7 @@ class Reader(StoreReader):
     horizon = POSITION_MAX
     _sql_head = _HEAD
     _sql_grants = f"{_RAW_GRANTS} WHERE s.name IN (SELECT value FROM json_each(?))"  # noqa: S608  # words of ours alone
+    _sql_grants_by_number = _sql_grants.replace("s.name IN", "s.id IN")
     _sql_mark = MARK
     _sql_walk = _WALK
     _sql_at_position = _AT_POSITION
@@ -231,6 +237,14 @@ class Reader(StoreReader):
 
     def _keys(self, names: Sequence[str]) -> str:
         return msgspec.json.encode(names).decode()
+
+    def _grant_rows(self, names: Sequence[str]) -> list[Any]:
+        """By their numbers; by their names those that do not lie there (`sqlite_keys.py`)."""
+        numbers = msgspec.json.encode([*filter(None, map(number_of, names))]).decode()
+        lacking = set(names)
+        found = [row for row in self._rows(self._sql_grants_by_number, (numbers,)) if row[0] in lacking]
+        lacking.difference_update([row[0] for row in found])
+        return found + super()._grant_rows([*lacking]) if lacking else found
 
     def reason(self, event_id: str) -> tuple[bytes, str] | None:
         """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""

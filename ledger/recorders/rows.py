@@ -10,8 +10,8 @@ from ledger.private import PrivateGrant
 from ledger.snapshots import Asked
 
 StreamKey = int | str
-"""What a store calls a stream by, known to it alone: in SQLite a number, which grows as streams begin; in PostgreSQL
-the 32 hex digits of a uuid that follows from the stream's name."""
+"""What a store calls a stream by, known to it alone: in SQLite a number, which grows with the ids of grants; in
+PostgreSQL the 32 hex digits of a uuid that follows from the stream's name."""
 
 GrantsOf = Literal["client_id", "subject_id"]
 """Whose grants are asked for: a client's or a person's."""

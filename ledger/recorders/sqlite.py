@@ -29,6 +29,7 @@ from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.schema import ADDED, APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 from ledger.recorders.sqlite_errors import translated
+from ledger.recorders.sqlite_keys import Numbers
 from ledger.recorders.store import Derive
 from ledger.refusals import LedgerError
 from ledger.segments import Segments, folder_of
@@ -77,7 +78,7 @@ class SQLiteStore:
         self._rows_written = self._rows_since = 0
         self._rows_until_due = CHECKPOINT_PAGES // 4
         self._log_was: tuple[int, int] | None = None  # at the last check-point: how often it had begun, and its pages
-        self._last_stream: int | None = None
+        self._numbers = Numbers(self._select)
 
     # ------------------------------------------------------------ opening and closing
 
@@ -213,6 +214,7 @@ class SQLiteStore:
         """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            self._numbers.begin()
             return self.control()
         except sqlite3.Error as error:
             raise translated(error) from None
@@ -235,12 +237,8 @@ class SQLiteStore:
             raise translated(error) from None
 
     def new_key(self, name: str) -> int:
-        """The next stream's number."""
-        if self._last_stream is None:
-            ((last,),) = self._select("SELECT ifnull(max(id), 0) FROM streams", ())
-            self._last_stream = int(last)
-        self._last_stream += 1
-        return self._last_stream
+        """The number of a stream that begins in the open transaction."""
+        return self._numbers.new(name)
 
     def end(self) -> int:
         """The last position of the log; 0 where there is none yet."""
@@ -364,7 +362,7 @@ class SQLiteStore:
 
     def rollback(self) -> None:
         """Forget the open transaction, if there is one."""
-        self._last_stream = None
+        self._numbers.begin()
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

@@ -10,7 +10,7 @@ import msgspec
 import psycopg
 import pytest
 
-from ledger.recorders import postgres_connections
+from ledger.recorders import postgres_connections, postgres_moves, postgres_refresh
 from ledger.recorders.errors import StoreError
 from ledger.recorders.rows import Reads
 from ledger.refusals import Refusal, Unavailable
@@ -92,11 +92,28 @@ async def test_a_token_that_two_nodes_redeem_at_once_is_redeemed_once(tmp_path: 
 
 
 async def test_without_the_row_it_would_be_redeemed_by_each(tmp_path: Path, appending: Appending) -> None:
-    """The broken twin of the test above: the version is looked at, and the row is not taken."""
-    of = "" if appending.name == "ledger_refresh" else " OF s"
-    appending.let(f" FOR NO KEY UPDATE{of} SKIP LOCKED", "")
+    """The broken twin of the test above: the version is looked at, and the row is not taken. Nor does anybody notice
+    that it is not where it was."""
+    take_no_row(appending)
+    if appending.plain:
+        appending.let("ctid = _place AND " if appending.name == "ledger_refresh" else "s.ctid = m.place AND ", "")
+        appending.let("RAISE EXCEPTION 'a row that is locked is not where it was'", "NULL")
     with pytest.raises(AssertionError, match="redeemed twice"):
         await redeem_on_both(tmp_path, appending)
+
+
+@pytest.mark.parametrize("appending", [postgres_refresh, postgres_moves], ids=["alone", "plain"], indirect=True)
+async def test_a_row_that_is_not_where_it_was_is_not_written(tmp_path: Path, appending: Appending) -> None:
+    """Should what is locked be gone from its place all the same, no event is written without its head."""
+    take_no_row(appending)
+    with pytest.raises(Unavailable):
+        await redeem_on_both(tmp_path, appending)
+
+
+def take_no_row(appending: Appending) -> None:
+    """Let a batch look at the versions and take no row."""
+    of = "" if appending.name == "ledger_refresh" else " OF s"
+    appending.let(f" FOR NO KEY UPDATE{of} SKIP LOCKED", "")
 
 
 # ---------------------------------------------------------------- frozen with the lock

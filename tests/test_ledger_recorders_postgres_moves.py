@@ -10,8 +10,9 @@ import pytest
 from ledger.recorders import postgres_moves, postgres_refresh
 from ledger.recorders.postgres_calls import Call
 from ledger.recorders.premises import CheckedWork
+from ledger.refusals import Unavailable
 from projections import INLINE
-from tests.ledgers import ELSEWHERE, SECURITY, Opened, open_ledger
+from tests.ledgers import ELSEWHERE, SECURITY, Opened, check_ledger, open_ledger, two_nodes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
@@ -98,3 +99,31 @@ async def test_all_ways_write_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     assert kinds.count(postgres_refresh.Refresh) > 70
     assert kinds.count(postgres_moves.Moves) > 70
     assert any(isinstance(call, postgres_moves.Moves) and len(call.units) > 2 for call in calls)
+
+
+async def moved_by_another(folder: Path) -> None:
+    """One batch moves five grants, of which another node has just moved the third: it is decided again."""
+    async with two_nodes(folder) as (one, other):
+        answers = [await other.refresh(await other.issue(f"person-{n}")) for n in range(5)]
+        third = await one.refresh(answers[2])
+        found = await asyncio.gather(*map(other.refresh, answers))
+        assert found[2].refresh_token == third.refresh_token
+        await asyncio.gather(*map(other.refresh, found))
+        check_ledger(other.path)
+
+
+async def test_who_is_lost_leaves_their_rows_to_the_others(tmp_path: Path) -> None:
+    """Each head that is written is that of its own stream, whichever of the batch had moved."""
+    await moved_by_another(tmp_path)
+
+
+async def test_rows_that_are_taken_for_each_others_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: places stay in the order of those that were held."""
+    right = "SELECT array_agg(held.place ORDER BY nth) INTO _places"
+    assert 1 == postgres_moves._FUNCTION.count(right)
+    other = postgres_moves._FUNCTION.replace(right, "PERFORM array_agg(held.place ORDER BY nth)")
+    monkeypatch.setattr(postgres_moves, "_FUNCTION", other)
+    with pytest.raises(Unavailable):
+        await moved_by_another(tmp_path)

@@ -36,7 +36,7 @@ DECLARE
   told_control bigint;
   told_serial bigint;
   _offset bigint;
-  _held uuid;
+  _place tid;
   base bigint;
 BEGIN
   PERFORM pg_advisory_xact_lock_shared({lock});
@@ -45,15 +45,18 @@ BEGIN
   IF told_control <> p_control OR told_serial <> p_serial THEN
     RETURN;
   END IF;
-  SELECT id INTO _held FROM streams WHERE id = p_id AND v = p_before FOR NO KEY UPDATE SKIP LOCKED;
-  IF _held IS NULL THEN
+  SELECT ctid INTO _place FROM streams WHERE id = p_id AND v = p_before FOR NO KEY UPDATE SKIP LOCKED;
+  IF _place IS NULL THEN
     told := told || ' 0';
     RETURN;
   END IF;
   base := (pg_current_xact_id()::text::bigint << {bits}) + _offset;
   UPDATE streams SET v = p_before + 2, position = base + 2, head = p_head, state = p_state,
       generation = p_generation, last_redeemed_at = p_redeemed, idle_expires_at = p_expires
-    WHERE id = p_id;
+    WHERE ctid = _place AND id = p_id;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'a row that is locked is not where it was';
+  END IF;
   INSERT INTO events (position, stream, back, v, body)
     VALUES (base + 1, p_id, p_back, p_before + 1, p_first), (base + 2, p_id, base + 1, p_before + 2, p_second);
   told := told || ' ' || base;

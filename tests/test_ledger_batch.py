@@ -14,6 +14,7 @@ from ledger.operating import record_read
 from ledger.recorders.errors import StoreFull
 from ledger.recorders.reading import StoreReader
 from ledger.recorders.rows import GrantsFound
+from ledger.recorders.sqlite_keys import number_of
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.subjects import end_subject
 from tests.faulty_store import FaultyStore, faulty, instead
@@ -161,8 +162,10 @@ async def test_a_stream_that_was_asked_for_and_got_no_event_is_not_known(tmp_pat
         await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
         assert "revoked_by_subject" == (await opened.refused(grant)).refusal.value
         opened.check_memory()
-        ((last, count),) = opened.rows("SELECT max(id), count(*) FROM streams")
-        assert last == count, "a number that no stream has"
+        numbers = [(number_of(name), id) for id, name in opened.rows("SELECT id, name FROM streams ORDER BY id")]
+        counted = [id for follows, id in numbers if follows is None]
+        assert [*range(1, len(counted) + 1)] == counted, "a number that no stream has"
+        assert 2 == len([id for follows, id in numbers if follows == id]) == len(numbers) - len(counted)
     check_ledger(opened.path)
 
 

@@ -91,7 +91,7 @@ async def test_a_grant_that_no_event_says_is_expired_moves_once_its_time_was_lon
     policy = with_policy("standard", refresh_token_ttl_seconds=10 * DAY)
     async with open_ledger(tmp_path, clients=[client(policy=policy), app()]) as opened:
         answer, _ = await opened.issue(), await sign_in(opened, "bob")
-        code = opened.rows("SELECT name FROM streams WHERE name LIKE 'grant:%' ORDER BY id DESC")[0][0]
+        code = opened.rows("SELECT name FROM streams WHERE name LIKE 'grant:%' ORDER BY position DESC")[0][0]
         await opened.issue("carol")
         issued = opened.clock.now
         opened.clock.pass_seconds(100 * DAY)

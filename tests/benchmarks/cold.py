@@ -25,6 +25,7 @@ from typing import Protocol
 
 import psycopg
 
+from ledger.recorders.rows import StreamKey
 from tests.benchmarks.clients import CLIENTS
 from tests.benchmarks.latency import on_first_core
 from tests.benchmarks.latency_rows import BareOnSQLite, events_on
@@ -40,32 +41,32 @@ from tests.servers import Server
 BODIES = ("r" * 540, "s" * 520)
 """As long as the two events of a refresh are."""
 
-NAMES = "SELECT name FROM streams WHERE name >= 'grant:' AND name < 'grant;'"
+GRANTS = "SELECT id FROM streams WHERE name >= 'grant:' AND name < 'grant;'"
 FOUND = (
     "SELECT s.id, s.v, s.position, s.state, p.nonce, p.salt FROM streams s"
-    " LEFT JOIN private_grants p ON p.stream = s.id WHERE s."
+    " LEFT JOIN private_grants p ON p.stream = s.id WHERE s.id "
 )
 
 
 class Bare(Protocol):
     """A connection that refreshes grants without any rule: all of them in one durable transaction."""
 
-    def names(self) -> list[str]: ...
-    def refresh(self, names: Sequence[str]) -> int: ...
+    def grants(self) -> list[StreamKey]: ...
+    def refresh(self, grants: Sequence[StreamKey]) -> int: ...
     def close(self) -> None: ...
 
 
 class SQLiteAlone(BareOnSQLite):
     """One connection to a file, with our settings."""
 
-    def names(self) -> list[str]:
-        return [name for (name,) in self._connection.execute(NAMES)]
+    def grants(self) -> list[StreamKey]:
+        return [id for (id,) in self._connection.execute(GRANTS)]
 
-    def refresh(self, names: Sequence[str]) -> int:
+    def refresh(self, grants: Sequence[StreamKey]) -> int:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         position = connection.execute("SELECT max(position) FROM events").fetchone()[0]
-        found = connection.execute(f"{FOUND}name IN (SELECT value FROM json_each(?))", (json.dumps(names),)).fetchall()
+        found = connection.execute(f"{FOUND}IN (SELECT value FROM json_each(?))", (json.dumps(grants),)).fetchall()
         events, heads = [], []
         for id, v, back, state, _, _ in found:
             first, second = position + 1, position + 2
@@ -86,12 +87,12 @@ class PostgreSQLAlone:
         self._connection.execute("SET plan_cache_mode = force_generic_plan")
         self._connection.execute("SET enable_seqscan = off")
 
-    def names(self) -> list[str]:
-        return [str(id) for (id,) in self._connection.execute(NAMES.replace("name", "id", 1))]
+    def grants(self) -> list[StreamKey]:
+        return [str(id) for (id,) in self._connection.execute(GRANTS)]
 
-    def refresh(self, names: Sequence[str]) -> int:
+    def refresh(self, grants: Sequence[StreamKey]) -> int:
         connection = self._connection
-        found = connection.execute(f"{FOUND}id = ANY (%s::uuid[])", (list(names),), prepare=True).fetchall()
+        found = connection.execute(f"{FOUND}= ANY (%s::uuid[])", (list(grants),), prepare=True).fetchall()
         ids, versions, backs, states = zip(*(each[:4] for each in found), strict=True)
         heads = [random.randbytes(32) for _ in found]
         done = connection.execute(
@@ -122,7 +123,7 @@ class Stock:
     bare: Bare
     bare_events: Callable[[], int]
     files: Files
-    names: deque[str] = field(default_factory=deque)
+    waiting: deque[StreamKey] = field(default_factory=deque)
     figures: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
 
     def ours(self, seconds: float) -> float:
@@ -134,17 +135,17 @@ class Stock:
         return found.per_second
 
     def alone(self, seconds: float) -> float:
-        if not self.names:
-            names = self.bare.names()
-            random.shuffle(names)
-            self.names.extend(names)
+        if not self.waiting:
+            grants = self.bare.grants()
+            random.shuffle(grants)
+            self.waiting.extend(grants)
         read_in(self.files())
         before, done, began = self.bare_events(), 0, time.perf_counter()
         with on_first_core():
             while time.perf_counter() - began < seconds:
-                some = [self.names.popleft() for _ in range(min(CONNECTIONS, self.grants))]
+                some = [self.waiting.popleft() for _ in range(min(CONNECTIONS, self.grants))]
                 done += self.bare.refresh(some)
-                self.names.extend(some)
+                self.waiting.extend(some)
         ended = time.perf_counter()
         check_events(self.bare_events() - before, done)
         return done / (ended - began)

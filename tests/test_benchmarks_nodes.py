@@ -74,6 +74,15 @@ async def test_two_successors_of_one_token_end_the_run() -> None:
     assert contest.stopping
 
 
+def test_every_run_begins_with_other_grants() -> None:
+    """Else the same few of a million are met in each round; where each connection has its own, it keeps it."""
+    few, many = ([str(number) for number in range(count)] for count in (64, 500))
+    first, second = ([*load._order(load.Job(0, 0, many, 64, 1.0))] for _ in range(2))
+    assert sorted(first) == sorted(second) == [*range(500)]
+    assert first[:64] != second[:64]
+    assert [*range(64)] == [*load._order(load.Job(0, 0, few, 64, 1.0))]
+
+
 def test_what_two_workers_would_do_follows_from_the_busiest_process() -> None:
     """By hand: 100 µs of the only worker; then 120 of two together, which is 60 each a refresh: 10,000 and 16,667."""
     one, two = _measured(nodes_us=100, store_us=40), _measured(nodes_us=120, store_us=50)

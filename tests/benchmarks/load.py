@@ -8,11 +8,12 @@ whatever has to be signed was signed before.
 import asyncio
 import json
 import os
+import random
 import ssl
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
@@ -142,7 +143,7 @@ class Run:
         self.path = job.path
         self.header = job.header
         self.once = job.once if ONCE in job.form + job.header else None
-        self.free = deque(sorted(range(len(self.tokens)), key=_order(job)))
+        self.free = deque(_order(job))
         self.connections = job.connections
         self.latencies: list[float] = []
         self.received_bytes = 0
@@ -188,9 +189,10 @@ class Run:
             self.ended.set_result(None)
 
 
-def _order(job: Job) -> Callable[[int], int]:
-    """Each connection its own chain where there is one for each, else shuffled."""
-    return (lambda index: hash((index, 7))) if len(job.tokens) > job.connections else lambda index: index
+def _order(job: Job) -> Sequence[int]:
+    """Each connection its own chain where there is one for each, else shuffled: every run begins with other grants."""
+    indexes = range(len(job.tokens))
+    return indexes if len(indexes) <= job.connections else random.sample(indexes, len(indexes))
 
 
 async def connected(state: Run) -> list[Chain]:

@@ -27,6 +27,7 @@ SCHEMA = (
     "INSERT INTO control VALUES (1, 0, 0, 0)",
     # The head of each stream, with its snapshot: loading an aggregate is one row, whatever its age. The last three are
     # of grants, out of the snapshot (microseconds): here, and not in a projection's table, a refresh writes one row.
+    # `id` follows from a grant's id, nearly always (`sqlite_keys.py`).
     "CREATE TABLE streams (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, v INTEGER NOT NULL,"
     " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL, generation INTEGER,"
     " last_redeemed_at INTEGER, idle_expires_at INTEGER) STRICT",

@@ -19,10 +19,11 @@ from ledger.keys import Keys
 FORMAT = 2
 """Raise this when an aggregate's state changes its shape: older snapshots are then ignored and replayed."""
 
-ROOM_BYTES = 576
+ROOM_BYTES = 640
 ROOM_STEP_BYTES = 64
 """A snapshot is padded to the first, or in steps of the second, so that one that grows keeps its length: a row that is
-longer than before splits the page that it is on, which costs as much as several refreshes."""
+longer than before splits the page that it is on, which costs as much as several refreshes. Five of the first leave room
+on SQLite's page for the columns beside them to grow. Six shorter ones may fill it: the first redemption splits it."""
 
 
 class Journal(msgspec.Struct, array_like=True):

@@ -1,5 +1,7 @@
 """Snapshots: believed only where format, version and hash are those of the stream's head; else a replay takes over."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -11,7 +13,10 @@ from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.clients import Client
 from ledger.grant import Grant
+from ledger.recorders import sqlite
+from ledger.recorders.schema import SCHEMA
 from ledger.snapshots import FORMAT, Journal, decode, encode, kind_of
+from tests.bulk import issue_many, persons, rotate_many
 from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, check_ledger, open_ledger, replayed
 
 pytestmark = pytest.mark.anyio
@@ -178,3 +183,57 @@ def test_a_snapshot_has_room_to_grow_in_place(words: int) -> None:
     assert len(blob) == snapshots.ROOM_BYTES or len(blob) % snapshots.ROOM_STEP_BYTES == 0
     assert grant == snapshots.decode(blob, 1, b"h" * 32, Grant)
     assert grant == snapshots.decode(blob.rstrip(b"\0"), 1, b"h" * 32, Grant)
+
+
+async def pages_split(opened: Opened) -> int:
+    """How many pages SQLite adds to a table of 60 heads while each is redeemed for the first time, then 69 times more:
+    once its version takes another byte, once what it says of the version does."""
+    ledger = opened.ledger
+    (tokens,) = [each async for each in issue_many(ledger, persons(60, client_id="www", scope=("read", "openid")))]
+    columns = "v, position, head, state, generation, last_redeemed_at, idle_expires_at, id"
+    grants = "FROM streams WHERE id IN (SELECT stream FROM private_grants) ORDER BY id"
+    (table,) = (each for each in SCHEMA if each.startswith("CREATE TABLE streams "))
+    with closing(sqlite3.connect(":memory:")) as copy:
+        copy.execute(f"PRAGMA page_size={sqlite.PAGE_BYTES}")
+        copy.execute(table)
+        before = {row[-1]: row[0] for row in opened.rows(f"SELECT {columns} {grants}")}
+        for row in opened.rows(f"SELECT * {grants}"):
+            copy.execute("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        ((filled,),) = copy.execute("PRAGMA page_count")
+        for count in (1, 69):
+            tokens = [await rotate_many(ledger, token, count, client_id="www") for token in tokens]
+            moved = [(*row, before[row[-1]]) for row in opened.rows(f"SELECT {columns} {grants}")]
+            before = {row[-2]: row[0] for row in moved}
+            assert 60 == copy.executemany(sqlite._MOVE, moved).rowcount
+        ((pages,),) = copy.execute("PRAGMA page_count")
+        return int(pages - filled)
+
+
+async def test_a_head_that_moves_splits_no_page(tmp_path: Path) -> None:
+    """Neither at a grant's first redemption nor later: its row grows in what its page has left."""
+    async with open_ledger(tmp_path) as opened:
+        assert 0 == await pages_split(opened)
+
+
+async def test_with_six_rows_to_a_page_the_first_redemption_splits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: snapshots as they were, of 576 bytes."""
+    monkeypatch.setattr(snapshots, "ROOM_BYTES", 576)
+    async with open_ledger(tmp_path) as opened:
+        assert 0 < await pages_split(opened)
+
+
+async def test_heads_begin_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """However many begin within a millisecond, SQLite fills pages one after the other."""
+    async with open_ledger(tmp_path) as opened:
+        asked: list[str] = []
+        opened.connection.set_trace_callback(asked.append)
+        async for _ in issue_many(opened.ledger, persons(30, client_id="www", scope=("read",))):
+            opened.connection.set_trace_callback(None)
+        begun = [sql.partition("(")[2].partition(",")[0] for sql in asked if sql.startswith("INSERT INTO streams")]
+        numbers = [int(number) for number in begun]
+        assert len(numbers) >= 30
+        assert numbers == sorted(numbers)
+        in_the_log = [number for (number,) in opened.rows("SELECT stream FROM events WHERE v = 1 ORDER BY position")]
+        assert in_the_log != sorted(in_the_log), "they were in order before"

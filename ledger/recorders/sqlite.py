@@ -281,8 +281,8 @@ class SQLiteStore:
             raise translated(error) from None
 
     def _write_heads(self, connection: sqlite3.Connection, work: Work) -> None:
-        if work.made:
-            connection.executemany("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", work.made)
+        if work.made:  # in the order of their numbers, so that pages are filled and not split
+            connection.executemany("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", sorted(work.made))
         if work.moved:
             written = connection.executemany(_MOVE, work.moved).rowcount
             if written != len(work.moved):

@@ -1,10 +1,11 @@
 """The function in the database for what is nearly always appended: refreshes, and nothing else.
 
-Such a batch moves streams that are there, each for a request of its own, and has no other row to write and no other
-stream to answer for. It needs a third of the parameters and half of the statements of `ledger_append`
-(`postgres_append.py`), and keeps to the same rules: authority first (I-06), who is locked or has moved is lost and
-nobody is waited for, a position is the transaction's base and the place in the batch. One refresh by itself has a way
-of its own once more (`postgres_refresh.py`).
+Such a batch moves streams that are there, each for a request of its own, and has no other stream to answer for. Beside
+its events and heads it may keep from where requests came (private rows of contexts: people change their networks). It
+needs half of the parameters and statements of `ledger_append` (`postgres_append.py`), and keeps to the same rules:
+authority first (I-06), who is locked or has moved is lost and nobody is waited for, a position is the transaction's
+base and the place in the batch. One refresh by itself, from where the one before came, has a way of its own once more
+(`postgres_refresh.py`).
 
 A row is looked for by its key once, as it is locked. Nobody else can move it from then on, so what is written finds it
 by its place in the table (`ctid`): one way less through an index, which is deep where there are very many grants.
@@ -24,12 +25,14 @@ from ledger.recorders.postgres_refresh import Refresh
 from ledger.recorders.postgres_schema import LOCK
 from ledger.recorders.postgres_sql import POSITION_BITS
 from ledger.recorders.premises import CheckedWork, Written
+from ledger.recorders.private_rows import KEEP_CONTEXT
 
 _PARAMETERS: Final = (
     ("control", "bigint"), ("serial", "bigint"),
     ("id", "uuid[]"), ("before", "int[]"), ("v", "int[]"), ("position", "bigint[]"), ("head", "bytea[]"),
     ("state", "bytea[]"), ("generation", "int[]"), ("redeemed", "bigint[]"), ("expires", "bigint[]"),
     ("event_stream", "uuid[]"), ("event_v", "int[]"), ("event_back", "bigint[]"), ("event_body", "text[]"),
+    ("context_stream", "uuid[]"), ("commitment", "text[]"), ("address", "text[]"), ("user_agent", "text[]"),
 )  # fmt: skip
 
 _FUNCTION: Final = """
@@ -77,6 +80,15 @@ BEGIN
       FROM unnest(p_event_stream, p_event_v, p_event_back, p_event_body)
       WITH ORDINALITY AS m (stream, v, back, body, place)
       WHERE lost IS NULL OR stream = ANY (_held);
+  IF cardinality(p_context_stream) > 0 THEN
+    -- Not where the grant's own row is gone: its person was erased, on whatever node.
+    INSERT INTO private_contexts (stream, commitment, address, user_agent)
+      SELECT m.* FROM unnest(p_context_stream, p_commitment, p_address, p_user_agent)
+        AS m (stream, commitment, address, user_agent)
+        WHERE (lost IS NULL OR stream = ANY (_held))
+          AND EXISTS (SELECT FROM private_grants AS g WHERE g.stream = m.stream)
+      ON CONFLICT DO NOTHING;
+  END IF;
 END
 $function$
 """
@@ -133,16 +145,32 @@ def prepare(connection: Connection) -> None:
 def moves(work: CheckedWork) -> Call | None:
     """A batch's call where it is one of moves alone: None where it is not."""
     moved: list[tuple[Any, ...]] = work.moved
-    other = work.read or work.made or work.private or work.projected or work.control is not None
+    other = work.read or work.made or work.projected or work.control is not None
     if not moved or other or work.serial is not None:
         return None
-    if (alone := postgres_refresh.refresh(work)) is not None:
+    if not work.private and (alone := postgres_refresh.refresh(work)) is not None:
         return alone
     unit_of, names = work.unit_of, work.names
     units = [unit_of[names[each[7]]] for each in moved]
     if len(set(units)) < len(units):  # a request that moves two streams moves both or none
         return None
-    return Moves([*_numbers(work.stands_on), *postgres_work.heads(work), *postgres_work.events(work)], units)
+    contexts = _contexts(work)
+    if contexts is None:
+        return None
+    heads, events = postgres_work.heads(work), postgres_work.events(work)
+    return Moves([*_numbers(work.stands_on), *heads, *events, *contexts], units)
+
+
+def _contexts(work: CheckedWork) -> tuple[bytes, ...] | None:
+    """The contexts of streams that the batch moves; None where it keeps another private row."""
+    if any(statement != KEEP_CONTEXT for statement, _ in work.private):
+        return None
+    ids = {each[7] for each in work.moved}
+    contexts: list[tuple[Any, ...]] = [row for _, row in work.private]
+    if not all(row[0] in ids for row in contexts):
+        return None
+    stream, *told = zip(*contexts, strict=True) if contexts else ((), (), (), ())
+    return postgres_work.uuids(stream), *map(postgres_work.texts, told)
 
 
 def _numbers(values: Sequence[int]) -> Iterator[bytes]:

@@ -31,6 +31,9 @@ ONCE = "{once}"
 SETTLING_SECONDS = 0.2
 """After the last handshake of TLS 1.3, whose end, as the client sees it, the server still has before it."""
 
+ALL_SECONDS_MAX = 3600.0
+"""So long a run may take whose end is that each of its tokens was used once."""
+
 
 @dataclass
 class Job:

@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--redraw", action="store_true", help="measure nothing: table and picture anew from peers.json")
     found.add_argument("--rounds", type=int, default=5)
     found.add_argument("--seconds", type=float, default=5.0, help="of each run: %(default)s")
-    found.add_argument("--warm-up", type=float, default=2.0, help="seconds at a time, not counted: %(default)s")
+    found.add_argument("--warm-up", type=float, default=2.0, help="seconds, not counted: %(default)s")
     for axis, default in POINTS.items():
         found.add_argument(f"--{axis}", nargs="*", type=int, default=default, metavar="N", help=AXES[axis])
     found.add_argument("--peer-history-max", type=int, default=100_000, help="the longest of a peer: %(default)s")

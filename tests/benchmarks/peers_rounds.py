@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
+from tests.benchmarks.load import ALL_SECONDS_MAX
 from tests.benchmarks.page_cache import read_in, read_in_anew
 from tests.benchmarks.peers_load import Failed, Found, Job, drive
 from tests.benchmarks.peers_processes import Used, resident_bytes
@@ -119,9 +120,9 @@ class Measuring:
         self.report.left_out[side] = why
 
     def run(self, sides: Sequence[Side], at: Sequence[Point], peers_max: Mapping[str, int]) -> None:
-        """All rounds, after a moment on each server that is not counted; where none is remembered, after as many
-        refreshes as there are grants. What is first written to a page after the system has read it in, or after
-        PostgreSQL's last check-point, costs what nothing later does, and the few have that behind them at once."""
+        """All rounds, after a moment on each server that is not counted; where none is remembered, after each of them
+        was refreshed once. A grant's first refresh, and the first change of a page after the system has read it in or
+        after PostgreSQL's last check-point, cost what no later one does, and the few have that behind them at once."""
         cells = [
             (side, point)
             for point in at
@@ -130,9 +131,10 @@ class Measuring:
         ]
         servers = {(side.name, point.stage.name): (side, point) for side, point in cells}
         for side, point in servers.values() if self.extent.warm_up_seconds else ():
-            refreshed, least = 0, 1 if point.stage.is_remembered else point.count
-            while refreshed < least and (run := self._measured(side, point, 0, self.extent.warm_up_seconds)):
-                refreshed += run.answers
+            if point.stage.is_remembered:
+                self._measured(side, point, 0, self.extent.warm_up_seconds)
+            else:
+                self._measured(side, point, 0, ALL_SECONDS_MAX, answers_max=point.count)
         before = max((run.round for run in self.report.runs), default=0)
         for number in range(before + 1, before + self.extent.rounds + 1):
             for side, point in cells if number % 2 else reversed(cells):
@@ -145,7 +147,9 @@ class Measuring:
                 reuse = detects_reuse(self._running[side.name, stage.name])
                 self.report.sides[side.name] = SideFacts(side.store, side.is_ours, reuse)
 
-    def _measured(self, side: Side, point: Point, number: int, seconds: float) -> Run | None:
+    def _measured(
+        self, side: Side, point: Point, number: int, seconds: float, *, answers_max: int | None = None
+    ) -> Run | None:
         """One run; None where a request failed, which leaves the side out from here on."""
         if side.name in self.report.left_out:
             return None
@@ -164,6 +168,7 @@ class Measuring:
             point.count,
             point.connections,
             seconds,
+            answers_max=answers_max,
             apart=point.apart,
             processes=tuple(roots),
         )

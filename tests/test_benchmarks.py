@@ -211,7 +211,7 @@ def test_events_that_are_not_two_for_each_answer_end_the_measurement(tmp_path: P
 @pytest.mark.parametrize("is_remembered", [False, True], ids=["each", "a moment"])
 def test_each_grant_is_refreshed_before_those_count_that_nobody_remembers(tmp_path: Path, is_remembered: bool) -> None:
     """The few have their first refreshes behind them at once, so the many have, too. The broken twin is a moment, as
-    long as grants are remembered: then most are met for the first time while it counts."""
+    long as grants are remembered: then others are met for the first time while it counts."""
     (point,) = points([], [], [], [], [3000])
     point = replace(point, stage=replace(point.stage, is_remembered=is_remembered))
     measuring = Measuring(tmp_path, Extent(0, 0.1, 0.1), Report({}, {}, {}, []))
@@ -221,8 +221,7 @@ def test_each_grant_is_refreshed_before_those_count_that_nobody_remembers(tmp_pa
     (database,) = tmp_path.glob("*/*/token-ledger.db")
     with closing(sqlite3.connect(database)) as connection:
         ((never,),) = connection.execute("SELECT count(*) FROM streams WHERE generation = 0")
-    assert (never > 1500) is is_remembered
-    assert is_remembered or not never
+    assert (never > 0) is is_remembered
 
 
 def test_the_table_holds_medians_and_ratios_within_a_round() -> None:

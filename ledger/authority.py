@@ -269,7 +269,9 @@ class Authority:
                 continue
             if head is None:
                 self._keep_subject(subject_id, _NO_RAISE)
-            elif (subject := snapshots.decode(head.state, head.v, head.head, Subject)) is not None:
+            elif (
+                subject := snapshots.decode(head.state, f"subject:{subject_id}", head.v, head.head, Subject)
+            ) is not None:
                 self._keep_subject(subject_id, subject.epoch)
 
     def distrust(self) -> None:
@@ -366,7 +368,7 @@ def _all(reads: Reads, kind: str, aggregate: type[_Aggregate]) -> Iterator[tuple
 
 
 def _aggregate(reads: Reads, name: str, head: Head, kind: type[_Aggregate]) -> _Aggregate:
-    found = snapshots.decode(head.state, head.v, head.head, kind)
+    found = snapshots.decode(head.state, name, head.v, head.head, kind)
     return found if found is not None else _replayed(reads, name, kind)
 
 

@@ -222,7 +222,7 @@ class Batch:
         if head is None:
             return None
         kind = snapshots.kind_of(name)
-        aggregate = snapshots.decode(head.state, head.v, head.head, kind) or self._replayed(name, kind)
+        aggregate = snapshots.decode(head.state, name, head.v, head.head, kind) or self._replayed(name, kind)
         return Loaded(name, head.id, head.v, head.position, head.head.hex(), aggregate, is_authority=is_authority(name))
 
     def _loaded_grant(self, name: str) -> Loaded | None:
@@ -230,7 +230,7 @@ class Batch:
         if found is None:
             return None
         (id, v, position, head, state), private = found
-        grant = snapshots.decode(state, v, head, Grant) or self._replayed(name, Grant)
+        grant = snapshots.decode(state, name, v, head, Grant) or self._replayed(name, Grant)
         grant.share(name)
         if grant.subject_id in self.erased:
             private = None

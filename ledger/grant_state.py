@@ -39,7 +39,7 @@ from ledger.policy import RETRY_LOOK_BACK_GENERATIONS
 from ledger.refusals import Refusal
 from ledger.scope import within
 from ledger.standing import ACTIVE, Standing
-from ledger.times import SECOND, micros
+from ledger.times import SECOND, micros, moment
 from ledger.verdicts import Redemption
 
 KEY_SPANS_MAX = 255
@@ -308,8 +308,8 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
             self.resource = event.resource
             self.share(event.stream)
         self.idle_seconds = event.idle_seconds
-        self.idle_expires_at = _moment(event.idle_expires_at)
-        self.absolute_expires_at = _moment(event.absolute_expires_at)
+        self.idle_expires_at = moment(event.idle_expires_at)
+        self.absolute_expires_at = moment(event.absolute_expires_at)
         self.generation = event.generation
         self.token_issued_at = at
         self.key_spans = shared_spans(((event.generation, event.key_id),))
@@ -317,11 +317,16 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
 
     def _redeemed(self, event: TokenRedeemed, at: int) -> None:
         token = _access_token(event)
-        before, context, idle = self.redeemed, event.context, event.idle_expires_at
-        first_at, first_context = (at, context) if before is None else (before.first_at, before.first_context)
-        self.redeemed = Redemption(first_at, first_context, context, self.carried, token)
+        before, context = self.redeemed, event.context
+        if before is None:
+            first_at, first_context = at, None
+        else:
+            first_at, first_context = before.first_at, before.first_context or before.context
+        self.redeemed = Redemption(
+            first_at, None if first_context == context else first_context, context, self.carried, token
+        )
         self.last_redeemed_at = at
-        self.idle_expires_at = None if idle is None else micros(idle)  # where it rotates, the rotation says it next
+        self.idle_expires_at = moment(event.idle_expires_at)  # where it rotates, the rotation says it next
         self._minted(token)
 
     def _rotated(self, event: TokenRotated, at: int) -> None:
@@ -331,8 +336,7 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
         self.redeemed = None
         self.generation = generation = event.generation
         self.token_issued_at = at
-        idle = event.idle_expires_at
-        self.idle_expires_at = None if idle is None else micros(idle)
+        self.idle_expires_at = moment(event.idle_expires_at)
         if event.key_id != self.key_spans[-1][1]:
             self.key_spans = (*self.key_spans, (generation, event.key_id))[-KEY_SPANS_MAX:]
         if self.counted_retries and self.counted_retries[0] < generation - 1 - RETRY_LOOK_BACK_GENERATIONS:
@@ -400,7 +404,3 @@ def _access_token(event: AccessTokenFact) -> AccessToken:
         issued_at=micros(event.access_token_issued_at),
         expires_at=micros(event.access_token_expires_at),
     )
-
-
-def _moment(stored: str | None) -> int | None:
-    return None if stored is None else micros(stored)

@@ -48,7 +48,7 @@ def _snapshot(name: object, v: object, head: object, state: object) -> snapshots
     assert isinstance(v, int)
     assert isinstance(head, bytes)
     assert isinstance(state, bytes)
-    return snapshots.decode(state, v, head, snapshots.kind_of(name))
+    return snapshots.decode(state, name, v, head, snapshots.kind_of(name))
 
 
 class Judging:
@@ -98,7 +98,7 @@ class Judging:
         found = self._epochs.get(name)
         if found is None:
             head = self._reads.stream(name)
-            known = None if head is None else snapshots.decode(head.state, head.v, head.head, aggregate)
+            known = None if head is None else snapshots.decode(head.state, name, head.v, head.head, aggregate)
             # A snapshot that cannot be read ends nobody: whoever it would end stays where they are.
             found = self._epochs[name] = Epoch() if known is None else known.epoch
         return found

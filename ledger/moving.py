@@ -121,7 +121,7 @@ class Checking:
             self.foreign += 1
             return None
         self._moved_to[run.stream] = run.to_v
-        aggregate = snapshots.decode(head.state, head.v, head.head, snapshots.kind_of(run.stream))
+        aggregate = snapshots.decode(head.state, run.stream, head.v, head.head, snapshots.kind_of(run.stream))
         state, reason, over = judging.standing(aggregate) if isinstance(aggregate, Grant) else ("active", None, False)
         said = next((at for at in reversed(range(len(stored))) if isinstance(run.events[at], _SAYING)), None)
         row = (

@@ -29,7 +29,8 @@ def present_previous(grant: GrantState, command: RedeemToken, rules: Rules, at: 
             over = expired_in_last_second(grant, command, rules, at)
             return over or _serve_retry(grant, command, rules, previous, *retry)
     retired_by = grant.event_id(previous.rotation_v)
-    return _reuse(grant, command, rules, at, "late_retry", previous.first_at, previous.first_context, retired_by)
+    first_context = previous.first_context or previous.context
+    return _reuse(grant, command, rules, at, "late_retry", previous.first_at, first_context, retired_by)
 
 
 def present_older(grant: GrantState, command: RedeemToken, rules: Rules, at: int) -> Decision:

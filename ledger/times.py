@@ -59,6 +59,11 @@ def micros(stored: str) -> int:
     return _second_value(stored[:19]) * SECOND + _fraction_value(stored[20:])
 
 
+def moment(stored: str | None) -> int | None:
+    """As `micros`, of a time that an event need not have."""
+    return None if stored is None else micros(stored)
+
+
 def parse(given: str) -> int | None:
     """Read a time that somebody else wrote: RFC 3339 5.6 with any offset; None where it is none or lacks its offset.
 

@@ -16,7 +16,7 @@ import msgspec
 
 from ledger.commands import AccessToken
 from ledger.events import RetryServed, TokenRotated, Words
-from ledger.times import micros
+from ledger.times import moment
 
 RETRY_KINDS = ("concurrent", "lost_response", "unconfirmed")
 
@@ -25,18 +25,19 @@ class Redemption(msgspec.Struct, gc=False, array_like=True):
     """How one generation was redeemed and, once it is rotated away, what its retries may still get.
 
     `first_at` and `first_context` are those of its first redemption, the rest of its last: where tokens are reused
-    these differ. `carried` is what the grant carried just before the last one; `token` the access token it bought.
+    these differ; `first_context` None is `context`. `carried` is what the grant carried just before the last one;
+    `token` the access token it bought. All times are microseconds.
     """
 
     first_at: int
-    first_context: str
+    first_context: str | None
     context: str
     carried: Words
     token: AccessToken
     rotation_v: int = 0
-    concurrent_until: str | None = None  # as stored: read only when a retry comes
-    retry_until: str | None = None
-    unconfirmed_until: str | None = None
+    concurrent_until: int | None = None
+    retry_until: int | None = None
+    unconfirmed_until: int | None = None
     retry_budget: int = 0
     recorded: int = 0  # bits, see `marks`
     minted: tuple[AccessToken, ...] = ()  # by retries, at most RETRY_VARIATIONS_MAX
@@ -44,9 +45,9 @@ class Redemption(msgspec.Struct, gc=False, array_like=True):
     def rotated(self, event: TokenRotated) -> None:
         """The generation is retired: its windows are set, once."""
         self.rotation_v = event.v
-        self.concurrent_until = event.concurrent_until
-        self.retry_until = event.retry_until
-        self.unconfirmed_until = event.unconfirmed_until
+        self.concurrent_until = moment(event.concurrent_until)
+        self.retry_until = moment(event.retry_until)
+        self.unconfirmed_until = moment(event.unconfirmed_until)
         self.retry_budget = event.retry_budget
 
     def close_windows(self) -> None:
@@ -101,5 +102,5 @@ def marks(kind: str, counts: bool, foreign: bool) -> int:
     return (1 | counts << 1 | foreign << 2) << 3 * RETRY_KINDS.index(kind)
 
 
-def _open(until: str | None, at: int) -> bool:
-    return until is not None and at <= micros(until)
+def _open(until: int | None, at: int) -> bool:
+    return until is not None and at <= until

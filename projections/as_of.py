@@ -50,7 +50,7 @@ def aggregate(reads: Reads, name: str, kind: type[_T], until: int | None = None)
     head = reads.stream(name)
     if head is None:
         return kind()
-    now = snapshots.decode(head.state, head.v, head.head, kind)
+    now = snapshots.decode(head.state, name, head.v, head.head, kind)
     if now is not None and (until is None or now.at <= until):
         return now
     then = kind()

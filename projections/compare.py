@@ -216,7 +216,7 @@ def _replayed_streams(replay: Replay) -> Iterator[tuple[Any, ...]]:
 def _compare_heads(live: ReplayedStream, replayed: ReplayedStream, found: Found) -> None:
     name, v = replayed.name, replayed.v
     kind = snapshots.kind_of(name)
-    snapshot = snapshots.decode(live.state, v, replayed.head, kind)
+    snapshot = snapshots.decode(live.state, name, v, replayed.head, kind)
     if live.v > v:
         found.breaks(f"{name}/{v + 1}", "v", f"the head says {live.v} versions, the log ends at {v}")
         return
@@ -245,7 +245,7 @@ def _snapshot_differences(
         return []
     if snapshot is None:
         return ["state"]
-    must_be = snapshots.decode(replayed.state, replayed.v, replayed.head, kind)
+    must_be = snapshots.decode(replayed.state, replayed.name, replayed.v, replayed.head, kind)
     return [f"state.{each}" for each in kind.__struct_fields__ if getattr(snapshot, each) != getattr(must_be, each)]
 
 

@@ -259,7 +259,7 @@ class Replay:
         found = self.stream(id)
         if found is None:
             return None
-        aggregate = snapshots.decode(found.state, found.v, found.head, snapshots.kind_of(found.name))
+        aggregate = snapshots.decode(found.state, found.name, found.v, found.head, snapshots.kind_of(found.name))
         assert aggregate is not None, "what was just encoded can be read"
         opened = self._open[id] = _Open(found.name, found.v, found.position, found.head, aggregate)
         return opened

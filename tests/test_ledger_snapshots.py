@@ -36,7 +36,7 @@ def test_a_streams_name_says_its_aggregate(stream: str, kind: type) -> None:
 def test_a_snapshot_comes_back_as_it_went() -> None:
     """What was put in, for the version and hash it stands for."""
     journal = Journal(v=7, at=9)
-    assert journal == decode(encode(7, HEAD, journal), 7, HEAD, Journal)
+    assert journal == decode(encode(7, HEAD, journal), "ledger", 7, HEAD, Journal)
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_a_snapshot_comes_back_as_it_went() -> None:
 )
 def test_a_snapshot_that_does_not_fit_is_none(blob: bytes) -> None:
     """Never trusted, never fatal."""
-    assert decode(blob, 7, HEAD, Journal) is None
+    assert decode(blob, "ledger", 7, HEAD, Journal) is None
 
 
 def test_a_snapshot_with_a_damaged_text_is_none() -> None:
     """Bytes that are no UTF-8 are told by another exception than all other damage."""
     client = Client(client_id="café")
     whole = encode(7, HEAD, client)
-    assert client == decode(whole, 7, HEAD, Client)
-    assert None is decode(whole.replace("é".encode(), b"\xc3\xff"), 7, HEAD, Client)
+    assert client == decode(whole, "client:café", 7, HEAD, Client)
+    assert None is decode(whole.replace("é".encode(), b"\xc3\xff"), "client:café", 7, HEAD, Client)
 
 
 # ---------------------------------------------------------------- in a ledger
@@ -181,8 +181,8 @@ def test_a_snapshot_has_room_to_grow_in_place(words: int) -> None:
     grant = Grant(v=1, stream="grant:" + "a" * 32, granted=("scope",) * words)
     blob = snapshots.encode(1, b"h" * 32, grant)
     assert len(blob) == snapshots.ROOM_BYTES or len(blob) % snapshots.ROOM_STEP_BYTES == 0
-    assert grant == snapshots.decode(blob, 1, b"h" * 32, Grant)
-    assert grant == snapshots.decode(blob.rstrip(b"\0"), 1, b"h" * 32, Grant)
+    assert grant == snapshots.decode(blob, grant.stream, 1, b"h" * 32, Grant)
+    assert grant == snapshots.decode(blob.rstrip(b"\0"), grant.stream, 1, b"h" * 32, Grant)
 
 
 async def pages_split(opened: Opened) -> int:

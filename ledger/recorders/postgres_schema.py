@@ -33,7 +33,7 @@ _SCHEMA: Final = (
     # its name is found by its key, and the index on names is for those that begin alike.
     "CREATE TABLE streams (id uuid PRIMARY KEY, position INTEGER NOT NULL, v int NOT NULL, generation int,"
     " last_redeemed_at INTEGER, idle_expires_at INTEGER, name TEXT NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL)"
-    " WITH (fillfactor = 45)",
+    " WITH (fillfactor = 60)",
     "CREATE INDEX streams_name ON streams (name)",
     # `back` is the position of the stream's previous event: one index entry in 64 suffices to find the way.
     "CREATE TABLE events (position INTEGER NOT NULL, stream uuid NOT NULL, back INTEGER NOT NULL, v int NOT NULL,"

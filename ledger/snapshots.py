@@ -19,11 +19,15 @@ from ledger.keys import Keys
 FORMAT = 3
 """Raise this when an aggregate's state changes its shape: what `earlier_snapshots` does not read is then replayed."""
 
-ROOM_BYTES = 448
+ROOMS_BYTES = (448, 544, 688, 880, 1216)
 ROOM_STEP_BYTES = 64
-"""A snapshot is padded to the first, or in steps of the second, so that one that grows keeps its length: a row that is
-longer than before splits the page that it is on, which costs as much as several refreshes. Five of the first leave room
-on SQLite's page for the columns beside them to grow. Six shorter ones may fill it: the first redemption splits it."""
+"""A snapshot is padded to the first of these that holds it, beyond them in steps, so that one that grows keeps its
+length: a row that is longer than before splits the page that it is on, which costs as much as several refreshes. Seven
+of the first, six of the second, … three of the last share SQLite's page, and leave the columns beside them room to
+grow: where rows fill a page to the last bytes, the first redemptions split it."""
+
+REDEMPTION_BYTES = 170
+"""What a grant's first redemption adds to its snapshot, beside two scopes and the key that its tokens are bound to."""
 
 
 class Journal(msgspec.Struct, array_like=True):
@@ -73,13 +77,27 @@ def kind_of(stream: str) -> type[Aggregate]:
 
 def encode(v: int, head: bytes, aggregate: object) -> bytes:
     """The snapshot of an aggregate at version `v`, whose last event's stored bytes hash to `head` (32 bytes)."""
-    if isinstance(aggregate, Grant):  # its name stands beside its snapshot, and is a tenth of it
-        name, aggregate.stream = aggregate.stream, ""
+    if not isinstance(aggregate, Grant):
         blob: bytes = _encoder.encode((FORMAT, v, head, aggregate, True))  # the last byte is none of the padding
-        aggregate.stream = name
-    else:
-        blob = _encoder.encode((FORMAT, v, head, aggregate, True))
-    return blob + bytes(ROOM_BYTES - len(blob) if len(blob) < ROOM_BYTES else -len(blob) % ROOM_STEP_BYTES)
+        return _padded(blob, len(blob))
+    name, aggregate.stream = aggregate.stream, ""  # it stands beside the snapshot, and would be a tenth of it
+    blob = _encoder.encode((FORMAT, v, head, aggregate, True))
+    aggregate.stream = name
+    will_grow = aggregate.previous is None and aggregate.redeemed is None
+    return _padded(blob, len(blob) + _redemption_bytes(aggregate) if will_grow else len(blob))
+
+
+def _padded(blob: bytes, size: int) -> bytes:
+    for room in ROOMS_BYTES:
+        if size <= room:
+            return blob.ljust(room, b"\0")
+    return blob.ljust(size + -size % ROOM_STEP_BYTES, b"\0")
+
+
+def _redemption_bytes(grant: Grant) -> int:
+    bound = len(grant.bound_jkt or "") + len(grant.bound_x5t_s256 or "")
+    resource = sum(len(each) + 2 for each in grant.resource or ())
+    return REDEMPTION_BYTES + 2 * sum(len(word) + 1 for word in grant.carried) + bound + resource
 
 
 Asked = tuple[int | None, int | None, int | None]

@@ -17,7 +17,7 @@ from ledger.recorders import sqlite
 from ledger.recorders.schema import SCHEMA
 from ledger.snapshots import FORMAT, Journal, decode, encode, kind_of
 from tests.bulk import issue_many, persons, rotate_many
-from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, check_ledger, open_ledger, replayed
+from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, check_ledger, client, open_ledger, replayed
 
 pytestmark = pytest.mark.anyio
 
@@ -180,48 +180,65 @@ def test_a_snapshot_has_room_to_grow_in_place(words: int) -> None:
     """Its length moves in steps, and what fills it up is no part of what it says (I-13)."""
     grant = Grant(v=1, stream="grant:" + "a" * 32, granted=("scope",) * words)
     blob = snapshots.encode(1, b"h" * 32, grant)
-    assert len(blob) == snapshots.ROOM_BYTES or len(blob) % snapshots.ROOM_STEP_BYTES == 0
+    assert len(blob) in snapshots.ROOMS_BYTES or len(blob) % snapshots.ROOM_STEP_BYTES == 0
     assert grant == snapshots.decode(blob, grant.stream, 1, b"h" * 32, Grant)
     assert grant == snapshots.decode(blob.rstrip(b"\0"), grant.stream, 1, b"h" * 32, Grant)
 
 
-async def pages_split(opened: Opened) -> int:
+WORDS = {448: 2, 544: 4, 688: 8, 880: 12, 1216: 20}
+"""The length of a snapshot, and of how many scopes with nine letters the grant then has."""
+
+
+async def pages_split(folder: Path, words: int, room: int | None = None) -> int:
     """How many pages SQLite adds to a table of 60 heads while each is redeemed for the first time, then 69 times more:
-    once its version takes another byte, once what it says of the version does."""
-    ledger = opened.ledger
-    (tokens,) = [each async for each in issue_many(ledger, persons(60, client_id="www", scope=("read", "openid")))]
+    once its version takes another byte, once what it says of the version does. `room`: what snapshots then take."""
+    scope = tuple(f"scope:{number:03}" for number in range(words))
     columns = "v, position, head, state, generation, last_redeemed_at, idle_expires_at, id"
     grants = "FROM streams WHERE id IN (SELECT stream FROM private_grants) ORDER BY id"
     (table,) = (each for each in SCHEMA if each.startswith("CREATE TABLE streams "))
-    with closing(sqlite3.connect(":memory:")) as copy:
-        copy.execute(f"PRAGMA page_size={sqlite.PAGE_BYTES}")
-        copy.execute(table)
-        before = {row[-1]: row[0] for row in opened.rows(f"SELECT {columns} {grants}")}
-        for row in opened.rows(f"SELECT * {grants}"):
-            copy.execute("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        ((filled,),) = copy.execute("PRAGMA page_count")
-        for count in (1, 69):
-            tokens = [await rotate_many(ledger, token, count, client_id="www") for token in tokens]
-            moved = [(*row, before[row[-1]]) for row in opened.rows(f"SELECT {columns} {grants}")]
-            before = {row[-2]: row[0] for row in moved}
-            assert 60 == copy.executemany(sqlite._MOVE, moved).rowcount
-        ((pages,),) = copy.execute("PRAGMA page_count")
-        return int(pages - filled)
+    async with open_ledger(folder, clients=[client(scope=scope)]) as opened:
+        ledger = opened.ledger
+        (tokens,) = [each async for each in issue_many(ledger, persons(60, client_id="www", scope=scope))]
+        with closing(sqlite3.connect(":memory:")) as copy:
+            copy.execute(f"PRAGMA page_size={sqlite.PAGE_BYTES}")
+            copy.execute(table)
+            before = {row[-1]: row[0] for row in opened.rows(f"SELECT {columns} {grants}")}
+            for row in opened.rows(f"SELECT * {grants}"):
+                copy.execute("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            ((filled,),) = copy.execute("PRAGMA page_count")
+            for count in (1, 69):
+                tokens = [await rotate_many(ledger, token, count, client_id="www") for token in tokens]
+                moved = [(*row, before[row[-1]]) for row in opened.rows(f"SELECT {columns} {grants}")]
+                before = {row[-2]: row[0] for row in moved}
+                assert 60 == copy.executemany(sqlite._MOVE, moved).rowcount
+            assert {room or len(moved[0][3])} == {len(row[3]) for row in moved}
+            ((pages,),) = copy.execute("PRAGMA page_count")
+            return int(pages - filled)
 
 
-async def test_a_head_that_moves_splits_no_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("room", "words"), WORDS.items())
+async def test_a_head_that_moves_splits_no_page(tmp_path: Path, room: int, words: int) -> None:
     """Neither at a grant's first redemption nor later: its row grows in what its page has left."""
-    async with open_ledger(tmp_path) as opened:
-        assert 0 == await pages_split(opened)
+    assert room in snapshots.ROOMS_BYTES
+    assert 0 == await pages_split(tmp_path, words, room)
 
 
-async def test_with_six_rows_to_a_page_the_first_redemption_splits_it(
+async def test_where_rows_fill_a_page_the_first_redemption_splits_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broken twin of the test above: snapshots as they were, of 576 bytes."""
-    monkeypatch.setattr(snapshots, "ROOM_BYTES", 576)
-    async with open_ledger(tmp_path) as opened:
-        assert 0 < await pages_split(opened)
+    """The broken twin of the test above: a length of which six fill a page to the last byte."""
+    monkeypatch.setattr(snapshots, "ROOMS_BYTES", (576,))
+    assert 0 < await pages_split(tmp_path, WORDS[448], 576)
+
+
+@pytest.mark.parametrize("words", WORDS.values())
+async def test_without_room_for_the_first_redemption_it_splits_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: int
+) -> None:
+    """The broken twin again: snapshots that have no more room than they need before."""
+    monkeypatch.setattr(snapshots, "ROOMS_BYTES", ())
+    monkeypatch.setattr(snapshots, "_redemption_bytes", lambda grant: 0)
+    assert 0 < await pages_split(tmp_path, words)
 
 
 async def test_heads_begin_in_the_order_of_their_numbers(tmp_path: Path) -> None:

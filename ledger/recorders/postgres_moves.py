@@ -161,15 +161,20 @@ def moves(work: CheckedWork) -> Call | None:
     return Moves([*_numbers(work.stands_on), *heads, *events, *contexts], units)
 
 
+_NO_CONTEXTS: Final = postgres_work.uuids(()), *map(postgres_work.texts, ((), (), ()))
+
+
 def _contexts(work: CheckedWork) -> tuple[bytes, ...] | None:
     """The contexts of streams that the batch moves; None where it keeps another private row."""
-    if any(statement != KEEP_CONTEXT for statement, _ in work.private):
+    contexts: list[tuple[Any, ...]] = [row for statement, row in work.private if statement == KEEP_CONTEXT]
+    if len(contexts) < len(work.private):
         return None
+    if not contexts:
+        return _NO_CONTEXTS
     ids = {each[7] for each in work.moved}
-    contexts: list[tuple[Any, ...]] = [row for _, row in work.private]
     if not all(row[0] in ids for row in contexts):
         return None
-    stream, *told = zip(*contexts, strict=True) if contexts else ((), (), (), ())
+    stream, *told = zip(*contexts, strict=True)
     return postgres_work.uuids(stream), *map(postgres_work.texts, told)
 
 

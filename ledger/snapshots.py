@@ -27,7 +27,8 @@ of the first, six of the second, … three of the last share SQLite's page, and 
 grow: where rows fill a page to the last bytes, the first redemptions split it."""
 
 REDEMPTION_BYTES = 170
-"""What a grant's first redemption adds to its snapshot, beside two scopes and the key that its tokens are bound to."""
+"""What a grant's first redemption adds to its snapshot, beside two lists of scopes, its resources and
+the key that its tokens are bound to."""
 
 
 class Journal(msgspec.Struct, array_like=True):

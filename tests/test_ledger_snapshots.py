@@ -13,7 +13,7 @@ from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.clients import Client
 from ledger.grant import Grant
-from ledger.recorders import sqlite
+from ledger.recorders import sqlite, sqlite_log
 from ledger.recorders.schema import SCHEMA
 from ledger.snapshots import FORMAT, Journal, decode, encode, kind_of
 from tests.bulk import issue_many, persons, rotate_many
@@ -200,7 +200,7 @@ async def pages_split(folder: Path, words: int, room: int | None = None) -> int:
         ledger = opened.ledger
         (tokens,) = [each async for each in issue_many(ledger, persons(60, client_id="www", scope=scope))]
         with closing(sqlite3.connect(":memory:")) as copy:
-            copy.execute(f"PRAGMA page_size={sqlite.PAGE_BYTES}")
+            copy.execute(f"PRAGMA page_size={sqlite_log.PAGE_BYTES}")
             copy.execute(table)
             before = {row[-1]: row[0] for row in opened.rows(f"SELECT {columns} {grants}")}
             for row in opened.rows(f"SELECT * {grants}"):

@@ -37,7 +37,7 @@ class Readers:
         try:
             connection = self._idle.pop()  # not after a look: other threads take one, too
         except IndexError:
-            connection = self._connect()
+            connection = self.connect()
         try:
             connection.execute("BEGIN")
             yield Reader(connection, self._segments)
@@ -68,7 +68,8 @@ class Readers:
         else:
             self._idle.append(connection)
 
-    def _connect(self) -> sqlite3.Connection:
+    def connect(self) -> sqlite3.Connection:
+        """A connection that only reads, of whoever asks for it. Raises StoreError."""
         uri = f"file:{quote(str(self._path.absolute()))}?mode=ro"
         try:
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0)

@@ -22,6 +22,7 @@ import msgspec
 
 from ledger.inline import Inline
 from ledger.owner import OwnerLock
+from ledger.recorders import sqlite_log
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.premises import Written
 from ledger.recorders.readers import Readers
@@ -30,6 +31,7 @@ from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.schema import ADDED, APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 from ledger.recorders.sqlite_errors import translated
 from ledger.recorders.sqlite_keys import Numbers
+from ledger.recorders.sqlite_log import WriteAheadLog
 from ledger.recorders.store import Derive
 from ledger.refusals import LedgerError
 from ledger.segments import Segments, folder_of
@@ -39,23 +41,9 @@ _MOVE = (
     " idle_expires_at = ? WHERE id = ? AND v = ?"
 )
 
-PAGE_BYTES = 4096
-"""Seven events to a page. Half of it writes less where very many grants are touched in turn, is no faster, and leaves a
-fifth of each page empty."""
-
-CHECKPOINT_PAGES = 1000
 CACHE_KIBIBYTES = 16_384
 """Not more: whenever a page is split SQLite walks through its whole cache at the commit (it numbers pages anew for a
 moment, high above the last), and what is not here the system keeps."""
-
-ROWS_A_PAGE_MAX = 4
-"""So many rows are counted for a page at most: one huge transaction must not let the log grow for long."""
-
-_LOG_BEGUN = slice(12, 16)
-"""Where in the log's header stands how often it has begun anew (a number that only grows)."""
-
-LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * PAGE_BYTES
-LOG_WATCHED_EVERY_COMMITS = 64
 
 
 class SQLiteStore:
@@ -74,10 +62,8 @@ class SQLiteStore:
         self._file: os.stat_result | None = None  # as it was when it was opened
         self.segments = Segments(folder_of(path))
         self._readers = Readers(path, self.segments)
-        self._commits = 0
-        self._rows_written = self._rows_since = 0
-        self._rows_until_due = CHECKPOINT_PAGES // 4
-        self._log_was: tuple[int, int] | None = None  # at the last check-point: how often it had begun, and its pages
+        self._log = WriteAheadLog(path, self._readers.connect)
+        self._rows_written = 0
         self._numbers = Numbers(self._select)
 
     # ------------------------------------------------------------ opening and closing
@@ -112,6 +98,10 @@ class SQLiteStore:
         for needed in (self.path, Path(os.path.realpath(self.path)).parent):
             if not os.access(needed, os.W_OK):
                 raise LedgerError(f"{needed}: may not be written by this user, which the database needs")
+        try:
+            self._log.open()
+        except OSError as error:
+            raise LedgerError(f"{self.path}: cannot be opened: {error.strerror}") from None
         writer = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=1.0, cached_statements=256
         )
@@ -120,13 +110,14 @@ class SQLiteStore:
         new = not application_id and not writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not new and application_id != APPLICATION_ID:
             raise LedgerError(f"{self.path}: this database is no token ledger; nothing was changed")
-        writer.execute(f"PRAGMA page_size={PAGE_BYTES}")  # heeded while the file is empty
+        writer.execute(f"PRAGMA page_size={sqlite_log.PAGE_BYTES}")  # heeded while the file is empty
         mode = writer.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         writer.execute(f"PRAGMA synchronous={self._synchronous}")
         writer.execute("PRAGMA secure_delete=ON")
         writer.execute(f"PRAGMA cache_size=-{CACHE_KIBIBYTES}")
-        writer.execute(f"PRAGMA wal_autocheckpoint={2 * CHECKPOINT_PAGES}")  # where `checkpoint_due` was mistaken
-        writer.execute(f"PRAGMA journal_size_limit={LOG_BYTES_WATCHED}")  # a log that was long is cut as it begins anew
+        writer.execute(f"PRAGMA wal_autocheckpoint={sqlite_log.pages_max()}")
+        # A log that was long is cut as it begins anew.
+        writer.execute(f"PRAGMA journal_size_limit={sqlite_log.bytes_watched()}")
         if mode != "wal" or writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             raise LedgerError(f"{self.path}: write-ahead logging cannot be switched on here (journal mode {mode})")
         if self._synchronous == "FULL" and writer.execute("PRAGMA synchronous").fetchone()[0] != 2:
@@ -188,9 +179,11 @@ class SQLiteStore:
     def close(self) -> None:
         """Give the file back. Safe to call twice, and in any state."""
         self._readers.close()
+        self._log.let_go()
         if self._writer is not None:
-            self._writer.close()
+            self._writer.close()  # the last connection: SQLite moves the log
             self._writer = None
+        self._log.close()
         if self._owner is not None:
             self._owner.release()
             self._owner = None
@@ -294,11 +287,12 @@ class SQLiteStore:
         Raises StoreBroken also where the file has been removed or replaced: SQLite goes on in what nobody finds again.
         """
         try:
+            self._log.mark(self._rows_written)
             self._connection.execute("COMMIT")
             self._check_place()
-            self._rows_since += self._rows_written
-            self._watch_log()
+            self._log.committed(self._rows_written, self._connection)
         except sqlite3.Error as error:
+            self._log.unmark()
             raise translated(error) from None
 
     def _check_place(self) -> None:
@@ -308,46 +302,21 @@ class SQLiteStore:
         raise StoreBroken(f"{self.path} is not there any more, or another file")
 
     def checkpoint_due(self) -> bool:
-        """Whether the log has about `CHECKPOINT_PAGES` pages, judged by the rows that were written: SQLite tells how
-        many there are only when it is asked to move them."""
-        return self._rows_since >= self._rows_until_due
+        """Whether a part of the log, or all of it, is to be moved (`sqlite_log.py`)."""
+        return self._log.due()
 
     def checkpoint(self) -> None:
-        """Move the log into the file. The commit thread's, after a commit was told: else whoever stood in it would wait
-        for tens of milliseconds more. A crash in here costs nothing: the log is read again at the next start.
+        """Move the log, or a part of it, into the file. The commit thread's, after a commit was told: else whoever
+        stood in it would wait for it. A crash in here costs nothing.
 
         Raises StoreBroken after an input/output error: nothing that is read may be believed then. What was committed is
         in the log all the same.
         """
-        rows, self._rows_since = self._rows_since, 0
         try:
-            busy, pages, _ = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if not busy:
-                as_found = rows * CHECKPOINT_PAGES // self._new_pages(pages)
-                self._rows_until_due = max(1, min(2 * rows, as_found, ROWS_A_PAGE_MAX * CHECKPOINT_PAGES))
+            self._log.move(self._connection)
         except sqlite3.Error as error:
             if isinstance(problem := translated(error), StoreBroken):
                 raise problem from None
-        except OSError:
-            pass  # it cannot be told how long the log is
-
-    def _new_pages(self, pages: int) -> int:
-        """How many pages were written since the last check-point, of a log that has so many now. It goes on as long as
-        a reader needs what stands in it. Else it begins anew: more than once where SQLite was there before us."""
-        with open(f"{self.path}-wal", "rb") as log:  # nobody locks this file, so closing it unlocks nothing
-            begun = int.from_bytes(log.read(_LOG_BEGUN.stop)[_LOG_BEGUN], "big")
-        before, pages_before = self._log_was or (begun - 1, 0)
-        self._log_was = begun, pages
-        return max(1, pages - pages_before if begun == before else pages + (begun - before - 1) * 2 * CHECKPOINT_PAGES)
-
-    def _watch_log(self) -> None:
-        """Ask for a check-point where the log is far longer than it should be. What the usual ones find, such as a
-        full disk, is no part of a commit: where they all fail the log would only grow."""
-        self._commits += 1
-        if self._commits % LOG_WATCHED_EVERY_COMMITS == 0:
-            with suppress(FileNotFoundError):
-                if os.path.getsize(f"{self.path}-wal") > LOG_BYTES_WATCHED:
-                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def is_there(self, work: Work) -> Written | None:
         """After a commit that reported an error: whether what we wrote is there all the same, asked on a connection
@@ -372,6 +341,7 @@ class SQLiteStore:
     def truncate_log(self) -> bool:
         """Move the write-ahead log into the file and empty it, so that what was erased is gone from it too."""
         try:
+            self._log.let_go()
             busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return not busy
         except sqlite3.Error as error:

@@ -10,7 +10,8 @@ import psycopg
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.premises import BASE
 from ledger.recorders.rows import StreamKey, Work
-from ledger.recorders.sqlite import CACHE_KIBIBYTES, CHECKPOINT_PAGES, SQLiteStore
+from ledger.recorders.sqlite import CACHE_KIBIBYTES, SQLiteStore
+from ledger.recorders.sqlite_log import CHECKPOINT_PAGES
 from projections import INLINE
 
 

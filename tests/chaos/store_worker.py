@@ -19,7 +19,7 @@ from ledger.answers import IssueRequest
 from ledger.application import Ledger
 from ledger.clients import LOCAL_OPERATOR, ClientSpec, Settings
 from ledger.policy import PRESETS
-from ledger.recorders import sqlite
+from ledger.recorders import sqlite, sqlite_log
 from tests.chaos.disk import acknowledged
 from tests.chaos.store_after import CALLER, HOME, settings_of
 
@@ -78,8 +78,7 @@ class Worker:
 
 async def work(folder: Path, synchronous: str, grants: int, refreshes: int) -> None:
     """Open the ledger, work, close it."""
-    sqlite.CHECKPOINT_PAGES = CHECKPOINT_PAGES
-    sqlite.LOG_BYTES_WATCHED = 4 * CHECKPOINT_PAGES * sqlite.PAGE_BYTES
+    sqlite_log.CHECKPOINT_PAGES = CHECKPOINT_PAGES
     if synchronous != "FULL":  # the twin: a store that does not wait for the disk
         vars(wiring)["SQLiteStore"] = partial(sqlite.SQLiteStore, synchronous=synchronous)
     async with wiring.open_ledger(settings_of(folder), create=True) as ledger:

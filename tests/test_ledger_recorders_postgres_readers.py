@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ledger.recorders import postgres_readers
+from ledger.recorders import postgres_readers, postgres_reading
 from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.postgres_connections import SECONDS_MAX, Address, Connection
 from ledger.recorders.postgres_keys import key_of
@@ -433,3 +433,15 @@ def test_a_database_without_our_tables_holds_no_ledger(postgres_url: str, writte
         connection.execute("DROP TABLE events")
     with closing(PostgresReaders(Address(postgres_url))) as readers:
         assert not readers.holds_ledger()
+
+
+def test_whether_a_person_was_ended_costs_no_way_through_all_names(twice: Twice) -> None:
+    """Where there are very many grants that way is long, and each that no memory holds asks for its person. The twin
+    asks by the name alone."""
+    of_subjects = "Index Scan using streams_subjects on streams e"
+    plans = []
+    for sql in (PostgresReader._sql_grants, PostgresReader._sql_grants.replace(f" AND {postgres_reading._ENDED}", "")):
+        with twice.postgres.reader() as reader:
+            plans.append(str(reader._rows(f"EXPLAIN {sql}", (reader._keys(["grant:" + "0" * 32]),))))
+    assert of_subjects in plans[0]
+    assert of_subjects not in plans[1]

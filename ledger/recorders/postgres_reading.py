@@ -16,6 +16,7 @@ from ledger.recorders.postgres_archive import PAGES, joined
 from ledger.recorders.postgres_connections import Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
+from ledger.recorders.postgres_schema import SUBJECTS
 from ledger.recorders.postgres_sql import numbered
 from ledger.recorders.reading import AFTER, GRANTS, MARK, OF_GRANT, StoreReader
 from ledger.recorders.rows import GrantsOf, Piece
@@ -45,6 +46,8 @@ _NEWEST_GRANT: Final[dict[GrantsOf, str]] = {
 }
 _GRANT_OF_KEY = "SELECT s.name FROM idempotency_keys k JOIN streams s ON s.id = k.stream WHERE k.mac = $1"
 _REASON = "SELECT salt, text FROM private_reasons WHERE stream = $1 AND v = $2"
+_GRANTS: Final = GRANTS.replace("p.subject_id", "textsend(p.subject_id)", 1)
+_ENDED: Final = SUBJECTS.replace("name", "e.name")
 _TOPIC = " AND e.body::json ->> 'topic' = ANY($5)"
 
 
@@ -53,7 +56,7 @@ class PostgresReader(StoreReader):
 
     __slots__ = ("_connection", "_in_memory", "horizon")
     _sql_head = _HEAD
-    _sql_grants = GRANTS.replace("p.subject_id", "textsend(p.subject_id)", 1) + " WHERE s.id = ANY ($1::uuid[])"
+    _sql_grants = f"{_GRANTS} AND {_ENDED} WHERE s.id = ANY ($1::uuid[])"
     _sql_mark = numbered(MARK)
     _sql_walk = _WALK
     _sql_at_position = _AT_POSITION

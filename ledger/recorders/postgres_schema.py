@@ -21,6 +21,9 @@ LOCK: Final = 0x544C4447
 END: Final = "SELECT greatest((SELECT max(position) FROM events), (SELECT position_floor FROM control))"
 """Asks for the last position of the log, or the one that it goes on above; NULL where there is no position yet."""
 
+SUBJECTS: Final = "name >= 'subject:' AND name < 'subject;'"
+"""The streams of persons. Whoever asks for one in these very words, too, is led by an index of few entries."""
+
 _SCHEMA: Final = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     # One row. `counter` moves with every change of authority; `serial` is the clients file's last. A position is made
@@ -35,6 +38,7 @@ _SCHEMA: Final = (
     " last_redeemed_at INTEGER, idle_expires_at INTEGER, name TEXT NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL)"
     " WITH (fillfactor = 60)",
     "CREATE INDEX streams_name ON streams (name)",
+    f"CREATE INDEX streams_subjects ON streams (name) WHERE {SUBJECTS}",
     # `back` is the position of the stream's previous event: one index entry in 64 suffices to find the way.
     "CREATE TABLE events (position INTEGER NOT NULL, stream uuid NOT NULL, back INTEGER NOT NULL, v int NOT NULL,"
     " body TEXT NOT NULL)",

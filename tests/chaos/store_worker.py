@@ -24,8 +24,8 @@ from tests.chaos.disk import acknowledged
 from tests.chaos.store_after import CALLER, HOME, settings_of
 
 END_EVERY = 20
-CHECKPOINT_PAGES = 100
-"""A tenth of what is served with, so that a short run has many checkpoints to be cut in."""
+CHECKPOINT_PAGES = 30
+"""Far fewer than are served with, so that a short run is cut in many parts of the log, and when all of it moves."""
 
 
 class Acknowledgements:

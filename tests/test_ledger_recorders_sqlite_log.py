@@ -252,6 +252,9 @@ def test_a_file_that_cannot_be_brought_to_the_disk_ends_it(
     with pytest.raises(StoreBroken, match="cannot be brought to the disk: Input/output error"):
         parts(sqlite, 2)
     assert sqlite.checkpoint_due()
+    sqlite.close()
+    sqlite.open(RING)
+    assert not sqlite.checkpoint_due()
 
 
 @pytest.mark.usefixtures("short")

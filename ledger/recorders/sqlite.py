@@ -76,6 +76,7 @@ class SQLiteStore:
         """
         self._owner = OwnerLock.take(self.path)
         self._readers = Readers(self.path, self.segments)
+        self._log = WriteAheadLog(self.path, self._readers.connect)
         try:
             return self._open(ring_id)
         except sqlite3.Error as error:

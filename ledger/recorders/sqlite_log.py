@@ -75,7 +75,7 @@ class WriteAheadLog:
         self._was: tuple[int, int] | None = None  # when all was moved: how often it had begun, and its pages
 
     def open(self) -> None:
-        """To be called before SQLite opens the database. Raises OSError."""
+        """Raises OSError."""
         self._file = os.open(self._database, os.O_RDONLY)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ledger.recorders import postgres_readers, postgres_reading
+from ledger.recorders import postgres_readers, postgres_reading, postgres_schema
 from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.postgres_connections import SECONDS_MAX, Address, Connection
 from ledger.recorders.postgres_keys import key_of
@@ -34,6 +34,7 @@ from projections import INLINE, current_tokens, grant_views, reuse_incidents
 from projections.grant_history import history
 from projections.rebuild import Heal, Rebuilt, rebuild
 from tests.postgres import Server, running
+from tests.server_process import PROJECT
 from tests.stocked import DAY, incident, stocked, world
 from tests.two_stores import copy_to_postgres
 
@@ -445,3 +446,12 @@ def test_whether_a_person_was_ended_costs_no_way_through_all_names(twice: Twice)
             plans.append(str(reader._rows(f"EXPLAIN {sql}", (reader._keys(["grant:" + "0" * 32]),))))
     assert of_subjects in plans[0]
     assert of_subjects not in plans[1]
+
+
+def test_the_guide_gives_an_older_database_what_a_new_one_has() -> None:
+    guide = (PROJECT / "api" / "docs" / "postgresql.md").read_text("utf-8")
+    made = "\n".join(schema(INLINE))
+    assert f"ON streams (name) WHERE {postgres_schema.SUBJECTS}\n" in guide
+    (filled,) = re.findall(r"ALTER TABLE streams SET \((fillfactor = \d+)\)", guide)
+    assert f"CREATE INDEX streams_subjects ON streams (name) WHERE {postgres_schema.SUBJECTS}" in made
+    assert f"WITH ({filled})" in next(each for each in made.splitlines() if each.startswith("CREATE TABLE streams "))

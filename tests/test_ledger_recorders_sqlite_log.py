@@ -6,13 +6,16 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ledger.recorders import sqlite_log
 from ledger.recorders.errors import StoreBroken, StoreError
+from ledger.recorders.rows import Reads
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.recorders.sqlite_log import WriteAheadLog
 from projections import INLINE
@@ -295,6 +298,40 @@ def test_a_commit_that_failed_leaves_no_mark(sqlite: SQLiteStore, monkeypatch: p
     append(sqlite, "audit", 1)
     busy, pages, moved = sqlite.within().select("PRAGMA wal_checkpoint(PASSIVE)")[0]
     assert (0, pages) == (busy, moved)
+
+
+def _found(work: list[tuple[str, Any]], _: Reads) -> list[tuple[str, Any]]:
+    return work
+
+
+def pages_after_rewriting(store: SQLiteStore, database: Path) -> int:
+    """How long the log is after many steps of a rebuild, while nobody refreshes."""
+    reasons = "INSERT OR REPLACE INTO private_reasons VALUES (?, ?, ?)"
+    for step in range(40):
+        rows = [(f"audit/{step * 200 + row}", b"salt", "text " * 100) for row in range(200)]
+        store.rewrite(partial(_found, [(reasons, rows)]))
+    return log_pages(database)
+
+
+@pytest.mark.usefixtures("short")
+def test_steps_of_a_rebuild_leave_the_log_short(sqlite: SQLiteStore, database: Path) -> None:
+    """They move nothing of it, and neither hold it back: SQLite moves what has become long, inside a commit."""
+    assert pages_after_rewriting(sqlite, database) <= 2 * sqlite_log.pages_max()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_mark_that_a_rebuild_leaves_is_caught(
+    sqlite: SQLiteStore, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin: a mark before each commit, also where nobody comes to move a part."""
+    commit = sqlite._commit
+
+    def marking() -> None:
+        sqlite._log.mark(200)
+        commit()
+
+    monkeypatch.setattr(sqlite, "_commit", marking)
+    assert pages_after_rewriting(sqlite, database) > 2 * sqlite_log.pages_max()
 
 
 def test_a_log_that_cannot_be_moved_is_tried_again(sqlite: SQLiteStore) -> None:

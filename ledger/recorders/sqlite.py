@@ -287,13 +287,19 @@ class SQLiteStore:
 
         Raises StoreBroken also where the file has been removed or replaced: SQLite goes on in what nobody finds again.
         """
+        self._log.mark(self._rows_written)
         try:
-            self._log.mark(self._rows_written)
+            self._commit()
+        except StoreError:
+            self._log.unmark()
+            raise
+
+    def _commit(self) -> None:
+        try:
             self._connection.execute("COMMIT")
             self._check_place()
             self._log.committed(self._rows_written, self._connection)
         except sqlite3.Error as error:
-            self._log.unmark()
             raise translated(error) from None
 
     def _check_place(self) -> None:
@@ -356,7 +362,9 @@ class SQLiteStore:
             work = Work(self.inline)
             work.private = [(statement, row) for statement, rows in derive(self.within()) for row in rows]
             self.write(work)
-            self.commit()  # A crash before this line: nothing of it happened; after it: all of it.
+            # A crash before this line: nothing of it happened; after it: all of it. Nobody comes to move the log after
+            # it, and a mark would keep SQLite from it.
+            self._commit()
         except BaseException:
             self.rollback()
             raise

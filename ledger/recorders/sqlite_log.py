@@ -88,7 +88,8 @@ class WriteAheadLog:
     # ------------------------------------------------------------ around a commit
 
     def mark(self, rows: int) -> None:
-        """Before a commit of so many rows: the mark comes to stand here, where a part is due after that."""
+        """Before a commit of so many rows: the mark comes to stand here, where a part is due after that. `move` has to
+        follow then: a mark that stays would hold back the log for good."""
         due = self._rows_since_part + rows >= self._rows_a_part
         if due and self._parts < PARTS and not self._marked and not self._is_under_way():
             with suppress(StoreError, sqlite3.Error):  # it is tried before the next commit

@@ -147,6 +147,7 @@ class _Work:
         log.info("healed", rows=self._ledger.store.rewrite(lambda reads: derive(reads).statements))
 
     def _forget(self) -> None:
-        """What memory holds may come from a wrong snapshot; everything is read again when it is next asked for."""
+        """What memory holds may come from a wrong snapshot; everything is read again when it is next asked for, and the
+        authority by the next batch, which asks those in line again who they are where that has moved."""
         self._ledger.memory.forget_everything()
-        self._ledger.authority.reload(self._ledger.store.within(), self._ledger.store.control()[0])
+        self._ledger.authority.distrust()

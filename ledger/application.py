@@ -81,6 +81,7 @@ class Ledger:
         self.reuse_detected = {"late_retry": 0, "fork": 0}
         self.codes = {"exchanged": 0, "reused": 0}
         self.log_end = LogEnd(head_file, store.within(), store.end)
+        self.memory.holds_all = self.log_end.meet
         self._ring_file = RingFile(keys_path, self.desk, self.authority, clock)
         self._on_fatal = on_fatal
         self._ticker: asyncio.Task[None] | None = None
@@ -338,7 +339,7 @@ class Ledger:
         if self._commits.broken is not None:
             return "the store failed"
         if self.behind is not None:
-            return "the log is behind the head file: a backup was restored; see `token-ledger restore acknowledge`"
+            return "the log lacks what was acknowledged: an older copy serves; see `token-ledger restore acknowledge`"
         if lacking := self._ring_file.lacking:
             return f"the key ring lacks key {min(lacking)}, which the log names"
         if not self._commits.ready:
@@ -347,7 +348,7 @@ class Ledger:
 
     @property
     def behind(self) -> Acknowledged | None:
-        """What the head file says where the log ends before it; then nothing is answered and nothing recorded."""
+        """What was acknowledged last where the log lacks it; then nothing is answered and nothing recorded."""
         return self.log_end.behind
 
     @property

@@ -69,7 +69,7 @@ class Batch:
         self.store = store
         self.memory = memory
         self.control, self.serial = store.begin()
-        if self.control != memory.authority.control:
+        if not memory.stands_on(self.control):
             try:
                 memory.read_anew(self.control)
             except BaseException:

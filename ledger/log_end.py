@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from ledger import times
 from ledger.events import decode
 from ledger.head_file import Acknowledged, HeadFile
+from ledger.recorders import archived
 from ledger.recorders.rows import Reads
 from ledger.refusals import LedgerError, Unavailable
 
@@ -15,24 +17,41 @@ log = logging.getLogger("ledger")
 class LogEnd:
     """The last position whose events are durable and answered for. Owned by the event loop.
 
-    `behind` is what the head file says where the log ends before it: acknowledged events are lost.
+    `behind` is what was acknowledged last, as the head file says or this process knows, where the log does not have it:
+    an older backup was put back, or a standby that lacked it has taken over.
     """
 
     def __init__(self, head_file: HeadFile, reads: Reads, end: Callable[[], int]) -> None:
         """`end` says where the log ends now; 0: it is new. Raises LedgerError where the head file cannot be read."""
         self.behind: Acknowledged | None = None
         self._head_file = head_file
+        self._end = end
         # The file first: others on this machine may write to both, and what the file speaks of is in the log by then.
         self._head = head_file.read()
-        self.position = end()
+        self._read_end(reads)
+        self._lacks_head = self._head is not None and self._lacks(reads, self._head)
+        self._written = 0
+
+    def _read_end(self, reads: Reads) -> None:
+        self.position = self._end()
         last = reads.after(self.position - 1, 1)
         self._at = decode(last[0].body).at if last else times.text(0)
-        self._written = 0
+
+    def _lacks(self, reads: Reads, known: Acknowledged) -> bool:
+        """Whether the log lacks an event that was acknowledged, and nobody has said so. It may go on beyond that place,
+        with others' events. Of what has moved into the archive it is enough that something so late has."""
+        if known.position > self.position:
+            return True
+        ((floor,),) = reads.select("SELECT position_floor FROM control")
+        if known.position <= int(str(floor)) or reads.select(archived.ANY_AFTER, (known.position - 1,)):
+            return False
+        here = reads.select("SELECT body FROM events WHERE position = ?", (known.position,))
+        return not here or f'"at":"{times.text(known.at)}"' not in str(here[0][0])
 
     def compare(self) -> None:
         """Hold the log against the head file as it was, before anything is recorded. Raises LedgerError."""
         head = self._head
-        if head is not None and head.position > self.position:
+        if head is not None and self._lacks_head:
             self.behind = head
             fields = {"log": self.position, "head_file": head.position, "lost_at": times.text(head.at)}
             log.error("log_behind_head_file", extra={"fields": fields})
@@ -40,6 +59,23 @@ class LogEnd:
         if head is None and not self._head_file.off and self.position:
             log.warning("head_file_missing", extra={"fields": {"written_anew": self._head_file.path}})
         self.write()
+
+    def meet(self, reads: Reads) -> bool:
+        """The store was reached anew: whether the log there has what was acknowledged over the last connection, and
+        what others on this machine have said in the head file."""
+        if self.behind is None:
+            known = [Acknowledged(self.position, times.micros(self._at))] if self.position else []
+            with suppress(LedgerError):
+                known += filter(None, (self._head_file.read(),))
+            self._read_end(reads)
+            if lost := [each for each in known if self._lacks(reads, each)]:
+                last = max(lost, key=lambda each: each.position)
+                with suppress(LedgerError):  # where it can be written the next start knows, too
+                    self._write(last)
+                self.behind = last
+                fields = {"log": self.position, "acknowledged": last.position, "lost_at": times.text(last.at)}
+                log.error("log_lacks_what_was_acknowledged", extra={"fields": fields})
+        return self.behind is None
 
     def acknowledge(self, position: int, at: str) -> None:
         """The events up to there are durable. `at` is the last one's."""
@@ -49,7 +85,7 @@ class LogEnd:
     def check_whole(self) -> None:
         """Raises Unavailable while the log has lost what it had acknowledged (I-23)."""
         if self.behind is not None:
-            raise Unavailable("the log is behind the head file", retry_after_seconds=60)
+            raise Unavailable("the log lacks what was acknowledged", retry_after_seconds=60)
 
     def look_again(self, reads: Reads) -> None:
         """See whether somebody else has acknowledged the loss meanwhile: a command beside servers that share a store,
@@ -61,19 +97,20 @@ class LogEnd:
         floor, end = int(str(floor)), int(str(last or 0))
         if floor > self.position and max(floor, end) >= self.behind.position:
             self.behind = None
+            self._read_end(reads)
             log.info("restore_acknowledged", extra={"fields": {"by": "another process"}})
 
     def write(self) -> None:
         """Bring the head file up to date, unless somebody else on this machine has acknowledged more; never while the
         log is behind it. Raises LedgerError."""
         if self.position != self._written and self.behind is None:
-            if not self._surpassed():
-                self._head_file.write(self.position, times.micros(self._at))
+            self._write(Acknowledged(self.position, times.micros(self._at)))
             self._written = self.position
 
-    def _surpassed(self) -> bool:
+    def _write(self, known: Acknowledged) -> None:
         try:
             head = self._head_file.read()
         except LedgerError:  # damaged since: written anew
-            return False
-        return head is not None and head.position > self.position
+            head = None
+        if head is None or head.position <= known.position:
+            self._head_file.write(known.position, known.at)

@@ -15,7 +15,7 @@ from ledger.bounded import make_room
 from ledger.commands import Rules
 from ledger.private import PrivateGrant
 from ledger.randomness import Randomness
-from ledger.recorders.rows import StreamKey
+from ledger.recorders.rows import Reads, StreamKey
 from ledger.recorders.store import Store
 from ledger.uses import Uses
 
@@ -74,6 +74,7 @@ class Memory:
     """What one process knows of its store. Owned by the event loop.
 
     `credentials_moved`: somebody else has changed what authentication goes by, and nobody has heeded it yet.
+    `holds_all` is asked whenever the store was reached anew whether it has what was acknowledged.
     """
 
     def __init__(self, store: Store, authority: Authority, *, clock: Callable[[], int], randomness: Randomness) -> None:
@@ -84,6 +85,8 @@ class Memory:
         self.randomness = randomness
         self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
         self.credentials_moved = False
+        self.holds_all: Callable[[Reads], bool] = lambda reads: True
+        self._reached = store.reached
         self._command_ids: list[str] = []
         self.position = store.last()
 
@@ -98,9 +101,20 @@ class Memory:
         """Know nothing any more: every stream is read anew when it is next asked for."""
         self.streams.clear()
 
+    def stands_on(self, control: int) -> bool:
+        """Whether what is known is that of the store as it is reached now, where its control counter is `control`."""
+        return control == self.authority.control and self.store.reached == self._reached
+
     def read_anew(self, control: int) -> None:
-        """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing."""
+        """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing. Nor
+        where the same counter is told by another server: a standby that has taken over may lack what the last one had,
+        and whoever writes there gives the same numbers, versions and positions to other events."""
         self.position = self.store.last()
+        reached = self.store.reached
+        if reached != self._reached:
+            self.forget_everything()
+            self.authority.distrust()
+            self.credentials_moved |= not self.holds_all(self.store.within())
         if not isinstance(self.streams, Uses):
             self.forget_everything()
             self.authority.reload(self.store.within(), control)
@@ -110,6 +124,7 @@ class Memory:
         self.authority.reload(self.store.within(), control)
         after = self.authority.credentials()
         self.credentials_moved |= any(after.get(who) != said for who, said in before.items())
+        self._reached = reached
 
     def trim(self) -> None:
         """Keep memory bounded: the streams that were loaded first leave first."""

@@ -184,7 +184,8 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
     last = batch.store.within().select("SELECT position, body FROM events ORDER BY position DESC LIMIT 1")
     from_position = int(str(last[0][0])) if last else 0
     batch.memory.position = max(batch.memory.position, lost_position)
-    batch.private(None, RAISE_FLOOR, lost_position)
+    # Above the log's end, too, where others have written on beyond what is lost: so every node sees that it was said.
+    batch.private(None, RAISE_FLOOR, max(lost_position, from_position + 1))
     loaded, begins = _next(batch, "ledger", _LOCALLY)
     batch.append(loaded, [LedgerRestored(**begins, lost_position=str(lost_position), lost_at=lost_at)])
     decide_keys(batch, rotation(new_key_id))

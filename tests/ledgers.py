@@ -314,7 +314,7 @@ async def two_nodes(folder: Path) -> AsyncIterator[tuple[Opened, Opened]]:
 @pytest.fixture
 def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node hears of what others do by nothing but its own batches."""
-    monkeypatch.setattr(Commits, "look", lambda self: None)
+    monkeypatch.setattr(Commits, "look", lambda self, decide: None)
 
 
 def with_policy(preset: str = "standard", **fields: object) -> Policy:

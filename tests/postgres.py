@@ -153,6 +153,24 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(STOP_SECONDS_MAX)
 
+    def standby(self) -> Path:
+        """What a standby would hold now that is given nothing any more. Whoever is connected is cut off for it."""
+        self.stop()
+        copy = self.folder / "standby"
+        shutil.copytree(self.data, copy)
+        for path in (copy, *copy.rglob("*")):
+            self._own(path)
+        copy.chmod(self.data.stat().st_mode)
+        self.start()
+        return copy
+
+    def fail_over(self, standby: Path) -> None:
+        """End it as a crash would; at its place the standby serves what it has."""
+        self.kill()
+        self.data.rename(self.folder / "dead")
+        standby.rename(self.data)
+        self.start()
+
     def kill_postmaster(self) -> None:
         """End the process that all others belong to, alone: each of those ends when it sees that."""
         assert self.process is not None

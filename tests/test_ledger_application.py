@@ -191,6 +191,25 @@ async def test_a_node_goes_on_when_another_has_acknowledged_the_loss(tmp_path: P
         assert node.behind is None
 
 
+async def test_what_another_on_this_machine_had_acknowledged_is_missed_too(tmp_path: Path) -> None:
+    """I-23: workers have one head file. Whoever reaches the store anew looks for what that says, as at a start."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue()
+        head_file = HeadFile(tmp_path / "node.head")
+        with opened.ledger.store.reader() as reads:
+            node = LogEnd(head_file, reads, opened.last_position)
+            node.compare()
+            assert node.meet(reads)
+            await opened.issue()
+            head_file.write(opened.last_position() - 1, opened.clock.now + 1)
+        with opened.ledger.store.reader() as reads:
+            assert not node.meet(reads)
+        assert node.behind is not None
+        head = head_file.read()
+        node.write()
+        assert head == head_file.read(), "nor is it forgotten"
+
+
 async def test_a_log_that_grows_unacknowledged_is_still_behind(tmp_path: Path) -> None:
     """Somebody without a head file writes on, past what was lost: that heals nothing."""
     async with open_ledger(tmp_path) as opened:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from api import rebuilding
 from ledger import batch
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
@@ -244,4 +245,19 @@ async def test_who_showed_a_secret_that_was_taken_back_has_to_say_again_who_they
             await other.refresh(answer)
         assert await own == one.ledger.authority.control
         assert 2 == other.topics(answer).count("token_rotated")
+        await other.refresh(answer)
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_nor_does_it_after_a_step_of_healing(tmp_path: Path) -> None:
+    """Memory is forgotten then, before the batch of whoever is in line."""
+    async with two_nodes(tmp_path) as (one, other):
+        answer = await other.issue()
+        await one.apply(client(secret="Changed!"), operators=OPERATORS)
+        waiting = asyncio.ensure_future(other.refresh(answer))
+        await asyncio.sleep(0)
+        healing = rebuilding._Work(other.ledger, asyncio.get_running_loop(), print)
+        await other.ledger.commits.exclusively(healing._forget)
+        with pytest.raises(Unavailable):
+            await waiting
         await other.refresh(answer)

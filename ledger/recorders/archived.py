@@ -75,7 +75,7 @@ _PIECE: Final = (
 _BY_VERSION: Final = f"{_PIECE} WHERE a.stream = ? AND a.to_v >= ? ORDER BY a.to_v LIMIT ?"
 _OF_NAME: Final = "a.stream = (SELECT id FROM streams WHERE name = ?)"
 _BY_POSITION: Final = f"{_PIECE} WHERE {_OF_NAME} AND a.to_position >= ? ORDER BY a.to_position LIMIT 1"
-_ANY_AFTER: Final = "SELECT 1 FROM archived WHERE to_position > ? LIMIT 1"
+ANY_AFTER: Final = "SELECT 1 FROM archived WHERE to_position > ? LIMIT 1"
 _FIRST: Final = f"{_PIECE} WHERE a.to_position > ? ORDER BY a.stream, a.to_v LIMIT ?"
 _AFTER: Final = f"{_PIECE} WHERE (a.stream, a.to_v) > (?, ?) AND a.to_position > ? ORDER BY a.stream, a.to_v LIMIT ?"
 _OF_SEGMENT: Final = f"{_PIECE} WHERE a.segment = ? ORDER BY a.at_byte, a.line"
@@ -147,7 +147,7 @@ class Archived:
     def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]:
         """Pieces by stream and version after (stream, version), None for the first ones, of those with an event above a
         position."""
-        if not self._select(_ANY_AFTER, (above,)):  # else all of them would be looked at, to find none
+        if not self._select(ANY_AFTER, (above,)):  # else all of them would be looked at, to find none
             return []
         if after is None:
             return self._pieces(_FIRST, (above, limit))

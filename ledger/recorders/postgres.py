@@ -80,6 +80,7 @@ class PostgresStore:
         self._waiting_name = f"token-ledger {secrets.token_hex(6)}"
         self._connection: Connection | None = None
         self._wire: Wire | None = None
+        self.reached = 0
         self.segments = PostgresSegments(self.address)
         self._readers = PostgresReaders(self.address)
         self._hops = Hops()
@@ -137,6 +138,8 @@ class PostgresStore:
                     if postgres_moves.is_there(connection):
                         self._told = _control(connection)
                         postgres_moves.prepare(connection)
+                    elif self.reached:  # at the start `open` says what is missing, and ends it
+                        raise StoreBusy(f"{self.address.place}: functions are missing; `token-ledger init` makes them")
                 except BaseException:
                     connection.close()
                     raise
@@ -144,6 +147,7 @@ class PostgresStore:
                 self._pause(str(translated(error) if isinstance(error, psycopg.Error) else error))
                 raise StoreBusy(self._unreachable) from None
             self._connection, self._wire, self._failures = connection, Wire(connection.pgconn.socket), 0
+            self.reached += 1
         return self._connection
 
     def _get_behind(self, connection: Connection) -> None:
@@ -255,7 +259,12 @@ class PostgresStore:
         """Write it, or wait for what was sent: durable on return, but for what was lost. StoreUnreachable: the outcome
         is unknown."""
         assert self._taken is not None
-        connection = self._connected()
+        connection = self._connection
+        if connection is None:  # over another one it would reach a server that may never have had what it stands on
+            if self._closed:
+                raise StoreBroken("the database is closed")
+            self._lost_name = self._name
+            raise StoreBusy("the connection was lost before anything was sent")
         try:
             return self._heard(self._taken.write(connection))
         except psycopg.Error as error:

@@ -50,6 +50,7 @@ class SQLiteStore:
     """One SQLite database, owned by this process from `open` to `close`."""
 
     optimistic: Final = False
+    reached: Final = 1
 
     def __init__(self, path: Path, inline: Sequence[Inline], *, synchronous: str = "FULL") -> None:
         """`synchronous` other than FULL is for the test that must lose data with it; `open` then does not insist."""

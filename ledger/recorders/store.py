@@ -29,6 +29,12 @@ class Store(Protocol):
         ...
 
     @property
+    def reached(self) -> int:
+        """How often it was reached. Whoever is reached anew may be another server, which never had what was read or
+        acknowledged before."""
+        ...
+
+    @property
     def segments(self) -> SegmentStore:
         """Where its archive lies."""
         ...

@@ -13,8 +13,9 @@ from typing import TypeVar
 import psycopg
 import pytest
 
-from ledger import application, commits
+from ledger import application
 from ledger.answers import TokenAnswer
+from ledger.commits import Commits
 from ledger.head_file import HeadFile
 from ledger.log_end import LogEnd
 from ledger.memory import Memory
@@ -73,7 +74,7 @@ def nothing_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node serves on, as one does that has acknowledged nothing of what is gone: what follows is about what it knew.
     It does nothing by itself: it must not meet the standby before that has got another history."""
     monkeypatch.setattr(application, "TICK_SECONDS", 3600.0)
-    monkeypatch.setattr(commits, "PROBE_AFTER_SECONDS", 3600.0)
+    monkeypatch.setattr(Commits, "_ask", lambda self, decide: None)
     monkeypatch.setattr(LogEnd, "meet", lambda self, reads: True)
 
 

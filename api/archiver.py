@@ -39,7 +39,8 @@ class Archiver:
         """A run over what happened longer ago than so many days; None: than ARCHIVE_AFTER_DAYS. Raises Refused."""
         chosen = self._after_days if days is None else days
         if chosen is None:
-            raise Refused(Refusal.INVALID_REQUEST, detail="ARCHIVE_AFTER_DAYS is off: say after how many days")
+            detail = "TOKEN_LEDGER_ARCHIVE_AFTER_DAYS is off: say after how many days"
+            raise Refused(Refusal.INVALID_REQUEST, detail=detail)
         return ArchiveRun(self._ledger.archiving, self._ledger.memory.clock(), chosen, self._retention_days)
 
     @contextlib.asynccontextmanager

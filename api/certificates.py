@@ -43,6 +43,7 @@ HEADER: Final = "client_cert_header"
 
 AUTHORITY_RSA_BITS_MIN: Final = 2048
 
+_CA: Final = "TOKEN_LEDGER_TLS_CLIENT_CA"
 _KEPT_MAX: Final = 1024
 _KEPT_BYTES_MAX: Final = 8192
 
@@ -192,14 +193,14 @@ class Authorities:
         try:
             text = file.read_bytes()
         except OSError as error:
-            raise SettingsError(f"TLS_CLIENT_CA: {file} cannot be read: {error.strerror}") from None
+            raise SettingsError(f"{_CA}: {file} cannot be read: {error.strerror}") from None
         try:
             certificates = x509.load_pem_x509_certificates(text)
         except ValueError:
-            raise SettingsError(f"TLS_CLIENT_CA: {file} holds no certificates in PEM") from None
+            raise SettingsError(f"{_CA}: {file} holds no certificates in PEM") from None
         for number, each in enumerate(certificates, start=1):
             if (problem := _authority_problem(each)) is not None:
-                raise SettingsError(f"TLS_CLIENT_CA: {file}: certificate {number} {problem}")
+                raise SettingsError(f"{_CA}: {file}: certificate {number} {problem}")
         return cls(certificates)
 
     @property

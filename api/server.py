@@ -115,7 +115,9 @@ class Server:
         `on_shutdown` where the start fails after it.
         """
         if self.settings.workers != 1 and not self._given:
-            raise SettingsError("WORKERS: this is one process; several are started by `token-ledger serve`")
+            raise SettingsError(
+                "TOKEN_LEDGER_WORKERS: this is one process; several are started by `token-ledger serve`"
+            )
         self._tls = tls.context_of(self.settings)
         self._config.load()
         opened = False

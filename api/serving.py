@@ -36,6 +36,7 @@ from ledger.registration import TLS_AUTHS
 
 RESTORE_POLL_SECONDS: Final = 0.2
 COLLECT_EVERY_OBJECTS: Final = 50_000
+_NO_CERTIFICATES: Final = "TOKEN_LEDGER_TLS_CLIENT_CA, or any way to see certificates"
 
 InFront = Callable[[App, Settings], Asgi]
 
@@ -204,7 +205,7 @@ class Serving:
             log.info("clients_file", says=line)
         used = {client.auth for client in ledger.authority.clients.values() if client.enabled}
         for auth in sorted(used.intersection(TLS_AUTHS) - auth_methods(self._settings)):
-            log.warning("clients_cannot_sign_in", auth=auth, lacks="TLS_CLIENT_CA, or any way to see certificates")
+            log.warning("clients_cannot_sign_in", auth=auth, lacks=_NO_CERTIFICATES)
 
 
 def _spare_the_collector() -> None:

@@ -187,20 +187,34 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.workers > 1 and self.sqlite_path is not None:
-            raise SettingsError("WORKERS: SQLite is served by one process; above 1 needs PostgreSQL as DATABASE_URL")
+            raise SettingsError(
+                "TOKEN_LEDGER_WORKERS: SQLite is served by one process; above 1 needs PostgreSQL as"
+                " TOKEN_LEDGER_DATABASE_URL"
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
-            missing, given = ("TLS_CERT", "TLS_KEY") if self.tls_cert is None else ("TLS_KEY", "TLS_CERT")
-            raise SettingsError(f"{missing} is missing: {given} alone serves nothing (one file may hold both)")
+            missing, given = ("CERT", "KEY") if self.tls_cert is None else ("KEY", "CERT")
+            raise SettingsError(
+                f"TOKEN_LEDGER_TLS_{missing} is missing: TOKEN_LEDGER_TLS_{given} alone serves nothing (name the same"
+                " file twice where it holds both)"
+            )
         if self.tls_client_cert_header is not None and not self.trusted_proxies:
-            raise SettingsError("TLS_CLIENT_CERT_HEADER: believed from TRUSTED_PROXIES only, and there are none")
+            raise SettingsError(
+                "TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER: believed from TOKEN_LEDGER_TRUSTED_PROXIES only, and there"
+                " are none"
+            )
         if self.tls_client_ca is not None and self.tls_cert is None and self.tls_client_cert_header is None:
-            raise SettingsError("TLS_CLIENT_CA: needs TLS_CERT and TLS_KEY, or TLS_CLIENT_CERT_HEADER behind a proxy")
+            raise SettingsError(
+                "TOKEN_LEDGER_TLS_CLIENT_CA: needs TOKEN_LEDGER_TLS_CERT and TOKEN_LEDGER_TLS_KEY, or"
+                " TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER behind a proxy"
+            )
         if self.head_file is _BESIDE_KEYS_FILE:
             object.__setattr__(self, "head_file", self.keys_file.with_name(self.keys_file.name + ".head"))
         if self.issuer == _DEFAULT_ISSUER:
             object.__setattr__(self, "issuer", self._issuer_on(self.port))
         if self.issuer.startswith("http:") and not self.allow_plain_http:
-            raise SettingsError("ISSUER: allowed is an https URL; http needs ALLOW_PLAIN_HTTP")
+            raise SettingsError(
+                "TOKEN_LEDGER_ISSUER: allowed is an https URL; http needs TOKEN_LEDGER_ALLOW_PLAIN_HTTP"
+            )
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -289,5 +303,12 @@ def _value(setting: str, raw: object, where: str) -> object:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{one_line(name)[:80]} is no setting" + (f"; is {close[0]} meant?" if close else "")
+    """Say so of a name, and which one is meant; `known` are written as it should have been."""
+    alike = {_bare(each): each for each in known}
+    close = difflib.get_close_matches(_bare(name), alike, n=1)
+    return f"{one_line(name)[:80]} is no setting" + (f"; is {alike[close[0]]} meant?" if close else "")
+
+
+def _bare(name: str) -> str:
+    """A setting's name without what the environment and the file write differently."""
+    return name.lower().removeprefix(PREFIX.lower())

@@ -19,6 +19,8 @@ from ledger.certificates import registered, thumbprint
 
 log = Log("api.tls")
 
+_CERT: Final = "TOKEN_LEDGER_TLS_CERT"
+_KEY: Final = "TOKEN_LEDGER_TLS_KEY"
 _MISMATCH: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
 
 
@@ -35,7 +37,10 @@ def context_of(settings: Settings) -> ssl.SSLContext | None:
     if settings.tls_cert is None or settings.tls_key is None:
         if settings.allow_plain_http:
             return None
-        raise SettingsError("TLS_CERT and TLS_KEY are missing: set both, or ALLOW_PLAIN_HTTP behind a proxy")
+        raise SettingsError(
+            "TOKEN_LEDGER_TLS_CERT and TOKEN_LEDGER_TLS_KEY are missing: set both, or TOKEN_LEDGER_ALLOW_PLAIN_HTTP=1"
+            " behind a proxy"
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -97,18 +102,18 @@ def load_again(context: ssl.SSLContext, settings: Settings) -> None:
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    _check_readable("TLS_CERT", certificate)
-    _check_readable("TLS_KEY", key)
+    _check_readable(_CERT, certificate)
+    _check_readable(_KEY, key)
     try:
         # OpenSSL's default for a key with a password is to ask on the terminal, which would hang a service.
         context.load_cert_chain(certificate, key, password=_refuse_password)
     except _NoPassword:
-        raise SettingsError(f"TLS_KEY: {key} is encrypted; give the key without a password") from None
+        raise SettingsError(f"{_KEY}: {key} is encrypted; give the key without a password") from None
     except ssl.SSLError as error:
         if error.reason in _MISMATCH:
-            raise SettingsError(f"TLS_KEY: {key} is not the key of the certificate in {certificate}") from None
-        name, file = ("TLS_KEY", key) if _holds_certificate(certificate) else ("TLS_CERT", certificate)
-        what = "private key" if name == "TLS_KEY" else "certificate"
+            raise SettingsError(f"{_KEY}: {key} is not the key of the certificate in {certificate}") from None
+        name, file = (_KEY, key) if _holds_certificate(certificate) else (_CERT, certificate)
+        what = "private key" if name == _KEY else "certificate"
         raise SettingsError(f"{name}: {file} holds no {what} in PEM that OpenSSL accepts") from None
 
 

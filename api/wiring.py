@@ -17,7 +17,7 @@ from ledger.recorders.store import Store
 from ledger.refusals import LedgerError
 from projections import INLINE
 
-NO_DRIVER = "DATABASE_URL: PostgreSQL needs its driver, the extra `postgres`: pip install '.[postgres]'"
+NO_DRIVER = "TOKEN_LEDGER_DATABASE_URL: PostgreSQL needs its driver, the extra `postgres`: pip install '.[postgres]'"
 NO_LEDGER = "there is no ledger here yet; `token-ledger init` creates one"
 
 

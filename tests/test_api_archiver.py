@@ -73,5 +73,5 @@ async def test_a_failed_run_is_one_line_in_the_log_and_the_next_one_comes(
 async def test_without_a_number_of_days_nothing_is_archived(tmp_path: Path) -> None:
     """Off unless it is asked for."""
     async with open_ledger(tmp_path) as opened:
-        with pytest.raises(Refused, match="say after how many days"):
+        with pytest.raises(Refused, match="TOKEN_LEDGER_ARCHIVE_AFTER_DAYS is off: say after how many days"):
             Archiver(opened.ledger, Settings()).after(None)

@@ -192,7 +192,7 @@ def test_a_file_of_authorities_that_is_wrong_is_one_line(tmp_path: Path) -> None
         with pytest.raises(SettingsError) as refused:
             Authorities.load(file)
         assert "\n" not in str(refused.value)
-        return str(refused.value).removeprefix(f"TLS_CLIENT_CA: {file}")
+        return str(refused.value).removeprefix(f"TOKEN_LEDGER_TLS_CLIENT_CA: {file}")
 
     ca, edwards = authority(), authority(key=ed25519.Ed25519PrivateKey.generate())
     assert " cannot be read: No such file or directory" == said(None)
@@ -223,7 +223,7 @@ def test_an_authority_constrained_to_names_vouches_for_those_alone() -> None:
     ("changed", "line"),
     [
         ({"TLS_CLIENT_CERT_HEADER": "Client-Cert"},
-         "TLS_CLIENT_CERT_HEADER: believed from TRUSTED_PROXIES only, and there are none"),
+         "TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER: believed from TOKEN_LEDGER_TRUSTED_PROXIES only, and there are none"),
         ({"TLS_CLIENT_CERT_HEADER": "Client Cert", "TRUSTED_PROXIES": "127.0.0.1"},
          "TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER: allowed is the name of a header that means nothing else here, such as "
          "Client-Cert"),
@@ -231,7 +231,8 @@ def test_an_authority_constrained_to_names_vouches_for_those_alone() -> None:
          "TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER: allowed is the name of a header that means nothing else here, such as "
          "Client-Cert"),
         ({"TLS_CLIENT_CA": "ca.pem", "ALLOW_PLAIN_HTTP": "1"},
-         "TLS_CLIENT_CA: needs TLS_CERT and TLS_KEY, or TLS_CLIENT_CERT_HEADER behind a proxy"),
+         "TOKEN_LEDGER_TLS_CLIENT_CA: needs TOKEN_LEDGER_TLS_CERT and TOKEN_LEDGER_TLS_KEY, or "
+         "TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER behind a proxy"),
     ],
 )  # fmt: skip
 def test_settings_that_would_do_nothing_are_refused(changed: dict[str, str], line: str) -> None:
@@ -325,11 +326,9 @@ def test_what_a_proxy_lets_through_is_verified_all_the_same(tmp_path: Path) -> N
 def test_without_authorities_no_name_is_believed_and_thumbprints_are(tmp_path: Path) -> None:
     """TLS_CLIENT_CA is what a name rests on; that it lacks is a line of warning at the start."""
     with logged() as lines, proxied(tmp_path, tls_client_ca=None) as ledger:
-        assert ["tls_client_auth"] == [
-            getattr(record, "fields", {}).get("auth")
-            for record in lines.records
-            if record.msg == "clients_cannot_sign_in"
-        ]
+        (told_of,) = [record for record in lines.records if record.msg == "clients_cannot_sign_in"]
+        lacks = "TOKEN_LEDGER_TLS_CLIENT_CA, or any way to see certificates"
+        assert {"auth": "tls_client_auth", "lacks": lacks} == getattr(told_of, "fields", {})
         check_invalid_client(told(ledger, "dn", ledger.issue("dn")["refresh_token"], APP.rfc9440))
         assert 200 == told(ledger, "own", ledger.issue("own")["refresh_token"], OWN.rfc9440).status
 

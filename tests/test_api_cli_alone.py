@@ -80,7 +80,7 @@ def test_a_whole_day_without_a_server(known: Place) -> None:
 def test_archiving_asks_after_how_many_days_and_says_what_it_came_to(known: Place) -> None:
     """Wrong use is exit code 2; a file where nothing is old enough stays as it is."""
     refused = known.here("archive")
-    assert (2, "say --after DAYS, or set ARCHIVE_AFTER_DAYS\n") == (
+    assert (2, "say --after DAYS, or set TOKEN_LEDGER_ARCHIVE_AFTER_DAYS\n") == (
         refused.returncode,
         refused.stderr.partition(": ")[2],
     )

@@ -270,7 +270,8 @@ def test_a_start_that_fails_late_closes_what_was_opened(tmp_path: Path) -> None:
 def test_several_workers_are_started_by_the_command() -> None:
     """A server in a process of somebody else's is one: it starts no others behind their back."""
     settings = Settings(port=0, allow_plain_http=True, workers=2, database_url="postgresql://db/x")
-    with pytest.raises(SettingsError, match="this is one process"), serving(Shower(), settings=settings):
+    said = "TOKEN_LEDGER_WORKERS: this is one process"
+    with pytest.raises(SettingsError, match=said), serving(Shower(), settings=settings):
         pass
 
 

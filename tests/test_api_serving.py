@@ -77,7 +77,7 @@ def test_a_certificate_is_read_again_at_a_hangup(tmp_path: Path) -> None:
         (server.folder / "tls.pem").write_text("nothing of the kind")
         server.hangup()
         said = eventually(lambda: lines(server, "reload_failed"), what="the line about the certificate")
-        assert "TLS_CERT: " in said[0]
+        assert "TOKEN_LEDGER_TLS_CERT: " in said[0]
         assert before == certificate_of(server)
         (server.folder / "tls.pem").unlink()
         (server.folder / "tls.key").unlink()

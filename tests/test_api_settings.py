@@ -69,12 +69,17 @@ def test_an_unknown_name_is_an_error_that_names_it_and_what_was_meant(tmp_path: 
     assert "TOKEN_LEDGER_PROT is no setting; is TOKEN_LEDGER_PORT meant?" == str(caught.value)
     with pytest.raises(SettingsError) as caught:
         load({"TOKEN_LEDGER_port": "1"})
-    assert str(caught.value).startswith("TOKEN_LEDGER_port is no setting")
+    assert "TOKEN_LEDGER_port is no setting; is TOKEN_LEDGER_PORT meant?" == str(caught.value)
     file = tmp_path / "settings.toml"
     file.write_text("[token]\nidel_seconds = 1\n")
     with pytest.raises(SettingsError) as caught:
         load({}, file)
     assert f"{file}: token is no setting" == str(caught.value)
+    for name in ("TLS_CLIENT_CA", "TOKEN_LEDGER_TLS_CLIENT_CA"):
+        file.write_text(f'{name} = "ca.pem"\n')
+        with pytest.raises(SettingsError) as caught:
+            load({}, file)
+        assert f"{file}: {name} is no setting; is tls_client_ca meant?" == str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -176,16 +181,18 @@ def test_a_password_in_the_database_url_stays_out_of_the_repr() -> None:
 
 def test_more_than_one_worker_on_sqlite_is_refused_with_a_line_that_names_postgresql() -> None:
     """SQLite has one owner."""
-    with pytest.raises(SettingsError, match="PostgreSQL"):
+    with pytest.raises(SettingsError, match=r"^TOKEN_LEDGER_WORKERS: .* PostgreSQL as TOKEN_LEDGER_DATABASE_URL$"):
         load(env(WORKERS="2"))
     assert 2 == load(env(WORKERS="2", DATABASE_URL="postgresql://db/x")).workers
 
 
 def test_a_certificate_needs_its_key_and_a_key_its_certificate() -> None:
     """Half of the pair serves nothing, so it is no half-configured start."""
-    with pytest.raises(SettingsError, match="TLS_KEY is missing"):
+    with pytest.raises(
+        SettingsError, match=r"^TOKEN_LEDGER_TLS_KEY is missing: TOKEN_LEDGER_TLS_CERT .*same file twice"
+    ):
         load(env(TLS_CERT="c.pem"))
-    with pytest.raises(SettingsError, match="TLS_CERT is missing"):
+    with pytest.raises(SettingsError, match=r"^TOKEN_LEDGER_TLS_CERT is missing"):
         load(env(TLS_KEY="k.pem"))
 
 
@@ -195,7 +202,7 @@ def test_the_issuer_follows_port_and_scheme_unless_it_is_set() -> None:
     assert "http://localhost:9" == load(env(PORT="9", ALLOW_PLAIN_HTTP="1")).issuer
     assert "https://localhost:9" == load(env(PORT="9", ALLOW_PLAIN_HTTP="1", TLS_CERT="c", TLS_KEY="k")).issuer
     assert "https://id.example/a/" == load(env(ISSUER="https://id.example/a/")).issuer
-    with pytest.raises(SettingsError, match="ALLOW_PLAIN_HTTP"):
+    with pytest.raises(SettingsError, match="http needs TOKEN_LEDGER_ALLOW_PLAIN_HTTP"):
         load(env(ISSUER="http://id.example"))
 
 

@@ -58,7 +58,9 @@ def refused(settings: Settings) -> str:
 
 def test_without_a_certificate_the_server_refuses_unless_plain_http_is_allowed() -> None:
     """TE-7: TLS is the default, and its absence a decision."""
-    assert "TLS_CERT and TLS_KEY are missing: set both, or ALLOW_PLAIN_HTTP behind a proxy" == refused(Settings())
+    names = "TOKEN_LEDGER_TLS_CERT and TOKEN_LEDGER_TLS_KEY"
+    said = f"{names} are missing: set both, or TOKEN_LEDGER_ALLOW_PLAIN_HTTP=1 behind a proxy"
+    assert said == refused(Settings())
     assert tls.context_of(Settings(allow_plain_http=True)) is None
 
 
@@ -72,12 +74,12 @@ def test_files_that_are_wrong_are_named_with_what_is_wrong(files: Files, tmp_pat
     def said(**changed: Any) -> str:
         return refused(replace(files.settings, **changed))
 
-    assert f"TLS_CERT: {missing} cannot be read: No such file or directory" == said(tls_cert=missing)
-    assert f"TLS_KEY: {missing} cannot be read: No such file or directory" == said(tls_key=missing)
-    assert f"TLS_KEY: {tmp_path} cannot be read: Is a directory" == said(tls_key=tmp_path)
-    assert f"TLS_CERT: {text} holds no certificate in PEM that OpenSSL accepts" == said(tls_cert=text)
-    assert f"TLS_KEY: {text} holds no private key in PEM that OpenSSL accepts" == said(tls_key=text)
-    assert f"TLS_KEY: {other} is not the key of the certificate in {cert}" == said(tls_key=other)
+    assert f"TOKEN_LEDGER_TLS_CERT: {missing} cannot be read: No such file or directory" == said(tls_cert=missing)
+    assert f"TOKEN_LEDGER_TLS_KEY: {missing} cannot be read: No such file or directory" == said(tls_key=missing)
+    assert f"TOKEN_LEDGER_TLS_KEY: {tmp_path} cannot be read: Is a directory" == said(tls_key=tmp_path)
+    assert f"TOKEN_LEDGER_TLS_CERT: {text} holds no certificate in PEM that OpenSSL accepts" == said(tls_cert=text)
+    assert f"TOKEN_LEDGER_TLS_KEY: {text} holds no private key in PEM that OpenSSL accepts" == said(tls_key=text)
+    assert f"TOKEN_LEDGER_TLS_KEY: {other} is not the key of the certificate in {cert}" == said(tls_key=other)
     assert key is not None
     loaded = serialization.load_pem_private_key(key.read_bytes(), None)
     locked = tmp_path / "locked.key"
@@ -88,7 +90,7 @@ def test_files_that_are_wrong_are_named_with_what_is_wrong(files: Files, tmp_pat
             serialization.BestAvailableEncryption(b"Secr3t!"),
         )
     )
-    assert f"TLS_KEY: {locked} is encrypted; give the key without a password" == said(tls_key=locked)
+    assert f"TOKEN_LEDGER_TLS_KEY: {locked} is encrypted; give the key without a password" == said(tls_key=locked)
 
 
 def test_certificates_are_asked_for_only_where_authorities_are_named(files: Files, tmp_path: Path) -> None:
@@ -104,10 +106,10 @@ def test_certificates_are_asked_for_only_where_authorities_are_named(files: File
     assert (ssl.CERT_OPTIONAL, 1) == (asking.verify_mode, len(asking.get_ca_certs()))
     assert ssl.OP_NO_RENEGOTIATION & asking.options
     said = refused(replace(files.settings, tls_client_ca=missing))
-    assert f"TLS_CLIENT_CA: {missing} cannot be read: No such file or directory" == said
+    assert f"TOKEN_LEDGER_TLS_CLIENT_CA: {missing} cannot be read: No such file or directory" == said
     file.write_text(certificate().pem)
     said = refused(replace(files.settings, tls_client_ca=file))
-    assert f"TLS_CLIENT_CA: {file}: certificate 1 is no certificate authority" == said
+    assert f"TOKEN_LEDGER_TLS_CLIENT_CA: {file}: certificate 1 is no certificate authority" == said
 
 
 class Registered:

@@ -40,10 +40,10 @@ def test_an_unknown_setting_in_the_file_is_named(place: Place) -> None:
     ("settings", "expected"),
     [
         ({"PORT": "eighty"}, "TOKEN_LEDGER_PORT: allowed is a whole number from 0 to 65535"),
-        ({"WORKERS": "2"}, "WORKERS: SQLite is served by one process; above 1 needs PostgreSQL as DATABASE_URL"),
-        ({"ALLOW_PLAIN_HTTP": ""}, "TLS_CERT and TLS_KEY are missing: set both, or ALLOW_PLAIN_HTTP behind a proxy"),
-        ({"TLS_CERT": "tls.pem"}, "TLS_KEY is missing: TLS_CERT alone serves nothing (one file may hold both)"),
-        ({"TLS_CERT": "no.pem", "TLS_KEY": "no.key"}, "TLS_CERT: no.pem cannot be read: No such file or directory"),
+        ({"WORKERS": "2"}, "TOKEN_LEDGER_WORKERS: SQLite is served by one process; above 1 needs PostgreSQL as "),
+        ({"ALLOW_PLAIN_HTTP": ""}, "TOKEN_LEDGER_TLS_CERT and TOKEN_LEDGER_TLS_KEY are missing: set both, or "),
+        ({"TLS_CERT": "tls.pem"}, "TOKEN_LEDGER_TLS_KEY is missing: TOKEN_LEDGER_TLS_CERT alone serves nothing"),
+        ({"TLS_CERT": "no.pem", "TLS_KEY": "no.key"}, "TOKEN_LEDGER_TLS_CERT: no.pem cannot be read: No such file"),
         ({"DATABASE_URL": "mysql://a"}, "TOKEN_LEDGER_DATABASE_URL: allowed is sqlite:///FILE"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -59,9 +59,9 @@ def test_a_certificate_with_the_key_of_another_is_refused(place: Place) -> None:
     write_certificate(place.folder / "a.pem", place.folder / "a.key")
     write_certificate(place.folder / "b.pem", place.folder / "b.key")
     said = place.refused("serve", TLS_CERT="a.pem", TLS_KEY="b.key")
-    assert "TLS_KEY: b.key is not the key of the certificate in a.pem" == said
+    assert "TOKEN_LEDGER_TLS_KEY: b.key is not the key of the certificate in a.pem" == said
     said = place.refused("serve", TLS_CERT="a.key", TLS_KEY="a.key")
-    assert "TLS_CERT: a.key holds no certificate in PEM that OpenSSL accepts" == said
+    assert "TOKEN_LEDGER_TLS_CERT: a.key holds no certificate in PEM that OpenSSL accepts" == said
     assert {"a.pem", "a.key", "b.pem", "b.key"} == set(place.files())
 
 

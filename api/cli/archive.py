@@ -14,7 +14,7 @@ DAYS = click.IntRange(1, DAYS_MAX)
 
 
 @click.command("archive")
-@click.option("--after", "after_days", metavar="DAYS", type=DAYS, help="Instead of ARCHIVE_AFTER_DAYS.")
+@click.option("--after", "after_days", metavar="DAYS", type=DAYS, help="Instead of TOKEN_LEDGER_ARCHIVE_AFTER_DAYS.")
 @json_option
 @settings_option
 def archive(after_days: int | None, as_json: bool, settings: Settings) -> None:
@@ -25,7 +25,7 @@ def archive(after_days: int | None, as_json: bool, settings: Settings) -> None:
     by the next.
     """
     if after_days is None and settings.archive_after_days is None:
-        raise Failed("say --after DAYS, or set ARCHIVE_AFTER_DAYS", 2)
+        raise Failed("say --after DAYS, or set TOKEN_LEDGER_ARCHIVE_AFTER_DAYS", 2)
     with reached(settings) as local:
         found = _run(local, after_days, not as_json and sys.stderr.isatty())
     if as_json:

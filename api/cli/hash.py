@@ -17,7 +17,8 @@ _SECRET = re.compile(r"[\x20-\x7e]+")  # RFC 6749 appendix A: 1*VSCHAR
 def hash(settings: Settings) -> None:
     """Read one secret from standard input and print its hash, for `secret_hash` or `token_hash` in a clients file.
 
-    It is keyed with the ring in KEYS_FILE: no other ledger can use it, and it outlives every rotation of keys.
+    It is keyed with the ring in TOKEN_LEDGER_KEYS_FILE: no other ledger can use it, and it outlives every rotation of
+    keys.
     """
     from ledger.keyring import KeyRing
     from ledger.secret_hashes import secret_hash

@@ -8,7 +8,6 @@ import resource
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
@@ -19,10 +18,11 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from api import tls
+from api.cli.output import say_error
 from api.connections import COUNTS, HEAD_BYTES_MAX, Connection, Listener
-from api.logs import Log, one_line
+from api.logs import Log
 from api.settings import Settings, SettingsError
-from api.sockets import LOCAL_BODY_BYTES_MAX, StartError, bind_local, bind_tcp, hear_no_more, why_not
+from api.sockets import ANOTHER_PORT, LOCAL_BODY_BYTES_MAX, StartError, bind_local, bind_tcp, hear_no_more, why_not
 
 IDLE_MAX: Final = 1000
 _BACKLOG: Final = 2048
@@ -165,7 +165,8 @@ class Server:
             else:
                 server = await loop.create_server(make, sock=sock, backlog=_BACKLOG, **self._tls_options(context))
         except OSError as error:  # another one listens there already: it had bound, as we have, but was faster
-            raise StartError(why_not(f"{self.settings.host} port {self.settings.port}", error)) from None
+            where = f"{self.settings.host} port {self.settings.port}"
+            raise StartError(why_not(where, error, ANOTHER_PORT)) from None
         self._accepting.append(server)
 
     def _factory(self, listener: Listener) -> Callable[[], Connection]:
@@ -361,8 +362,7 @@ def run(app: Any, settings: Settings, **options: Any) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(app, settings, options))
     except (StartError, SettingsError) as error:
-        print(one_line(str(error)), file=sys.stderr)
-        return 2
+        return say_error(str(error), 2)
 
 
 async def _serve(app: Any, settings: Settings, options: dict[str, Any]) -> int:

@@ -19,6 +19,9 @@ LOCAL_BODY_BYTES_MAX: Final = 16_777_216
 ADDRESS_BYTES_MAX: Final = 100
 """A unix socket's address holds 104 bytes at least on every system, with its closing zero."""
 
+ANOTHER_PORT: Final = "stop it, or set TOKEN_LEDGER_PORT"
+"""What to do where the port is taken."""
+
 _SO_ATTACH_FILTER: Final = 26
 _SO_DETACH_FILTER: Final = 27
 _DROP_SYN: Final = b"".join(
@@ -37,15 +40,16 @@ class StartError(Exception):
     """The server cannot start where it was told to: one line that says why."""
 
 
-def bind_tcp(host: str, port: int, *, with_others: bool = False) -> list[socket.socket]:
+def bind_tcp(host: str, port: int, *, with_others: bool = False, advice: str = ANOTHER_PORT) -> list[socket.socket]:
     """Bind every address of a host to one port (0: any that is free). Raises StartError.
 
-    `with_others`: more sockets may be bound to it in the same way; the kernel spreads connections over them.
+    `with_others`: more sockets may be bound to it in the same way; the kernel spreads connections over them. `advice`
+    is what to do where another process listens there.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
-        raise StartError(f"HOST: {host} is no address of this machine") from None
+        raise StartError(f"TOKEN_LEDGER_HOST: {host} is no address of this machine") from None
     bound: list[socket.socket] = []
     for family, kind, protocol, _, address in dict.fromkeys(found):
         sock = socket.socket(family, kind, protocol)
@@ -63,10 +67,10 @@ def bind_tcp(host: str, port: int, *, with_others: bool = False) -> list[socket.
                 continue  # `localhost` on a machine without IPv6
             for other in bound:
                 other.close()
-            raise StartError(why_not(f"{host} port {port}", error)) from None
+            raise StartError(why_not(f"{host} port {port}", error, advice)) from None
         bound.append(sock)
     if not bound:
-        raise StartError(f"HOST: {host} is no address of this machine")
+        raise StartError(f"TOKEN_LEDGER_HOST: {host} is no address of this machine")
     return bound
 
 
@@ -181,8 +185,8 @@ def hang_up(sock: socket.socket) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-def why_not(where: str, error: OSError) -> str:
-    """Say in one line why a socket cannot be listened on."""
+def why_not(where: str, error: OSError, advice: str = "stop it") -> str:
+    """Say in one line why a socket cannot be listened on; `advice` is for one that is taken."""
     if error.errno == errno.EADDRINUSE:
-        return f"{where} is taken: another process listens there"
+        return f"{where} is taken: another process listens there; {advice}"
     return f"cannot listen on {where}: {error.strerror or error}"

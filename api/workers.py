@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
-from api.logs import Log, one_line
+from api.cli.output import say_error
+from api.logs import Log
 from api.settings import Settings
 from api.sockets import StartError, bind_for_each, hang_up, hear_again
 from api.worker_failures import Failures, pairs
@@ -97,8 +98,7 @@ class Workers:
         try:
             sockets = bind_for_each(settings.host, settings.port, settings.workers)
         except StartError as error:
-            print(one_line(str(error)), file=sys.stderr)
-            return 2
+            return say_error(str(error), 2)
         self._settings = settings.on_port(sockets[0][0].getsockname()[1])
         self._workers = [_Worker(number, each) for number, each in enumerate(sockets)]
         self._folder = Path(tempfile.mkdtemp(prefix="token-ledger-"))

@@ -189,7 +189,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     async def note(server: Any) -> None:
         opened.append(server)
 
-    said = r"^127\.0\.0\.1 port \d+ is taken: another process listens there$"
+    said = r"^127\.0\.0\.1 port \d+ is taken: another process listens there; stop it, or set TOKEN_LEDGER_PORT$"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = Settings(port=taken.getsockname()[1], allow_plain_http=True)
         with pytest.raises(StartError, match=said), serving(Shower(), settings=settings, on_startup=note):
@@ -200,7 +200,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 def test_a_host_that_is_none_is_one_line() -> None:
     """HOST is named."""
     settings = Settings(port=0, allow_plain_http=True, host="no such host")
-    said = "HOST: no such host is no address of this machine"
+    said = "TOKEN_LEDGER_HOST: no such host is no address of this machine"
     with pytest.raises(StartError, match=said), serving(Shower(), settings=settings):
         pass
     settings = Settings(port=0, allow_plain_http=True, host="192.0.2.1")

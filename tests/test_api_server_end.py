@@ -315,7 +315,8 @@ def test_a_start_that_fails_is_one_line_on_standard_error_and_exit_code_2() -> N
         run = subprocess.run(
             [sys.executable, "-c", SERVE, str(port), "auto"], cwd=PROJECT, capture_output=True, timeout=30, check=False
         )
-    said = f"127.0.0.1 port {port} is taken: another process listens there\n".encode()
+    line = f"127.0.0.1 port {port} is taken: another process listens there; stop it, or set TOKEN_LEDGER_PORT"
+    said = f"token-ledger: {line}\n".encode()
     assert (2, said) == (run.returncode, run.stderr)
 
 

@@ -215,7 +215,9 @@ def test_workers_do_not_outlive_their_parent(together: Together) -> None:
 def test_what_keeps_them_from_starting_is_said_once(together: Together, postgres: Postgres) -> None:
     """A taken port, and a store that refuses: one line, exit code 2, nobody is started again."""
     done = together.command("serve")
-    assert (2, b"taken: another process listens there\n") == (done.returncode, done.stderr.partition(b" is ")[2])
+    taken = b"taken: another process listens there; stop it, or set TOKEN_LEDGER_PORT\n"
+    assert (2, taken) == (done.returncode, done.stderr.partition(b" is ")[2])
+    assert done.stderr.startswith(b"token-ledger: ")
     wrong = postgres.url("nothere", tcp=True)
     done = together.command("serve", PORT="0", DATABASE_URL=wrong)
     assert (2, 1) == (done.returncode, done.stderr.count(b"\n"))

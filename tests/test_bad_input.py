@@ -69,7 +69,8 @@ def test_a_taken_port_is_said(place: Place) -> None:
     """What it needs is not there: exit code 2, and no database is made."""
     with socket.create_server(("127.0.0.1", int(place.settings["PORT"]))):
         said = place.refused("serve")
-    assert f"127.0.0.1 port {place.settings['PORT']} is taken: another process listens there" == said
+    taken = f"127.0.0.1 port {place.settings['PORT']} is taken: another process listens there"
+    assert f"{taken}; stop it, or set TOKEN_LEDGER_PORT" == said
     assert {} == place.files()
 
 
@@ -90,7 +91,7 @@ def test_too_few_open_files_refuse_the_start(made: Place) -> None:
         check=False,
     )
     assert 2 == done.returncode
-    assert "a server needs 48 open files at least, and may have 12 (ulimit -n)\n" == done.stderr
+    assert "token-ledger: a server needs 48 open files at least, and may have 12 (ulimit -n)\n" == done.stderr
 
 
 def test_a_system_without_a_place_for_temporary_files_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,10 +43,10 @@ def _check_free(port: int) -> None:
     from api.sockets import StartError, bind_tcp
 
     try:
-        for bound in bind_tcp("127.0.0.1", port):
+        for bound in bind_tcp("127.0.0.1", port, advice="stop it, or choose a port with --port"):
             bound.close()
     except StartError as error:
-        raise Failed(f"{error}; choose a port with --port", 2) from None
+        raise Failed(str(error), 2) from None
 
 
 def prepared(folder: Path, port: int) -> Settings:

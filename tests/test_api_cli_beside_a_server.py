@@ -60,7 +60,8 @@ def test_issue_takes_lifetimes_and_an_idempotency_key(server: Server) -> None:
     assert 3600 >= first["authorization_expires_in"] > 3500
     said(server, *given[:-1], "315360000", exit_code=2)
     said(server, "issue", "--client", "www", "--subject", "ben", "--scope", "admin", exit_code=2)
-    said(server, "issue", "--client", "nobody", "--subject", "ben", exit_code=2)
+    no_client = "--client: no client has this id; add it to the clients file and apply it\n"
+    assert said(server, "issue", "--client", "nobody", "--subject", "ben", exit_code=2).endswith(f": {no_client}")
 
 
 def test_for_people_issue_prints_a_member_a_line(server: Server) -> None:
@@ -105,9 +106,13 @@ def test_grant_shows_one_and_its_history(server: Server) -> None:
     assert ["1", "2", "3"] == [line.split()[0] for line in lines]
     assert lines[2].endswith("generation 0 retired, its successor 1 is current")
 
+    no_grant = "token-ledger: no grant has this id (32 hex digits; see token-ledger grants)\n"
     for act in ("show", "history", "revoke"):
-        said(server, "grant", act, "0" * 32, exit_code=1)
-    said(server, "grant", "show", "../keys", exit_code=1)
+        assert no_grant == said(server, "grant", act, "0" * 32, exit_code=1)
+    assert no_grant == said(server, "grant", "show", "../keys", exit_code=1)
+    assert no_grant == said(server, "grant", "history", "xx", "--at", at, exit_code=1)
+    before = said(server, "grant", "history", grant.grant_id, "--at", "2020-01-01T00:00:00Z", exit_code=1)
+    assert "token-ledger: no such grant, or none yet at that moment\n" == before
     said(server, "grant", "history", grant.grant_id, "--at", "yesterday", exit_code=2)
 
 

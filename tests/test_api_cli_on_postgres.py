@@ -121,9 +121,10 @@ def test_on_sqlite_the_driver_is_not_loaded(there: Place) -> None:
 
 
 def test_commands_say_what_they_say_on_sqlite(there: Place, tmp_path: Path) -> None:
-    """The same commands on both stores: the same words, but for ids, times and tokens."""
+    """The same commands on both stores: the same words, but for ids, times, tokens and what each store's log keeps."""
     beside = Place(tmp_path / "sqlite")
     said: list[list[str]] = []
+    of_the_log: list[str] = []
     for place in (beside, there):
         (place.folder / "clients.toml").write_text(CLIENTS)
         told(place.here("init"))
@@ -141,9 +142,14 @@ def test_commands_say_what_they_say_on_sqlite(there: Place, tmp_path: Path) -> N
             ("rebuild",),
         ):
             lines.append(told(place.here(*command)))
+            if command[0] == "erase":
+                lines[-1], _, last = lines[-1].removesuffix("\n").rpartition("\n")
+                of_the_log.append(last)
         lines.append(place.here("explain", stdin=issued["refresh_token"]).stdout)
         said.append([alike(line) for line in lines])
     assert said[0] == said[1]
+    holds_not = "its write-ahead log does not hold it any more"
+    assert [holds_not, "PostgreSQL's own write-ahead log holds it, too, until that is recycled"] == of_the_log
 
 
 def alike(text: str) -> str:

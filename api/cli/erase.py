@@ -28,4 +28,7 @@ def erase(subject: str, as_json: bool, settings: Settings) -> None:
     if not as_json:
         say("erased: the grants are ended and the person's data is gone from the database")
         say("backups made before still hold it: erase again in one that is ever put back")
-        say("PostgreSQL's own write-ahead log holds it, too, until that is recycled; SQLite's does not any more")
+        if settings.sqlite_path is None:
+            say("PostgreSQL's own write-ahead log holds it, too, until that is recycled")
+        else:
+            say("its write-ahead log does not hold it any more")

@@ -9,6 +9,11 @@ from api.cli.output import Json, json_line, say, say_json, say_members, say_tabl
 from api.cli.told import opened, told, words
 from api.settings import Settings
 
+NO_GRANT = "no grant has this id (32 hex digits; see token-ledger grants)"
+INSTEAD = dict.fromkeys(
+    ("there is no such thing here", "there is no such grant", "there is no such path here"), NO_GRANT
+)
+"""What the ledger says of an id that no grant has, or that is none, and what a command says instead."""
 STATES = click.Choice(["active", "suspended", "revoked", "expired"])
 
 
@@ -81,7 +86,7 @@ def show(grant_id: str, as_json: bool, settings: Settings) -> None:
 def history(grant_id: str, at: str | None, as_json: bool, settings: Settings) -> None:
     """Show what happened to a grant, in order."""
     with reached(settings) as local:
-        found = list(pages(local, f"/grants/{_quoted(grant_id)}/events", {"at": at}))
+        found = list(pages(local, f"/grants/{_quoted(grant_id)}/events", {"at": at}, INSTEAD))
     events = [event for page in found for event in page["events"]]
     if as_json:
         last = {name: value for name, value in found[-1].items() if name != "next_cursor"}
@@ -135,7 +140,7 @@ def _ask(settings: Settings, method: str, grant_id: str, act: str = "", members:
     path = f"/grants/{_quoted(grant_id)}" + (f"/{act}" if act else "")
     body = None if members is None else {name: value for name, value in members.items() if value is not None}
     with reached(settings) as local:
-        return ask(local, method, path, body)
+        return ask(local, method, path, body, instead=INSTEAD)
 
 
 def _quoted(grant_id: str) -> str:

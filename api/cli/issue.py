@@ -7,6 +7,9 @@ from api.cli.output import say_json, say_members
 from api.settings import Settings
 
 SECONDS = click.IntRange(min=1)
+NO_CLIENT = "--client: no client has this id; add it to the clients file and apply it"
+INSTEAD = {"client_id names no client": NO_CLIENT}
+"""The ledger speaks of a member that nobody has typed; what the command says instead."""
 
 
 @click.command("issue")
@@ -48,7 +51,7 @@ def issue(
     body = {name: value for name, value in members.items() if value is not None}
     headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
     with reached(settings) as local:
-        issued = ask(local, "POST", "/grants", body, headers=headers)
+        issued = ask(local, "POST", "/grants", body, headers=headers, instead=INSTEAD)
     if as_json:
         say_json(issued)
     else:

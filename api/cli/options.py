@@ -18,6 +18,7 @@ from api.settings import Settings, load
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PAGE_MAX = 1000
+UNCHANGED: Mapping[str, str] = {}
 NOT_SO = frozenset({404, 409, 422})
 """Statuses that answer the question with no: exit code 1. Every other error is wrong use, or the ledger is away."""
 
@@ -55,12 +56,21 @@ def reached(settings: Settings) -> Iterator[Local]:
         yield local
 
 
-def ask(local: Local, method: str, path: str, body: Json = None, *, headers: Mapping[str, str] | None = None) -> Json:
-    """Ask one question; return the answer's JSON. Raises Failed with what the ledger said against it."""
-    return accepted(local.request(method, path, body, headers=headers)).json()
+def ask(
+    local: Local,
+    method: str,
+    path: str,
+    body: Json = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    instead: Mapping[str, str] = UNCHANGED,
+) -> Json:
+    """Ask one question; return the answer's JSON. Raises Failed with what the ledger said against it, or with what the
+    command says `instead` of it."""
+    return accepted(local.request(method, path, body, headers=headers), instead).json()
 
 
-def accepted(answer: Answer) -> Answer:
+def accepted(answer: Answer, instead: Mapping[str, str] = UNCHANGED) -> Answer:
     """Return an answer that is none of refusal. Raises Failed otherwise."""
     if answer.status < 400:
         return answer
@@ -69,15 +79,17 @@ def accepted(answer: Answer) -> Answer:
         message = told.get("error_description") or told["error"]
     except (ValueError, KeyError, AttributeError):
         message = f"the ledger answered {answer.status}"
-    raise Failed(str(message), 1 if answer.status in NOT_SO else 2)
+    raise Failed(instead.get(str(message), str(message)), 1 if answer.status in NOT_SO else 2)
 
 
-def pages(local: Local, path: str, query: Mapping[str, str | None]) -> Iterator[Json]:
+def pages(
+    local: Local, path: str, query: Mapping[str, str | None], instead: Mapping[str, str] = UNCHANGED
+) -> Iterator[Json]:
     """Get every page of a list, one after the other. What is wrong with the question is raised at once."""
     given = {name: value for name, value in query.items() if value is not None} | {"limit": str(PAGE_MAX)}
 
     def page(cursor: Mapping[str, str]) -> Json:
-        return ask(local, "GET", f"{path}?{urlencode({**given, **cursor})}")
+        return ask(local, "GET", f"{path}?{urlencode({**given, **cursor})}", instead=instead)
 
     return _followed(page, page({}))
 

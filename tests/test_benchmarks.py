@@ -273,6 +273,44 @@ def test_the_table_holds_medians_and_ratios_within_a_round() -> None:
     added = markdown(Report({}, sides, {}, [*runs, msgspec.structs.replace(runs[0], round=9)]))
     assert "- Medians of all rounds (connections 3 to 4); " in added
     assert "meanwhile: 0.10 in the median run, 0.20 at most" in table
+    assert "above it the ratios say little (in 0 of 12 runs it was above 0.3)" in table
+    assert "- Names:" not in table
+
+
+def test_the_table_tells_the_median_of_sums_how_often_others_worked_and_who_is_meant() -> None:
+    """The median of server and store together, which their medians need not add up to; two of three runs disturbed."""
+    runs = [
+        Run(
+            side="dot",
+            axis="connections",
+            x=64,
+            round=number + 1,
+            connections=64,
+            answers=1,
+            per_second=1,
+            p50_ms=1,
+            p99_ms=1,
+            server_cpu_s=server,
+            store_cpu_s=store,
+            written_kb=None,
+            client_cpu_s=0,
+            server_memory_mb=50,
+            foreign_cores=foreign,
+        )
+        for number, (server, store, foreign) in enumerate([(1, 5, 0.3), (2, 1, 0.31), (3, 2, 0.5)])
+    ]
+    sides = {"dot": SideFacts("PostgreSQL", False, True), "oidc-provider/pg": SideFacts("PostgreSQL", False, True)}
+    table = markdown(Report({}, sides, {}, runs))
+    assert "5.000 (2.000 + 2.000)" == rows(table)[0][9]
+    assert "(in 2 of 3 runs it was above 0.3)" in table
+    assert "- Names: dot is django-oauth-toolkit, oidc-provider is node-oidc-provider\n" in table
+
+
+def test_nothing_is_drawn_where_nothing_was_measured(tmp_path: Path) -> None:
+    """One line that names the file, no traceback."""
+    with pytest.raises(SystemExit) as ended:
+        peers.main(["--redraw", "--out", str(tmp_path / "no")])
+    assert f"{tmp_path / 'no' / 'peers.json'}: there is none, so nothing can be drawn from it" == ended.value.code
 
 
 def test_the_table_and_the_picture_are_those_of_the_stored_figures(tmp_path: Path) -> None:

@@ -144,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the table, the figures and the picture; progress goes to standard error."""
     asked = parser().parse_args(arguments)
     if asked.redraw:
+        if not (asked.out / "peers.json").exists():
+            sys.exit(f"{asked.out / 'peers.json'}: there is none, so nothing can be drawn from it")
         write(measured_before(asked.out), asked.out)
         return
     with tempfile.TemporaryDirectory(prefix="token-ledger-bench-") as scratch:

@@ -18,6 +18,12 @@ AXES = {
 }
 """What is varied, and what else is so meanwhile."""
 
+QUIET_CORES = 0.3
+"""With so many cores busy with anything else, a run says little."""
+
+PROJECTS = {"dot": "django-oauth-toolkit", "oidc-provider": "node-oidc-provider"}
+"""What those are called whose sides have a shorter name, without what comes after a slash."""
+
 Spread: TypeAlias = tuple[float, float, float]
 """Median, least and greatest."""
 
@@ -196,6 +202,7 @@ def _table(cells: Cells, axis: str) -> list[str]:
             to_other = cells.ratio(here, (axis, x if axis == "connections" else first, other or ""), _per_second)
             to_peer = cells.ratio(here, (axis, x, cells.fastest_peer(axis, x) or ""), _per_second)
             server, store = (cells.median(*here, lambda run: run.server_cpu_s), cells.median(*here, _store_cpu))
+            cpu = cells.median(*here, _cpu)  # of the sums, as the verdicts have it: medians do not add up
             written = _written(runs)
             row = (
                 f"{x:,}",
@@ -207,7 +214,7 @@ def _table(cells: Cells, axis: str) -> list[str]:
                 _spread(to_peer),
                 f"{cells.median(*here, lambda run: run.p50_ms):.2f}",
                 f"{cells.median(*here, _p99):.1f}",
-                f"{server + store:.3f} ({server:.3f} + {store:.3f})",
+                f"{cpu:.3f} ({server:.3f} + {store:.3f})",
                 "" if written is None else f"{written:,.0f}",
                 f"{cells.median(*here, _memory):.0f}",
             )
@@ -234,6 +241,10 @@ def _rounds(report: Report) -> str:
     return ", ".join(told)
 
 
+def _program(side: str) -> str:
+    return side.partition("/")[0]
+
+
 def _conditions(report: Report) -> list[str]:
     lines = [
         f"- Medians of all rounds ({_rounds(report)}); ratios are medians of those within one round, with the least and"
@@ -246,10 +257,17 @@ def _conditions(report: Report) -> list[str]:
     lines += [f"- {name}: {value}" for name, value in report.about.items()]
     foreign = [run.foreign_cores for run in report.runs]
     if foreign:
+        disturbed = sum(each > QUIET_CORES for each in foreign)
         lines.append(
             f"- cores busy with anything else meanwhile: {statistics.median(foreign):.2f} in the median run,"
-            f" {max(foreign):.2f} at most; well below 0.3 the machine was quiet, above it the ratios say little"
+            f" {max(foreign):.2f} at most; well below {QUIET_CORES} the machine was quiet, above it the ratios say"
+            f" little (in {disturbed} of {len(foreign)} runs it was above {QUIET_CORES})"
         )
+    meant = [
+        f"{short} is {name}" for short, name in PROJECTS.items() if any(_program(s) == short for s in report.sides)
+    ]
+    if meant:
+        lines.append(f"- Names: {', '.join(meant)}")
     lines += [f"- Left out: {side}: {why}" for side, why in report.left_out.items()]
     return lines
 
@@ -274,7 +292,7 @@ ALONG = {
     "grants": "grants in the store, all refreshed, 64 connections",
     "cold": "grants in the store, all refreshed, none remembered",
 }
-NAMES = {"bare Starlette endpoint": "bare endpoint, no store", "dot": "django-oauth-toolkit"}
+NAMES = {"bare Starlette endpoint": "bare endpoint, no store", "dot": PROJECTS["dot"]}
 """What sides are called where there is room for a name alone."""
 
 

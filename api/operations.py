@@ -181,7 +181,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         method="post",
         tag=_CLIENTS,
         text="Ask whether a token is active (RFC 7662). A client asks about its own, a resource server about access "
-        "tokens that are meant for it, an operator about any.",
+        "tokens that are meant for it, an operator about any, an issuer about what it issued.",
         caller="either",
         parameters=("dpop_of_public",),
         form="introspect",

@@ -451,7 +451,7 @@ def test_whether_a_person_was_ended_costs_no_way_through_all_names(twice: Twice)
 def test_the_guide_gives_an_older_database_what_a_new_one_has() -> None:
     guide = (PROJECT / "api" / "docs" / "postgresql.md").read_text("utf-8")
     made = "\n".join(schema(INLINE))
-    assert f"ON streams (name) WHERE {postgres_schema.SUBJECTS}\n" in guide
-    (filled,) = re.findall(r"ALTER TABLE streams SET \((fillfactor = \d+)\)", guide)
+    assert f"ON streams (name) WHERE {postgres_schema.SUBJECTS};\n" in guide
+    (filled,) = re.findall(r"ALTER TABLE streams SET \((fillfactor = \d+)\);\n", guide)
     assert f"CREATE INDEX streams_subjects ON streams (name) WHERE {postgres_schema.SUBJECTS}" in made
     assert f"WITH ({filled})" in next(each for each in made.splitlines() if each.startswith("CREATE TABLE streams "))

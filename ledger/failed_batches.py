@@ -1,7 +1,8 @@
 """What becomes of the requests of a batch that did not come to be, and when the store may be asked again.
 
 Busy: nothing happened, ask again until the requests' deadlines. Full: nothing happened, 503, and it heals. Lost race or
-a fault in one decision: forget what was touched, decide each alone, so that one loser does not sink a batch.
+a fault in one decision: forget what was touched, decide each alone, so that one loser does not sink a batch; who loses
+alone again and again is told 503, for no race lasts that long: something in the store stands in its way.
 Input/output error: the outcome is unknown, answer 503, forget everything, never go on (I-12).
 """
 
@@ -9,6 +10,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from msgspec.structs import replace
 
 from ledger.batch import Batch
 from ledger.memory import Memory
@@ -19,6 +22,8 @@ from ledger.waiting import Line, Waiting, refuse, tell
 log = logging.getLogger("ledger")
 
 BUSY_RETRY_SECONDS = 0.02
+LOST_ALONE_MAX = 5
+"""So often a request may lose alone. A race that there was is over at its second decision."""
 
 
 class FailedBatches:
@@ -60,8 +65,23 @@ class FailedBatches:
                 self._line.served()
                 return 0.0
             log.error("decision_failed", exc_info=error)
+        elif alone:
+            return self._lost_alone(taken[0], error)
         self._line.alone.extendleft(reversed(taken))
-        return BUSY_RETRY_SECONDS if alone else 0.0  # alone and lost again: let the others' commit pass
+        return 0.0
+
+    def _lost_alone(self, one: Waiting[Any], error: LostRace) -> float:
+        """Everybody else goes before it is decided once more."""
+        line = self._line
+        one = replace(one, lost=one.lost + 1)
+        if one.lost >= LOST_ALONE_MAX:
+            log.error("never_written", extra={"fields": {"problem": str(error), "stream": one.about or None}})
+            refuse((one,))  # not `failed`: the store may be well, and the sweep asks it where nobody else does
+            return 0.0
+        others = bool(line.waiting or line.alone)
+        line.alone.append(one)
+        line.others_next = True
+        return 0.0 if others else BUSY_RETRY_SECONDS  # let whoever won have done it
 
     def not_committed(self, batch: Batch, those: list[Waiting[Any]], error: StoreError) -> float:
         """COMMIT did not succeed."""

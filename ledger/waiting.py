@@ -33,7 +33,8 @@ class AnswerTo(Protocol[T_contra]):
 
 class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
     """A request in line: what to decide, whom to answer, and until when. `ours`: nobody had to say who they are.
-    `about`: the name of the grant's stream that is going to be asked for, "" where that is not known yet."""
+    `about`: the name of the grant's stream that is going to be asked for, "" where that is not known yet. `lost`: how
+    often it was decided alone, and a race was lost all the same."""
 
     decide: Decide[T]
     command_id: str
@@ -41,6 +42,7 @@ class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
     deadline: float
     ours: bool = False
     about: str = ""
+    lost: int = 0
 
 
 class Line:
@@ -48,10 +50,13 @@ class Line:
     for themselves, and those whose batch is under way, each with what was decided.
 
     `unserved_since`: since when, of the loop's time, somebody has waited and nobody was served; `failed_at`: when the
-    store last failed somebody who came from outside. `closed`: nobody is taken in any more.
+    store last failed somebody who came from outside. `others_next`: who was decided alone is to be again, and
+    everybody else comes first. `closed`: nobody is taken in any more.
     """
 
-    __slots__ = ("_time", "alone", "closed", "exclusive", "failed_at", "in_flight", "unserved_since", "waiting")
+    __slots__ = (
+        "_time", "alone", "closed", "exclusive", "failed_at", "in_flight", "others_next", "unserved_since", "waiting",
+    )  # fmt: skip
 
     def __init__(self, time: Callable[[], float]) -> None:
         """`time` is the event loop's."""
@@ -62,11 +67,13 @@ class Line:
         self.in_flight: list[tuple[Waiting[Any], Any, bool]] = []
         self.unserved_since: float | None = None
         self.failed_at = -math.inf
+        self.others_next = False
         self.closed = False
 
     def take(self) -> list[Waiting[Any]]:
         """Who is in the next batch."""
-        while self.alone:
+        others_next, self.others_next = self.others_next and bool(self.waiting), False
+        while self.alone and not others_next:
             alone = self.alone.popleft()
             if not alone.future.done():
                 return [alone]

@@ -17,9 +17,9 @@ _FULL = (errors.DiskFull, errors.OutOfMemory)
 
 def translated(error: psycopg.Error) -> StoreError:
     """What an engine error means for the caller. Never the engine's own text: it may repeat what was sent. But for a
-    right that is lacking: there it names the table or the function, and nothing else."""
+    right that is lacking, or a key that is there already: those name a table, function or key, and nothing else."""
     if isinstance(error, errors.UniqueViolation):
-        return LostRace("somebody else has written in between")
+        return LostRace(f"somebody else has written in between: {error.diag.constraint_name}")
     if isinstance(error, _BUSY):
         return StoreBusy(f"PostgreSQL did not get to it in time: {_name(error)}")
     if isinstance(error, _FULL):

@@ -18,5 +18,5 @@ def translated(error: sqlite3.Error) -> StoreError:
         return StoreFull("no room left on the disk")
     if primary == sqlite3.SQLITE_CONSTRAINT:
         # Every key of ours is new when it is decided on: whoever took it meanwhile has written since we read.
-        return LostRace("somebody else has written in between")
+        return LostRace(f"somebody else has written in between: {error}")  # which names a table and columns, no more
     return StoreBroken(f"the database failed: {name}")

@@ -17,9 +17,10 @@ from ledger.batch import Batch
 from ledger.events import decode
 from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
-from ledger.recorders.premises import BASE, CheckedWork
+from ledger.recorders.premises import BASE, CheckedWork, Written
 from ledger.recorders.rows import Head
 from ledger.recorders.store import OptimisticStore, Store
+from ledger.refusals import Unavailable
 from ledger.uses import Uses
 
 W = TypeVar("W")
@@ -188,7 +189,7 @@ class OptimisticBatch(Batch):
         if written.base is None:
             self.forget()
             return [], [each for each, _, _ in done]
-        kept, again = self._parted(done, written.lost) if written.lost else (done, [])
+        kept, again = self._parted(done, written) if written.lost else (done, [])
         for _, answer, _ in kept:
             if type(answer) is TokenAnswer and answer.position >= BASE:
                 force_setattr(answer, "position", answer.position - BASE + written.base)
@@ -198,16 +199,18 @@ class OptimisticBatch(Batch):
             self._forget_authority()
         return kept, again
 
-    def _parted(
-        self, done: list[tuple[W, Any, bool]], lost: frozenset[int]
-    ) -> tuple[list[tuple[W, Any, bool]], list[W]]:
-        """Who was written, and who was lost. Of the notes only those of the first are left."""
+    def _parted(self, done: list[tuple[W, Any, bool]], written: Written) -> tuple[list[tuple[W, Any, bool]], list[W]]:
+        """Who was written, and who was lost. Of the notes only those of the first are left. Of whom nobody knows is
+        told so, and asks again with a new identifier."""
         notes, self.when_done = self.when_done, []
         kept: list[tuple[W, Any, bool]] = []
         again: list[W] = []
         for number, (footprint, each) in enumerate(zip(self._footprints, done, strict=True)):
-            if self._unit_of[number] in lost:
-                again.append(each[0])
+            if (unit := self._unit_of[number]) in written.lost:
+                if unit in written.unknown:
+                    kept.append((each[0], Unavailable(), True))
+                else:
+                    again.append(each[0])
                 continue
             kept.append(each)
             end = self._footprints[number + 1].notes_from if number + 1 < len(self._footprints) else len(notes)

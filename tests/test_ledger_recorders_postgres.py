@@ -12,17 +12,20 @@ import psycopg
 import pytest
 
 from ledger import commits
-from ledger.answers import TokenAnswer
+from ledger.answers import Caller, TokenAnswer
 from ledger.application import Options
 from ledger.recorders import postgres as postgres_store
 from ledger.recorders import postgres_connections, postgres_reading
 from ledger.recorders.postgres import PostgresStore
-from ledger.recorders.postgres_connections import Address
+from ledger.recorders.postgres_connections import Address, Connection
 from ledger.recorders.postgres_schema import LOCK
+from ledger.recorders.premises import CheckedWork, Written
 from ledger.refusals import Unavailable
+from ledger.single_use import SingleUse
+from ledger.times import SECOND
 from tests import engines
 from tests.engines import url_of
-from tests.ledgers import OPTIONS, Opened, check_ledger, open_ledger
+from tests.ledgers import HOME, OPTIONS, START, Opened, caller, check_ledger, open_ledger
 from tests.postgres import Server, running
 from tests.postgres_proxy import Proxy, proxied
 
@@ -157,6 +160,68 @@ async def test_a_cut_answer_that_is_not_looked_for_is_unknown(
         assert ["issued", "token_redeemed", "token_rotated", "retry_served"] == opened.topics(first)
         await opened.refresh(second)
     check_ledger(opened.path)
+
+
+def showing(identifier: str) -> Caller:
+    """A client with an assertion that may be used once."""
+    spends = SingleUse(kind="assertion", owner="www", identifier=identifier, expires_at=START + 60 * SECOND)
+    return msgspec.structs.replace(caller(), auth_method="private_key_jwt", single_use=(spends,))
+
+
+async def lose_an_answer_to_who_spends(folder: Path, postgres: Server, contested: bool) -> None:
+    """An answer is cut to a batch in which a grant is refreshed, and assertions are spent by who appends nothing;
+    `contested`: the refresh is lost to another node's, so that of the whole batch no event is there."""
+    async with behind_a_proxy(folder, postgres) as (opened, proxy):
+        first, second = await opened.issue("first"), await opened.issue("second")
+        current = await opened.refresh(second)
+        await opened.refresh(second)  # a retry that is recorded; the next one is no news
+        if contested:
+            async with open_ledger(folder, seed=2, clients=None) as other:
+                await other.refresh(first)
+        ledger = opened.ledger
+        assert second.refresh_token is not None
+        assert current.refresh_token is not None
+        proxy.cuts = 1
+        answer, *told = await asyncio.gather(
+            opened.refresh(first),
+            ledger.introspect(showing("1"), current.refresh_token),
+            ledger.refresh(showing("2"), HOME, second.refresh_token, None, None),
+            return_exceptions=True,
+        )
+        assert 1 == proxy.cut
+        assert isinstance(answer, TokenAnswer)
+        assert [Unavailable, Unavailable] == [type(each) for each in told], "refused for a use of their own"
+        assert await ledger.introspect(showing("3"), current.refresh_token) is not None
+        again = await ledger.refresh(showing("4"), HOME, second.refresh_token, None, None)
+        assert current.refresh_token == again.refresh_token
+        assert [(4,)] == opened.rows("SELECT count(*) FROM single_use")
+        opened.check_memory()
+    check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("contested", [False, True], ids=["written", "lost"])
+async def test_whose_use_may_have_been_written_is_not_refused_for_it(
+    tmp_path: Path, postgres: Server, contested: bool
+) -> None:
+    """I-10: no event says whether such a request was written. It is not decided again, where it would find its own
+    assertion used: it is told that nobody knows, and comes with a new one."""
+    await lose_an_answer_to_who_spends(tmp_path, postgres, contested)
+
+
+@pytest.mark.parametrize("contested", [False, True], ids=["written", "lost"])
+async def test_deciding_it_again_would_find_its_own_use(
+    tmp_path: Path, postgres: Server, contested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: whoever left no event passes for lost."""
+    found = postgres_store._found
+
+    def by_events_alone(connection: Connection, work: CheckedWork) -> Written | None:
+        written = found(connection, work)
+        return None if written is None or not written.base else written._replace(unknown=frozenset())
+
+    monkeypatch.setattr(postgres_store, "_found", by_events_alone)
+    with pytest.raises(AssertionError, match="a use of their own"):
+        await lose_an_answer_to_who_spends(tmp_path, postgres, contested)
 
 
 async def test_a_network_that_parts_heals(tmp_path: Path, postgres: Server, options: Options) -> None:

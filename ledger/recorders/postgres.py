@@ -40,6 +40,7 @@ from ledger.recorders.postgres_readers import PostgresReaders
 from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.postgres_segments import PostgresSegments
 from ledger.recorders.premises import BASE, CheckedWork, Written
+from ledger.recorders.private_rows import SPEND
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.store import Derive, Wire
 from ledger.refusals import LedgerError, Unavailable
@@ -374,7 +375,10 @@ class _Asking(PostgresReader):
 
 
 def _found(connection: Connection, work: CheckedWork) -> Written | None:
-    """What of a batch is there, told by the last event of each unit; None where nothing of it is."""
+    """What of a batch is there, told by the last event of each unit; None where nothing of it is.
+
+    Who spent an identifier and appended nothing left a row that another's copy leaves too, and decided again would be
+    refused for its own: of these it stays unknown."""
     reader = PostgresReader(connection, _NOWHERE)
     lasts: dict[int, tuple[int, str, int, str]] = {}
     for place, (_, id, v, _, body) in enumerate(work.events, 1):
@@ -386,7 +390,11 @@ def _found(connection: Connection, work: CheckedWork) -> Written | None:
         if found is not None and found.body == body:
             base = found.position - place
             there.add(unit)
-    return None if base is None else Written(base, frozenset(range(work.units)) - there)
+    spent = {unit for unit, (statement, _) in zip(work.private_units, work.private, strict=True) if statement == SPEND}
+    unknown = frozenset(spent - lasts.keys())
+    if base is None and not unknown:
+        return None
+    return Written(base or 0, frozenset(range(work.units)) - there, unknown)
 
 
 def _control(connection: Connection) -> tuple[int, int]:

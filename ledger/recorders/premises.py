@@ -16,10 +16,12 @@ BASE: Final = 1 << 62
 
 class Written(NamedTuple):
     """What became of a batch: the number that its places are counted from, None where authority had moved and nothing
-    was written; and the units that were lost because something of theirs had moved."""
+    was written; and the units that were lost because something of theirs had moved. `unknown` are those of the lost
+    that may have been written all the same, and must not be decided again."""
 
     base: int | None
     lost: frozenset[int]
+    unknown: frozenset[int] = frozenset()
 
 
 class CheckedWork(Work):

@@ -187,6 +187,7 @@ class OptimisticBatch(Batch):
         if written is None:  # nothing was used: nothing to check
             return done, []
         if written.base is None:
+            self.when_done.clear()
             self.forget()
             return [], [each for each, _, _ in done]
         kept, again = self._parted(done, written) if written.lost else (done, [])

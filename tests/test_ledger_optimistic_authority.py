@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from api import rebuilding
 from ledger import batch
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
+from ledger.optimistic import OptimisticBatch, W
 from ledger.recorders import postgres_append, postgres_reading
 from ledger.recorders.postgres import PostgresStore
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
@@ -261,3 +263,38 @@ async def test_nor_does_it_after_a_step_of_healing(tmp_path: Path) -> None:
         with pytest.raises(Unavailable):
             await waiting
         await other.refresh(answer)
+
+
+async def present_while_authority_moves(folder: Path) -> None:
+    """Present a token of a grant that is over to a node that has not heard yet what the other has changed."""
+    async with two_nodes(folder) as (one, other):
+        dead = await other.issue()
+        await other.act("revoke", dead.grant_id)
+        await one.apply(client(), client("another"), operators=OPERATORS)
+        assert Refusal.REVOKED_BY_OPERATOR is (await other.refused(dead)).refusal
+        told = other.ledger.desk.presentations.waiting(dead.grant_id, ended=True)
+        assert 1 == told, "noted with a batch that was not written"
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_what_a_batch_would_have_noted_is_noted_by_the_one_that_is_written(tmp_path: Path) -> None:
+    """I-21: authority had moved, so it was decided again: what was presented once is counted once."""
+    await present_while_authority_moves(tmp_path)
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_notes_of_a_batch_that_was_not_written_are_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above: a batch keeps its notes, whatever became of it."""
+    settle = OptimisticBatch.settle
+
+    def kept(batch: OptimisticBatch, done: list[tuple[W, Any, bool]]) -> tuple[list[tuple[W, Any, bool]], list[W]]:
+        notes = [*batch.when_done]
+        settled = settle(batch, done)
+        batch.when_done = notes
+        return settled
+
+    monkeypatch.setattr(OptimisticBatch, "settle", kept)
+    with pytest.raises(AssertionError, match="not written"):
+        await present_while_authority_moves(tmp_path)

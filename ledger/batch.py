@@ -54,6 +54,7 @@ class Batch:
         "now",
         "position",
         "reason",
+        "redeemed",
         "serial",
         "single_use",
         "store",
@@ -90,6 +91,7 @@ class Batch:
         self.subjects: dict[bytes, str | None] = {}
         self.reason: tuple[str, bytes, str] | None = None
         self.erased: set[str] = set()
+        self.redeemed: dict[str, int] = {}  # how often, by grant, where a burst limit counts it
         self.written: Written | None = None
         # What is to be noted outside the store once this batch is durable: one that is decided again notes it once.
         self.when_done: list[Callable[[], None]] = []

@@ -104,13 +104,14 @@ class Bursts:
             return left
         return min(float(self._burst), left + (now - at) / SECOND * self._per_second)
 
-    def retry_after_seconds(self, grant_id: str, now: int) -> int | None:
-        """Whole seconds until the grant may be redeemed again; None where it may be now."""
-        left = self._left(grant_id, now)
+    def retry_after_seconds(self, grant_id: str, now: int, under_way: int = 0) -> int | None:
+        """Whole seconds until the grant may be redeemed again; None where it may be now. `under_way`: how many
+        redemptions of it may happen yet, none of them spent."""
+        left = self._left(grant_id, now) - under_way
         return None if left >= 1 else max(1, int((1 - left) / self._per_second + 0.999))
 
     def spend(self, grant_id: str, now: int) -> None:
-        """A redemption happened."""
+        """A redemption happened: not before it is durable, for what is decided again would spend twice."""
         left = self._left(grant_id, now)
         self._buckets.pop(grant_id, None)
         if len(self._buckets) >= BURST_GRANTS_MAX:

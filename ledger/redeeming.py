@@ -65,7 +65,7 @@ def redeem(
         first_redemption=None
         if generation == grant.generation
         else _first_redemption(batch, loaded, grant, generation, rules),
-        retry_after_seconds=None if caller.authenticated else _retry_after(desk, presented.grant_id, now),
+        retry_after_seconds=None if caller.authenticated else _retry_after(batch, desk, presented.grant_id),
     )
     try:
         try:
@@ -100,7 +100,8 @@ def redeem(
         else:
             keep_new_context(batch, loaded, source, presenter.context)
     if not caller.authenticated and desk.bursts.limited and _redeems(decision.events):
-        desk.bursts.spend(presented.grant_id, now)
+        batch.redeemed[presented.grant_id] = batch.redeemed.get(presented.grant_id, 0) + 1
+        batch.when_done.append(partial(desk.bursts.spend, presented.grant_id, now))
     return unmade(batch, desk, loaded, grant, served, jwt)
 
 
@@ -122,8 +123,10 @@ def _first_redemption(
     return first_redemption(batch, loaded.name, grant.v, generation)
 
 
-def _retry_after(desk: Desk, grant_id: str, now: int) -> int | None:
-    return desk.bursts.retry_after_seconds(grant_id, now) if desk.bursts.limited else None
+def _retry_after(batch: Batch, desk: Desk, grant_id: str) -> int | None:
+    if not desk.bursts.limited:
+        return None
+    return desk.bursts.retry_after_seconds(grant_id, batch.now, batch.redeemed.get(grant_id, 0))
 
 
 def _redeems(events: list[GrantEvent]) -> bool:

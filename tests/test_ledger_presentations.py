@@ -1,19 +1,23 @@
 """What is counted instead of recorded one by one (I-21), and how fast unauthenticated clients may redeem."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from ledger import times
+from ledger import redeeming, times
 from ledger.answers import Source, TokenAnswer
 from ledger.batch import Batch
 from ledger.events import PresentationsCounted
+from ledger.policy import Rotation
 from ledger.presentations import BURST_GRANTS_MAX, COUNTED_GRANTS_MAX, Bursts, Presentations
 from ledger.private import commitment, context_value
 from ledger.recorders.errors import StoreFull
 from ledger.refusals import Refusal, Refused, Unavailable
+from tests.committing import fault_after
 from tests.faulty_store import FaultyStore, faulty, instead
 from tests.ledger_check import copied
 from tests.ledgers import (
@@ -100,6 +104,7 @@ def test_a_bucket_is_full_at_first_and_fills_by_the_second() -> None:
     assert bursts.retry_after_seconds("a", 2 * SECOND) is None
     assert bursts.retry_after_seconds("b", 0) is None
     assert 2 == bursts.retry_after_seconds("a", -5 * SECOND), "a clock that was put back fills nothing"
+    assert (None, 2) == tuple(bursts.retry_after_seconds("c", 0, under_way) for under_way in (2, 3))
     assert not Bursts(10, 0).limited
 
 
@@ -315,6 +320,86 @@ async def test_only_redemptions_of_public_clients_are_limited(tmp_path: Path) ->
         opened.clock.pass_seconds(1)
         await opened.refresh(answer, client_id="app", authenticated=False)
     check_ledger(opened.path)
+
+
+@asynccontextmanager
+async def limited_to(folder: Path, burst: int, rotation: Rotation) -> AsyncIterator[tuple[Opened, TokenAnswer]]:
+    """A ledger whose public client may redeem a grant so often at once, then hardly ever, and a grant of its."""
+    options = msgspec.structs.replace(OPTIONS, refresh_burst=burst, refresh_per_second=0.01)
+    public = client("app", auth="none", policy=with_policy(rotation=rotation))
+    public = msgspec.structs.replace(
+        public, settings=msgspec.structs.replace(public.settings, allow_unbound_reuse=rotation == "reuse" or None)
+    )
+    async with open_ledger(folder, options=options, clients=[public, client()]) as opened:
+        yield opened, await opened.issue(client_id="app")
+    check_ledger(opened.path)
+
+
+async def redeemed(opened: Opened, *those: TokenAnswer) -> list[TokenAnswer | Refusal]:
+    """What a public client is told that redeems these together."""
+    told: list[TokenAnswer | Refusal] = []
+    asked = (opened.refresh(each, client_id="app", authenticated=False) for each in those)
+    for each in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(each, TokenAnswer | Refused)
+        told.append(each.refusal if isinstance(each, Refused) else each)
+    return told
+
+
+async def sink_a_redemption(folder: Path) -> None:
+    """Somebody's defect sinks the batch of a redemption, which is decided again. It is the only one in the burst."""
+    async with limited_to(folder, 1, "rotate") as (opened, token):
+
+        async def behind() -> None:
+            with pytest.raises(ZeroDivisionError):
+                await opened.ledger.commits.submit(fault_after())
+
+        redeeming = opened.refresh(token, client_id="app", authenticated=False)
+        told, _ = await asyncio.gather(redeeming, behind(), return_exceptions=True)
+        assert isinstance(told, TokenAnswer), "too fast, though nothing was redeemed"
+        assert [Refusal.TOO_FAST] == await redeemed(opened, told)
+
+
+async def test_a_redemption_that_is_decided_twice_is_spent_once(tmp_path: Path) -> None:
+    """The burst is spent by what happened, not by what was decided."""
+    await sink_a_redemption(tmp_path)
+
+
+async def test_a_burst_that_is_spent_at_the_decision_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin of the test above."""
+
+    def at_once(act: Callable[..., None], *arguments: object) -> Callable[[], None]:
+        act(*arguments)
+        return lambda: None
+
+    monkeypatch.setattr(redeeming, "partial", at_once)
+    with pytest.raises(AssertionError, match="too fast"):
+        await sink_a_redemption(tmp_path)
+
+
+async def redeem_together(folder: Path) -> None:
+    """One token that is not rotated, more often in one batch than the burst is long."""
+    async with limited_to(folder, 3, "reuse") as (opened, token):
+        batches = opened.ledger.commits.batches
+        told = await redeemed(opened, *[token] * 5)
+        assert 2 == told.count(Refusal.TOO_FAST), "beyond the burst"
+        assert batches + 1 == opened.ledger.commits.batches
+        assert 3 == opened.topics(token).count("token_redeemed")
+        assert [Refusal.TOO_FAST] == await redeemed(opened, token)
+
+
+async def test_what_one_batch_redeems_counts_within_it(tmp_path: Path) -> None:
+    """What is not spent yet is under way: of the redemptions that come together no more happen than one by one."""
+    await redeem_together(tmp_path)
+
+
+async def test_a_limit_that_sees_only_what_happened_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin of the test above."""
+    limit = Bursts.retry_after_seconds
+    monkeypatch.setattr(
+        Bursts, "retry_after_seconds", lambda self, grant_id, now, under_way: limit(self, grant_id, now)
+    )
+    with pytest.raises(AssertionError, match="beyond the burst"):
+        await redeem_together(tmp_path)
 
 
 @pytest.mark.parametrize("of", ["www", "other"])

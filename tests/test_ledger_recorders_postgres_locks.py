@@ -3,17 +3,19 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psycopg
 import pytest
 
-from ledger.recorders import postgres_connections, postgres_moves, postgres_refresh
+from ledger.answers import TokenAnswer
+from ledger.recorders import postgres, postgres_connections, postgres_errors, postgres_moves, postgres_refresh
 from ledger.recorders.errors import StoreError
 from ledger.recorders.rows import Reads
-from ledger.refusals import Refusal, Unavailable
+from ledger.refusals import Refusal, Refused, Unavailable
 from tests.appending import Appending
 from tests.engines import url_of
 from tests.ledgers import OPTIONS, SECURITY, Opened, check_ledger, open_ledger, two_nodes
@@ -114,6 +116,85 @@ def take_no_row(appending: Appending) -> None:
     """Let a batch look at the versions and take no row."""
     of = "" if appending.name == "ledger_refresh" else " OF s"
     appending.let(f" FOR NO KEY UPDATE{of} SKIP LOCKED", "")
+
+
+# ---------------------------------------------------------------- rows that two nodes want
+
+
+AS_THEY_COME = {
+    "private_subjects": {"= ANY (lost) ORDER BY 1": "= ANY (lost)"},
+    "private_grants": {
+        "SELECT stream FROM private_grants WHERE stream IN (": "SELECT stream FROM (",
+        ") ORDER BY stream FOR NO KEY UPDATE": ") AS asked (stream)",
+    },
+}
+"""Tables whose rows another node may be at too, and how the function would take them in whatever order."""
+
+
+def tell(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Tell or ask the server something, past the ledger."""
+    url = url_of(path)
+    assert url is not None
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def forget_the_order(path: Path, table: str) -> None:
+    """Let the function take the rows of a table as they come."""
+    ((definition,),) = tell(path, "SELECT pg_get_functiondef('ledger_append'::regproc)")
+    for right, other in AS_THEY_COME[table].items():
+        assert 1 == definition.count(right)
+        definition = definition.replace(right, other)
+    tell(path, definition)
+
+
+async def want_the_same_rows(folder: Path, table: str, monkeypatch: pytest.MonkeyPatch, *, ordered: bool) -> None:
+    """Two nodes write the same rows of a table at once, each from the other end, and slowly."""
+    told: list[str] = []
+
+    def noted(error: psycopg.Error) -> StoreError:
+        told.append(type(error).__name__)
+        return postgres_errors.translated(error)
+
+    async with two_nodes(folder) as (one, other):
+        over = [await one.issue(f"person-{n}") for n in range(8)]
+        for answer in over:  # the other node knows them too
+            assert await other.ledger.introspect(SECURITY, answer.access_token) is not None
+        await one.ledger.operators.revoke_client(SECURITY, "www", None, None)
+        if not ordered:
+            forget_the_order(one.path, table)
+        tell(one.path, "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+                       " 'BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END'")  # fmt: skip
+        slowly = "BEFORE INSERT OR UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION dawdle()"
+        tell(one.path, f"CREATE TRIGGER dawdle {slowly.format(table)}")
+        monkeypatch.setattr(postgres, "translated", noted)
+        asked: list[Awaitable[object]] = []
+        for node, step in ((one, 1), (other, -1)):
+            if table == "private_subjects":
+                asked += [node.issue(f"new-{n}") for n in range(8)[::step]]
+            else:
+                asked += [node.refused(answer) for answer in over[::step]]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert "DeadlockDetected" not in told, "they waited for each other"
+        assert {TokenAnswer if table == "private_subjects" else Refused} == {*map(type, answers)}
+
+
+@pytest.mark.parametrize("table", AS_THEY_COME)
+async def test_two_nodes_that_want_the_same_rows_do_not_wait_for_each_other(
+    tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New persons who come to both at once, and nonces that both forget: whoever came first has all of them."""
+    await want_the_same_rows(tmp_path, table, monkeypatch, ordered=True)
+
+
+@pytest.mark.parametrize("table", AS_THEY_COME)
+async def test_rows_that_are_taken_as_they_come_are_waited_for_in_a_circle(
+    tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the test above."""
+    with pytest.raises(AssertionError, match="waited for each other"):
+        await want_the_same_rows(tmp_path, table, monkeypatch, ordered=False)
 
 
 # ---------------------------------------------------------------- frozen with the lock

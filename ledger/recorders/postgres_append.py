@@ -257,7 +257,8 @@ def _private() -> Iterator[tuple[str, str]]:
         ),
     )
     yield from _erased(stream, lookup, subject_id)
-    yield _insert("keep_subject", "private_subjects", (lookup, subject_id, ("subject", "text")))
+    # Rows that another node may be at too are taken in the order of their keys: else two would wait for each other.
+    yield _insert("keep_subject", "private_subjects", (lookup, subject_id, ("subject", "text")), " ORDER BY 1")
     yield _insert("keep_grant", "private_grants", (
         stream, ("client_id", "text"), subject_id, ("nonce", "bytea"), ("salt", "bytea"), ("device", "text"),
         ("session", "text"), ("idempotency_mac", "bytea"), ("body_mac", "bytea"),
@@ -272,9 +273,9 @@ def _private() -> Iterator[tuple[str, str]]:
         f" AND EXISTS (SELECT FROM private_grants g WHERE g.stream = {_value(1, 'uuid')}) ON CONFLICT DO NOTHING",
     )  # fmt: skip
     yield _insert("keep_reason", "private_reasons", (stream, ("v", "int"), ("salt", "bytea"), ("text", "text")))
-    streams = f"SELECT {_value(1, 'uuid')} AS stream {_FROM.format(key='forget_nonce')}"
-    forgotten = f"UPDATE private_grants AS t SET nonce = NULL FROM ({streams}) AS m WHERE t.stream = m.stream"
-    yield "forget_nonce", forgotten
+    streams = f"SELECT {_value(1, 'uuid')} {_FROM.format(key='forget_nonce')}"
+    held = f"SELECT stream FROM private_grants WHERE stream IN ({streams}) ORDER BY stream FOR NO KEY UPDATE"
+    yield "forget_nonce", f"UPDATE private_grants AS t SET nonce = NULL FROM ({held}) AS m WHERE t.stream = m.stream"
     asked = "jsonb_array_elements(p_rows->'prune_single_use') AS r"
     old = (
         f"SELECT mac FROM single_use WHERE expires_at < (SELECT min((r->>1)::bigint) FROM {asked})"

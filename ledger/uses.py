@@ -27,12 +27,25 @@ class Uses(dict[str, "Loaded"]):
         if loaded.is_authority:
             self._of_authority.add(name)
 
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._of_authority.discard(name)
+
+    def pop(self, name: str, default: Any = None, /) -> Any:
+        """Forget a stream, if it is here."""
+        self._of_authority.discard(name)
+        return super().pop(name, default)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        super().clear()
+        self._of_authority.clear()
+
     def known(self, name: str) -> "Loaded | None":
         """A stream, without noting it."""
         return super().get(name)
 
     def forget_authority(self) -> None:
         """Forget the streams that authority consists of."""
-        for name in self._of_authority:
-            self.pop(name, None)
-        self._of_authority.clear()
+        for name in [*self._of_authority]:
+            self.pop(name)

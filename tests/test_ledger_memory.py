@@ -1,9 +1,14 @@
 """What a process remembers of a stream: who acted on it, within bounds, and in no text."""
 
+import pytest
+
 from ledger.answers import Source
+from ledger.bounded import make_room
+from ledger.epochs import Subject
 from ledger.grant import Grant
 from ledger.memory import CONTEXTS_MAX, Loaded
 from ledger.private import PrivateGrant
+from ledger.uses import Uses
 
 NONCE, SALT = bytes(32), bytes(range(16))
 
@@ -35,3 +40,36 @@ def test_no_text_of_it_shows_who_acted() -> None:
     for source in (Source("192.0.2.1", "app/1"), Source("192.0.2.2", "app/2")):
         grant.keep_context(source, "c")
     assert "<Loaded grant:00/7>" == repr(grant) == f"{grant}"
+
+
+def remember_persons(count: int, at_most: int) -> Uses:
+    """Memory that so many persons' streams came into, each of whom bears on what others may do, with room for few."""
+    streams = Uses()
+    for number in range(count):
+        name = f"subject:{number:032x}"
+        streams[name] = Loaded(name, number, 1, number, None, Subject(), is_authority=True)
+        make_room(streams, at_most)
+    assert streams._of_authority == {*streams}, "names of streams that have left"
+    return streams
+
+
+def test_memory_of_authority_has_its_bounds_too() -> None:
+    """Whoever leaves memory, in whatever way, leaves no name behind."""
+    streams = remember_persons(500, 50)
+    first, second, *_ = streams
+    streams.pop(first)
+    del streams[second]
+    assert streams._of_authority == {*streams}
+    streams["grant:00"] = loaded()
+    streams.forget_authority()
+    assert ["grant:00"] == [*streams]
+    streams = remember_persons(3, 50)
+    streams.clear()
+    assert set() == streams._of_authority
+
+
+def test_names_that_stay_behind_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin of the test above: who has to make room is deleted as from any dictionary."""
+    monkeypatch.delattr(Uses, "__delitem__")
+    with pytest.raises(AssertionError, match="have left"):
+        remember_persons(500, 50)

@@ -169,8 +169,8 @@ _SECRET: Final = ("password", "sslpassword")
 # What stands before the reason where there is one server to try, which the place says already.
 _BEFORE: Final = re.compile(r"\A(connection failed: |connection to server [^\n]*? failed: )+(?![^\n]*\nconnection to)")
 _NO_URL: Final = (
-    "DATABASE_URL: allowed is postgresql://USER:PASSWORD@HOST:PORT/DATABASE, where a character of the password such as"
-    " @ : / ? # % stands as its percent-encoding"
+    "TOKEN_LEDGER_DATABASE_URL: allowed is postgresql://USER:PASSWORD@HOST:PORT/DATABASE, where a character of the"
+    " password such as @ : / ? # % stands as its percent-encoding"
 )
 
 

@@ -130,5 +130,7 @@ class Checking:
             aggregate.generation if isinstance(aggregate, Grant) else None, self._number, run.at_byte, run.line,
             *((None, None, None) if said is None else (stored[said].v, stored[said].position, stored[said].body)),
         )  # fmt: skip
-        has_nonce = over and reads.select(archived.HAS_NONCE, (head.id,))
+        # What only the clock says may be wrong, and a grant that is used again then needs its nonce (`presenting.py`).
+        by_clock = isinstance(aggregate, Grant) and aggregate.end is None and state == "expired"
+        has_nonce = over and not by_clock and reads.select(archived.HAS_NONCE, (head.id,))
         return Moving(row, [each.position for each in stored], run.stream if has_nonce else None)

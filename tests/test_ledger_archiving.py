@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,12 +12,16 @@ import pytest
 from ledger import times
 from ledger.answers import Source
 from ledger.archiving import Report
+from ledger.movable import Judging
+from ledger.moving import Checking, Moving
+from ledger.recorders.rows import Reads
+from ledger.refusals import Unavailable
 from projections import grant_history
 from tests.archived_twins import lived, log_of, rebuilt
 from tests.archives import archive, reopened
 from tests.engines import alter
 from tests.ledger_check import check_ledger
-from tests.ledgers import HOME, LOCAL_OPERATOR, open_ledger
+from tests.ledgers import HOME, LOCAL_OPERATOR, caller, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -118,6 +123,41 @@ async def test_the_nonce_of_a_grant_that_an_epoch_ended_is_forgotten_with_it(tmp
             "SELECT row_number() OVER (ORDER BY stream), nonce IS NOT NULL FROM private_grants ORDER BY stream"
         )
         opened.check_memory()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_run_under_a_clock_that_was_wrong_costs_no_grant_its_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    """I-24: what only the clock said was over goes on once the clock is right again. The twin that takes its word
+    forgets the nonce, and no token of the grant is ever good again."""
+    real = Checking._moving
+
+    def believing(self: Checking, reads: Reads, judging: Judging, run: Any) -> Moving | None:
+        found = real(self, reads, judging, run)
+        return None if found is None else found._replace(over=run.stream)
+
+    if broken:
+        monkeypatch.setattr(Checking, "_moving", believing)
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.chain(await opened.issue("ann"), 2)
+        await opened.issue("bob")
+        opened.clock.pass_seconds(YEARS)
+        assert 5 == (await archive(opened, opened.clock.now - 90 * 86_400 * 10**6)).events
+        opened.clock.pass_seconds(60 - YEARS)
+        if broken:
+            with pytest.raises(Unavailable):
+                await opened.refresh(answer)
+            return
+        last = await opened.chain(answer, 3)
+        assert (await opened.ledger.introspect(caller(), last.access_token)) is not None
+        await archive(opened)
+        await opened.chain(last, 1)
+        check_ledger(opened.path)
+    assert [] == rebuilt(tmp_path).differences
+
+
+YEARS = 5 * 365 * 86_400
 
 
 @pytest.mark.usefixtures("made_small")

@@ -7,7 +7,9 @@ hundred at a time, in the transactions of the refreshes themselves. No event is 
 than such a step takes.
 
 A crash at any line leaves an event in the store, or in the store and in a segment: the next run finishes that segment
-first. What remains of a moved event is its piece's row; reading follows it by itself.
+first. What remains of a moved event is its piece's row; reading follows it by itself. So a run under a wrong clock may
+move what is young and what lives: that costs nobody an answer. What cannot be undone, the forgetting of a nonce and the
+withholding of lines, no clock decides alone.
 
 Whoever refreshes meanwhile, on whatever node, is in nobody's way: they append to a stream and move its head, and what
 moves is older, and never changes. Of all processes that use a store one archives at a time (`SegmentStore.claim`); what
@@ -27,7 +29,7 @@ from ledger.batch import Batch
 from ledger.copying import Copying
 from ledger.decisions import Decisions
 from ledger.moving import Checking, Moving
-from ledger.presenting import Desk, forget_nonce_if_over
+from ledger.presenting import Desk, forget_nonces
 from ledger.recorders import archived
 from ledger.recorders.errors import StoreError
 from ledger.recorders.store import Store
@@ -71,7 +73,7 @@ class Archiving:
         self._segments = store.segments
         self._decisions = decisions
         self._desk = desk
-        self._withholding = Withholding(store, decisions)
+        self._withholding = Withholding(store, decisions, desk)
         self._one_at_a_time = asyncio.Lock()
 
     async def run(
@@ -114,7 +116,7 @@ class Archiving:
         while (copied := await in_thread(copying.segment)) is not None:
             await self._move(copied, before, found)
         if withhold_before is not None:
-            found.withheld = await self._withholding.run(withhold_before)
+            found.withheld = await self._withholding.run(before, withhold_before)
         return found.report()
 
     def _unfinished(self) -> list[str]:
@@ -147,19 +149,12 @@ class Archiving:
         await self._decisions.decided(partial(self._moved, segment, step), ours=True)
 
     def _moved(self, segment: tuple[object, ...], step: list[Moving], batch: Batch) -> None:
-        overs = [(piece.over, piece.over in batch.memory.streams) for piece in step if piece.over is not None]
-        batch.ask_for([name for name, _ in overs])
+        forget_nonces(batch, self._desk, [piece.over for piece in step if piece.over is not None])
         batch.private(None, archived.ADD_SEGMENT, *segment)
         for piece in step:
             stream, to_v, *_ = piece.row
             batch.private(None, archived.ADD_PIECE, *piece.row)
             batch.private(None, archived.DELETE_EVENTS, msgspec.json.encode(piece.positions).decode(), stream, to_v)
-        for name, known in overs:
-            over = batch.load(name)
-            assert over is not None
-            forget_nonce_if_over(batch, self._desk, over)
-            if not known:  # grants that are over shall not push others out of memory
-                batch.memory.streams.pop(name, None)
 
 
 class _Found:

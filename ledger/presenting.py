@@ -1,6 +1,7 @@
 """What all decisions on presented tokens share: whether one is ours, what is recorded with a decision, the answer."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from hmac import compare_digest
 from typing import NamedTuple, Protocol, TypeAlias
@@ -308,3 +309,16 @@ def forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:
         return
     loaded.private = loaded.private.without_nonce()
     batch.private(loaded, FORGET_NONCE, loaded.id)
+
+
+def forget_nonces(batch: Batch, desk: Desk, names: Sequence[str]) -> None:
+    """The same of grants that nobody asks about: being over they shall not push others out of memory. First of all in a
+    decision: it reads them in one question."""
+    cold = [name for name in names if name not in batch.memory.streams]
+    batch.ask_for(cold)
+    for name in names:
+        loaded = batch.load(name)
+        assert loaded is not None
+        forget_nonce_if_over(batch, desk, loaded)
+    for name in cold:
+        batch.memory.streams.pop(name, None)

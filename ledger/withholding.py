@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
-from ledger import times
+from ledger import snapshots, times
 from ledger.batch import Batch
 from ledger.decisions import Decisions
+from ledger.events import decode
+from ledger.grant import Grant
+from ledger.movable import Judging
+from ledger.presenting import Desk, forget_nonces
 from ledger.recorders import archived
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.rows import Piece, StreamKey
@@ -40,8 +44,9 @@ class Moved(NamedTuple):
 class Withholding:
     """Withholds what is due in the archive of one store. Used by the run that archives: never two at a time."""
 
-    def __init__(self, store: Store, decisions: Decisions) -> None:
+    def __init__(self, store: Store, decisions: Decisions, desk: Desk) -> None:
         self._store = store
+        self._desk = desk
         self._segments = store.segments
         self._decisions = decisions
 
@@ -55,33 +60,72 @@ class Withholding:
             await in_thread(self._segments.remove, str(name))
             await self._decisions.decided(partial(_drop, number), ours=True)
 
-    async def run(self, before: int) -> int:
-        """Withhold whatever belongs to grants that are over and to which nothing has happened since `before`
-        (microseconds), segment by segment; how many events that were."""
+    async def run(self, before: int, withhold_before: int) -> int:
+        """Withhold whatever belongs to grants that are over by `before` (microseconds) and to which nothing has
+        happened since `withhold_before`, segment by segment; how many events that were.
+
+        Nobody can undo this, so the clock's word is not enough: how late it is the log has to say. Both moments are
+        counted back from the last event that is older than `before`. What is recorded while a clock is wrong is younger
+        than that as long as the clock is wrong by the same amount: it bears witness only to a clock that is wrong for
+        as long as events stay out of the archive. So a grant that is used, and no event says is over, is never taken
+        for one that has expired. In a log in which nothing happens any more nothing is withheld any more either.
+        """
+        lag = await in_thread(self._lag, before)
+        before, withhold_before = before - lag, max(0, withhold_before - lag)
         count = 0
         for (number,) in await in_thread(self._rows, archived.FINISHED):
-            due = await in_thread(self._due, int(str(number)), before)
+            due, nonces = await in_thread(self._due, int(str(number)), before, withhold_before)
             if due:
+                await self._forget_nonces(nonces)
                 name = await in_thread(self._replacement, due)
                 await self._move(name, int(str(number)))
                 count += sum(each.to_v - each.from_v + 1 for each in due)
         return count
 
+    async def _forget_nonces(self, names: list[str]) -> None:
+        """Of grants that only the clock said were over as they moved. A crash after this leaves them without tokens,
+        and their history for the next run."""
+        for at in range(0, len(names), PIECES_A_STEP):
+            step = names[at : at + PIECES_A_STEP]
+            await self._decisions.decided(partial(forget_nonces, desk=self._desk, names=step), ours=True)
+
     def _rows(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
         with self._store.reader() as reads:
             return reads.select(sql, parameters)
 
-    def _due(self, segment: int, before: int) -> list[Piece]:
-        """The pieces of a segment to withhold now. None as long as more of its grants that are over are not due yet
-        than are: they ended at about the same time, and another segment is to be written for many of them at once."""
+    def _lag(self, before: int) -> int:
+        """How much earlier than `before` the last event happened that is older: in the archive, or outside, where it is
+        found by halving."""
         with self._store.reader() as reads:
-            ended = {
-                (stream, to_v): str(at) < times.text(before)
-                for stream, to_v, at in reads.select(archived.ENDED_IN_SEGMENT, (segment,))
-            }
-            pieces = [each for each in reads.of_segment(segment) if (each.stream, each.to_v) in ended]
-        due = [each for each in pieces if ended[each.stream, each.to_v]]
-        return due if len(due) * 2 >= len(pieces) else []
+            at = max((times.micros(str(at)) for (at,) in reads.select(archived.NEWEST)), default=0)
+            low, high = 0, int(str(reads.select("SELECT coalesce(max(position), 0) FROM events")[0][0])) + 1
+            while high - low > 1:
+                middle = (low + high) // 2
+                found = reads.after(middle - 1, 1)
+                happened_at = times.micros(decode(found[0].body).at) if found else before
+                if happened_at < before:
+                    at, low = max(at, happened_at), found[0].position
+                else:
+                    high = middle
+        return max(0, before - 1 - at)
+
+    def _due(self, segment: int, before: int, withhold_before: int) -> tuple[list[Piece], list[str]]:
+        """The pieces in a segment whose time is over, and which of their grants still have a nonce; none as long as
+        they are fewer than half of those whose grants are over, because a segment is to be written for many of them at
+        once. Whether a grant is over its snapshot says, not what was written down when the piece moved: an expiry may
+        have been a wrong clock's."""
+        with self._store.reader() as reads:
+            judging, over, names = Judging(reads, before), {}, {}
+            for stream, to_v, name, v, head, state in reads.select(archived.WHOLE_IN_SEGMENT, (segment,)):
+                grant = snapshots.decode(state, name, v, head, snapshots.kind_of(name))  # type: ignore[arg-type]  # the tables are STRICT
+                if isinstance(grant, Grant) and judging.standing(grant)[2]:
+                    over[stream, to_v] = grant.at < withhold_before
+                    names[stream] = str(name)
+            if not any(over.values()) or sum(over.values()) * 2 < len(over):
+                return [], []
+            due = [each for each in reads.of_segment(segment) if over.get((each.stream, each.to_v))]
+            streams = dict.fromkeys(each.stream for each in due)
+            return due, [names[each] for each in streams if reads.select(archived.HAS_NONCE, (each,))]
 
     def _replacement(self, due: list[Piece]) -> str:
         """Write the segment that takes another one's place; its name once it is durable."""

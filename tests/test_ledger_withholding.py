@@ -13,11 +13,12 @@ import pytest
 from ledger import segments
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.postgres import PostgresStore
+from ledger.withholding import Withholding
 from tests.archived_twins import archived_twin, compared, cut_at_every_step, lived, rebuilt, taken_over
 from tests.archives import Given, answers, archive, differing, presented, reopened
 from tests.engines import alter, archive_folder
 from tests.ledger_check import copied
-from tests.ledgers import Clock, Opened
+from tests.ledgers import Clock, Opened, client, open_ledger, with_policy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -165,6 +166,60 @@ async def test_a_segment_that_differs_from_what_it_is_to_replace_never_does(
         with pytest.raises(ArchiveDamaged, match="not those of"):
             await archive(opened, withhold_before=opened.clock.now + 1)
     assert before == lines_of(other)
+
+
+AFTER, RETENTION = 90 * 86_400 * 10**6, 730 * 86_400 * 10**6
+
+
+async def run_of_the_hour(opened: Opened) -> int:
+    """As the settings have it; how many events were withheld."""
+    now = opened.clock.now
+    return (await archive(opened, now - AFTER, now - RETENTION)).withheld
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_clock_that_was_wrong_destroys_no_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    """I-23: a run at a moment that nothing in the log bears witness to, also where a refresh was recorded at it. The
+    twin that believes the clock gives up what a living grant's history says, and what ended a moment ago."""
+    if broken:
+        monkeypatch.setattr(Withholding, "_lag", lambda self, before: 0)
+    async with open_ledger(tmp_path, clients=(client(), client("ever", policy=UNLIMITED))) as opened:
+        lives, over = await opened.issue("ann"), await opened.issue("bob")
+        ever = await opened.issue("eve", client_id="ever")
+        lives = await opened.chain(lives, 2)
+        await opened.act("revoke", over.grant_id)
+        expected = await opened.refresh(ever, client_id="ever")
+        opened.clock.pass_seconds(5 * 365 * 86_400)
+        ever = await opened.refresh(expected, client_id="ever")
+        assert (7 if broken else 0) == await run_of_the_hour(opened)
+        opened.clock.pass_seconds(60 - 5 * 365 * 86_400)
+        assert 0 == await run_of_the_hour(opened)
+        if not broken:
+            await opened.chain(lives, 1)
+    assert (2 if broken else 0) == rebuilt(tmp_path).withheld_count
+
+
+UNLIMITED = with_policy("standard", refresh_token_ttl_seconds=None, grant_ttl_seconds=None)
+
+
+async def test_what_only_the_clock_says_is_over_is_withheld_once_the_log_says_how_late_it_is(tmp_path: Path) -> None:
+    """Most grants end like this: nobody uses them any more. Their tokens can be made by nobody then."""
+    async with open_ledger(tmp_path) as opened:
+        grant = await opened.issue("ann")
+        await opened.chain(grant, 2)
+        for days, expected in ((200, 0), (500, 0), (150, 6), (1, 0)):
+            await opened.issue(f"after {days}")
+            opened.clock.pass_seconds(days * 86_400)
+            assert expected == await run_of_the_hour(opened), days
+        for expected in (1, 0):  # to its last event the log says how late it is, and no further
+            opened.clock.pass_seconds(3_000 * 86_400)
+            assert expected == await run_of_the_hour(opened)
+        nonces = opened.rows("SELECT nonce IS NULL FROM private_grants ORDER BY stream")
+        assert [1, 1, 1, 0, 0] == [none for (none,) in nonces]
+        opened.check_memory()
+    assert 3 == rebuilt(tmp_path).withheld_count
 
 
 def blocks_in_memory(opened: Opened) -> segments.BlocksInMemory:

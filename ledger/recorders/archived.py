@@ -61,12 +61,12 @@ NOT_TO_BE_MOVED: Final = "SELECT name FROM segments WHERE finished > 0 OR replac
 REPLACING: Final = "SELECT name, replaces FROM segments WHERE finished = 0 AND replaces IS NOT NULL ORDER BY id"
 REPLACED: Final = "SELECT id, name FROM segments WHERE finished = 2 ORDER BY id"
 FINISHED: Final = "SELECT id FROM segments WHERE finished = 1 ORDER BY id"
-ENDED_IN_SEGMENT: Final = (
-    "SELECT a.stream, a.to_v, z.at FROM archived a JOIN streams s ON s.id = a.stream"
-    " JOIN archived z ON z.stream = s.id AND z.to_v = s.v"
-    " WHERE a.segment = ? AND a.withheld = 0 AND z.state IN ('revoked', 'expired')"
+WHOLE_IN_SEGMENT: Final = (
+    "SELECT a.stream, a.to_v, s.name, s.v, s.head, s.state FROM archived a JOIN streams s ON s.id = a.stream"
+    " JOIN archived z ON z.stream = s.id AND z.to_v = s.v WHERE a.segment = ? AND a.withheld = 0"
 )
-"""Of the pieces in a segment those whose stream is over and lies in the archive whole, with its last event's time."""
+"""Of the pieces in a segment those whose stream lies in the archive whole, with its snapshot."""
+NEWEST: Final = "SELECT at FROM archived ORDER BY to_position DESC LIMIT 1"
 
 _PIECE: Final = (
     "SELECT a.stream, a.from_v, a.to_v, a.from_position, a.to_position, a.back, a.head, g.id, g.name, a.at_byte,"

@@ -17,7 +17,8 @@ from ledger.segments import Block, event_of, number_of
 EVENTS_A_STEP: Final = 250
 """What one transaction takes out of the store: a few milliseconds, in which refreshes wait."""
 
-_SAYING: Final = (GrantSuspended, GrantReinstated, GrantRevoked, GrantExpired)
+SAYING: Final = (GrantSuspended, GrantReinstated, GrantRevoked, GrantExpired)
+"""What a standing follows from. The last one in a piece is written down beside it."""
 
 
 class Moving(NamedTuple):
@@ -120,10 +121,12 @@ class Checking:
         if head is None or expected_v != run.from_v - 1 or not same or stored[-1].position >= judging.last_position:
             self.foreign += 1
             return None
-        self._moved_to[run.stream] = run.to_v
         aggregate = snapshots.decode(head.state, run.stream, head.v, head.head, snapshots.kind_of(run.stream))
+        if aggregate is None:  # what its row is to say nobody knows: it stays until there is another snapshot
+            return None
+        self._moved_to[run.stream] = run.to_v
         state, reason, over = judging.standing(aggregate) if isinstance(aggregate, Grant) else ("active", None, False)
-        said = next((at for at in reversed(range(len(stored))) if isinstance(run.events[at], _SAYING)), None)
+        said = next((at for at in reversed(range(len(stored))) if isinstance(run.events[at], SAYING)), None)
         row = (
             head.id, run.to_v, run.from_v, stored[0].position, stored[-1].position, stored[0].back,
             hashlib.sha256(run.lines[-1][1]).digest(), run.events[-1].at, state, reason,

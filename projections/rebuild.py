@@ -84,6 +84,8 @@ def rebuild(
         found = Found(replay)
         with readers() as reads:
             total = _last_position(reads)
+            for _ in replay.check_segments(reads):
+                progress(0, total)
             for position in replay.follow(reads):
                 progress(position, total)
             found.break_off()

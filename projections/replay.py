@@ -6,7 +6,8 @@ memory as it grows. Streams touched lately stay in memory, so the work is one pa
 later from where it stopped.
 
 Links checked on the way (I-14): versions without gap, `back` to the event before, `prev` the hash of its stored bytes,
-columns equal to the members they repeat. What is wrong breaks that stream: nothing after it is folded.
+columns equal to the members they repeat, what the archive's rows say of its lines (`archive_rows.py`). What is wrong
+breaks that stream: nothing after it is folded.
 """
 
 import hashlib
@@ -14,18 +15,20 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from ledger import snapshots
-from ledger.events import AnyEvent, decode
+from ledger.events import AnyEvent
 from ledger.inline import Inline, Write
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.rows import Piece, RawEvent, Reads, StreamKey
+from projections.archive_rows import ARCHIVE, UNFOUNDED, Claims, check_withheld, decoded, events_of
 
 PAGE_EVENTS: Final = 1_000
 PAGE_PIECES: Final = 100
 STREAMS_IN_MEMORY_MAX: Final = 8_000
 _FLUSHED_STREAMS: Final = STREAMS_IN_MEMORY_MAX // 2
+_SEGMENTS: Final = (
+    "SELECT s.name, s.finished, EXISTS (SELECT 1 FROM archived a WHERE a.segment = s.id) FROM segments s ORDER BY s.id"
+)
 
 
 class Broken(NamedTuple):
@@ -81,6 +84,7 @@ class Replay:
         self._command: list[AnyEvent] = []
         self._positions: list[int] = []
         self._key: tuple[StreamKey, str] = (0, "")
+        self._claims: Claims
         self._rows: list[list[list[tuple[object, ...]]]] = [[[] for _ in each.writes] for each in self.inline]
         # An empty name is a private temporary database on disk, gone when it is closed or the process dies.
         self.scratch = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -109,10 +113,11 @@ class Replay:
 
         What lies in the archive comes first, so that each stream is read from its beginning.
         """
+        self._claims = Claims(reads)
         yield from self._follow_archive(reads)
         while page := reads.raw_after(self.position, PAGE_EVENTS):
             for stored in page:
-                self._take(reads, stored)
+                self._take(reads, stored, decoded(stored.body))
             self.position = page[-1].position
             self.events += len(page)
             self._write_rows()
@@ -121,6 +126,21 @@ class Replay:
         self._project()
         self._write_rows()
         self._keep(list(self._open))
+        for stream, v in self._claims.unfounded():
+            if stream not in self._broken_streams:
+                self._break(stream, Broken(f"{_name(reads, stream)}/{v}", ARCHIVE, UNFOUNDED))
+
+    def check_segments(self, reads: Reads) -> Iterator[None]:
+        """Hold every segment against its name, and against what names it; a step each."""
+        for name, finished, named in reads.select(_SEGMENTS):
+            if finished == 2 and named:
+                self.broken.append(Broken(str(name), ARCHIVE, "it counts as replaced, and pieces still lie in it"))
+            if finished != 2 or named:
+                try:
+                    reads.check_segment(str(name))
+                except ArchiveDamaged as error:
+                    self.broken.append(Broken(str(name), ARCHIVE, str(error)))
+            yield
 
     def _follow_archive(self, reads: Reads) -> Iterator[int]:
         last: tuple[StreamKey, int] | None = None
@@ -135,23 +155,32 @@ class Replay:
     def _take_piece(self, reads: Reads, piece: Piece) -> None:
         if piece.stream in self._broken_streams:
             return
+        try:
+            lines = reads.lines(piece)
+            if piece.withheld:
+                check_withheld(piece, lines)
+                self._claims.check_head(reads, piece)
+            else:
+                events = events_of(piece, lines)
+        except ArchiveDamaged as error:
+            self._break(piece.stream, Broken(f"{_name(reads, piece.stream)}/{piece.from_v}", ARCHIVE, str(error)))
+            return
         if piece.withheld:
             self._withhold(reads, piece)
             return
-        try:
-            lines = reads.lines(piece)
-        except ArchiveDamaged as error:
-            self._break(piece.stream, Broken(f"{_name(reads, piece.stream)}/{piece.from_v}", "archive", str(error)))
-            return
         back = piece.back
-        for v, (position, body) in enumerate(lines, start=piece.from_v):
+        for v, (position, body, event) in enumerate(events, start=piece.from_v):
             if position > self.position:  # else it was there to be followed before it was archived
-                self._take(reads, RawEvent(position, piece.stream, v, back, body))
+                self._take(reads, RawEvent(position, piece.stream, v, back, body), event)
                 self.events += 1
             back = position
+        known = self._open.get(piece.stream)
+        if known is not None and piece.stream not in self._broken_streams:
+            self._claims.made(piece, known.aggregate)
 
     def _withhold(self, reads: Reads, piece: Piece) -> None:
         """Nothing of this stream can be replayed: what its first events came to nobody can tell any more."""
+        self._claims.forget(piece.stream)
         for (name,) in reads.select("SELECT name FROM streams WHERE id = ?", (piece.stream,)):
             self._open.pop(piece.stream, None)
             self.scratch.execute("DELETE FROM replayed WHERE id = ?", (piece.stream,))
@@ -192,15 +221,13 @@ class Replay:
 
     # ------------------------------------------------------------ one event
 
-    def _take(self, reads: Reads, stored: RawEvent) -> None:
+    def _take(self, reads: Reads, stored: RawEvent, event: AnyEvent | None) -> None:
         if stored.stream in self._broken_streams:
             return
         known = self._open.get(stored.stream) or self._recalled(stored.stream)
         if known is None and stored.v > 1 and self.withholds(stored.stream):
             return
-        try:
-            event = decode(stored.body)
-        except msgspec.DecodeError:
+        if event is None:
             problem: tuple[str, str] | None = ("body", "the stored bytes are no event")
         else:
             problem = self._fold(known, stored, event)
@@ -229,6 +256,7 @@ class Replay:
         known.position = stored.position
         known.head = hashlib.sha256(stored.body).digest()
         self._open[stored.stream] = known
+        self._claims.moved_on(stored.stream, known.aggregate)
         key = (stored.stream, event.command_id)
         if key != self._key:
             self._project()

@@ -59,7 +59,10 @@ HAS_NONCE: Final = "SELECT 1 FROM private_grants WHERE stream = ? AND nonce IS N
 
 NOT_TO_BE_MOVED: Final = "SELECT name FROM segments WHERE finished > 0 OR replaces IS NOT NULL"
 REPLACING: Final = "SELECT name, replaces FROM segments WHERE finished = 0 AND replaces IS NOT NULL ORDER BY id"
-REPLACED: Final = "SELECT id, name FROM segments WHERE finished = 2 ORDER BY id"
+REPLACED: Final = (
+    "SELECT id, name FROM segments WHERE finished = 2"
+    " AND NOT EXISTS (SELECT 1 FROM archived a WHERE a.segment = segments.id) ORDER BY id"
+)
 FINISHED: Final = "SELECT id FROM segments WHERE finished = 1 ORDER BY id"
 WHOLE_IN_SEGMENT: Final = (
     "SELECT a.stream, a.to_v, s.name, s.v, s.head, s.state FROM archived a JOIN streams s ON s.id = a.stream"
@@ -70,7 +73,8 @@ NEWEST: Final = "SELECT at FROM archived ORDER BY to_position DESC LIMIT 1"
 
 _PIECE: Final = (
     "SELECT a.stream, a.from_v, a.to_v, a.from_position, a.to_position, a.back, a.head, g.id, g.name, a.at_byte,"
-    " a.line, a.withheld, a.said_v, a.said_position, a.said FROM archived a JOIN segments g ON g.id = a.segment"
+    " a.line, a.withheld, a.said_v, a.said_position, a.said, a.at, a.state, a.reason, a.generation FROM archived a"
+    " JOIN segments g ON g.id = a.segment"
 )
 _BY_VERSION: Final = f"{_PIECE} WHERE a.stream = ? AND a.to_v >= ? ORDER BY a.to_v LIMIT ?"
 _OF_NAME: Final = "a.stream = (SELECT id FROM streams WHERE name = ?)"
@@ -160,20 +164,21 @@ class Archived:
     def _pieces(self, sql: str, parameters: Sequence[object]) -> list[Piece]:
         return [Piece(*row) for row in self._select(sql, parameters)]
 
-    def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
-        """The positions and stored bytes of a piece that is not withheld, oldest first."""
-        lines = self._block(piece)
+    def lines(self, piece: Piece) -> list[bytes]:
+        """The lines of a piece, oldest first, withheld or not. Raises ArchiveDamaged where there are not so many."""
         count = piece.to_v - piece.from_v + 1
-        found = [event for event in map(event_of, lines[piece.line : piece.line + count]) if event is not None]
+        found = self._block(piece)[piece.line : piece.line + count]
         if len(found) != count:
-            raise ArchiveDamaged(
-                f"{piece.name}: the block at byte {piece.at_byte} holds other lines than the store says"
-            )
+            raise _other_lines(piece)
         return found
 
     def _stored(self, piece: Piece) -> list[StoredEvent]:
         found, back = [], piece.back
-        for v, (position, body) in enumerate(self.lines(piece), start=piece.from_v):
+        for v, line in enumerate(self.lines(piece), start=piece.from_v):
+            event = event_of(line)
+            if event is None:
+                raise _other_lines(piece)
+            position, body = event
             found.append(StoredEvent(position, piece.stream, v, back, body.decode()))
             back = position
         return found
@@ -183,6 +188,10 @@ class Archived:
         if piece.said is None or piece.said_position is None or not from_v == to_v == piece.said_v:
             raise Withheld(f"versions {piece.from_v} to {piece.to_v} of stream {piece.stream}")
         return StoredEvent(piece.said_position, piece.stream, to_v, 0, piece.said)
+
+
+def _other_lines(piece: Piece) -> ArchiveDamaged:
+    return ArchiveDamaged(f"{piece.name}: the block at byte {piece.at_byte} holds other lines than the store says")
 
 
 def next_number(reads: Reads, segments: SegmentStore) -> int:

@@ -41,6 +41,9 @@ _LACKING: Final = (
 PAGE_BYTES: Final = 8_100
 """What fits into one page beside all else that stands in it."""
 
+PAGES_AT_ONCE: Final = 32
+"""So many does one question give whoever reads a whole segment."""
+
 PAGES: Final = (
     "SELECT at_byte, bytes FROM segment_pages WHERE segment = $1 AND at_byte >= coalesce((SELECT max(at_byte)"
     " FROM segment_pages WHERE segment = $1 AND at_byte <= $2), 0) ORDER BY at_byte LIMIT $3"

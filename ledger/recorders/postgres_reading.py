@@ -5,6 +5,7 @@ Whoever follows the log, or leads on from a position, may therefore only look be
 there any more. A stream's own events, and rows that are found by their key, are told as they are.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 import psycopg
 
 from ledger.recorders.archived import Archived
-from ledger.recorders.postgres_archive import PAGES, joined
+from ledger.recorders.postgres_archive import PAGES, PAGES_AT_ONCE, joined
 from ledger.recorders.postgres_connections import Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
@@ -20,7 +21,7 @@ from ledger.recorders.postgres_schema import SUBJECTS
 from ledger.recorders.postgres_sql import numbered
 from ledger.recorders.reading import AFTER, GRANTS, MARK, OF_GRANT, StoreReader
 from ledger.recorders.rows import GrantsOf, Piece
-from ledger.segments import BlocksInMemory, block_at
+from ledger.segments import BlocksInMemory, block_at, check_digest, number_of
 
 PAGES_A_BLOCK: Final = 3
 """A block nearly always lies in so many pages of its segment: one question."""
@@ -117,3 +118,11 @@ class PostgresReader(StoreReader):
 
     def _bytes(self, segment: int, at_byte: int) -> bytes:
         return joined(self._rows(PAGES, (segment, at_byte, PAGES_A_BLOCK)), at_byte)
+
+    def check_segment(self, name: str) -> None:
+        """Read a whole segment, of the same moment, and compare its bytes with its name. Raises ArchiveDamaged."""
+        digest, at_byte = hashlib.sha256(), 0
+        while chunk := joined(self._rows(PAGES, (number_of(name), at_byte, PAGES_AT_ONCE)), at_byte):
+            digest.update(chunk)
+            at_byte += len(chunk)
+        check_digest(name, digest.hexdigest())

@@ -25,7 +25,6 @@ LEASE_SECONDS: Final = 60
 """So long after it was last heard of a process counts as the one who archives."""
 
 KEEP_EVERY_SECONDS: Final = 10.0
-PAGES_AT_ONCE: Final = 32
 
 _CLAIM: Final = (
     "UPDATE archiver SET holder = $1, until = clock_timestamp() + make_interval(secs => $2::float)"
@@ -125,7 +124,7 @@ class PostgresSegments:
         def read(at_byte: int) -> bytes:
             nonlocal at, chunk
             if not at <= at_byte < at + len(chunk):
-                pages = self._asked(postgres_archive.PAGES, number_of(name), at_byte, PAGES_AT_ONCE)
+                pages = self._asked(postgres_archive.PAGES, number_of(name), at_byte, postgres_archive.PAGES_AT_ONCE)
                 at, chunk = at_byte, postgres_archive.joined(pages, at_byte)
             return chunk[at_byte - at :]
 

@@ -197,9 +197,13 @@ class StoreReader(ABC):
         """All pieces that lie in a segment, in its order."""
         return self._archived().of_segment(segment)
 
-    def lines(self, piece: Piece) -> list[tuple[int, bytes]]:
-        """The positions and stored bytes of an archived piece that is not withheld, oldest first."""
+    def lines(self, piece: Piece) -> list[bytes]:
+        """The lines of an archived piece, oldest first, withheld or not."""
         return self._archived().lines(piece)
+
+    @abstractmethod
+    def check_segment(self, name: str) -> None:
+        """Read a whole segment and compare its bytes with its name. Raises ArchiveDamaged."""
 
 
 def _stored(name: str, position: int, stream: StreamKey, v: int, back: int, body: bytes) -> StoredEvent:
@@ -260,3 +264,7 @@ class Reader(StoreReader):
 
     def _archived(self) -> Archived:
         return Archived(self._rows, lambda piece: self._segments.lines(piece.name, piece.at_byte))
+
+    def check_segment(self, name: str) -> None:
+        """Read a whole segment and compare its bytes with its name. Raises ArchiveDamaged."""
+        self._segments.check(name)

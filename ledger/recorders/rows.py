@@ -57,8 +57,9 @@ class RawEvent(NamedTuple):
 
 class Piece(NamedTuple):
     """A run of a stream's events that lie in the archive: which, and where: in the block that begins at a byte of a
-    segment, from a line of it on. `back` is the position of the event before it, `head` the hash of its last. `said` is
-    the last of its events that a standing follows from, which is there also once the lines are `withheld`."""
+    segment, from a line of it on. `back` is the position of the event before it, `head` the hash of its last and `at`
+    its time. `said` is the last of its events that a standing follows from, which is there also once the lines are
+    `withheld`. `state`, `reason` and `generation` are what the stream had come to when the piece moved."""
 
     stream: StreamKey
     from_v: int
@@ -75,6 +76,10 @@ class Piece(NamedTuple):
     said_v: int | None
     said_position: int | None
     said: str | None
+    at: str
+    state: str
+    reason: str | None
+    generation: int | None
 
 
 class Work:
@@ -138,7 +143,8 @@ class Reads(Protocol):
     def reason(self, event_id: str) -> tuple[bytes, str] | None: ...
     def pieces(self, after: tuple[StreamKey, int] | None, above: int, limit: int) -> list[Piece]: ...
     def of_segment(self, segment: int) -> list[Piece]: ...
-    def lines(self, piece: Piece) -> list[tuple[int, bytes]]: ...
+    def lines(self, piece: Piece) -> list[bytes]: ...
+    def check_segment(self, name: str) -> None: ...
 
 
 class Lends(Protocol):

@@ -1,0 +1,143 @@
+"""What the rows about the archive say is held against its lines, and its lines against the segments' names (I-14)."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import pytest
+
+from ledger import segments
+from ledger.recorders import archived
+from ledger.segments import folder_of
+from projections.archive_rows import Claims
+from tests.archived_twins import archived_twin, lived, rebuilt
+from tests.archives import archive, reopened, twin
+from tests.engines import alter, only_on_sqlite
+from tests.ledgers import open_ledger
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store", "made_small")]
+
+CLAIMS = (
+    "state = 'revoked' WHERE state = 'active'",
+    "state = 'active' WHERE state = 'revoked'",
+    "state = 'suspended' WHERE state = 'expired'",
+    "reason = 'reuse' WHERE reason = 'termination'",
+    "reason = NULL WHERE reason IS NOT NULL",
+    "generation = generation + 100 WHERE generation IS NOT NULL",
+    "generation = NULL WHERE generation IS NOT NULL",
+)
+OF_ITS_LINES = (
+    "said = replace(said, 'requested_by', 'requested_at') WHERE said IS NOT NULL",
+    "said = NULL WHERE said IS NOT NULL",
+    "said_v = NULL, said_position = NULL, said = NULL WHERE said IS NOT NULL",
+    "said_v = said_v - 1 WHERE said IS NOT NULL",
+    "said_position = said_position + 1 WHERE said IS NOT NULL",
+    "withheld = 1",
+    "at = replace(at, '2026', '2025')",
+    "from_position = from_position - 1",
+    "to_position = to_position + 1",
+    "back = back + 1",
+    "line = line + 1",
+    "at_byte = at_byte + 1",
+    "segment = segment + 1 WHERE segment < (SELECT max(id) FROM segments)",
+    "head = (SELECT min(b.head) FROM archived b WHERE b.stream <> archived.stream)",
+)
+
+
+def missed(folder: Path, alterations: tuple[str, ...]) -> list[str]:
+    """Those after which a rebuild says that the history holds: of a copy for each."""
+    found = []
+    for each in alterations:
+        copy = twin(folder)
+        assert alter(copy / "ledger.db", f"UPDATE archived SET {each}") > 0, each
+        if rebuilt(copy).history_holds:
+            found.append(each)
+    return found
+
+
+async def test_an_altered_row_is_a_history_that_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every column of `archived`. The twin that takes a row's word for what the stream had come to is deceived."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    assert [] == rebuilt(other).differences
+    assert [] == missed(other, CLAIMS + OF_ITS_LINES)
+    monkeypatch.setattr(Claims, "_holds", lambda self, claim, aggregate: True)
+    assert [*CLAIMS] == missed(other, CLAIMS)
+
+
+async def test_what_is_left_of_a_withheld_piece_is_held_against_its_hashes(tmp_path: Path) -> None:
+    """The text that a line was made of gives its hash; what a stream ends with is what its head says."""
+    other = await withheld_ledger(tmp_path)
+    assert [] == rebuilt(other).differences
+    assert rebuilt(other).withheld
+    gone = " WHERE withheld = 1"
+    alterations = [
+        "withheld = 0 WHERE withheld = 1",
+        "said = replace(said, 'requested_by', 'requested_at') WHERE withheld = 1 AND said IS NOT NULL",
+        "said_position = said_position + 1 WHERE withheld = 1 AND said IS NOT NULL",
+        "said_v = said_v - 1 WHERE withheld = 1 AND said IS NOT NULL",
+        *(f"{each}{gone}" for each in ("to_position = to_position + 1", "generation = 99", "reason = 'reuse'")),
+        f"at = replace(at, '2026', '2025'){gone}",
+    ]
+    assert [] == missed(other, tuple(alterations))
+
+
+async def withheld_ledger(folder: Path) -> Path:
+    """A closed ledger of whose archive all is withheld that may be."""
+    _, clock = await lived(folder / "lived", 8)
+    other, _ = await archived_twin(folder / "lived", clock)
+    async with reopened(other, clock, "withholder") as opened:
+        for _ in range(2):
+            await archive(opened, withhold_before=opened.clock.now + 1)
+    return other
+
+
+async def test_a_flipped_bit_is_found_where_nothing_can_be_replayed_any_more(tmp_path: Path, each_store: str) -> None:
+    """A segment's name is the SHA-256 of its bytes: the hashes that an auditor kept are to be found in it."""
+    other = await withheld_ledger(tmp_path)
+    if each_store == "sqlite":
+        for segment in folder_of(other / "ledger.db").iterdir():
+            data = bytearray(segment.read_bytes())
+            data[-5] ^= 1  # of the length that gzip notes
+            segment.write_bytes(data)
+    else:
+        assert alter(other / "ledger.db", "UPDATE segment_pages SET bytes = set_byte(bytes, 9, 7)")
+    found = rebuilt(other)
+    assert not found.history_holds
+    assert "000" in " ".join(each.key for each in found.differences if each.column == "archive")
+
+
+@only_on_sqlite
+async def test_a_position_altered_in_a_segment_is_found(tmp_path: Path) -> None:
+    """The links hold the bytes of events together; their positions are held by the segment's name alone."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    first = min(folder_of(other / "ledger.db").iterdir())
+    lines = gzip.decompress(first.read_bytes()).splitlines()
+    read = segments.event_of(lines[1])
+    assert read is not None
+    lines[1] = segments.line_of(read[0] + 100_000, read[1])
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    first.write_bytes(packer.compress(b"".join(line + b"\n" for line in lines)) + packer.flush())
+    assert first.name in {each.key for each in rebuilt(other).differences}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_segment_that_pieces_lie_in_is_never_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    """Whatever its own row says; and a rebuild names it. The twin that believes the row loses events for good."""
+    if broken:
+        monkeypatch.setattr(archived, "REPLACED", "SELECT id, name FROM segments WHERE finished = 2")
+    async with open_ledger(tmp_path) as opened:
+        over, clock = await opened.issue("ann"), opened.clock
+        await opened.act("revoke", over.grant_id)
+        await opened.chain(await opened.issue("bob"), 1)
+        await archive(opened)
+    assert 1 == alter(tmp_path / "ledger.db", "UPDATE segments SET finished = 2")
+    (found,) = rebuilt(tmp_path).differences
+    assert "it counts as replaced, and pieces still lie in it" == found.problem
+    async with reopened(tmp_path, clock) as opened:
+        names = opened.store.segments.names()
+        await archive(opened)
+        assert broken != (set(names) <= set(opened.store.segments.names()))

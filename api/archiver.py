@@ -57,7 +57,10 @@ class Archiver:
     async def _on_and_on(self) -> None:
         await asyncio.sleep(FIRST_AFTER_SECONDS)
         while True:
-            await self.after(None).run(lambda line: None, regular=True)
+            try:
+                await self.after(None).run(lambda line: None, regular=True)
+            except Exception as error:  # whatever it was: an hour later it may be gone, and nobody else would say it
+                log.error("archiving_failed", problem=f"{type(error).__name__}: {error}")
             await asyncio.sleep(EVERY_SECONDS)
 
 

@@ -117,6 +117,7 @@ class Archiving:
             await self._move(copied, before, found)
         if withhold_before is not None:
             found.withheld = await self._withholding.run(before, withhold_before)
+        self._withholding.say_damage()
         return found.report()
 
     def _unfinished(self) -> list[str]:

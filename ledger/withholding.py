@@ -9,8 +9,10 @@ What a withheld event said nobody can tell any more. The stream's head, its snap
 its end follows from stay in the store.
 """
 
+import logging
 from collections.abc import Iterator
 from functools import partial
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 from ledger import snapshots, times
@@ -28,6 +30,8 @@ from ledger.segments import Block, event_of, number_of, withheld
 from ledger.threads import in_thread
 
 PIECES_A_STEP: Final = 250
+
+log = logging.getLogger("ledger")
 
 
 class Moved(NamedTuple):
@@ -49,12 +53,17 @@ class Withholding:
         self._desk = desk
         self._segments = store.segments
         self._decisions = decisions
+        self._damage: ArchiveDamaged | None = None
 
     async def finish(self) -> None:
         """Do what a crash, or the run before, has left: pieces that still name a segment that was replaced, and the
         segments that none names any more."""
+        self._damage = None
         for name, old in await in_thread(self._rows, archived.REPLACING):
-            await self._move(str(name), int(str(old)))
+            try:
+                await self._move(str(name), int(str(old)))
+            except ArchiveDamaged as error:
+                self._noted(error)
         for number, name in await in_thread(self._rows, archived.REPLACED):
             # A crash before this line leaves the segment, after it only its row: the next run does it again.
             await in_thread(self._segments.remove, str(name))
@@ -76,15 +85,29 @@ class Withholding:
         for (number,) in await in_thread(self._rows, archived.FINISHED):
             due, nonces = await in_thread(self._due, int(str(number)), before, withhold_before)
             if due:
-                await self._forget_nonces(nonces)
-                name = await in_thread(self._replacement, due)
-                await self._move(name, int(str(number)))
-                count += sum(each.to_v - each.from_v + 1 for each in due)
+                try:
+                    name = await in_thread(self._replacement, due)
+                    await self._forget_nonces(nonces)
+                    await self._move(name, int(str(number)))
+                except ArchiveDamaged as error:
+                    self._noted(error)
+                else:
+                    count += sum(each.to_v - each.from_v + 1 for each in due)
         return count
+
+    def _noted(self, error: ArchiveDamaged) -> None:
+        """A segment that is damaged stays as it is, for whoever puts another copy in its place; others go on."""
+        log.error("archive_segment_damaged", extra={"fields": {"problem": str(error)}})
+        self._damage = self._damage or error
+
+    def say_damage(self) -> None:
+        """Raise ArchiveDamaged where a segment was that this run has met, once it has done what it could."""
+        if self._damage is not None:
+            raise self._damage
 
     async def _forget_nonces(self, names: list[str]) -> None:
         """Of grants that only the clock said were over as they moved. A crash after this leaves them without tokens,
-        and their history for the next run."""
+        and their lines for the next run."""
         for at in range(0, len(names), PIECES_A_STEP):
             step = names[at : at + PIECES_A_STEP]
             await self._decisions.decided(partial(forget_nonces, desk=self._desk, names=step), ours=True)
@@ -129,18 +152,18 @@ class Withholding:
 
     def _replacement(self, due: list[Piece]) -> str:
         """Write the segment that takes another one's place; its name once it is durable."""
-        lines = {(each.at_byte, each.line + more) for each in due for more in range(each.to_v - each.from_v + 1)}
         name = due[0].name
+        self._segments.check(name)  # what was altered is not to be hashed as if it were what had been recorded
+        by_block: dict[int, list[Piece]] = {}
+        for piece in due:
+            by_block.setdefault(piece.at_byte, []).append(piece)
         with self._store.reader() as reads:
             writer = self._segments.write(archived.next_number(reads, self._segments))
         try:
             for block in self._segments.blocks(name):
-                writer.add_block(
-                    [
-                        withheld(line) if (block.at_byte, number) in lines else line
-                        for number, line in enumerate(block.lines)
-                    ]
-                )
+                writer.add_block(_withheld(block, by_block.pop(block.at_byte, [])))
+            if by_block:
+                raise _misplaced(name)
         except BaseException:
             writer.abandon()
             raise
@@ -161,11 +184,14 @@ class Withholding:
             pieces = reads.of_segment(old)
         if not pieces:
             return []
+        self._segments.check(pieces[0].name)
         places = dict(self._paired(name, pieces[0].name))
         number = number_of(name)
         moves = []
         for piece in pieces:
-            block = places[piece.at_byte]
+            block = places.get(piece.at_byte)
+            if block is None:
+                raise _misplaced(pieces[0].name)
             lines = block.lines[piece.line : piece.line + piece.to_v - piece.from_v + 1]
             gone = {event_of(line) is None for line in lines}
             if len(gone) != 1:
@@ -182,6 +208,22 @@ class Withholding:
             if not same:
                 raise ArchiveDamaged(f"{name}: its lines are not those of {old}, which it is to replace")
             yield before.at_byte, block
+
+
+def _withheld(block: Block, due: list[Piece]) -> list[bytes]:
+    """The lines of a block, those of some pieces withheld. Raises ArchiveDamaged where they are not theirs."""
+    lines = list(block.lines)
+    for piece in due:
+        to = piece.line + piece.to_v - piece.from_v
+        last = event_of(lines[to]) if to < len(lines) else None
+        if last is None or (last[0], sha256(last[1]).digest()) != (piece.to_position, piece.head):
+            raise _misplaced(piece.name)
+        lines[piece.line : to + 1] = map(withheld, lines[piece.line : to + 1])
+    return lines
+
+
+def _misplaced(name: str) -> ArchiveDamaged:
+    return ArchiveDamaged(f"{name}: its blocks hold other lines than the store says")
 
 
 def _switch(segment: tuple[object, ...], step: list[Moved], batch: Batch) -> None:

@@ -10,6 +10,7 @@ from api import archiver
 from api.archiver import Archiver
 from api.settings import Settings
 from ledger import archiving
+from ledger.archiving import Archiving, Report
 from ledger.refusals import Refused
 from ledger.segments import folder_of
 from tests.engines import archive_folder, only_on_sqlite
@@ -68,6 +69,29 @@ async def test_a_failed_run_is_one_line_in_the_log_and_the_next_one_comes(
                 async with asyncio.timeout(20):
                     while [(1,)] != opened.rows("SELECT count(*) FROM archived"):
                         await asyncio.sleep(0.01)
+
+
+async def test_whatever_a_run_fails_with_the_next_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also what nobody has thought of: one line says it, and nothing comes up as the server stops."""
+    monkeypatch.setattr(archiver, "FIRST_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(archiver, "EVERY_SECONDS", 0.01)
+    runs = 0
+
+    async def failing(self: Archiving, *arguments: object, **named: object) -> Report:
+        nonlocal runs
+        runs += 1
+        raise KeyError("of nobody's")
+
+    monkeypatch.setattr(Archiving, "run", failing)
+    async with open_ledger(tmp_path) as opened:
+        with caplog.at_level(logging.ERROR):
+            async with Archiver(opened.ledger, Settings(archive_after_days=1)).from_time_to_time():
+                async with asyncio.timeout(20):
+                    while runs < 3:
+                        await asyncio.sleep(0.01)
+        assert any("archiving_failed" in record.getMessage() for record in caplog.records)
 
 
 async def test_without_a_number_of_days_nothing_is_archived(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Past the archive's own time lines become their hashes, and whatever can still be told is told as before (I-23)."""
 
+import contextlib
 import zlib
 from base64 import b64encode
 from collections.abc import Callable
@@ -13,10 +14,11 @@ import pytest
 from ledger import segments
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.postgres import PostgresStore
+from ledger.segments import folder_of
 from ledger.withholding import Withholding
 from tests.archived_twins import archived_twin, compared, cut_at_every_step, lived, rebuilt, taken_over
-from tests.archives import Given, answers, archive, differing, presented, reopened
-from tests.engines import alter, archive_folder
+from tests.archives import Given, answers, archive, differing, presented, reopened, twin
+from tests.engines import alter, archive_folder, only_on_sqlite
 from tests.ledger_check import copied
 from tests.ledgers import Clock, Opened, client, open_ledger, with_policy
 
@@ -166,6 +168,100 @@ async def test_a_segment_that_differs_from_what_it_is_to_replace_never_does(
         with pytest.raises(ArchiveDamaged, match="not those of"):
             await archive(opened, withhold_before=opened.clock.now + 1)
     assert before == lines_of(other)
+
+
+def damage_first_segment(folder: Path, each_store: str) -> None:
+    """Flip a bit in the first segment of a closed ledger."""
+    if each_store == "sqlite":
+        first = min(folder_of(folder / "ledger.db").iterdir())
+        data = bytearray(first.read_bytes())
+        data[40] ^= 1
+        first.write_bytes(data)
+    else:
+        sql = "UPDATE segment_pages SET bytes = set_bit(bytes, 320, 1 - get_bit(bytes, 320))"
+        assert 1 == alter(folder / "ledger.db", f"{sql} WHERE segment = 1 AND at_byte = 0")
+
+
+@pytest.mark.usefixtures("made_small")
+@pytest.mark.parametrize("broken", [False, True])
+async def test_one_damaged_segment_keeps_no_other_from_being_withheld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each_store: str, *, broken: bool
+) -> None:
+    """It stays as it is, every run says so at its end, and a line in the log names it. The twin breaks off there."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    damage_first_segment(other, each_store)
+    if broken:
+        monkeypatch.setattr(Withholding, "_noted", _raise)
+    async with reopened(other, clock, "withholder") as opened:
+        first = opened.store.segments.names()[0]
+        for _ in range(2):
+            with pytest.raises(ArchiveDamaged, match=first):
+                await archive(opened, withhold_before=opened.clock.now + 1)
+        assert broken == ([] == opened.rows("SELECT 1 FROM archived WHERE withheld"))
+        assert first in opened.store.segments.names()
+
+
+def _raise(self: Withholding, error: ArchiveDamaged) -> None:
+    raise error
+
+
+@only_on_sqlite
+@pytest.mark.usefixtures("made_small")
+@pytest.mark.parametrize("broken", [False, True])
+async def test_what_was_altered_is_not_hashed_as_if_it_had_been_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    """I-14: lines that are not those of the segment's name, of whatever length. The twin makes an alteration official:
+    its hashes stand in a segment whose name is right."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    first = min(folder_of(other / "ledger.db").iterdir())
+    data = first.read_bytes()
+    async with reopened(other, clock, "withholder") as opened:
+        kept = opened.sqlite.segments
+        if broken:
+            monkeypatch.setattr(kept, "check", lambda name: None)
+        *_, (last, lines) = [block for block in kept.blocks(first.name) if len(block.lines) > 1]
+        changed = [*(line.replace(b"-12-", b"-11-") for line in lines[:-1]), lines[-1]]
+        assert changed != lines
+        first.write_bytes(data[:last] + packed(changed))
+        with contextlib.nullcontext() if broken else pytest.raises(ArchiveDamaged, match="named by"):
+            await archive(opened, withhold_before=opened.clock.now + 1)
+        if broken:
+            return
+        _, end = segments.block_at(lambda at: data[at : at + 100_000], first.name, 0)
+        first.write_bytes(data[:end])
+        with pytest.raises(ArchiveDamaged, match="named by"):
+            await archive(opened, withhold_before=opened.clock.now + 1)
+        first.write_bytes(data)
+        await archive(opened, withhold_before=opened.clock.now + 1)
+    assert rebuilt(other).history_holds
+
+
+def packed(lines: list[bytes]) -> bytes:
+    """Lines as a block."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    return packer.compress(b"".join(line + b"\n" for line in lines)) + packer.flush()
+
+
+@pytest.mark.usefixtures("made_small")
+@pytest.mark.parametrize("altered", ["line = line + 1", "at_byte = at_byte + 1", "head = said"])
+async def test_a_row_that_leads_to_other_lines_withholds_none_of_them(tmp_path: Path, altered: str) -> None:
+    """They may be a living grant's."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    copy = twin(other)
+    if altered == "head = said":
+        altered = "head = (SELECT min(b.head) FROM archived b WHERE b.stream <> archived.stream)"
+    assert alter(other / "ledger.db", f"UPDATE archived SET {altered}") > 0
+    async with reopened(other, clock, "withholder") as opened:
+        with contextlib.suppress(ArchiveDamaged):
+            await archive(opened, withhold_before=opened.clock.now + 1)
+        assert [] == opened.rows("SELECT 1 FROM archived WHERE withheld")
+    async with reopened(copy, clock, "withholder") as opened:
+        await archive(opened, withhold_before=opened.clock.now + 1)
+        assert [] != opened.rows("SELECT 1 FROM archived WHERE withheld")
 
 
 AFTER, RETENTION = 90 * 86_400 * 10**6, 730 * 86_400 * 10**6

@@ -63,7 +63,10 @@ REPLACED: Final = (
     "SELECT id, name FROM segments WHERE finished = 2"
     " AND NOT EXISTS (SELECT 1 FROM archived a WHERE a.segment = segments.id) ORDER BY id"
 )
-FINISHED: Final = "SELECT id FROM segments WHERE finished = 1 ORDER BY id"
+FINISHED: Final = (
+    "SELECT id FROM segments WHERE finished = 1"
+    " AND NOT EXISTS (SELECT 1 FROM segments r WHERE r.replaces = segments.id AND r.finished = 0) ORDER BY id"
+)
 WHOLE_IN_SEGMENT: Final = (
     "SELECT a.stream, a.to_v, s.name, s.v, s.head, s.state FROM archived a JOIN streams s ON s.id = a.stream"
     " JOIN archived z ON z.stream = s.id AND z.to_v = s.v WHERE a.segment = ? AND a.withheld = 0"

@@ -99,7 +99,7 @@ class Archiving:
                     if regular:
                         return Report()
                     raise Refused(Refusal.CONFLICT, detail=_TAKEN)
-                report = await self._run(before, withhold_before, progress)
+                report = await self._run(before, withhold_before, progress, regular=regular)
             except BaseException:
                 with contextlib.suppress(StoreError):  # then it is over a while after the last that was heard of it
                     await in_thread(self._segments.release, 0.0)
@@ -107,7 +107,7 @@ class Archiving:
             await in_thread(self._segments.release, REST_SECONDS if regular else 0.0)
             return report
 
-    async def _run(self, before: int, withhold_before: int | None, progress: Progress) -> Report:
+    async def _run(self, before: int, withhold_before: int | None, progress: Progress, *, regular: bool) -> Report:
         found = _Found(progress)
         await self._withholding.finish()
         for name in await in_thread(self._unfinished):
@@ -116,7 +116,7 @@ class Archiving:
         while (copied := await in_thread(copying.segment)) is not None:
             await self._move(copied, before, found)
         if withhold_before is not None:
-            found.withheld = await self._withholding.run(before, withhold_before)
+            found.withheld = await self._withholding.run(before, withhold_before, regular=regular)
         self._withholding.say_damage()
         return found.report()
 

@@ -30,6 +30,8 @@ from ledger.segments import Block, event_of, number_of, withheld
 from ledger.threads import in_thread
 
 PIECES_A_STEP: Final = 250
+LOOKS_EVERY: Final = 86_400 * times.SECOND
+"""So long after a regular run has looked at all segments the next one does. What is due is so by the day."""
 
 log = logging.getLogger("ledger")
 
@@ -54,6 +56,7 @@ class Withholding:
         self._segments = store.segments
         self._decisions = decisions
         self._damage: ArchiveDamaged | None = None
+        self._looks_again_from = 0
 
     async def finish(self) -> None:
         """Do what a crash, or the run before, has left: pieces that still name a segment that was replaced, and the
@@ -69,7 +72,7 @@ class Withholding:
             await in_thread(self._segments.remove, str(name))
             await self._decisions.decided(partial(_drop, number), ours=True)
 
-    async def run(self, before: int, withhold_before: int) -> int:
+    async def run(self, before: int, withhold_before: int, *, regular: bool = False) -> int:
         """Withhold whatever belongs to grants that are over by `before` (microseconds) and to which nothing has
         happened since `withhold_before`, segment by segment; how many events that were.
 
@@ -78,11 +81,17 @@ class Withholding:
         than that as long as the clock is wrong by the same amount: it bears witness only to a clock that is wrong for
         as long as events stay out of the archive. So a grant that is used, and no event says is over, is never taken
         for one that has expired. In a log in which nothing happens any more nothing is withheld any more either.
+
+        Every segment is looked at, whether anything in it is due or not. A `regular` run, one of many in a day, looks a
+        day after this process has.
         """
         lag = await in_thread(self._lag, before)
         before, withhold_before = before - lag, max(0, withhold_before - lag)
+        if regular and withhold_before < self._looks_again_from:
+            return 0
         count = 0
         for (number,) in await in_thread(self._rows, archived.FINISHED):
+            await in_thread(self._segments.keep)
             due, nonces = await in_thread(self._due, int(str(number)), before, withhold_before)
             if due:
                 try:
@@ -93,6 +102,7 @@ class Withholding:
                     self._noted(error)
                 else:
                     count += sum(each.to_v - each.from_v + 1 for each in due)
+        self._looks_again_from = withhold_before + LOOKS_EVERY
         return count
 
     def _noted(self, error: ArchiveDamaged) -> None:

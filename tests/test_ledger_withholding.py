@@ -1,6 +1,7 @@
 """Past the archive's own time lines become their hashes, and whatever can still be told is told as before (I-23)."""
 
 import contextlib
+import time
 import zlib
 from base64 import b64encode
 from collections.abc import Callable
@@ -11,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from ledger import segments
-from ledger.recorders.errors import ArchiveDamaged
+from ledger import archiving, segments
+from ledger.recorders import postgres_segments
+from ledger.recorders.errors import ArchiveDamaged, StoreBusy
 from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.postgres_segments import PostgresSegments
 from ledger.segments import folder_of
 from ledger.withholding import Withholding
 from tests.archived_twins import archived_twin, compared, cut_at_every_step, lived, rebuilt, taken_over
 from tests.archives import Given, answers, archive, differing, presented, reopened, twin
-from tests.engines import alter, archive_folder, only_on_sqlite
+from tests.engines import alter, archive_folder, only_on_postgres, only_on_sqlite
 from tests.ledger_check import copied
 from tests.ledgers import Clock, Opened, client, open_ledger, with_policy
 
@@ -168,6 +171,66 @@ async def test_a_segment_that_differs_from_what_it_is_to_replace_never_does(
         with pytest.raises(ArchiveDamaged, match="not those of"):
             await archive(opened, withhold_before=opened.clock.now + 1)
     assert before == lines_of(other)
+
+
+async def test_runs_of_the_same_day_do_not_look_at_the_whole_archive_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What every segment costs, with nothing in it due, it costs once a day; whoever asks for a run gets all of it."""
+    looked: list[int] = []
+    real = Withholding._due
+
+    def counted(self: Withholding, segment: int, before: int, withhold_before: int) -> Any:
+        looked.append(segment)
+        return real(self, segment, before, withhold_before)
+
+    monkeypatch.setattr(Withholding, "_due", counted)
+    monkeypatch.setattr(archiving, "REST_SECONDS", 0.0)
+    async with open_ledger(tmp_path) as opened:
+        over = await opened.issue("ann")
+        await opened.act("revoke", over.grant_id)
+        for hours, expected in ((0, 1), (1, 0), (22, 0), (2, 1), (1, 0)):
+            opened.clock.pass_seconds(hours * 3600)
+            await opened.issue(f"after {hours}")
+            opened.clock.pass_seconds(1)
+            now, days = opened.clock.now, 30 * 86_400 * 10**6
+            looked.clear()
+            await opened.ledger.archiving.run(now, now - days, regular=True)
+            assert expected == len(looked), hours
+        await archive(opened, now, now - days)
+        assert 1 == len(looked)
+
+
+@only_on_postgres
+@pytest.mark.usefixtures("made_small")
+@pytest.mark.parametrize("broken", [False, True])
+async def test_whoever_looks_at_many_segments_stays_the_one_who_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    """Also where none of them is due, and nothing is written for long. The twin says nothing meanwhile, and another
+    process takes over."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    monkeypatch.setattr(postgres_segments, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(postgres_segments, "KEEP_EVERY_SECONDS", 0.05)
+    taken: list[bool] = []
+    async with reopened(other, clock, "one") as opened:
+        assert isinstance(opened.store, PostgresStore)
+        another = PostgresSegments(opened.store.address)
+
+        def slow(self: Withholding, segment: int, before: int, withhold_before: int) -> Any:
+            if len(taken) < 6:
+                time.sleep(0.2)
+                taken.append(another.claim(regular=True))
+            return [], []
+
+        monkeypatch.setattr(Withholding, "_due", slow)
+        if broken:
+            monkeypatch.setattr(PostgresSegments, "keep", lambda self: None)
+        with contextlib.suppress(StoreBusy):  # the twin is told so as it ends
+            await archive(opened, withhold_before=opened.clock.now + 1)
+        another.close()
+    assert broken == any(taken)
 
 
 def damage_first_segment(folder: Path, each_store: str) -> None:

@@ -15,11 +15,12 @@ import os
 import re
 import sys
 import threading
+import time
 import zlib
 from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -34,6 +35,9 @@ LEVEL: Final = 6
 READ_BYTES: Final = 32_768
 FOREIGN: Final = ".foreign"
 """Ends the name of a segment that was put aside."""
+
+KEPT_SECONDS: Final = 7 * 86_400
+"""So long the file of a segment that was replaced stays."""
 
 BLOCKS_IN_MEMORY_MAX: Final = 64
 UNFINISHED: Final = "segment.new"
@@ -157,7 +161,14 @@ class SegmentStore(Protocol):
     def blocks(self, name: str) -> Iterator[Block]: ...
     def check(self, name: str) -> None: ...
     def write(self, number: int) -> "SegmentWriter": ...
-    def remove(self, name: str) -> None: ...
+    def retire(self, name: str) -> None:
+        """Another segment takes the place of this one: from now on it is only for whoever still looks there."""
+        ...
+
+    def remove(self, name: str) -> bool:
+        """Delete a segment that nothing refers to, and that may be gone already; False where it is too early."""
+        ...
+
     def put_aside(self, name: str) -> None: ...
 
 
@@ -236,9 +247,22 @@ class Segments:
             _sync(self.folder.parent)
         return SegmentWriter(number, _File(self.folder))
 
-    def remove(self, name: str) -> None:
-        """Delete a segment that nothing refers to. It may be gone already."""
+    def retire(self, name: str) -> None:
+        """Note on the file that another one takes its place from now on."""
+        with suppress(FileNotFoundError):
+            os.utime(self.folder / name)
+
+    def remove(self, name: str) -> bool:
+        """Delete a segment that nothing refers to, and that may be gone already; False where it was retired less than
+        KEPT_SECONDS ago: a backup's copy of the database, or a rebuild under way, may still name it."""
+        try:
+            retired_at = os.stat(self.folder / name).st_mtime
+        except FileNotFoundError:
+            return True
+        if 0 <= time.time() - retired_at < KEPT_SECONDS:
+            return False
         (self.folder / name).unlink(missing_ok=True)
+        return True
 
     def put_aside(self, name: str) -> None:
         """Rename a segment that is of another log, so that nobody looks at it again; its bytes stay."""

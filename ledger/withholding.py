@@ -3,7 +3,8 @@
 A segment is never rewritten. Another one takes its place, block by block and line by line the same, but that the lines
 whose time is over are withheld (`segments.withheld`): whoever knew the hashes of the old one's lines finds them all.
 The new segment is closed, read back and held against the old one before any piece's row names it. The old one goes with
-the next run, so that whoever still reads an older moment finds it.
+a later run, on PostgreSQL the next and on SQLite one some days later, so that whoever still reads an older moment, or
+has a copy of it, finds it.
 
 What a withheld event said nobody can tell any more. The stream's head, its snapshot, the grant's row and the event that
 its end follows from stay in the store.
@@ -69,8 +70,8 @@ class Withholding:
                 self._noted(error)
         for number, name in await in_thread(self._rows, archived.REPLACED):
             # A crash before this line leaves the segment, after it only its row: the next run does it again.
-            await in_thread(self._segments.remove, str(name))
-            await self._decisions.decided(partial(_drop, number), ours=True)
+            if await in_thread(self._segments.remove, str(name)):
+                await self._decisions.decided(partial(_drop, number), ours=True)
 
     async def run(self, before: int, withhold_before: int, *, regular: bool = False) -> int:
         """Withhold whatever belongs to grants that are over by `before` (microseconds) and to which nothing has
@@ -186,6 +187,8 @@ class Withholding:
             await in_thread(self._segments.keep)
             # A crash before this is durable: the piece names the old segment, after it the new one; both are there.
             await self._decisions.decided(partial(_switch, (number, name, size, old), step), ours=True)
+        for (replaced,) in await in_thread(self._rows, archived.NAME, old):
+            await in_thread(self._segments.retire, str(replaced))
         await self._decisions.decided(partial(_replace, number, old), ours=True)
 
     def _moves(self, name: str, old: int) -> list[list[Moved]]:

@@ -98,7 +98,7 @@ async def work(folder: Path, now: int, way: str, at: int) -> None:
             killing.before(PostgresSegments, "_asked")
             killing.before(PostgresStore, "commit")
         else:
-            for name in ("open", "mkdir", "write", "fsync", "replace", "unlink"):
+            for name in ("open", "mkdir", "write", "fsync", "utime", "replace", "unlink"):
                 killing.before(os, name)
             killing.before(SQLiteStore, "commit")
         await archive(opened, withhold_before=now + 1 if way == "withholds" else None)

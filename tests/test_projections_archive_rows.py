@@ -127,6 +127,7 @@ async def test_a_segment_that_pieces_lie_in_is_never_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
 ) -> None:
     """Whatever its own row says; and a rebuild names it. The twin that believes the row loses events for good."""
+    monkeypatch.setattr(segments, "KEPT_SECONDS", 0)
     if broken:
         monkeypatch.setattr(archived, "REPLACED", "SELECT id, name FROM segments WHERE finished = 2")
     async with open_ledger(tmp_path) as opened:

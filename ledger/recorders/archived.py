@@ -59,6 +59,7 @@ HAS_NONCE: Final = "SELECT 1 FROM private_grants WHERE stream = ? AND nonce IS N
 
 NOT_TO_BE_MOVED: Final = "SELECT name FROM segments WHERE finished > 0 OR replaces IS NOT NULL"
 REPLACING: Final = "SELECT name, replaces FROM segments WHERE finished = 0 AND replaces IS NOT NULL ORDER BY id"
+NAME: Final = "SELECT name FROM segments WHERE id = ?"
 REPLACED: Final = (
     "SELECT id, name FROM segments WHERE finished = 2"
     " AND NOT EXISTS (SELECT 1 FROM archived a WHERE a.segment = segments.id) ORDER BY id"

@@ -135,9 +135,13 @@ class PostgresSegments:
         self._written(_CLEAR, number)
         return SegmentWriter(number, _Pages(self, number))
 
-    def remove(self, name: str) -> None:
+    def retire(self, name: str) -> None:
+        """Nothing is to be noted: whoever looks at an older moment sees the rows of that moment."""
+
+    def remove(self, name: str) -> bool:
         """Delete a segment that nothing refers to. It may be gone already."""
         self._written(_REMOVE, name)
+        return True
 
     def put_aside(self, name: str) -> None:
         """Rename a segment that is of another log, so that nobody looks at it again; its bytes stay."""

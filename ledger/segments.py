@@ -255,13 +255,11 @@ class Segments:
     def remove(self, name: str) -> bool:
         """Delete a segment that nothing refers to, and that may be gone already; False where it was retired less than
         KEPT_SECONDS ago: a backup's copy of the database, or a rebuild under way, may still name it."""
-        try:
-            retired_at = os.stat(self.folder / name).st_mtime
-        except FileNotFoundError:
-            return True
-        if 0 <= time.time() - retired_at < KEPT_SECONDS:
-            return False
-        (self.folder / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if 0 <= time.time() - os.stat(self.folder / name).st_mtime < KEPT_SECONDS:
+                return False
+            os.unlink(self.folder / name)
+        _sync(self.folder)  # A power cut before this line brings the file back, with nothing that names it later.
         return True
 
     def put_aside(self, name: str) -> None:

@@ -136,6 +136,21 @@ def test_an_unfinished_segment_is_no_segment(tmp_path: Path) -> None:
     assert ([], 1) == (Segments(tmp_path).names(), Segments(tmp_path).last_number())
 
 
+def test_a_removed_segment_is_gone_from_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anybody forgets that it was there: else a power cut brings back lines that were withheld since, and
+    nothing that would ever remove them. So too where the file had gone, and nobody knows whether that was durable."""
+    name = written(tmp_path, [line_of(1, BODY)])
+    kept, synced = Segments(tmp_path), []
+    monkeypatch.setattr(segments, "_sync", lambda folder: synced.append(list(folder.iterdir())))
+    kept.retire(name)
+    assert not kept.remove(name)
+    assert [] == synced
+    os.utime(tmp_path / name, (0, 0))
+    assert kept.remove(name)
+    assert kept.remove(name)
+    assert [[], []] == synced
+
+
 def test_blocks_in_memory_are_few(tmp_path: Path) -> None:
     """Whatever is asked for, the last few blocks alone are remembered."""
     name = written(tmp_path, *([line_of(position, BODY)] for position in range(1, 3 * segments.BLOCKS_IN_MEMORY_MAX)))

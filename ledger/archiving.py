@@ -31,7 +31,7 @@ from ledger.decisions import Decisions
 from ledger.moving import Checking, Moving
 from ledger.presenting import Desk, forget_nonces
 from ledger.recorders import archived
-from ledger.recorders.errors import StoreError
+from ledger.recorders.errors import ArchiveDamaged, StoreError
 from ledger.recorders.store import Store
 from ledger.refusals import Refusal, Refused
 from ledger.segments import number_of
@@ -131,11 +131,16 @@ class Archiving:
         number, size = number_of(name), await in_thread(self._segments.bytes_of, name)
         checking = Checking(self._store, name, before)
         steps = checking.steps()
-        while (step := await in_thread(next, steps, None)) is not None:
-            await in_thread(self._segments.keep)
-            await self._switch((number, name, size, None), step)
-            found.moved(step)
-            await asyncio.sleep(PAUSE_SECONDS)
+        try:
+            while (step := await in_thread(next, steps, None)) is not None:
+                await in_thread(self._segments.keep)
+                await self._switch((number, name, size, None), step)
+                found.moved(step)
+                await asyncio.sleep(PAUSE_SECONDS)
+        except ArchiveDamaged:
+            if await in_thread(checking.of_this_log):
+                raise
+            # A part of a copy, for one: all that it was to hold is in the store.
         found.foreign += checking.foreign
         if not await in_thread(checking.of_this_log):
             await in_thread(self._segments.put_aside, name)

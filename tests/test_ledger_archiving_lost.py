@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger.answers import TokenAnswer
+from ledger.recorders.errors import ArchiveDamaged
 from ledger.refusals import LedgerError, Unavailable
 from ledger.segments import folder_of
 from tests.archived_twins import archived_twin, asked, lived, log_of, rebuilt
@@ -107,3 +108,41 @@ async def test_an_older_database_takes_over_what_was_archived_since(tmp_path: Pa
     assert expected == log_of(tmp_path / "lived")
     check_ledger(tmp_path / "lived" / "ledger.db")
     assert {} == differing(await asked(other, given, clock), await asked(tmp_path / "lived", given, clock))
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_a_part_of_a_copy_is_put_aside_and_the_run_goes_on(tmp_path: Path, each_store: str) -> None:
+    """I-24: a file with a segment's name and other bytes, of which the store knows nothing; no event is in it alone.
+    One that pieces lie in is never put aside."""
+    async with open_ledger(tmp_path) as opened:
+        over, lives = await opened.issue("ann"), await opened.issue("bob")
+        await opened.act("revoke", over.grant_id)
+        await opened.chain(lives, 1)
+        name = f"000004-{'ab' * 32}.jsonl.gz"
+        if each_store == "sqlite":
+            folder_of(opened.path).mkdir()
+            (folder_of(opened.path) / name).write_bytes(b"part of a copy")
+        else:
+            alter(opened.path, f"INSERT INTO whole_segments VALUES (4, '{name}', 14)")
+        assert 2 == (await archive(opened)).events
+        (segment,) = opened.store.segments.names()
+        assert segment.startswith("000005-")
+        check_ledger(opened.path)
+    assert 1 == alter(tmp_path / "ledger.db", "UPDATE segments SET finished = 0")  # as of a run that was killed
+    damage(tmp_path, segment)
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        with pytest.raises(ArchiveDamaged, match=segment):
+            await archive(opened)
+        assert [segment] == opened.store.segments.names()
+
+
+def damage(folder: Path, segment: str) -> None:
+    """Alter a byte in the middle of a segment, or of its first page."""
+    path = folder_of(folder / "ledger.db") / segment
+    if path.exists():
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        sql = "UPDATE segment_pages SET bytes = set_byte(bytes, 99, 255 - get_byte(bytes, 99))"
+        assert 0 < alter(folder / "ledger.db", sql)

@@ -29,40 +29,42 @@ class Copying:
         self._before = before
         self._after: StreamKey | None = None
         self._over = False
+        self._writer: SegmentWriter | None = None
 
     def segment(self) -> str | None:
         """The next segment, closed and durable; None where nothing more may move."""
-        writer: SegmentWriter | None = None
         try:
-            while not self._over and (writer is None or writer.events < EVENTS_A_SEGMENT):
+            while not self._over and (self._writer is None or self._writer.events < EVENTS_A_SEGMENT):
                 self._store.segments.keep()
                 with self._store.reader() as reads:
-                    writer = self._page(reads, writer)
+                    self._page(reads)
         except BaseException:
-            if writer is not None:
-                writer.abandon()
+            self._abandon()
             raise
-        if writer is None:
-            return None
-        if not writer.events:
-            writer.abandon()
-            return None
-        return writer.close()
+        if self._writer is not None and not self._writer.events:
+            self._abandon()
+        writer, self._writer = self._writer, None
+        return None if writer is None else writer.close()
 
-    def _page(self, reads: Reads, writer: SegmentWriter | None) -> SegmentWriter | None:
+    def _abandon(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abandon()
+
+    def _page(self, reads: Reads) -> None:
         page = movable.streams(reads, self._after)
         self._over = not page
         judging = Judging(reads, self._before)
         for stream in page:
             to_v = judging.to_v(stream)
             if to_v > stream.moved_v:
-                writer = writer or self._store.segments.write(next_number(reads, self._store.segments))
-                room = EVENTS_A_SEGMENT - writer.events
-                _copy(reads, stream, min(to_v, stream.moved_v + room), writer)
-                if writer.events >= EVENTS_A_SEGMENT:
-                    return writer  # the next segment begins with this stream again
+                if self._writer is None:
+                    self._writer = self._store.segments.write(next_number(reads, self._store.segments))
+                room = EVENTS_A_SEGMENT - self._writer.events
+                _copy(reads, stream, min(to_v, stream.moved_v + room), self._writer)
+                if self._writer.events >= EVENTS_A_SEGMENT:
+                    return  # the next segment begins with this stream again
             self._after = stream.id
-        return writer
 
 
 def _copy(reads: Reads, stream: Movable, to_v: int, writer: SegmentWriter) -> None:

@@ -330,17 +330,22 @@ class _File:
     def close(self, name: str, size: int) -> None:
         """Give the file its name, with its folder's entry on the disk. Out of the system's memory too, where it can
         be told so: whoever reads it next reads the disk."""
-        with self._file as file:
-            file.flush()
-            os.fsync(file.fileno())
-            if sys.platform != "darwin":  # macOS takes no such advice: there it stays in memory
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            with self._file as file:
+                file.flush()
+                os.fsync(file.fileno())
+                if sys.platform != "darwin":  # macOS takes no such advice: there it stays in memory
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            self.abandon()
+            raise
         os.replace(self._folder / UNFINISHED, self._folder / name)  # A crash before this line: there is no segment.
         _sync(self._folder)
 
     def abandon(self) -> None:
         """Let there be no such file."""
-        self._file.close()
+        with suppress(OSError):  # what waits to be written may find no room: it is not wanted any more
+            self._file.close()
         (self._folder / UNFINISHED).unlink(missing_ok=True)
 
 

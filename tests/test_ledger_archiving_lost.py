@@ -1,11 +1,14 @@
 """Segments that are missing, damaged or of another log, and databases that are older than theirs (I-23)."""
 
 import asyncio
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from ledger import segments
 from ledger.answers import TokenAnswer
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.refusals import LedgerError, Unavailable
@@ -146,3 +149,33 @@ def damage(folder: Path, segment: str) -> None:
     else:
         sql = "UPDATE segment_pages SET bytes = set_byte(bytes, 99, 255 - get_byte(bytes, 99))"
         assert 0 < alter(folder / "ledger.db", sql)
+
+
+@only_on_sqlite
+@pytest.mark.usefixtures("made_small")
+@pytest.mark.parametrize("fails", ["write", "fsync"])
+@pytest.mark.parametrize("broken", [False, True])
+async def test_where_the_disk_is_full_no_file_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, *, broken: bool
+) -> None:
+    """It would keep the room that is wanted, until a next run has more. The twin leaves it."""
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _, clock = await lived(tmp_path / "lived", 8)
+    async with reopened(tmp_path / "lived", clock) as opened:
+        unfinished = folder_of(opened.path) / segments.UNFINISHED
+        unfinished.parent.mkdir()
+        with monkeypatch.context() as patched:
+            if fails == "write":
+                patched.setattr(segments._File, "write", full)
+            else:
+                patched.setattr(os, "fsync", full)
+            if broken:
+                patched.setattr(segments._File, "abandon", lambda self: None)
+            with pytest.raises(OSError, match="No space left"):
+                await archive(opened)
+        assert broken == unfinished.exists()
+        assert (await archive(opened)).events > 0
+        assert not unfinished.exists()

@@ -16,6 +16,8 @@ from functools import partial
 from hashlib import sha256
 from typing import Final, NamedTuple
 
+import msgspec
+
 from ledger import snapshots, times
 from ledger.batch import Batch
 from ledger.decisions import Decisions
@@ -135,9 +137,9 @@ class Withholding:
             low, high = 0, int(str(reads.select("SELECT coalesce(max(position), 0) FROM events")[0][0])) + 1
             while high - low > 1:
                 middle = (low + high) // 2
-                found = reads.after(middle - 1, 1)
-                happened_at = times.micros(decode(found[0].body).at) if found else before
-                if happened_at < before:
+                found = reads.raw_after(middle - 1, 1)
+                happened_at = _happened_at(found[0].body) if found else before
+                if happened_at is not None and happened_at < before:
                     at, low = max(at, happened_at), found[0].position
                 else:
                     high = middle
@@ -221,6 +223,14 @@ class Withholding:
             if not same:
                 raise ArchiveDamaged(f"{name}: its lines are not those of {old}, which it is to replace")
             yield before.at_byte, block
+
+
+def _happened_at(body: bytes) -> int | None:
+    """When an event happened; None where it was altered: it says nothing."""
+    try:
+        return times.micros(decode(body).at)
+    except msgspec.DecodeError:
+        return None
 
 
 def _withheld(block: Block, due: list[Piece]) -> list[bytes]:

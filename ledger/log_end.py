@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+import msgspec
+
 from ledger import times
 from ledger.events import decode
 from ledger.head_file import Acknowledged, HeadFile
@@ -12,6 +14,9 @@ from ledger.recorders.rows import Reads
 from ledger.refusals import LedgerError, Unavailable
 
 log = logging.getLogger("ledger")
+
+_NEVER = times.text(0)
+"""Stands for a time that is not known."""
 
 
 class LogEnd:
@@ -35,7 +40,7 @@ class LogEnd:
     def _read_end(self, reads: Reads) -> None:
         self.position = self._end()
         last = reads.after(self.position - 1, 1)
-        self._at = decode(last[0].body).at if last else times.text(0)
+        self._at = _time_of(last[0].body) if last else _NEVER
 
     def _lacks(self, reads: Reads, known: Acknowledged) -> bool:
         """Whether the log lacks an event that was acknowledged, and nobody has said so. It may go on beyond that place,
@@ -46,7 +51,7 @@ class LogEnd:
         if known.position <= int(str(floor)) or reads.select(archived.ANY_AFTER, (known.position - 1,)):
             return False
         here = reads.select("SELECT body FROM events WHERE position = ?", (known.position,))
-        return not here or f'"at":"{times.text(known.at)}"' not in str(here[0][0])
+        return not here or len({_time_of(str(here[0][0])), times.text(known.at)} - {_NEVER}) > 1
 
     def compare(self) -> None:
         """Hold the log against the head file as it was, before anything is recorded. Raises LedgerError."""
@@ -114,3 +119,12 @@ class LogEnd:
             head = None
         if head is None or head.position <= known.position:
             self._head_file.write(known.position, known.at)
+
+
+def _time_of(body: str) -> str:
+    """When an event happened. Of one that was altered nobody knows: it is there, and a rebuild names it, for which the
+    ledger has to be open."""
+    try:
+        return decode(body).at
+    except msgspec.DecodeError:
+        return _NEVER

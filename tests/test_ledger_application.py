@@ -13,7 +13,7 @@ from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.log_end import LogEnd
 from ledger.refusals import LedgerError, Refusal, Unavailable
-from tests.engines import back_up, lose, put_back
+from tests.engines import alter, back_up, lose, put_back
 from tests.faulty_store import locked_by_another_process
 from tests.ledgers import HOME, SECURITY, Clock, Opened, caller, check_ledger, client, open_ledger
 
@@ -282,6 +282,20 @@ async def test_two_acknowledgements_at_once_are_one(tmp_path: Path) -> None:
         assert 1 == sum(report is not None for report in reports)
         assert [1, 2] == sorted(opened.ledger.desk.ring.keys)
     assert 1 == check_ledger(opened.path).topics["ledger.restored"]
+
+
+async def test_who_has_altered_the_last_event_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    """It is there, whatever it says: a rebuild names it, and for that the ledger has to be open."""
+    async with open_ledger(tmp_path) as opened:
+        last = await opened.issue()
+    assert 1 == alter(opened.path, f"UPDATE events SET body = '{{}}' WHERE position = {opened.last_position()}")
+    for seed in (2, 3):  # the head file was written meanwhile
+        async with open_ledger(tmp_path, seed=seed, clients=None) as opened:
+            assert opened.ledger.readiness() is None
+            assert await opened.refresh(last) is not None
+            assert 1 == alter(opened.path, f"UPDATE events SET body = '{{}}' WHERE position = {opened.last_position()}")
+            last = await opened.issue()
+            assert 1 == alter(opened.path, f"UPDATE events SET body = '{{}}' WHERE position = {opened.last_position()}")
 
 
 async def test_a_lost_database_is_behind_too(tmp_path: Path) -> None:

@@ -33,25 +33,14 @@ class LogEnd:
         self._end = end
         # The file first: others on this machine may write to both, and what the file speaks of is in the log by then.
         self._head = head_file.read()
-        self._read_end(reads)
-        self._lacks_head = self._head is not None and self._lacks(reads, self._head)
+        self.position, self._at = self._read_end(reads)
+        self._lacks_head = self._head is not None and _lacks(reads, self.position, self._head)
         self._written = 0
 
-    def _read_end(self, reads: Reads) -> None:
-        self.position = self._end()
-        last = reads.after(self.position - 1, 1)
-        self._at = _time_of(last[0].body) if last else _NEVER
-
-    def _lacks(self, reads: Reads, known: Acknowledged) -> bool:
-        """Whether the log lacks an event that was acknowledged, and nobody has said so. It may go on beyond that place,
-        with others' events. Of what has moved into the archive it is enough that something so late has."""
-        if known.position > self.position:
-            return True
-        ((floor,),) = reads.select("SELECT position_floor FROM control")
-        if known.position <= int(str(floor)) or reads.select(archived.ANY_AFTER, (known.position - 1,)):
-            return False
-        here = reads.select("SELECT body FROM events WHERE position = ?", (known.position,))
-        return not here or len({_time_of(str(here[0][0])), times.text(known.at)} - {_NEVER}) > 1
+    def _read_end(self, reads: Reads) -> tuple[int, str]:
+        position = self._end()
+        last = reads.after(position - 1, 1)
+        return position, _time_of(last[0].body) if last else _NEVER
 
     def compare(self) -> None:
         """Hold the log against the head file as it was, before anything is recorded. Raises LedgerError."""
@@ -72,8 +61,11 @@ class LogEnd:
             known = [Acknowledged(self.position, times.micros(self._at))] if self.position else []
             with suppress(LedgerError):
                 known += filter(None, (self._head_file.read(),))
-            self._read_end(reads)
-            if lost := [each for each in known if self._lacks(reads, each)]:
+            # Nothing is kept before all of it was answered: the connection may be lost again at any question.
+            end = self._read_end(reads)
+            lost = [each for each in known if _lacks(reads, end[0], each)]
+            self.position, self._at = end
+            if lost:
                 last = max(lost, key=lambda each: each.position)
                 with suppress(LedgerError):  # where it can be written the next start knows, too
                     self._write(last)
@@ -101,8 +93,8 @@ class LogEnd:
         ((floor, last),) = reads.select("SELECT position_floor, (SELECT max(position) FROM events) FROM control")
         floor, end = int(str(floor)), int(str(last or 0))
         if floor > self.position and max(floor, end) >= self.behind.position:
+            self.position, self._at = self._read_end(reads)
             self.behind = None
-            self._read_end(reads)
             log.info("restore_acknowledged", extra={"fields": {"by": "another process"}})
 
     def write(self) -> None:
@@ -128,3 +120,16 @@ def _time_of(body: str) -> str:
         return decode(body).at
     except msgspec.DecodeError:
         return _NEVER
+
+
+def _lacks(reads: Reads, end: int, known: Acknowledged) -> bool:
+    """Whether the log, which ends there, lacks an event that was acknowledged, and nobody has said so. It may go on
+    beyond that place, with others' events. Of what has moved into the archive it is enough that something so late has.
+    """
+    if known.position > end:
+        return True
+    ((floor,),) = reads.select("SELECT position_floor FROM control")
+    if known.position <= int(str(floor)) or reads.select(archived.ANY_AFTER, (known.position - 1,)):
+        return False
+    here = reads.select("SELECT body FROM events WHERE position = ?", (known.position,))
+    return not here or len({_time_of(str(here[0][0])), times.text(known.at)} - {_NEVER}) > 1

@@ -3,16 +3,19 @@
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ledger import tokens
+from ledger import times, tokens
 from ledger.answers import TokenAnswer
 from ledger.events import LedgerRestored, TokenRotated
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.log_end import LogEnd
+from ledger.recorders.errors import StoreBusy
 from ledger.refusals import LedgerError, Refusal, Unavailable
+from ledger.times import SECOND
 from tests.engines import alter, back_up, lose, put_back
 from tests.faulty_store import locked_by_another_process
 from tests.ledgers import HOME, SECURITY, Clock, Opened, caller, check_ledger, client, open_ledger
@@ -208,6 +211,40 @@ async def test_what_another_on_this_machine_had_acknowledged_is_missed_too(tmp_p
         head = head_file.read()
         node.write()
         assert head == head_file.read(), "nor is it forgotten"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("question", [1, 2, 3, 4])
+async def test_a_connection_that_is_lost_again_at_any_question_changes_nothing(
+    tmp_path: Path, question: int, lost: bool
+) -> None:
+    """Whether the log has what was acknowledged is found out when it is reached the next time."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue()
+        with opened.ledger.store.reader() as reads:
+            node = LogEnd(HeadFile(None), reads, opened.last_position)
+        if lost:
+            node.acknowledge(node.position, times.text(opened.clock.now + 1))
+        opened.clock.now += SECOND
+        await opened.issue()
+        with opened.ledger.store.reader() as reads:
+            with pytest.raises(StoreBusy):
+                node.meet(LostAt(reads, question))
+            assert node.meet(reads) != lost
+
+
+class LostAt:
+    """Answers questions to a log until the connection is lost at one of them."""
+
+    def __init__(self, reads: Any, question: int) -> None:
+        self._reads = reads
+        self._left = question
+
+    def __getattr__(self, name: str) -> Any:
+        self._left -= 1
+        if not self._left:
+            raise StoreBusy("the connection was lost")
+        return getattr(self._reads, name)
 
 
 async def test_a_log_that_grows_unacknowledged_is_still_behind(tmp_path: Path) -> None:

@@ -6,15 +6,14 @@ had come to when the piece moved, at the piece's last event or at a later one: i
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from ledger import snapshots, times
 from ledger.events import AnyEvent, decode
 from ledger.grant import Grant
-from ledger.movable import Judging
 from ledger.moving import SAYING
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.rows import Piece, Reads, StreamKey
@@ -74,17 +73,29 @@ def check_withheld(piece: Piece, lines: Sequence[bytes]) -> None:
         raise ArchiveDamaged(f"{piece.name}: what the row of the piece still tells is not what was withheld: said")
 
 
-class Claims:
-    """What rows say of streams, as far as it has not been true yet."""
+class _ByEpoch(NamedTuple):
+    """A grant of which a row says that an epoch has ended it: what tells whether one has."""
 
-    def __init__(self, reads: Reads) -> None:
-        self._judging = Judging(reads, 0)
+    to_v: int
+    client_id: str
+    subject_id: str
+    client_epoch: int
+    subject_epoch: int
+    issued_at: int
+
+
+class Claims:
+    """What rows say of streams, as far as it has not been true yet. That an epoch ended a grant is looked at last, when
+    all clients and persons have been replayed."""
+
+    def __init__(self) -> None:
         self._open: dict[StreamKey, dict[Claim, int]] = {}
+        self._by_epoch: dict[StreamKey, _ByEpoch] = {}
 
     def made(self, piece: Piece, aggregate: Any) -> None:
         """A piece of a stream that has come to `aggregate` with the piece's last event."""
         claim = (piece.state, piece.reason, piece.generation)
-        if not self._holds(claim, aggregate):
+        if not self._holds(piece.stream, piece.to_v, claim, aggregate):
             self._open.setdefault(piece.stream, {})[claim] = piece.to_v
 
     def check_head(self, reads: Reads, piece: Piece) -> None:
@@ -94,7 +105,8 @@ class Claims:
             aggregate = snapshots.decode(state, name, v, head, snapshots.kind_of(name))  # type: ignore[arg-type]  # the tables are STRICT
             claim = (piece.state, piece.reason, piece.generation)
             if (position, head) != (piece.to_position, piece.head) or not (
-                aggregate is None or (self._holds(claim, aggregate) and aggregate.at == times.micros(piece.at))
+                aggregate is None
+                or (self._holds(piece.stream, piece.to_v, claim, aggregate) and aggregate.at == times.micros(piece.at))
             ):
                 raise ArchiveDamaged(f"{piece.name}: the row of a withheld piece is not what its stream's head says")
 
@@ -102,7 +114,9 @@ class Claims:
         """A stream has come to `aggregate` with one more event."""
         claims = self._open.get(stream)
         if claims is not None:
-            self._open[stream] = {claim: v for claim, v in claims.items() if not self._holds(claim, aggregate)}
+            self._open[stream] = {
+                claim: v for claim, v in claims.items() if not self._holds(stream, v, claim, aggregate)
+            }
             if not self._open[stream]:
                 del self._open[stream]
 
@@ -110,24 +124,31 @@ class Claims:
         """Nobody can tell any more."""
         self._open.pop(stream, None)
 
-    def unfounded(self) -> Iterator[tuple[StreamKey, int]]:
-        """Whatever was never true: the stream, and the last version of the piece."""
+    def unfounded(self, replayed: Callable[[str], Any]) -> Iterator[tuple[StreamKey, int]]:
+        """Whatever was never true: the stream, and the last version of the piece. `replayed` gives what a client or
+        person has come to, None where that cannot be told: then nothing is held against a row."""
         for stream, claims in self._open.items():
             yield stream, min(claims.values())
+        for stream, of in self._by_epoch.items():
+            client, subject = replayed(f"client:{of.client_id}"), replayed(f"subject:{of.subject_id}")
+            if client is None or subject is None or client.epoch.hits(of.client_epoch, of.issued_at):
+                continue
+            if not subject.epoch.hits(of.subject_epoch, of.issued_at):
+                yield stream, of.to_v
 
-    def _holds(self, claim: Claim, aggregate: Any) -> bool:
+    def _holds(self, stream: StreamKey, v: int, claim: Claim, aggregate: Any) -> bool:
         state, reason, generation = claim
         if not isinstance(aggregate, Grant):
             return claim == ("active", None, None)
         if generation != aggregate.generation:
             return False
-        if aggregate.end is None and (state, reason) == ("expired", "expiry"):
+        own, stopped = aggregate.end, aggregate.suspension
+        if own is not None:
+            return (state, reason) == (own.status, own.reason_class)
+        if (state, reason) == ("expired", "expiry"):
             return aggregate.idle_expires_at is not None  # a clock said so, which may have been wrong
-        told = self._judging.standing(aggregate)[:2]
-        if told == ("revoked", None):  # by an epoch: the row may be from before it
-            stopped = aggregate.suspension
-            return (state, reason) in (
-                told,
-                ("active", None) if stopped is None else ("suspended", stopped.reason_class),
-            )
-        return (state, reason) == told
+        if (state, reason) == ("revoked", None):
+            ids, epochs = (aggregate.client_id, aggregate.subject_id), (aggregate.client_epoch, aggregate.subject_epoch)
+            self._by_epoch[stream] = _ByEpoch(v, *ids, *epochs, aggregate.issued_at)
+            return True
+        return (state, reason) == (("active", None) if stopped is None else ("suspended", stopped.reason_class))

@@ -113,7 +113,7 @@ class Replay:
 
         What lies in the archive comes first, so that each stream is read from its beginning.
         """
-        self._claims = Claims(reads)
+        self._claims = Claims()
         yield from self._follow_archive(reads)
         while page := reads.raw_after(self.position, PAGE_EVENTS):
             for stored in page:
@@ -126,9 +126,17 @@ class Replay:
         self._project()
         self._write_rows()
         self._keep(list(self._open))
-        for stream, v in self._claims.unfounded():
+        for stream, v in self._claims.unfounded(lambda name: self._authority(reads, name)):
             if stream not in self._broken_streams:
                 self._break(stream, Broken(f"{_name(reads, stream)}/{v}", ARCHIVE, UNFOUNDED))
+
+    def _authority(self, reads: Reads, name: str) -> Any:
+        """What a client or person has come to by its events; None where they do not hold."""
+        head = reads.stream(name)
+        if head is None:
+            return snapshots.kind_of(name)()
+        known = None if head.id in self._broken_streams else self._recalled(head.id)
+        return None if known is None else known.aggregate
 
     def check_segments(self, reads: Reads) -> Iterator[None]:
         """Hold every segment against its name, and against what names it; a step each."""

@@ -13,7 +13,7 @@ from projections.archive_rows import Claims
 from tests.archived_twins import archived_twin, lived, rebuilt
 from tests.archives import archive, reopened, twin
 from tests.engines import alter, only_on_sqlite
-from tests.ledgers import open_ledger
+from tests.ledgers import SECURITY, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store", "made_small")]
 
@@ -61,8 +61,44 @@ async def test_an_altered_row_is_a_history_that_does_not_hold(tmp_path: Path, mo
     other, _ = await archived_twin(tmp_path / "lived", clock)
     assert [] == rebuilt(other).differences
     assert [] == missed(other, CLAIMS + OF_ITS_LINES)
-    monkeypatch.setattr(Claims, "_holds", lambda self, claim, aggregate: True)
+    monkeypatch.setattr(Claims, "_holds", lambda self, *of: True)
     assert [*CLAIMS] == missed(other, CLAIMS)
+
+
+@pytest.mark.parametrize("whose", ["client", "subject"])
+async def test_a_snapshot_that_cannot_be_read_is_held_against_no_row(tmp_path: Path, whose: str) -> None:
+    """Whether an epoch had ended a grant its events say, not the snapshot that a rebuild is there to heal."""
+    async with open_ledger(tmp_path) as opened:
+        grants = [await opened.issue() for _ in range(3)]
+        opened.clock.pass_seconds(5)
+        if whose == "client":
+            await opened.ledger.operators.revoke_client(SECURITY, "www", None, None)
+        else:
+            await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        opened.clock.pass_seconds(1)
+        assert await archive(opened, opened.clock.now) is not None
+    assert alter(opened.path, "UPDATE archived SET state = state WHERE state = 'revoked'") >= len(grants)
+    assert 1 <= alter(opened.path, f"UPDATE streams SET state = head WHERE name LIKE '{whose}:%'")
+    with pytest.raises(AssertionError, match="there is something to heal"):  # which is tried where the history holds
+        rebuilt(tmp_path)
+    assert alter(opened.path, "UPDATE archived SET state = 'active' WHERE state = 'revoked'") >= len(grants)
+    with pytest.raises(AssertionError, match="there is something to heal"):  # a grant may have moved before the epoch
+        rebuilt(tmp_path)
+
+
+async def test_a_row_that_says_of_an_epoch_what_never_was_is_found(tmp_path: Path) -> None:
+    """Nobody has ended the client or the person."""
+    async with open_ledger(tmp_path) as opened:
+        grant = await opened.issue()
+        for _ in range(70):
+            opened.clock.pass_seconds(1)
+            grant = await opened.refresh(grant)
+        await opened.issue("bob")
+        opened.clock.pass_seconds(1)
+        assert await archive(opened, opened.clock.now) is not None
+    assert rebuilt(tmp_path).history_holds
+    assert alter(opened.path, "UPDATE archived SET state = 'revoked' WHERE generation IS NOT NULL") >= 1
+    assert not rebuilt(tmp_path).history_holds
 
 
 async def test_what_is_left_of_a_withheld_piece_is_held_against_its_hashes(tmp_path: Path) -> None:

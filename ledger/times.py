@@ -59,6 +59,15 @@ def micros(stored: str) -> int:
     return _second_value(stored[:19]) * SECOND + _fraction_value(stored[20:])
 
 
+def known(stored: str) -> int | None:
+    """As `micros`, of a text that somebody may have altered: None where `text` cannot have written it."""
+    try:
+        moment = micros(stored)
+    except (ValueError, OverflowError):
+        return None
+    return moment if text(moment) == stored else None
+
+
 def moment(stored: str | None) -> int | None:
     """As `micros`, of a time that an event need not have."""
     return None if stored is None else micros(stored)

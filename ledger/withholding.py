@@ -228,7 +228,7 @@ class Withholding:
 def _happened_at(body: bytes) -> int | None:
     """When an event happened; None where it was altered: it says nothing."""
     try:
-        return times.micros(decode(body).at)
+        return times.known(decode(body).at)
     except msgspec.DecodeError:
         return None
 

@@ -117,7 +117,8 @@ async def test_a_clock_that_was_wrong_destroys_no_history(
 UNLIMITED = with_policy("standard", refresh_token_ttl_seconds=None, grant_ttl_seconds=None)
 
 
-async def test_an_altered_event_bears_no_witness(tmp_path: Path) -> None:
+@pytest.mark.parametrize("altered", ["'{' || body", """replace(body, '"at":"2', '"at":"x')"""])
+async def test_an_altered_event_bears_no_witness(tmp_path: Path, altered: str) -> None:
     """And ends no run: what it is a rebuild says."""
     async with open_ledger(tmp_path) as opened:
         over, clock = await opened.issue("ann"), opened.clock
@@ -126,7 +127,7 @@ async def test_an_altered_event_bears_no_witness(tmp_path: Path) -> None:
             await opened.issue("bob")
         await opened.ledger.archiving.run(clock.now + 1)
     but_the_last = "position < (SELECT max(position) FROM events) AND body LIKE '%grant.issued%'"
-    assert 19 == alter(tmp_path / "ledger.db", f"UPDATE events SET body = '{{' || body WHERE {but_the_last}")
+    assert 19 == alter(tmp_path / "ledger.db", f"UPDATE events SET body = {altered} WHERE {but_the_last}")
     async with reopened(tmp_path, clock) as opened:
         assert 2 == (await archive(opened, withhold_before=clock.now + 1)).withheld
 

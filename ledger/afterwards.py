@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from ledger.batch import Batch
 from ledger.commands import CountPresentations, RecordForeignClient
 from ledger.commits import Commits
+from ledger.log_end import LogEnd
 from ledger.presentations import Counted
 from ledger.presenting import Desk, Foreign, context_of, record, standing_of
 from ledger.refusals import Unavailable
@@ -17,11 +18,13 @@ AFTER_THE_ANSWER_SECONDS = 0.001
 
 
 class Afterwards:
-    """Nobody waits for these, so they stand behind whoever does."""
+    """Nobody waits for these, so they stand behind whoever does. None is written to a log that lacks what it had
+    acknowledged."""
 
-    def __init__(self, commits: Commits, desk: Desk) -> None:
+    def __init__(self, commits: Commits, desk: Desk, log_end: LogEnd) -> None:
         self._commits = commits
         self._desk = desk
+        self._log_end = log_end
 
     def record_foreign_soon(self) -> None:
         """Whoever presented another's token has just been told what everyone is told (I-19)."""
@@ -31,12 +34,14 @@ class Afterwards:
     def record_foreign(self) -> None:
         """Put what is noted of foreign clients in line."""
         presented, self._desk.foreign = self._desk.foreign, []
-        for foreign in presented:
+        for foreign in presented if self._log_end.behind is None else ():
             # A lost one harms nobody, and the next presentation is recorded in its place.
             forgotten(self._commits.submit(partial(_record_one, desk=self._desk, foreign=foreign), ours=True))
 
     async def flush_presentations(self, now: int, *, at_stop: bool = False) -> None:
         """Put what was counted and is due into events, all in one batch; at a stop whatever was counted."""
+        if self._log_end.behind is not None:
+            return
         counts = self._desk.presentations
         due = list(counts.due(now, all_of_them=at_stop))
         flush = partial(_flush_one, desk=self._desk, at_stop=at_stop)

@@ -92,7 +92,7 @@ class Ledger:
             on_acknowledged=self.log_end.acknowledge,
             on_broken=self._broken,
         )
-        self.afterwards = Afterwards(self._commits, self.desk)
+        self.afterwards = Afterwards(self._commits, self.desk, self.log_end)
         self._decisions = Decisions(self._commits, self.desk, self.log_end, self.afterwards)
         self.archiving = Archiving(store, self._decisions, self.desk)
         self.operators = Operators(store, self._commits, self._decisions, self.desk, self.log_end, self._ring_file)
@@ -390,7 +390,7 @@ class Ledger:
             try:
                 if self._ring_file.lacking:
                     self._ring_file.reread()
-                if self.behind is None and self._commits.broken is None:
+                if self._commits.broken is None:
                     self.log_end.write()
                     await self.afterwards.flush_presentations(self.memory.clock())
                 if self.store.optimistic:

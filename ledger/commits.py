@@ -153,7 +153,7 @@ class Commits:
         batch: Batch | None = None
         try:
             batch = self._batch(self._store, self._memory)
-            if self._memory.credentials_moved:
+            if self._memory.credentials_moved or self._memory.lost_some:
                 self._failed.refuse_authenticated(batch, taken)
                 return False
             batch.ask_for([each.about for each in taken if each.about])

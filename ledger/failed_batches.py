@@ -111,14 +111,17 @@ class FailedBatches:
 
     def refuse_authenticated(self, batch: Batch, taken: list[Waiting[Any]]) -> None:
         """Somebody else has changed what authentication goes by. Who is in line showed what counted before: a secret
-        that was taken back must not buy anything any more, so all of them have to say again who they are."""
-        self._memory.credentials_moved = False
+        that was taken back must not buy anything any more, so all of them have to say again who they are. Where the
+        store has lost what was acknowledged nothing is written any more, the ledger's own neither."""
+        memory = self._memory
+        stays = not memory.lost_some
+        memory.credentials_moved = memory.lost_some = False
         self._abandon(batch)
         line = self._line
         those = [*taken, *line.alone, *line.waiting]
         line.alone.clear()
-        line.waiting = deque(each for each in those if each.ours)
-        refuse(each for each in those if not each.ours)
+        line.waiting = deque(each for each in those if each.ours and stays)
+        refuse(each for each in those if not (each.ours and stays))
 
     def halt(self, error: StoreError) -> None:
         """The store must not be used any more, and the process has to end."""

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha256
+from typing import Any
 
 import msgspec
 
@@ -10,6 +12,7 @@ from ledger import times
 from ledger.events import decode
 from ledger.head_file import Acknowledged, HeadFile
 from ledger.recorders import archived
+from ledger.recorders.errors import HistoryBroken, Withheld
 from ledger.recorders.rows import Reads
 from ledger.refusals import LedgerError, Unavailable
 
@@ -17,6 +20,11 @@ log = logging.getLogger("ledger")
 
 _NEVER = times.text(0)
 """Stands for a time that is not known."""
+
+_AT = (
+    "SELECT CAST(e.body AS BLOB), e.v, s.name, s.v, s.head FROM events e LEFT JOIN streams s ON s.id = e.stream"
+    " WHERE e.position = ?"
+)
 
 
 class LogEnd:
@@ -39,7 +47,7 @@ class LogEnd:
 
     def _read_end(self, reads: Reads) -> tuple[int, str]:
         position = self._end()
-        last = reads.after(position - 1, 1)
+        last = reads.raw_after(position - 1, 1)
         return position, _time_of(last[0].body) if last else _NEVER
 
     def compare(self) -> None:
@@ -55,24 +63,29 @@ class LogEnd:
         self.write()
 
     def meet(self, reads: Reads) -> bool:
-        """The store was reached anew: whether the log there has what was acknowledged over the last connection, and
-        what others on this machine have said in the head file."""
-        if self.behind is None:
-            known = [Acknowledged(self.position, times.micros(self._at))] if self.position else []
-            with suppress(LedgerError):
-                known += filter(None, (self._head_file.read(),))
-            # Nothing is kept before all of it was answered: the connection may be lost again at any question.
-            end = self._read_end(reads)
-            lost = [each for each in known if _lacks(reads, end[0], each)]
-            self.position, self._at = end
-            if lost:
-                last = max(lost, key=lambda each: each.position)
-                with suppress(LedgerError):  # where it can be written the next start knows, too
-                    self._write(last)
-                self.behind = last
-                fields = {"log": self.position, "acknowledged": last.position, "lost_at": times.text(last.at)}
-                log.error("log_lacks_what_was_acknowledged", extra={"fields": fields})
-        return self.behind is None
+        """The store was reached anew: False where the log there is found to lack what was acknowledged over the last
+        connection, or what others on this machine have said in the head file. Whoever does without that file is told
+        and served on: nobody could say that the loss is known."""
+        if self.behind is not None:
+            return True
+        known = [Acknowledged(self.position, times.micros(self._at))] if self.position else []
+        with suppress(LedgerError):
+            known += filter(None, (self._head_file.read(),))
+        # Nothing is kept before all of it was answered: the connection may be lost again at any question.
+        end = self._read_end(reads)
+        lost = [each for each in known if _lacks(reads, end[0], each)]
+        self.position, self._at = end
+        if not lost:
+            return True
+        last = max(lost, key=lambda each: each.position)
+        fields = {"log": self.position, "acknowledged": last.position, "lost_at": times.text(last.at)}
+        log.error("log_lacks_what_was_acknowledged", extra={"fields": fields})
+        if self._head_file.off:
+            return True
+        self.behind = last
+        with suppress(LedgerError):  # it is tried again, as ever
+            self.write()
+        return False
 
     def acknowledge(self, position: int, at: str) -> None:
         """The events up to there are durable. `at` is the last one's."""
@@ -98,28 +111,28 @@ class LogEnd:
             log.info("restore_acknowledged", extra={"fields": {"by": "another process"}})
 
     def write(self) -> None:
-        """Bring the head file up to date, unless somebody else on this machine has acknowledged more; never while the
-        log is behind it. Raises LedgerError."""
-        if self.position != self._written and self.behind is None:
-            self._write(Acknowledged(self.position, times.micros(self._at)))
-            self._written = self.position
-
-    def _write(self, known: Acknowledged) -> None:
+        """Bring the head file up to date, unless somebody else on this machine has acknowledged more. Where the log
+        lacks what was acknowledged it says what that was, so that the next start knows. Raises LedgerError."""
+        known = self.behind or Acknowledged(self.position, times.micros(self._at))
+        if known.position == self._written:
+            return
         try:
             head = self._head_file.read()
         except LedgerError:  # damaged since: written anew
             head = None
-        if head is None or head.position <= known.position:
+        if head is None or head.position < known.position:
             self._head_file.write(known.position, known.at)
+        self._written = known.position
 
 
-def _time_of(body: str) -> str:
+def _time_of(body: bytes) -> str:
     """When an event happened. Of one that was altered nobody knows: it is there, and a rebuild names it, for which the
     ledger has to be open."""
     try:
-        return decode(body).at
+        at = decode(body).at
     except msgspec.DecodeError:
         return _NEVER
+    return _NEVER if times.known(at) is None else at
 
 
 def _lacks(reads: Reads, end: int, known: Acknowledged) -> bool:
@@ -131,5 +144,24 @@ def _lacks(reads: Reads, end: int, known: Acknowledged) -> bool:
     ((floor,),) = reads.select("SELECT position_floor FROM control")
     if known.position <= int(str(floor)) or reads.select(archived.ANY_AFTER, (known.position - 1,)):
         return False
-    here = reads.select("SELECT body FROM events WHERE position = ?", (known.position,))
-    return not here or len({_time_of(str(here[0][0])), times.text(known.at)} - {_NEVER}) > 1
+    rows: list[tuple[Any, ...]] = reads.select(_AT, (known.position,))
+    if not rows:
+        return True
+    ((body, v, name, last_v, head),) = rows
+    at = _time_of(bytes(body))
+    if at in (_NEVER, times.text(known.at)) or not known.at:
+        return False
+    return _stands(reads, bytes(body), v, name, last_v, head)
+
+
+def _stands(reads: Reads, body: bytes, v: int, name: str | None, last_v: int, head: bytes) -> bool:
+    """Whether an event is as it was recorded, and so another than one of another time. Else somebody has altered it,
+    and it may well be that one."""
+    digest = sha256(body).digest()
+    if v == last_v:
+        return digest == bytes(head)
+    try:
+        following = None if name is None else reads.event_at(name, v + 1)
+        return following is not None and decode(following.body).prev == digest.hex()
+    except (HistoryBroken, Withheld, msgspec.DecodeError):
+        return False

@@ -74,7 +74,8 @@ class Memory:
     """What one process knows of its store. Owned by the event loop.
 
     `credentials_moved`: somebody else has changed what authentication goes by, and nobody has heeded it yet.
-    `holds_all` is asked whenever the store was reached anew whether it has what was acknowledged.
+    `holds_all` is asked whenever the store was reached anew whether it has what was acknowledged; `lost_some`: it said
+    no, and nobody has heeded it yet.
     """
 
     def __init__(self, store: Store, authority: Authority, *, clock: Callable[[], int], randomness: Randomness) -> None:
@@ -86,6 +87,7 @@ class Memory:
         self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
         self.credentials_moved = False
         self.holds_all: Callable[[Reads], bool] = lambda reads: True
+        self.lost_some = False
         self._reached = store.reached
         self._command_ids: list[str] = []
         self.position = store.last()
@@ -114,7 +116,7 @@ class Memory:
         if reached != self._reached:
             self.forget_everything()
             self.authority.distrust()
-            self.credentials_moved |= not self.holds_all(self.store.within())
+            self.lost_some |= not self.holds_all(self.store.within())
         if not isinstance(self.streams, Uses):
             self.forget_everything()
             self.authority.reload(self.store.within(), control)

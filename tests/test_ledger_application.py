@@ -222,7 +222,7 @@ async def test_a_connection_that_is_lost_again_at_any_question_changes_nothing(
     async with open_ledger(tmp_path) as opened:
         await opened.issue()
         with opened.ledger.store.reader() as reads:
-            node = LogEnd(HeadFile(None), reads, opened.last_position)
+            node = LogEnd(HeadFile(tmp_path / "node.head"), reads, opened.last_position)
         if lost:
             node.acknowledge(node.position, times.text(opened.clock.now + 1))
         opened.clock.now += SECOND
@@ -321,18 +321,27 @@ async def test_two_acknowledgements_at_once_are_one(tmp_path: Path) -> None:
     assert 1 == check_ledger(opened.path).topics["ledger.restored"]
 
 
-async def test_who_has_altered_the_last_event_keeps_nobody_from_starting(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "of", ["'{}'", 'replace(body, \'"at":"2026\', \'"at":"2025\')', 'replace(body, \'"at":"2\', \'"at":"x\')']
+)
+async def test_who_has_altered_the_last_event_keeps_nobody_from_starting(tmp_path: Path, of: str) -> None:
     """It is there, whatever it says: a rebuild names it, and for that the ledger has to be open."""
     async with open_ledger(tmp_path) as opened:
-        last = await opened.issue()
-    assert 1 == alter(opened.path, f"UPDATE events SET body = '{{}}' WHERE position = {opened.last_position()}")
-    for seed in (2, 3):  # the head file was written meanwhile
+        grant = await opened.issue()
+    for seed in (2, 3, 4):
+        altered = f"UPDATE events SET body = {of} WHERE position = {opened.last_position()}"
+        assert 1 == alter(opened.path, altered)
+        if seed == 4:
+            (tmp_path / "ledger.head").unlink()
         async with open_ledger(tmp_path, seed=seed, clients=None) as opened:
             assert opened.ledger.readiness() is None
-            assert await opened.refresh(last) is not None
-            assert 1 == alter(opened.path, f"UPDATE events SET body = '{{}}' WHERE position = {opened.last_position()}")
-            last = await opened.issue()
-            assert 1 == alter(opened.path, f"UPDATE events SET body = '{{}}' WHERE position = {opened.last_position()}")
+            if seed == 2:  # then what was altered is not the last any more, and the head file still names it
+                head = (tmp_path / "ledger.head").read_bytes()
+                await opened.refresh(grant)
+        if seed == 2:
+            (tmp_path / "ledger.head").write_bytes(head)
+            async with open_ledger(tmp_path, seed=9, clients=None) as opened:
+                assert opened.ledger.readiness() is None
 
 
 async def test_a_lost_database_is_behind_too(tmp_path: Path) -> None:

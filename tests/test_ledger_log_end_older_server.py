@@ -7,15 +7,17 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import psycopg
 import pytest
 
-from ledger import application
+from ledger import application, operating
 from ledger.answers import TokenAnswer
 from ledger.commits import Commits
+from ledger.events import LedgerStarted
 from ledger.head_file import HeadFile
 from ledger.log_end import LogEnd
 from ledger.memory import Memory
@@ -118,6 +120,42 @@ async def test_who_has_acknowledged_what_is_gone_says_so_and_answers_nobody(serv
     head = HeadFile(a.path.parent / "ledger.head").read()
     assert head is not None
     assert lost.position == head.position, "a stop does not make the loss forgotten"
+
+
+async def test_nothing_is_recorded_then(server: Server, nodes: Nodes) -> None:
+    """I-23: neither by the ledger's own work that was in line when it was found out, nor at a stop, of what had been
+    counted: it would stand on a log whose loss nobody has acknowledged."""
+    async with nodes.node("a") as a:
+        first, over = await a.issue(), await a.issue("bob")
+        await a.act("revoke", over.grant_id)
+        standby = server.standby()
+        await served(lambda: a.refresh(first))
+        for _ in range(3):
+            await a.refused(over)
+        assert list(a.ledger.desk.presentations.due(nodes.clock.now, all_of_them=True))
+        server.fail_over(standby)
+        end = a.last_position()
+        async with asyncio.timeout(20):
+            while a.ledger.behind is None:
+                own = a.ledger.commits.submit(partial(operating.record_life, kind=LedgerStarted), ours=True)
+                assert isinstance((await asyncio.gather(own, return_exceptions=True))[0], Unavailable)
+                await asyncio.sleep(0.05)
+    assert end == a.last_position()
+
+
+async def test_who_does_without_a_head_file_is_told_and_serves_on(
+    server: Server, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `off` no command could say that the loss is known: it has no head file either, to know of one."""
+    monkeypatch.setattr(HeadFile, "off", True)
+    async with nodes.node("a") as a:
+        first = await a.issue()
+        standby = server.standby()
+        await served(lambda: a.refresh(first))
+        server.fail_over(standby)
+        assert await served(lambda: a.refresh(first)) is not None
+        assert a.ledger.behind is None
+    assert "log_lacks_what_was_acknowledged" in [record.getMessage() for record in caplog.records]
 
 
 async def test_who_is_started_afterwards_finds_out_too(server: Server, nodes: Nodes) -> None:

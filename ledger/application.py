@@ -390,11 +390,11 @@ class Ledger:
             try:
                 if self._ring_file.lacking:
                     self._ring_file.reread()
+                if self.store.optimistic:
+                    self._commits.look(lambda batch: self.log_end.look_again(batch.store.within()))
                 if self._commits.broken is None:
                     self.log_end.write()
                     await self.afterwards.flush_presentations(self.memory.clock())
-                if self.store.optimistic:
-                    self._commits.look(lambda batch: self.log_end.look_again(batch.store.within()))
             except (LedgerError, Unavailable) as error:
                 log.error("upkeep_failed", extra={"fields": {"problem": str(error)}})
             except Exception as error:  # a defect in one round must not end all later ones: nobody would notice

@@ -8,6 +8,7 @@ older file tells less and nothing false.
 
 import os
 import tempfile
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -81,6 +82,19 @@ class HeadFile:
             whole_files.write_over(self.path, content, durable=False)
         except OSError as error:
             raise LedgerError(f"{self.path}: cannot write the head file: {error.strerror}") from None
+
+    def beside(self, ending: str) -> "HeadFile":
+        """Another file of the same kind, under this one's name with an ending; the lack of one beside none."""
+        return HeadFile(None if self.path is None else self.path + ending)
+
+    def remove(self) -> None:
+        """Let there be none. Raises LedgerError where it cannot be removed."""
+        if self.path is not None:
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(self.path)
+            except OSError as error:
+                raise LedgerError(f"{self.path}: cannot be removed: {error.strerror}") from None
 
     def check_writable(self) -> None:
         """Raise LedgerError where `write` would fail: no such folder, no permission, no space. Changes nothing."""

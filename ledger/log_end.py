@@ -1,7 +1,7 @@
 """The end of the log as it was acknowledged, and the head file that remembers it outside the database (I-23)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -17,6 +17,9 @@ from ledger.recorders.rows import Reads
 from ledger.refusals import LedgerError, Unavailable
 
 log = logging.getLogger("ledger")
+
+LOST = ".lost"
+"""Ends the name of the file that says what the log lacks, until that was acknowledged."""
 
 _NEVER = times.text(0)
 """Stands for a time that is not known."""
@@ -38,11 +41,14 @@ class LogEnd:
         """`end` says where the log ends now; 0: it is new. Raises LedgerError where the head file cannot be read."""
         self.behind: Acknowledged | None = None
         self._head_file = head_file
+        # What is lost is remembered apart: who shares the head file, and has lost nothing, goes on writing that.
+        self._lost_file = head_file.beside(LOST)
         self._end = end
-        # The file first: others on this machine may write to both, and what the file speaks of is in the log by then.
+        # The files first: others on this machine may write to both, and what these speak of is in the log by then.
         self._head = head_file.read()
+        known = [each for each in (self._head, self._lost_file.read()) if each is not None]
         self.position, self._at = self._read_end(reads)
-        self._lacks_head = self._head is not None and _lacks(reads, self.position, self._head)
+        self._lost = _last_of(each for each in known if _lacks(reads, self.position, each))
         self._written = 0
 
     def _read_end(self, reads: Reads) -> tuple[int, str]:
@@ -52,14 +58,16 @@ class LogEnd:
 
     def compare(self) -> None:
         """Hold the log against the head file as it was, before anything is recorded. Raises LedgerError."""
-        head = self._head
-        if head is not None and self._lacks_head:
-            self.behind = head
-            fields = {"log": self.position, "head_file": head.position, "lost_at": times.text(head.at)}
+        lost = self._lost
+        if lost is not None:
+            self.behind = lost
+            fields = {"log": self.position, "head_file": lost.position, "lost_at": times.text(lost.at)}
             log.error("log_behind_head_file", extra={"fields": fields})
             return
-        if head is None and not self._head_file.off and self.position:
+        if self._head is None and not self._head_file.off and self.position:
             log.warning("head_file_missing", extra={"fields": {"written_anew": self._head_file.path}})
+        with suppress(LedgerError):
+            self._lost_file.remove()
         self.write()
 
     def meet(self, reads: Reads) -> bool:
@@ -67,25 +75,37 @@ class LogEnd:
         connection, or what others on this machine have said in the head file. Whoever does without that file is told
         and served on: nobody could say that the loss is known."""
         if self.behind is not None:
-            return True
-        known = [Acknowledged(self.position, times.micros(self._at))] if self.position else []
-        with suppress(LedgerError):
-            known += filter(None, (self._head_file.read(),))
+            known = [self.behind]  # as a start would: the server that has it may be back
+        else:
+            known = [Acknowledged(self.position, times.micros(self._at))] if self.position else []
+            with suppress(LedgerError):
+                known += [each for each in (self._head_file.read(), self._lost_file.read()) if each is not None]
         # Nothing is kept before all of it was answered: the connection may be lost again at any question.
         end = self._read_end(reads)
-        lost = [each for each in known if _lacks(reads, end[0], each)]
+        lost = _last_of(each for each in known if _lacks(reads, end[0], each))
         self.position, self._at = end
-        if not lost:
+        if lost is None:
+            if self.behind is not None:
+                self.not_behind()
             return True
-        last = max(lost, key=lambda each: each.position)
-        fields = {"log": self.position, "acknowledged": last.position, "lost_at": times.text(last.at)}
+        if self.behind is not None:
+            return True
+        fields = {"log": self.position, "acknowledged": lost.position, "lost_at": times.text(lost.at)}
         log.error("log_lacks_what_was_acknowledged", extra={"fields": fields})
         if self._head_file.off:
             return True
-        self.behind = last
+        self.behind = lost
         with suppress(LedgerError):  # it is tried again, as ever
             self.write()
         return False
+
+    def not_behind(self) -> None:
+        """The loss was acknowledged, or the log has it after all."""
+        behind, self.behind = self.behind, None
+        with suppress(LedgerError):  # a file that stays says nothing once the log holds what it speaks of
+            known = self._lost_file.read()
+            if known is not None and behind is not None and known.position <= behind.position:
+                self._lost_file.remove()
 
     def acknowledge(self, position: int, at: str) -> None:
         """The events up to there are durable. `at` is the last one's."""
@@ -107,22 +127,27 @@ class LogEnd:
         floor, end = int(str(floor)), int(str(last or 0))
         if floor > self.position and max(floor, end) >= self.behind.position:
             self.position, self._at = self._read_end(reads)
-            self.behind = None
+            self.not_behind()
             log.info("restore_acknowledged", extra={"fields": {"by": "another process"}})
 
     def write(self) -> None:
         """Bring the head file up to date, unless somebody else on this machine has acknowledged more. Where the log
-        lacks what was acknowledged it says what that was, so that the next start knows. Raises LedgerError."""
+        lacks what was acknowledged say that beside it, so that the next start knows. Raises LedgerError."""
         known = self.behind or Acknowledged(self.position, times.micros(self._at))
         if known.position == self._written:
             return
+        file = self._head_file if self.behind is None else self._lost_file
         try:
-            head = self._head_file.read()
+            there = file.read()
         except LedgerError:  # damaged since: written anew
-            head = None
-        if head is None or head.position < known.position:
-            self._head_file.write(known.position, known.at)
+            there = None
+        if there is None or there.position < known.position:
+            file.write(known.position, known.at)
         self._written = known.position
+
+
+def _last_of(known: Iterable[Acknowledged]) -> Acknowledged | None:
+    return max(known, key=lambda each: each.position, default=None)
 
 
 def _time_of(body: bytes) -> str:
@@ -142,9 +167,10 @@ def _lacks(reads: Reads, end: int, known: Acknowledged) -> bool:
     if known.position > end:
         return True
     ((floor,),) = reads.select("SELECT position_floor FROM control")
+    # First where it may have moved from: each question may see a moment of its own.
+    rows: list[tuple[Any, ...]] = reads.select(_AT, (known.position,))
     if known.position <= int(str(floor)) or reads.select(archived.ANY_AFTER, (known.position - 1,)):
         return False
-    rows: list[tuple[Any, ...]] = reads.select(_AT, (known.position,))
     if not rows:
         return True
     ((body, v, name, last_v, head),) = rows

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from ledger.acts import Act, Beginning
 from ledger.answers import EpochAnswer, GrantAct, RestoreReport
 from ledger.batch import Batch
@@ -181,7 +183,7 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
 
     The new key is what makes a lost successor unmintable: its generation is derived under another key from here on.
     """
-    last = batch.store.within().select("SELECT position, body FROM events ORDER BY position DESC LIMIT 1")
+    last = batch.store.within().select("SELECT position, CAST(body AS BLOB) FROM events ORDER BY position DESC LIMIT 1")
     from_position = int(str(last[0][0])) if last else 0
     batch.memory.position = max(batch.memory.position, lost_position)
     # Above the log's end, too, where others have written on beyond what is lost: so every node sees that it was said.
@@ -193,14 +195,19 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
     return RestoreReport(
         from_position=from_position,
         lost_position=lost_position,
-        from_at=_at(str(last[0][1])) if last else None,
+        from_at=_at(last[0][1]) if last else None,
         lost_at=lost_at,
         key_id=new_key_id,
     )
 
 
-def _at(body: str) -> str:
-    return decode(body).at
+def _at(body: object) -> str | None:
+    """When an event happened; None where somebody has altered it."""
+    assert isinstance(body, bytes)
+    try:
+        return decode(body).at
+    except msgspec.DecodeError:
+        return None
 
 
 def _check_reason(reason: str | None) -> None:

@@ -191,7 +191,7 @@ class Operators:
                 lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id),
                 ours=True,
             )
-            self._log_end.behind = None
+            self._log_end.not_behind()
             self._log_end.write()
             return report
 

@@ -63,9 +63,9 @@ def known(stored: str) -> int | None:
     """As `micros`, of a text that somebody may have altered: None where `text` cannot have written it."""
     try:
         moment = micros(stored)
+        return moment if text(moment) == stored else None
     except (ValueError, OverflowError):
         return None
-    return moment if text(moment) == stored else None
 
 
 def moment(stored: str | None) -> int | None:

@@ -133,7 +133,7 @@ class Withholding:
         """How much earlier than `before` the last event happened that is older: in the archive, or outside, where it is
         found by halving."""
         with self._store.reader() as reads:
-            at = max((times.micros(str(at)) for (at,) in reads.select(archived.NEWEST)), default=0)
+            at = max((times.known(str(at)) or 0 for (at,) in reads.select(archived.NEWEST)), default=0)
             low, high = 0, int(str(reads.select("SELECT coalesce(max(position), 0) FROM events")[0][0])) + 1
             while high - low > 1:
                 middle = (low + high) // 2

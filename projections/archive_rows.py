@@ -6,8 +6,10 @@ had come to when the piece moved, at the piece's last event or at a later one: i
 """
 
 import hashlib
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -24,6 +26,8 @@ UNFOUNDED: Final = "its row in `archived` says a state, reason or generation tha
 
 _COLUMNS: Final = ("from_position", "to_position", "head", "at", "said_v", "said_position", "said")
 _HEAD: Final = "SELECT name, v, position, head, state FROM streams WHERE id = ? AND v = ?"
+
+AUTHORITIES_IN_MEMORY_MAX: Final = 1_000
 
 Claim: TypeAlias = tuple[str, str | None, int | None]
 
@@ -73,24 +77,19 @@ def check_withheld(piece: Piece, lines: Sequence[bytes]) -> None:
         raise ArchiveDamaged(f"{piece.name}: what the row of the piece still tells is not what was withheld: said")
 
 
-class _ByEpoch(NamedTuple):
-    """A grant of which a row says that an epoch has ended it: what tells whether one has."""
-
-    to_v: int
-    client_id: str
-    subject_id: str
-    client_epoch: int
-    subject_epoch: int
-    issued_at: int
-
-
 class Claims:
     """What rows say of streams, as far as it has not been true yet. That an epoch ended a grant is looked at last, when
     all clients and persons have been replayed."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: sqlite3.Connection) -> None:
+        """What only an epoch can bear out is written down in `scratch`: it may be all grants of a large archive."""
         self._open: dict[StreamKey, dict[Claim, int]] = {}
-        self._by_epoch: dict[StreamKey, _ByEpoch] = {}
+        self._scratch = scratch
+        scratch.execute(
+            "CREATE TABLE IF NOT EXISTS by_epoch (stream ANY PRIMARY KEY, to_v INTEGER, client TEXT, subject TEXT,"
+            " of_client INTEGER, of_subject INTEGER, issued_at INTEGER) STRICT"
+        )
+        scratch.execute("DELETE FROM by_epoch")
 
     def made(self, piece: Piece, aggregate: Any) -> None:
         """A piece of a stream that has come to `aggregate` with the piece's last event."""
@@ -106,7 +105,7 @@ class Claims:
             claim = (piece.state, piece.reason, piece.generation)
             if (position, head) != (piece.to_position, piece.head) or not (
                 aggregate is None
-                or (self._holds(piece.stream, piece.to_v, claim, aggregate) and aggregate.at == times.micros(piece.at))
+                or (self._holds(piece.stream, piece.to_v, claim, aggregate) and aggregate.at == times.known(piece.at))
             ):
                 raise ArchiveDamaged(f"{piece.name}: the row of a withheld piece is not what its stream's head says")
 
@@ -129,12 +128,14 @@ class Claims:
         person has come to, None where that cannot be told: then nothing is held against a row."""
         for stream, claims in self._open.items():
             yield stream, min(claims.values())
-        for stream, of in self._by_epoch.items():
-            client, subject = replayed(f"client:{of.client_id}"), replayed(f"subject:{of.subject_id}")
-            if client is None or subject is None or client.epoch.hits(of.client_epoch, of.issued_at):
+        seen = lru_cache(AUTHORITIES_IN_MEMORY_MAX)(replayed)
+        rows = "SELECT stream, to_v, client, subject, of_client, of_subject, issued_at FROM by_epoch ORDER BY subject"
+        for stream, v, client_id, subject_id, of_client, of_subject, issued_at in self._scratch.execute(rows):
+            client, subject = seen(f"client:{client_id}"), seen(f"subject:{subject_id}")
+            if client is None or subject is None or client.epoch.hits(of_client, issued_at):
                 continue
-            if not subject.epoch.hits(of.subject_epoch, of.issued_at):
-                yield stream, of.to_v
+            if not subject.epoch.hits(of_subject, issued_at):
+                yield stream, v
 
     def _holds(self, stream: StreamKey, v: int, claim: Claim, aggregate: Any) -> bool:
         state, reason, generation = claim
@@ -149,6 +150,7 @@ class Claims:
             return aggregate.idle_expires_at is not None  # a clock said so, which may have been wrong
         if (state, reason) == ("revoked", None):
             ids, epochs = (aggregate.client_id, aggregate.subject_id), (aggregate.client_epoch, aggregate.subject_epoch)
-            self._by_epoch[stream] = _ByEpoch(v, *ids, *epochs, aggregate.issued_at)
+            row = (stream, v, *ids, *epochs, aggregate.issued_at)
+            self._scratch.execute("INSERT OR REPLACE INTO by_epoch VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             return True
         return (state, reason) == (("active", None) if stopped is None else ("suspended", stopped.reason_class))

@@ -26,6 +26,7 @@ PAGE_EVENTS: Final = 1_000
 PAGE_PIECES: Final = 100
 STREAMS_IN_MEMORY_MAX: Final = 8_000
 _FLUSHED_STREAMS: Final = STREAMS_IN_MEMORY_MAX // 2
+_OF_AUTHORITY: Final = "SELECT id, v, head, state FROM replayed WHERE name = ? AND substr(name, 1, 6) <> 'grant:'"
 _SEGMENTS: Final = (
     "SELECT s.name, s.finished, EXISTS (SELECT 1 FROM archived a WHERE a.segment = s.id) FROM segments s ORDER BY s.id"
 )
@@ -95,6 +96,7 @@ class Replay:
             " position INTEGER NOT NULL, head BLOB NOT NULL, state BLOB NOT NULL, generation INTEGER,"
             " last_redeemed_at INTEGER, idle_expires_at INTEGER) STRICT"
         )
+        self.scratch.execute("CREATE INDEX replayed_names ON replayed (name) WHERE substr(name, 1, 6) <> 'grant:'")
         self.scratch.execute(
             "CREATE TABLE withheld (id ANY PRIMARY KEY, name TEXT NOT NULL UNIQUE, to_v INTEGER NOT NULL) STRICT"
         )
@@ -113,7 +115,7 @@ class Replay:
 
         What lies in the archive comes first, so that each stream is read from its beginning.
         """
-        self._claims = Claims()
+        self._claims = Claims(self.scratch)
         yield from self._follow_archive(reads)
         while page := reads.raw_after(self.position, PAGE_EVENTS):
             for stored in page:
@@ -132,11 +134,10 @@ class Replay:
 
     def _authority(self, reads: Reads, name: str) -> Any:
         """What a client or person has come to by its events; None where they do not hold."""
-        head = reads.stream(name)
-        if head is None:
-            return snapshots.kind_of(name)()
-        known = None if head.id in self._broken_streams else self._recalled(head.id)
-        return None if known is None else known.aggregate
+        for id, v, head, state in self.scratch.execute(_OF_AUTHORITY, (name,)).fetchall():
+            broken = id in self._broken_streams
+            return None if broken else snapshots.decode(state, name, v, head, snapshots.kind_of(name))
+        return None if reads.stream(name) is not None else snapshots.kind_of(name)()
 
     def check_segments(self, reads: Reads) -> Iterator[None]:
         """Hold every segment against its name, and against what names it; a step each."""

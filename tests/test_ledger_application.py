@@ -213,6 +213,56 @@ async def test_what_another_on_this_machine_had_acknowledged_is_missed_too(tmp_p
         assert head == head_file.read(), "nor is it forgotten"
 
 
+@pytest.mark.parametrize("first", ["the loss", "the head"])
+async def test_a_loss_is_remembered_beside_what_others_on_this_machine_acknowledge(tmp_path: Path, first: str) -> None:
+    """I-23: workers share the head file, and one that has lost nothing goes on writing it, whoever comes first. Once
+    the loss was acknowledged nothing speaks of it any more."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue()
+        head_file, lost_file = HeadFile(tmp_path / "node.head"), HeadFile(tmp_path / "node.head.lost")
+        one, other = node(opened, head_file), node(opened, head_file)
+        one.acknowledge(opened.last_position() + 2, times.text(opened.clock.now + 1))  # on the server that is gone
+        for _ in range(4):
+            await opened.issue()
+        other.acknowledge(opened.last_position(), times.text(opened.clock.now))
+        if first == "the head":
+            other.write()
+        with opened.ledger.store.reader() as reads:
+            assert not one.meet(reads)
+        for each in (other, one, other):
+            each.write()
+        started = node(opened, head_file)
+        assert one.behind == started.behind is not None
+        started.not_behind()
+        assert lost_file.read() is None
+
+
+async def test_who_met_an_older_server_goes_on_once_the_right_one_is_back(tmp_path: Path) -> None:
+    """The natural remedy: nothing is lost then, and there is nothing to acknowledge."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue()
+        away = node(opened, HeadFile(tmp_path / "node.head"))
+        opened.clock.now += SECOND
+        await opened.issue()
+        away.acknowledge(opened.last_position(), times.text(opened.clock.now))
+        away._end = lambda: opened.last_position() - 1  # the older one
+        with opened.ledger.store.reader() as reads:
+            assert not away.meet(reads)
+        away._end = opened.last_position
+        with opened.ledger.store.reader() as reads:
+            assert away.meet(reads)
+        assert away.behind is None
+        assert HeadFile(tmp_path / "node.head.lost").read() is None
+
+
+def node(opened: Opened, head_file: HeadFile) -> LogEnd:
+    """The end of the log as another process holds it."""
+    with opened.ledger.store.reader() as reads:
+        found = LogEnd(head_file, reads, opened.last_position)
+    found.compare()
+    return found
+
+
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("question", [1, 2, 3, 4])
 async def test_a_connection_that_is_lost_again_at_any_question_changes_nothing(
@@ -342,6 +392,18 @@ async def test_who_has_altered_the_last_event_keeps_nobody_from_starting(tmp_pat
             (tmp_path / "ledger.head").write_bytes(head)
             async with open_ledger(tmp_path, seed=9, clients=None) as opened:
                 assert opened.ledger.readiness() is None
+
+
+async def test_a_restore_is_acknowledged_whose_last_event_was_altered(tmp_path: Path) -> None:
+    """The report lacks its time, no more."""
+    folder, _, _ = await restored(tmp_path, lost=1)
+    last = "(SELECT max(position) FROM events)"
+    assert 1 == alter(folder / "ledger.db", f"UPDATE events SET body = '{{}}' WHERE position = {last}")
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        report = await opened.ledger.operators.restore_acknowledge()
+        assert report is not None
+        assert report.from_at is None
+        assert opened.ledger.readiness() is None
 
 
 async def test_a_lost_database_is_behind_too(tmp_path: Path) -> None:

@@ -117,9 +117,9 @@ async def test_who_has_acknowledged_what_is_gone_says_so_and_answers_nobody(serv
             assert lost.position == a.ledger.behind.position
             assert b.ledger.behind is None, "it has acknowledged nothing that is gone"
             assert await b.refresh(await b.issue("bob")) is not None
-    head = HeadFile(a.path.parent / "ledger.head").read()
-    assert head is not None
-    assert lost.position == head.position, "a stop does not make the loss forgotten"
+    known = HeadFile(a.path.parent / "ledger.head.lost").read()
+    assert known is not None
+    assert lost.position == known.position, "a stop does not make the loss forgotten"
 
 
 async def test_nothing_is_recorded_then(server: Server, nodes: Nodes) -> None:

@@ -76,3 +76,21 @@ def test_a_time_has_any_offset_and_any_fraction(expected: int, given: str) -> No
 def test_what_rfc_3339_does_not_write_is_refused(given: str) -> None:
     """ISO 8601 has more: weeks, no separators, no seconds. A leap second ends a month (RFC 3339 5.7)."""
     assert times.parse(given) is None
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        "",
+        "x026-11-25T17:18:50.000000Z",
+        "2026-11-25T17:18:50.00000Z",
+        "2026-11-25T17:18:50.000000+00:00",
+        "2026-13-25T17:18:50.000000Z",
+        "0001-01-01T-1:00:00.000000Z",
+        "0001-01-01T00:00:00.-00001Z",
+    ],
+)
+def test_a_time_that_was_altered_is_none(altered: str) -> None:
+    """Whatever somebody has made of it: nothing is raised."""
+    assert times.known(altered) is None
+    assert times.known(times.text(1_764_091_130_000_001)) == 1_764_091_130_000_001

@@ -65,8 +65,11 @@ async def test_an_altered_row_is_a_history_that_does_not_hold(tmp_path: Path, mo
     assert [*CLAIMS] == missed(other, CLAIMS)
 
 
+@pytest.mark.parametrize(
+    "what", ["UPDATE streams SET state = head", "UPDATE streams SET name = name || 'x'", "DELETE FROM streams"]
+)
 @pytest.mark.parametrize("whose", ["client", "subject"])
-async def test_a_snapshot_that_cannot_be_read_is_held_against_no_row(tmp_path: Path, whose: str) -> None:
+async def test_a_head_that_is_to_be_healed_is_held_against_no_row(tmp_path: Path, whose: str, what: str) -> None:
     """Whether an epoch had ended a grant its events say, not the snapshot that a rebuild is there to heal."""
     async with open_ledger(tmp_path) as opened:
         grants = [await opened.issue() for _ in range(3)]
@@ -78,7 +81,7 @@ async def test_a_snapshot_that_cannot_be_read_is_held_against_no_row(tmp_path: P
         opened.clock.pass_seconds(1)
         assert await archive(opened, opened.clock.now) is not None
     assert alter(opened.path, "UPDATE archived SET state = state WHERE state = 'revoked'") >= len(grants)
-    assert 1 <= alter(opened.path, f"UPDATE streams SET state = head WHERE name LIKE '{whose}:%'")
+    assert 1 <= alter(opened.path, f"{what} WHERE name LIKE '{whose}:%'")
     with pytest.raises(AssertionError, match="there is something to heal"):  # which is tried where the history holds
         rebuilt(tmp_path)
     assert alter(opened.path, "UPDATE archived SET state = 'active' WHERE state = 'revoked'") >= len(grants)
@@ -114,6 +117,7 @@ async def test_what_is_left_of_a_withheld_piece_is_held_against_its_hashes(tmp_p
         "said_v = said_v - 1 WHERE withheld = 1 AND said IS NOT NULL",
         *(f"{each}{gone}" for each in ("to_position = to_position + 1", "generation = 99", "reason = 'reuse'")),
         f"at = replace(at, '2026', '2025'){gone}",
+        f"at = 'x'{gone}",
     ]
     assert [] == missed(other, tuple(alterations))
 

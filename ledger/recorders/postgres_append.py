@@ -88,7 +88,8 @@ BEGIN
   base := (pg_current_xact_id()::text::bigint << {bits}) + _offset;
   IF p_floor IS NOT NULL THEN
     base := greatest(base, p_floor);
-    UPDATE control SET position_floor = greatest(position_floor, p_floor),
+    -- Above whatever others have written meanwhile, so that each of them sees it has been raised.
+    UPDATE control SET position_floor = greatest(position_floor, p_floor, (SELECT max(position) + 1 FROM events)),
       position_offset = base - (pg_current_xact_id()::text::bigint << {bits});
   END IF;
 

@@ -82,6 +82,7 @@ class Replay:
         self.broken: list[Broken] = []
         self._broken_streams: set[StreamKey] = set()
         self._open: dict[StreamKey, _Open] = {}
+        self._folded: dict[StreamKey, None] = {}  # those of them that the scratch database does not have as they are
         self._command: list[AnyEvent] = []
         self._positions: list[int] = []
         self._key: tuple[StreamKey, str] = (0, "")
@@ -127,7 +128,7 @@ class Replay:
             yield self.position
         self._project()
         self._write_rows()
-        self._keep(list(self._open))
+        self._keep(list(self._folded))
         for stream, v in self._claims.unfounded(lambda name: self._authority(reads, name)):
             if stream not in self._broken_streams:
                 self._break(stream, Broken(f"{_name(reads, stream)}/{v}", ARCHIVE, UNFOUNDED))
@@ -192,6 +193,7 @@ class Replay:
         self._claims.forget(piece.stream)
         for (name,) in reads.select("SELECT name FROM streams WHERE id = ?", (piece.stream,)):
             self._open.pop(piece.stream, None)
+            self._folded.pop(piece.stream, None)
             self.scratch.execute("DELETE FROM replayed WHERE id = ?", (piece.stream,))
             self.scratch.execute("INSERT OR REPLACE INTO withheld VALUES (?, ?, ?)", (piece.stream, name, piece.to_v))
 
@@ -265,6 +267,7 @@ class Replay:
         known.position = stored.position
         known.head = hashlib.sha256(stored.body).digest()
         self._open[stored.stream] = known
+        self._folded[stored.stream] = None
         self._claims.moved_on(stored.stream, known.aggregate)
         key = (stored.stream, event.command_id)
         if key != self._key:
@@ -304,13 +307,15 @@ class Replay:
     def _spill(self) -> None:
         if len(self._open) > STREAMS_IN_MEMORY_MAX:
             oldest = list(self._open)[:_FLUSHED_STREAMS]
-            self._keep(oldest)
+            self._keep([id for id in oldest if id in self._folded])
             for id in oldest:
                 del self._open[id]
 
     def _keep(self, ids: Sequence[StreamKey]) -> None:
         rows = ((id, *self._open[id].row()) for id in ids)
         self.scratch.executemany("INSERT OR REPLACE INTO replayed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        for id in ids:
+            del self._folded[id]
 
 
 def _name(reads: Reads, stream: StreamKey) -> str:

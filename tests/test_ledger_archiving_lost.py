@@ -173,7 +173,7 @@ async def test_where_the_disk_is_full_no_file_is_left(
             else:
                 patched.setattr(os, "fsync", full)
             if broken:
-                patched.setattr(segments._File, "abandon", lambda self: None)
+                patched.setattr(segments._File, "abandon", lambda self: self._file.close())
             with pytest.raises(OSError, match="No space left"):
                 await archive(opened)
         assert broken == unfinished.exists()

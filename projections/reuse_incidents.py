@@ -43,6 +43,7 @@ _DDL: Final = (
     f"CREATE TABLE {TABLE} (position INTEGER PRIMARY KEY, grant_id TEXT NOT NULL, at TEXT NOT NULL,"
     " label TEXT NOT NULL) STRICT",
 )
+_LAST_WITHHELD: Final = "SELECT max(to_v) FROM archived WHERE stream = ? AND to_v >= ? AND withheld = 1"
 _GRANT_ID: Final = len("grant:")  # where the id begins in a stream's name
 
 
@@ -214,7 +215,8 @@ class _Telling:
         self._waiting = waiting
 
     def incident(self, event: AnyEvent) -> Incident | None:
-        """The incident that a row's event is; None for a retry from the redeemer's own context."""
+        """The incident that a row's event is; None for a retry from the redeemer's own context, or where the archive's
+        time is over for what would say whether it is."""
         if isinstance(event, ReuseDetected):
             return self._told(
                 event,
@@ -225,7 +227,10 @@ class _Telling:
                 first_context=event.first_context,
             )
         assert isinstance(event, RetryServed), "a row is a reuse or a retry"
-        redeemed = self._redemption(event)
+        try:
+            redeemed = self._redemption(event)
+        except Withheld:  # as little of an incident is left as where its own event is withheld
+            return None
         if redeemed.context == event.context:
             return None
         return self._told(
@@ -288,9 +293,19 @@ class _Telling:
         )
 
     def _redemption(self, retry: RetryServed) -> TokenRedeemed:
-        """The redemption that retired what the retry presented: the nearest before it, a few events back (I-21)."""
-        to_v = retry.v - 1
-        while page := self._reads.events(retry.stream, max(1, to_v - LOOK_BACK_EVENTS + 1), to_v):
+        """The redemption that retired what the retry presented: the nearest before it, a few events back (I-21).
+
+        Raises Withheld where that one is withheld: what is older keeps nobody from it.
+        """
+        to_v, at_once = retry.v - 1, LOOK_BACK_EVENTS
+        while to_v > 0:
+            try:
+                page = self._reads.events(retry.stream, max(1, to_v - at_once + 1), to_v)
+            except Withheld:
+                if at_once == 1:
+                    raise
+                at_once = 1
+                continue
             for stored in reversed(page):
                 event = decode(stored.body)
                 if isinstance(event, TokenRedeemed):
@@ -301,21 +316,33 @@ class _Telling:
     def _obtained(self, stream: str, last_v: int, presented: int) -> tuple[list[Obtained], bool]:
         """The latest access tokens since a generation was first redeemed, and whether there were more before.
 
-        Where somebody has deleted or altered events there may have been more: the incident itself is told all the same.
+        Where events are withheld, or somebody has deleted or altered some, there may have been more: the incident
+        itself is told all the same.
         """
         try:
-            stored = self._reads.events(stream, max(1, last_v - TAIL_EVENTS + 1), last_v)
-            tail = [decode(each.body) for each in stored]
+            tail = self._tail(stream, last_v)
         except (HistoryBroken, msgspec.DecodeError):
             return [], True
         since = [each for each in map(_obtained, tail) if each is not None and each.generation >= presented]
-        begins_here = tail[0].v == 1 or any(
-            isinstance(event, TokenRotated) and event.generation <= presented for event in tail
+        begins_here = any(
+            event.v == 1 or (isinstance(event, TokenRotated) and event.generation <= presented) for event in tail
         )
         latest = since[-OBTAINED_MAX:]
         opened = {each: self._disclosure.context(stream, each) for each in {each.context for each in latest}}
         told = [each if (place := opened[each.context]) is None else _disclosing(each, place) for each in latest]
         return told, len(since) > OBTAINED_MAX or not begins_here
+
+    def _tail(self, stream: str, last_v: int) -> list[AnyEvent]:
+        """The latest events of a stream, or those after the last one that is withheld."""
+        from_v = max(1, last_v - TAIL_EVENTS + 1)
+        try:
+            stored = self._reads.events(stream, from_v, last_v)
+        except Withheld:
+            head = self._reads.stream(stream)
+            assert head is not None, "something of it is withheld"
+            ((withheld_v,),) = self._reads.select(_LAST_WITHHELD, (head.id, from_v))
+            stored = self._reads.events(stream, int(str(withheld_v)) + 1, last_v)
+        return [decode(each.body) for each in stored]
 
     def _alive(self, row: Row, grant: Grant, judged: Standing, obtained: list[Obtained]) -> Alive:
         now = self._outside.at

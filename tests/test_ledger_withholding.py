@@ -12,21 +12,22 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
-from ledger import segments
+from ledger import movable, segments
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.postgres import PostgresStore
 from ledger.refusals import LedgerError
 from ledger.segments import folder_of
 from ledger.withholding import Withholding
-from projections import INLINE
+from projections import INLINE, reuse_incidents
 from projections.replay import Replay
 from tests.archived_twins import archived_twin, compared, cut_at_every_step, lived, rebuilt, taken_over
 from tests.archives import Given, answers, archive, differing, presented, reopened, twin
 from tests.engines import alter, archive_folder, only_on_sqlite
 from tests.ledger_check import copied
-from tests.ledgers import Clock, Opened
+from tests.ledgers import ELSEWHERE, Clock, Opened, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -109,6 +110,58 @@ async def asked(folder: Path, given: Given, clock: Clock) -> list[Any]:
         outcomes = await presented(opened, given, Random("order"))
         after = await answers(opened, given, moments=False)
     return compared(folder, last, [before, outcomes, after])
+
+
+async def test_an_incident_of_a_partly_withheld_grant_is_told_with_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-23: as before, but for the access tokens that nobody can list any more; and it keeps no other from being told.
+    Of a retry whose redemption is withheld nobody can say whether it was one."""
+    monkeypatch.setattr(movable, "PART_EVENTS_MIN", 4)
+    async with open_ledger(tmp_path) as opened:
+        forked, late, early = [await opened.issue(person) for person in ("ann", "bob", "eve")]
+        ahead = await opened.chain(forked, 3)
+        retried, known = await opened.chain(late, 3), await opened.chain(early, 3)
+        await opened.refresh(retried)
+        await opened.issue("last of the log")
+        await archive(opened)
+        await opened.refresh(known)
+        opened.clock.pass_seconds(30)
+        await opened.refresh(ahead)
+        for each in (retried, known):
+            await opened.refresh(each, source=ELSEWHERE)
+        for each in (forked, late, early):
+            await opened.refused(each, source=ELSEWHERE)
+        opened.clock.pass_seconds(60)
+        between = opened.clock.now
+        living = [await opened.issue(f"lives {number}") for number in range(4)]
+        opened.clock.pass_seconds(60)
+        for each in living:  # ends that keep what was archived with them from being withheld
+            await opened.act("revoke", each.grant_id)
+        await opened.issue("last of the log again")
+        opened.clock.pass_seconds(1)
+        await archive(opened)
+        before = incidents_of(opened)
+        assert (await archive(opened, withhold_before=between)).withheld > 0
+        assert [(0,), (1,)] == opened.rows("SELECT DISTINCT withheld FROM archived ORDER BY withheld")
+        after = incidents_of(opened)
+        assert ["suspect_retry", "suspect_retry", "fork", "fork", "fork"] == [each["label"] for each in before.values()]
+        (gone,) = before.keys() - after.keys()
+        assert ("suspect_retry", late.grant_id) == (before[gone]["label"], before[gone]["grant_id"])
+        for event_id, incident in after.items():
+            was = before[event_id]
+            left = incident["obtained"]
+            assert left == was["obtained"][len(was["obtained"]) - len(left) :]
+            assert incident == {**was, "obtained": left, "obtained_more": True}
+        left_of = {each["subject"]: (len(each["obtained"]), len(before[id]["obtained"])) for id, each in after.items()}
+        assert {"ann": (1, 4), "bob": (0, 4), "eve": (1, 4)} == left_of
+
+
+def incidents_of(opened: Opened) -> dict[str, Any]:
+    """All incidents by the ids of their events, in the order of the log."""
+    with opened.store.reader() as reads:
+        page = reuse_incidents.incidents(reads, opened.clock.now, limit=100)
+    return {each["event_id"]: each for each in msgspec.to_builtins(page)["incidents"]}
 
 
 @pytest.mark.usefixtures("made_small")

@@ -15,7 +15,7 @@ from ledger.events import AnyEvent, RetryServed, ReuseDetected, TokenRedeemed, T
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.inline import Write
-from ledger.recorders.errors import EventsAltered, HistoryBroken, Withheld
+from ledger.recorders.errors import EventsAltered, EventsMissing, HistoryBroken, Withheld
 from ledger.recorders.rows import Reads, StoredEvent
 from ledger.standing import Standing
 from projections import current_tokens
@@ -98,7 +98,8 @@ class Alive(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
-    """A retired token came back. `first_context` redeemed it, `context` presented it again (commitments).
+    """A retired token came back. `first_context` redeemed it, `context` presented it again (commitments). Who was
+    first, and when, is left out where the redemption before a retry was deleted or altered.
 
     `gap` is how many generations it was behind. `obtained` lists the latest access tokens since the presented
     generation was first redeemed, oldest first, all of them unless `obtained_more`. `presentations_counted` is how
@@ -114,12 +115,12 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     presented_generation: int
     current_generation: int
     gap: int
-    seconds_since_redeemed: int
+    seconds_since_redeemed: int | UnsetType = UNSET
     action: str
     kind: str | UnsetType = UNSET
-    first_context: str
+    first_context: str | UnsetType = UNSET
     context: str
-    same_context: bool
+    same_context: bool | UnsetType = UNSET
     auth_method: str
     proof_jkt: str | UnsetType = UNSET
     proof_x5t_s256: str | UnsetType = UNSET
@@ -185,24 +186,34 @@ def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[i
         for position, grant_id, body in rows:
             after = int(str(position))
             if body is None:
-                stored = _archived(reads, f"grant:{grant_id}", after)
-                body = None if stored is None else stored.body
+                body = _archived(reads, f"grant:{grant_id}", after)
             if body is not None:
                 assert isinstance(body, str | bytes)
                 try:
                     yield after, decode(body)
                 except msgspec.DecodeError:
-                    raise EventsAltered(f"grant:{grant_id}, position {after}") from None
+                    raise EventsAltered(_row(f"grant:{grant_id}", after)) from None
         if len(rows) < PAGE_ROWS:
             return
 
 
-def _archived(reads: Reads, stream: str, position: int) -> StoredEvent | None:
-    """The event of a row that lies in the archive; None once the archive's time for it is over."""
+def _archived(reads: Reads, stream: str, position: int) -> str | None:
+    """The event of a row that lies in the archive; None once the archive's time for it is over.
+
+    Raises HistoryBroken where it does not lie there either: whoever deletes an event hides no incident by it.
+    """
     try:
-        return reads.event_at_position(stream, position)
+        stored = reads.event_at_position(stream, position)
     except Withheld:
         return None
+    if stored is None:
+        raise HistoryBroken(f"{_row(stream, position)}: the event is not in the store; rebuild names it")
+    return stored.body
+
+
+def _row(stream: str, position: int) -> str:
+    """How a row's event is named: its id stands in what cannot be read."""
+    return f"{stream}, position {position}"
 
 
 class _Telling:
@@ -228,19 +239,23 @@ class _Telling:
             )
         assert isinstance(event, RetryServed), "a row is a reuse or a retry"
         try:
-            redeemed = self._redemption(event)
+            redeemed: TokenRedeemed | None = self._redemption(event)
         except Withheld:  # as little of an incident is left as where its own event is withheld
             return None
-        if redeemed.context == event.context:
+        except HistoryBroken:  # nobody can say any more that it was innocent
+            redeemed = None
+        if redeemed is not None and redeemed.context == event.context:
             return None
         return self._told(
             event,
             label=SUSPECT_RETRY,
             current_generation=event.presented_generation + 1,
-            seconds_since_redeemed=(times.micros(event.at) - times.micros(redeemed.at)) // times.SECOND,
+            seconds_since_redeemed=UNSET
+            if redeemed is None
+            else (times.micros(event.at) - times.micros(redeemed.at)) // times.SECOND,
             action="none",
             kind=event.kind,
-            first_context=redeemed.context,
+            first_context=UNSET if redeemed is None else redeemed.context,
         )
 
     def _told(
@@ -249,9 +264,9 @@ class _Telling:
         *,
         label: str,
         current_generation: int,
-        seconds_since_redeemed: int,
+        seconds_since_redeemed: int | UnsetType,
         action: str,
-        first_context: str,
+        first_context: str | UnsetType,
         kind: str | UnsetType = UNSET,
     ) -> Incident:
         grant_id, now = event.stream[_GRANT_ID:], self._outside.at
@@ -263,8 +278,10 @@ class _Telling:
         judged = judge(self._reads, row, now, epoch_end)
         obtained, obtained_more = self._obtained(event.stream, grant.v, event.presented_generation)
         disclosed = self._disclosure.of(event)
-        if (first := self._disclosure.context(event.stream, first_context)) is not None:
-            disclosed["first_context"] = first
+        if first_context is not UNSET:
+            first = self._disclosure.context(event.stream, first_context)
+            if first is not None:
+                disclosed["first_context"] = first
         return Incident(
             event_id=event.event_id,
             grant_id=grant_id,
@@ -280,7 +297,7 @@ class _Telling:
             kind=kind,
             first_context=first_context,
             context=event.context,
-            same_context=first_context == event.context,
+            same_context=UNSET if first_context is UNSET else first_context == event.context,
             auth_method=event.auth_method,
             proof_jkt=event.proof_jkt or UNSET,
             proof_x5t_s256=event.proof_x5t_s256 or UNSET,
@@ -295,23 +312,23 @@ class _Telling:
     def _redemption(self, retry: RetryServed) -> TokenRedeemed:
         """The redemption that retired what the retry presented: the nearest before it, a few events back (I-21).
 
-        Raises Withheld where that one is withheld: what is older keeps nobody from it.
+        Raises Withheld where that one is withheld, HistoryBroken where it was deleted or altered. What became of older
+        events keeps nobody from it.
         """
         to_v, at_once = retry.v - 1, LOOK_BACK_EVENTS
         while to_v > 0:
             try:
-                page = self._reads.events(retry.stream, max(1, to_v - at_once + 1), to_v)
-            except Withheld:
+                page = _decoded(self._reads.events(retry.stream, max(1, to_v - at_once + 1), to_v))
+            except (HistoryBroken, Withheld):
                 if at_once == 1:
                     raise
                 at_once = 1
                 continue
-            for stored in reversed(page):
-                event = decode(stored.body)
+            for event in reversed(page):
                 if isinstance(event, TokenRedeemed):
                     return event
-            to_v = page[0].v - 1
-        raise AssertionError("a retry follows a redemption")
+            to_v -= at_once
+        raise EventsMissing(retry.stream, 1, retry.v - 1)
 
     def _obtained(self, stream: str, last_v: int, presented: int) -> tuple[list[Obtained], bool]:
         """The latest access tokens since a generation was first redeemed, and whether there were more before.
@@ -321,7 +338,7 @@ class _Telling:
         """
         try:
             tail = self._tail(stream, last_v)
-        except (HistoryBroken, msgspec.DecodeError):
+        except HistoryBroken:
             return [], True
         since = [each for each in map(_obtained, tail) if each is not None and each.generation >= presented]
         begins_here = any(
@@ -342,7 +359,7 @@ class _Telling:
             assert head is not None, "something of it is withheld"
             ((withheld_v,),) = self._reads.select(_LAST_WITHHELD, (head.id, from_v))
             stored = self._reads.events(stream, int(str(withheld_v)) + 1, last_v)
-        return [decode(each.body) for each in stored]
+        return _decoded(stored)
 
     def _alive(self, row: Row, grant: Grant, judged: Standing, obtained: list[Obtained]) -> Alive:
         now = self._outside.at
@@ -359,6 +376,14 @@ class _Telling:
             refresh_token_until=row.idle_expires_at if refresh_token else None,
             access_tokens_until=times.text(last) if last > now else None,
         )
+
+
+def _decoded(stored: Iterable[StoredEvent]) -> list[AnyEvent]:
+    """What events of one stream say. Raises HistoryBroken."""
+    try:
+        return [decode(each.body) for each in stored]
+    except msgspec.DecodeError as error:
+        raise HistoryBroken(str(error)) from None
 
 
 def _disclosing(obtained: Obtained, place: Disclosed) -> Obtained:

@@ -163,7 +163,7 @@ def incidents(
     found: list[Incident] = []
     cursor, more = after, False
     for scanned, (position, event) in enumerate(_candidates(reads, since, after)):
-        incident = telling.incident(event) if scanned < SCANNED_MAX else None
+        incident = telling.incident(event) if event is not None and scanned < SCANNED_MAX else None
         more = scanned == SCANNED_MAX or (incident is not None and len(found) == limit)
         if more:
             break
@@ -173,8 +173,8 @@ def incidents(
     return IncidentPage(incidents=found, cursor=str(cursor), next_cursor=str(cursor) if more else UNSET)
 
 
-def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[int, AnyEvent]]:
-    """Every row's event below the horizon in log order, read in pages."""
+def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[int, AnyEvent | None]]:
+    """Every row's event below the horizon in log order, read in pages; None where it is withheld."""
     earliest = "" if since is None else times.text(since)
     while True:
         rows = reads.select(
@@ -187,12 +187,14 @@ def _candidates(reads: Reads, since: int | None, after: int) -> Iterator[tuple[i
             after = int(str(position))
             if body is None:
                 body = _archived(reads, f"grant:{grant_id}", after)
-            if body is not None:
-                assert isinstance(body, str | bytes)
-                try:
-                    yield after, decode(body)
-                except msgspec.DecodeError:
-                    raise EventsAltered(_row(f"grant:{grant_id}", after)) from None
+            if body is None:
+                yield after, None
+                continue
+            assert isinstance(body, str | bytes)
+            try:
+                yield after, decode(body)
+            except msgspec.DecodeError:
+                raise EventsAltered(_row(f"grant:{grant_id}", after)) from None
         if len(rows) < PAGE_ROWS:
             return
 

@@ -157,6 +157,40 @@ async def test_an_incident_of_a_partly_withheld_grant_is_told_with_what_is_left(
         assert {"ann": (1, 4), "bob": (0, 4), "eve": (1, 4)} == left_of
 
 
+async def test_a_page_of_incidents_looks_at_a_bounded_number_of_withheld_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short page, and a cursor that leads on past them, to the end also where nothing else comes."""
+    monkeypatch.setattr(reuse_incidents, "SCANNED_MAX", 3)
+    async with open_ledger(tmp_path) as opened:
+
+        async def forked(person: str) -> str:
+            first = await opened.issue(person)
+            await opened.chain(first, 2)
+            await opened.refused(first, source=ELSEWHERE)
+            return first.grant_id
+
+        for number in range(7):
+            await forked(f"person {number}")
+        opened.clock.pass_seconds(1)
+        await opened.issue("last of the log")
+        rows = [position for (position,) in opened.rows("SELECT position FROM reuse_incidents_v1 ORDER BY position")]
+        await archive(opened)
+        assert (await archive(opened, withhold_before=opened.clock.now + 1)).withheld > 0
+
+        def page(after: int) -> tuple[list[str], str, bool]:
+            with opened.store.reader() as reads:
+                found = reuse_incidents.incidents(reads, opened.clock.now, after=after, limit=1)
+            return [each.grant_id for each in found.incidents], found.cursor, found.next_cursor == found.cursor
+
+        assert ([], str(rows[2]), True) == page(0)
+        assert ([], str(rows[5]), True) == page(rows[2])
+        assert ([], str(rows[6]), False) == page(rows[5])
+        grant_id = await forked("somebody")
+        (last,) = opened.rows("SELECT max(position) FROM reuse_incidents_v1")[0]
+        assert ([grant_id], str(last), False) == page(rows[5]) == page(rows[6])
+
+
 def incidents_of(opened: Opened) -> dict[str, Any]:
     """All incidents by the ids of their events, in the order of the log."""
     with opened.store.reader() as reads:

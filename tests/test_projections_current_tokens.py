@@ -20,6 +20,7 @@ from ledger.events import (
 )
 from ledger.grant import Grant
 from ledger.policy import PRESETS
+from ledger.recorders.reading import StoreReader
 from projections.current_tokens import TABLE, WRITES, CurrentTokens, folded, one, page
 from tests.facts import AT, GRANT_ID, LATER, fact
 from tests.stocked import Stocked, stocked
@@ -123,6 +124,29 @@ async def test_a_refresh_touches_no_index_and_lists_need_no_sorting(tmp_path: Pa
                 assert "TEMP B-TREE" not in told
 
 
+@pytest.mark.parametrize("clients", [None, ("www",), ("www", "app"), ("www", "app", "other")])
+@pytest.mark.parametrize("subject_id", [None, "5" * 32])
+async def test_no_page_is_found_by_sorting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Sequence[str] | None, subject_id: str | None
+) -> None:
+    """However many clients an issuer is limited to: a page costs its own rows, not all those of its clients."""
+    asked: list[tuple[str, Sequence[object]]] = []
+    select = StoreReader.select
+
+    def noted(self: StoreReader, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        asked.append((sql, parameters))
+        return select(self, sql, parameters)
+
+    async with stocked(tmp_path) as at:
+        monkeypatch.setattr(StoreReader, "select", noted)
+        with at.store.reader() as reads:
+            page(reads, issued_by="operator:login-app", subject_id=subject_id, clients=clients, limit=9)
+            [(sql, parameters)] = asked
+            told = " ".join(str(row[3]) for row in select(reads, f"EXPLAIN QUERY PLAN {sql}", parameters))  # type: ignore[arg-type]  # SQLite's
+        assert "SEARCH t USING" in told
+        assert "TEMP B-TREE" not in told
+
+
 async def many(at: Stocked, chance: Random, count: int) -> list[str]:
     """Grants of three persons and two clients, worked on at random; their ids in order."""
     await at.clients("www", "app")
@@ -154,6 +178,7 @@ async def test_pages_go_on_by_cursor_and_every_filter_holds(tmp_path: Path) -> N
                 assert expected
                 assert expected == page(reads, client_id=client_id, limit=1000)
                 assert expected == page(reads, clients=(client_id,), limit=1000)
+                assert expected == page(reads, clients=(client_id, "nobody"), limit=1000)
                 subject_id = expected[0].subject_id
                 expected = [row for row in expected if row.subject_id == subject_id]
                 assert expected == page(reads, client_id=client_id, subject_id=subject_id, limit=1000)

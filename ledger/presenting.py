@@ -280,14 +280,16 @@ def standing_of(batch: Batch, desk: Desk, grant: Grant) -> Standing:
 
 
 def after_refusal(batch: Batch, desk: Desk, loaded: Loaded, refusal: Refused, generation: int, source: Source) -> None:
-    """Nothing was recorded of what was presented: count it where that is wanted, and look whether the grant is over."""
+    """Nothing was recorded of what was presented: count it where that is wanted, and look whether an event says that
+    the grant is over. An expiry that no event says leaves the nonce alone: it may be a wrong clock's."""
+    grant = loaded.aggregate
+    assert isinstance(grant, Grant)
+    standing = standing_of(batch, desk, grant)
     if refusal.counts:
-        grant = loaded.aggregate
-        assert isinstance(grant, Grant)
-        ended = standing_of(batch, desk, grant).ended
         count, grant_id = desk.presentations.count, loaded.name.removeprefix("grant:")
-        batch.when_done.append(partial(count, grant_id, generation, source, batch.now, ended=ended))
-    forget_nonce_if_over(batch, desk, loaded)
+        batch.when_done.append(partial(count, grant_id, generation, source, batch.now, ended=standing.ended))
+    if standing.event_id is not None:
+        forget_nonce_if_over(batch, desk, loaded)
 
 
 def forget_nonce_if_over(batch: Batch, desk: Desk, loaded: Loaded) -> None:

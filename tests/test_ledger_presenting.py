@@ -4,10 +4,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ledger import presenting
 from ledger.answers import TokenAnswer
-from tests.ledgers import HOME, Opened, caller, open_ledger
+from ledger.refusals import Refusal
+from tests.ledgers import HOME, OPERATORS, Opened, caller, client, open_ledger
 
 
 @pytest.fixture
@@ -73,6 +75,20 @@ async def test_an_access_token_that_has_expired_is_given_back_without_a_trace(op
     opened.clock.pass_seconds(300)
     await revoke_access(opened, answer)
     assert ["issued"] == opened.topics(answer)
+
+
+async def test_a_refused_request_costs_no_grant_its_tokens_while_the_clock_is_ahead(opened: Opened) -> None:
+    """Nothing was recorded, for a client that must show its certificate came without: so its grant, which only the
+    clock said was over, serves when the clock is right again (I-07, I-16)."""
+    answer = await opened.issue()
+    settings = replace(client().settings, tls_client_certificate_bound_access_tokens=True)
+    await opened.apply(replace(client(), settings=settings), operators=OPERATORS)
+    opened.clock.pass_seconds(31 * 86_400)
+    assert Refusal.INVALID_REQUEST is (await opened.refused(answer)).refusal
+    opened.clock.pass_seconds(-31 * 86_400)
+    await opened.apply(client(), operators=OPERATORS)
+    await opened.refresh(answer)
+    assert ["issued", "token_redeemed", "token_rotated"] == opened.topics(answer)
 
 
 async def test_what_is_remembered_of_tokens_is_bounded_and_its_end_changes_nothing(

@@ -115,10 +115,12 @@ def unsigned_jwt(
     desk: Desk, served: Served, grant_id: str, who: SignedIn, subject: str | None
 ) -> jwt_access_tokens.Unsigned | None:
     """The JWT that an answer is to carry, to be asked for before anything is recorded: one that is too long is refused
-    then (INVALID_REQUEST). None where the access token is opaque."""
+    then (INVALID_REQUEST). None where the access token is opaque. Raises Unavailable where the person was erased, of a
+    grant that seems to live: as in `check_nonce`."""
     if served.access_token.format != "jwt":
         return None
-    assert subject is not None, "the grants of a person who was erased have ended"
+    if subject is None:
+        raise Unavailable("the grant has ended elsewhere")
     holder = jwt_access_tokens.Holder(
         grant_id=grant_id,
         client_id=who.client_id,

@@ -11,8 +11,9 @@ from ledger import jwt_access_tokens
 from ledger.answers import IssueRequest
 from ledger.events import GrantIssued, TokenRedeemed
 from ledger.keyring import KeyRing
-from ledger.refusals import Refusal, Refused
+from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.times import SECOND
+from tests.engines import alter
 from tests.jwts import (
     API,
     FILES,
@@ -130,6 +131,17 @@ async def test_a_refresh_whose_token_would_be_too_long_consumes_nothing(tmp_path
         assert Refusal.INVALID_REQUEST is refused.value.refusal
         assert ["issued"] == opened.topics(answer)
         assert "read" == claims_of((await refreshed(opened, answer, scope=("read",))).access_token)["scope"]
+
+
+async def test_a_refresh_of_a_person_whom_the_store_knows_no_more_consumes_nothing(tmp_path: Path) -> None:
+    """As where they were erased, and this node has not heard of it: nobody can say whose token it would be, so the
+    client is to ask again."""
+    async with opened_with(tmp_path, jwt_client()) as opened:
+        answer = await issued(opened)
+        alter(opened.path, "DELETE FROM private_subjects")
+        with pytest.raises(Unavailable):
+            await refreshed(opened, answer)
+        assert ["issued"] == opened.topics(answer)
 
 
 # ---------------------------------------------------------------- where they come from

@@ -17,7 +17,7 @@ from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from ledger.times import SECOND
 from ledger.waiting import nothing
 from tests.appending import Appending
-from tests.ledgers import OPERATORS, SECURITY, START, Clock, Opened, client, open_ledger, two_nodes
+from tests.ledgers import OPERATORS, SECURITY, START, Clock, Opened, client, open_ledger, two_nodes, with_policy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
@@ -134,6 +134,17 @@ async def test_a_grant_whose_end_took_its_nonce_along_is_refused(tmp_path: Path,
             "SELECT 1 FROM private_grants p JOIN streams s ON s.id = p.stream WHERE p.nonce IS NOT NULL AND s.name = ?"
         )
         assert [] == one.rows(held, f"grant:{answer.grant_id}")
+        assert Refusal.REVOKED_BY_SUBJECT is (await other.refused(answer)).refusal
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_a_grant_whose_person_was_erased_elsewhere_gets_no_jwt(tmp_path: Path) -> None:
+    """I-06: the node that has the grant in memory, and has not heard of the erasure, cannot say whose token it would
+    be: it hears of the end then, and says so."""
+    async with two_nodes(tmp_path) as (one, other):
+        await one.apply(client(policy=with_policy(access_token_format="jwt")), operators=OPERATORS)
+        answer = await other.refresh(await other.issue())
+        await one.ledger.operators.erase(SECURITY, "alice")
         assert Refusal.REVOKED_BY_SUBJECT is (await other.refused(answer)).refusal
 
 

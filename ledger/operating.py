@@ -38,10 +38,11 @@ def act_on_grant(
         raise Refused(Refusal.NOT_FOUND, detail="there is no such grant")
     loaded, grant = found
     if not operator.has("security", "admin"):
-        # An issuer alone may end what it issued, and nothing else.
+        # An issuer may end what it issued, for the clients that it is limited to, and nothing else.
         if act != "revoke":
             raise Refused(Refusal.FORBIDDEN, detail="this role may not do that")
-        if grant.issued_by != operator.requested_by:
+        others = operator.clients is not None and grant.client_id not in operator.clients
+        if others or grant.issued_by != operator.requested_by:
             raise Refused(Refusal.NOT_FOUND, detail="there is no such grant")
     code = committed_reason(batch, loaded.name, loaded.v + 1, reason)
     decision = grant.decide(_command(batch, operator, act, code, trust), desk.authority.rules(grant))

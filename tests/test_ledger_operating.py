@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ledger import times
 from ledger.answers import TokenAnswer
@@ -60,6 +61,20 @@ async def test_an_issuer_ends_only_what_it_issued(tmp_path: Path) -> None:
                 opened.ledger.operators.act_on_grant(ISSUER, answer.grant_id, act, None, None)
             )
         await opened.refresh(answer)
+
+
+@pytest.mark.parametrize("roles", [("issuer",), ("issuer", "auditor")])
+async def test_an_issuer_that_lost_a_client_does_not_end_its_grants(tmp_path: Path, roles: tuple[str, ...]) -> None:
+    """Limited to other clients it has nothing to do with them any more, also where as an auditor it sees them."""
+    limited = replace(ISSUER, roles=roles, clients=("www",))
+    async with open_ledger(tmp_path, clients=(client(), client("app"))) as opened:
+        kept, lost = await opened.issue(), await opened.issue(client_id="app")
+        assert Refusal.NOT_FOUND is await refused(
+            opened.ledger.operators.act_on_grant(limited, lost.grant_id, "revoke", None, None)
+        )
+        await opened.refresh(lost, client_id="app")
+        await opened.ledger.operators.act_on_grant(limited, kept.grant_id, "revoke", None, None)
+        assert "revoked" == opened.topics(kept)[-1]
 
 
 async def test_acts_on_what_is_not_there_or_over_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Whoever deletes or alters an event hides no incident by it, of that grant or of another, on either store."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ async def lived(opened: Opened) -> tuple[TokenAnswer, TokenAnswer]:
     return retried, forked
 
 
-async def told(opened: Opened) -> list[dict[str, Any]]:
+async def told(opened: Opened, after: int = 0) -> list[dict[str, Any]]:
     """The incidents, as the server tells them."""
     now = opened.clock.now
-    page = await Reading(opened.store, 10).ask(lambda reads: incidents(reads, now, limit=9))
+    page = await Reading(opened.store, 10).ask(lambda reads: incidents(reads, now, after=after, limit=9))
     found: list[dict[str, Any]] = msgspec.to_builtins(page)["incidents"]
     return found
 
@@ -82,15 +83,18 @@ async def test_what_is_older_than_the_redemption_keeps_no_retry_from_being_told(
 
 @pytest.mark.parametrize("archived", [False, True])
 async def test_an_incident_whose_own_event_was_deleted_is_named(tmp_path: Path, *, archived: bool) -> None:
-    """As one is that was altered: it is not left out. Who goes on after it is told the others."""
+    """As one is that was altered: it is not left out. Who goes on after its position is told the others."""
     async with open_ledger(tmp_path) as opened:
         _, forked = await lived(opened)
-        assert 2 == len(await told(opened))
+        later, _ = await lived(opened)
+        assert 4 == len(await told(opened))
         if archived:
             await archive(opened)
             stream = f"(SELECT id FROM streams WHERE name = 'grant:{forked.grant_id}')"
             assert 1 == alter(opened.path, f"DELETE FROM archived WHERE stream = {stream}")
         else:
             gone(opened, forked, 6)
-        with pytest.raises(Unavailable, match=f"grant:{forked.grant_id}, position .*rebuild names it"):
+        with pytest.raises(Unavailable, match=f"grant:{forked.grant_id}, position .*rebuild names it") as caught:
             await told(opened)
+        position = int(re.findall(r"position (\d+)", str(caught.value))[0])
+        assert later.grant_id == (await told(opened, position))[0]["grant_id"]

@@ -48,7 +48,7 @@ def decide(history: History, command: GrantCommand, rules: Rules) -> Answer:
             answer = Redemption(history, command, rules).decide()
         case _:
             stream = history.issued["stream"]
-            answer = _act(history, command, history.judge(now, rules.epoch_end))
+            answer = _act(history, command, history.judge(now, rules.epoch_end), rules)
     for v, event in enumerate(answer.events, len(history.events) + 1):
         event |= {"stream": stream, "v": v, "at": times.text(now), "command_id": command.command_id}
         event["control"] = rules.control
@@ -58,8 +58,10 @@ def decide(history: History, command: GrantCommand, rules: Rules) -> Answer:
 # ---------------------------------------------------------------- acts
 
 
-def _act(history: History, command: GrantCommand, state: State) -> Answer:
-    """Acts change what is not so yet, and are answered alike where it is."""
+def _act(history: History, command: GrantCommand, state: State, rules: Rules) -> Answer:
+    """Acts change what is not so yet, and are answered alike where it is. Whoever ends a grant is told so only with an
+    end on record: what the clock says it may take back."""
+    recorded = bool(history.of("revoked", "expired")) or rules.epoch_end is not None
     match command:
         case commands.RevokeByClient(client_id=who) | commands.RevokeAccessToken(client_id=who) if (
             who != history.issued["client_id"]
@@ -67,14 +69,14 @@ def _act(history: History, command: GrantCommand, state: State) -> Answer:
             return refuse(Refusal.UNKNOWN_TOKEN)
         case commands.RevokeByClient():
             ends = fact("revoked", reason_class="completion", requested_by=f"client:{command.client_id}")
-            return Answer([] if state.ended else [ends])
+            return Answer([] if recorded else [ends])
         case commands.RevokeAccessToken():
             ends = fact("access_token_revoked", issued_v=command.issued_v, requested_by=f"client:{command.client_id}")
             over = state.ended and state.refusal is not Refusal.EXPIRED_IDLE
             return Answer([] if over or history.access_token_revoked(command.issued_v) else [ends])
         case commands.RevokeGrant(reason_class=reason_class, reason=reason, requested_by=who):
             ends = fact("revoked", reason_class=reason_class, reason=reason, requested_by=who)
-            return Answer([] if state.ended else [ends])
+            return Answer([] if recorded else [ends])
         case commands.SuspendGrant(reason_class=reason_class, reason=reason, requested_by=who):
             if state.ended:
                 return refuse(Refusal.CONFLICT)

@@ -225,12 +225,21 @@ def test_revoking_what_ended_writes_nothing(before: tuple[Given, ...], when: Gra
     assert tale.outcome is None
 
 
-def test_an_end_that_no_event_says_yet_is_an_end() -> None:
-    """A frozen expiry and an epoch count."""
-    for when in (revoke_by_client(30 * DAY), revoke(30 * DAY)):
-        scenario(given=ISSUED, when=when, then=[])
-    for when in (revoke_by_client(60), revoke(60)):
+def test_revoking_what_an_epoch_ended_writes_nothing() -> None:
+    """That end is on record, elsewhere, and no clock takes it back; also where the clock says an earlier one."""
+    for when in (revoke_by_client(60), revoke(60), revoke_by_client(40 * DAY), revoke(40 * DAY)):
         scenario(given=ISSUED, when=when, rules=ENDED_BY_EPOCH, then=[])
+    short = all_under(ruled(policy(refresh_token_ttl_seconds=10)), issue())
+    scenario(given=short, when=revoke_by_client(60), rules=ENDED_BY_EPOCH, then=[])
+
+
+@pytest.mark.parametrize("when", [revoke_by_client(30 * DAY), revoke(30 * DAY)], ids=["client", "operator"])
+def test_revoking_what_only_the_clock_says_has_expired_puts_the_end_on_record(when: GrantCommand) -> None:
+    """I-06, I-16: the clock may be ahead. Whoever is told that the grant has ended can rely on it when it is right."""
+    tale = scenario(given=ISSUED, when=when, then=[GrantRevoked])
+    scenario(given=tale.history, when=when, then=[])
+    assert "revoked" == tale.grant.judge(moment(60), None).status
+    scenario(given=tale.history, when=redeem(0, 60), refused=tale.grant.judge(moment(60), None).refusal)
 
 
 def test_another_client_gives_nothing_back() -> None:

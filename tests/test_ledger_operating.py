@@ -14,10 +14,12 @@ from ledger.clients import Operator
 from ledger.events import AuditRead, GrantFact, GrantRevoked, SubjectRevoked
 from ledger.refusals import LedgerError, Refusal, Refused
 from tests.ledgers import (
+    HOME,
     ISSUER,
     LOCAL_OPERATOR,
     SECURITY,
     Opened,
+    caller,
     check_ledger,
     client,
     open_ledger,
@@ -90,6 +92,29 @@ async def test_acts_on_what_is_not_there_or_over_are_refused(tmp_path: Path) -> 
         await opened.act("revoke", answer.grant_id, reason="r")
         assert before == opened.last_position()
         assert [] == opened.rows("SELECT * FROM private_reasons")
+    check_ledger(opened.path)
+
+
+@pytest.mark.parametrize("days", [31, 366], ids=["idle", "absolute"])
+async def test_a_grant_that_was_revoked_while_the_clock_was_ahead_is_over_when_it_is_right(
+    tmp_path: Path, days: int
+) -> None:
+    """I-06, I-16: it was past its end by that clock alone. Who revoked it was told 200, so an event says it, once."""
+    async with open_ledger(tmp_path) as opened:
+        of_client, of_operator, left = [await opened.issue(name) for name in ("alice", "bob", "carol")]
+        opened.clock.pass_seconds(days * 86_400)
+        for _ in range(2):
+            await opened.ledger.revoke_token(caller(), HOME, of_client.refresh_token or "")
+            await opened.act("revoke", of_operator.grant_id, reason="lost phone")
+        opened.clock.pass_seconds(-days * 86_400)
+        for answer, refusal in (
+            (of_client, Refusal.REVOKED_BY_CLIENT),
+            (of_operator, Refusal.REVOKED_BY_OPERATOR),
+        ):
+            assert refusal is (await opened.refused(answer)).refusal
+            assert await opened.ledger.introspect(caller(), answer.access_token) is None
+            assert ["issued", "revoked"] == opened.topics(answer)
+        await opened.refresh(left)
     check_ledger(opened.path)
 
 

@@ -61,6 +61,7 @@ class LogEnd:
         lost = self._lost
         if lost is not None:
             self.behind = lost
+            self._written = lost.position  # it was read from there
             fields = {"log": self.position, "head_file": lost.position, "lost_at": times.text(lost.at)}
             log.error("log_behind_head_file", extra={"fields": fields})
             return

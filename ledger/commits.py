@@ -154,7 +154,7 @@ class Commits:
         try:
             batch = self._batch(self._store, self._memory)
             if self._memory.credentials_moved or self._memory.lost_some:
-                self._failed.refuse_authenticated(batch, taken)
+                self._failed.refuse_who_is_in_line(batch, taken)
                 return False
             batch.ask_for([each.about for each in taken if each.about])
             done = batch.decide_all(taken, decided)

@@ -109,7 +109,7 @@ class FailedBatches:
             return error
         return error if batch.written is None else None
 
-    def refuse_authenticated(self, batch: Batch, taken: list[Waiting[Any]]) -> None:
+    def refuse_who_is_in_line(self, batch: Batch, taken: list[Waiting[Any]]) -> None:
         """Somebody else has changed what authentication goes by. Who is in line showed what counted before: a secret
         that was taken back must not buy anything any more, so all of them have to say again who they are. Where the
         store has lost what was acknowledged nothing is written any more, the ledger's own neither."""

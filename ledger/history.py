@@ -1,7 +1,8 @@
 """Finding one moment in a grant's own history: how a generation came to be redeemed, and what retired it.
 
 Generations grow with `v`, so a search that doubles its steps back from the end and then halves finds any of them.
-The work grows with the logarithm of how far back it lies, never with the grant's age (I-22).
+The work grows with the logarithm of how far back it lies, never with the grant's age (I-22); events that say nothing of
+a generation are asked for once at most, however many stand in a row: a client may give all its access tokens back.
 """
 
 from collections.abc import Callable
@@ -34,27 +35,67 @@ def first_redemption(events: Events, stream: str, last_v: int, generation: int) 
     `stream` is the grant's, `last_v` its last version. The event that retired the generation is its rotation, and
     where it was never rotated (reuse mode), its redemption.
     """
-    if not 0 <= generation <= _current(events, stream, last_v):
+    search = _Search(events, stream, last_v)
+    if not 0 <= generation <= search.current(last_v):
         return None
-    made_v = _first_reaching(events, stream, last_v, generation)
-    redeemed = _next_redemption(events, stream, made_v, last_v)
+    redeemed = search.next_redemption(search.reaching(generation))
     if redeemed is None or redeemed.generation != generation:
         return None
     retired_by: AnyEvent = redeemed
-    if _current(events, stream, last_v) > generation:
-        retired_by = events.event_at(stream, _first_reaching(events, stream, last_v, generation + 1))
+    if search.current(last_v) > generation:
+        retired_by = events.event_at(stream, search.reaching(generation + 1))
     return FirstRedemption(
         context=redeemed.context, at=times.micros(redeemed.at), rotation_event_id=retired_by.event_id
     )
 
 
-def _first_reaching(events: Events, stream: str, last_v: int, generation: int) -> int:
-    """The version that made a generation, which must exist: its rotation, or for 0 the issuance."""
+class _Search:
+    """One search through a stream up to a version, which remembers what it has learnt of others."""
 
-    def reached(v: int) -> bool:
-        return v > 0 and _current(events, stream, v) >= generation
+    def __init__(self, events: Events, stream: str, last_v: int) -> None:
+        self._events = events
+        self._stream = stream
+        self._last_v = last_v
+        self._known: dict[int, int] = {0: -1}
 
-    return _first(reached, last_v)
+    def reaching(self, generation: int) -> int:
+        """The version that made a generation, which must exist: its rotation, or for 0 the issuance."""
+        return _first(lambda v: self.current(v) >= generation, self._last_v)
+
+    def current(self, v: int) -> int:
+        """The generation that was current after version `v`, -1 before the issuance."""
+        passed = []
+        while v not in self._known:
+            passed.append(v)
+            said = _generation_after(self._events.event_at(self._stream, v))
+            if said is not None:
+                self._known[v] = said
+            else:
+                v -= 1
+        found = self._known[v]
+        self._known.update(dict.fromkeys(passed, found))
+        return found
+
+    def next_redemption(self, v: int) -> TokenRedeemed | None:
+        """The first redemption after version `v`."""
+        while v < self._last_v:
+            v += 1
+            event = self._events.event_at(self._stream, v)
+            if isinstance(event, TokenRedeemed):
+                return event
+        return None
+
+
+def _generation_after(event: AnyEvent) -> int | None:
+    """The generation that was current after this event, None where it does not say."""
+    match event:
+        case TokenRotated() | TokenRedeemed() | GrantIssued():
+            return event.generation
+        case RetryServed():
+            return event.presented_generation + 1
+        case ReuseDetected() | RollbackDetected():
+            return event.current_generation
+    return None
 
 
 def _first(reached: Callable[[int], bool], last_v: int) -> int:
@@ -69,31 +110,3 @@ def _first(reached: Callable[[int], bool], last_v: int) -> int:
         else:
             low = middle
     return high
-
-
-def _current(events: Events, stream: str, v: int) -> int:
-    """The generation that was current after version `v`, -1 before the issuance. Events that do not say are few in a
-    row: what can be recorded between two redemptions is bounded (I-21)."""
-    while v > 0:
-        match events.event_at(stream, v):
-            case TokenRotated(generation=generation) | TokenRedeemed(generation=generation):
-                return generation
-            case GrantIssued(generation=generation):
-                return generation
-            case RetryServed(presented_generation=presented):
-                return presented + 1
-            case ReuseDetected(current_generation=current) | RollbackDetected(current_generation=current):
-                return current
-            case _:
-                v -= 1
-    return -1
-
-
-def _next_redemption(events: Events, stream: str, v: int, last_v: int) -> TokenRedeemed | None:
-    """The first redemption after version `v`."""
-    while v < last_v:
-        v += 1
-        event = events.event_at(stream, v)
-        if isinstance(event, TokenRedeemed):
-            return event
-    return None

@@ -6,7 +6,15 @@ import pytest
 
 from ledger import times
 from ledger.commands import FirstRedemption
-from ledger.events import AnyEvent, GrantIssued, PresentationsCounted, RetryServed, TokenRedeemed, TokenRotated
+from ledger.events import (
+    AccessTokenRevoked,
+    AnyEvent,
+    GrantIssued,
+    PresentationsCounted,
+    RetryServed,
+    TokenRedeemed,
+    TokenRotated,
+)
 from ledger.history import first_redemption
 
 STREAM = "grant:" + "0" * 32
@@ -74,6 +82,9 @@ class Grown:
     def count(self) -> None:
         self._append(PresentationsCounted, count=1, first_at="", last_at="", last_generation=0, last_context="")
 
+    def give_back(self, issued_v: int) -> None:
+        self._append(AccessTokenRevoked, issued_v=issued_v, requested_by="client:www")
+
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_generation_of_a_random_history_is_found(seed: int) -> None:
@@ -109,3 +120,19 @@ def test_a_long_history_costs_few_questions() -> None:
     kept.asked = 0
     assert grown.first[19_998] == first_redemption(kept, STREAM, last_v, 19_998)
     assert 30 > kept.asked
+
+
+@pytest.mark.parametrize("given_back", [50, 1000])
+def test_access_tokens_given_back_in_a_row_are_read_twice_at_most(given_back: int) -> None:
+    """A client that gives very many of its access tokens back at once makes no later decision dear: once on the way
+    back to what was current, once on the way to the redemption."""
+    grown = Grown()
+    for _ in range(given_back):
+        grown.redeem("c", rotate=True)
+    for number in range(given_back):
+        grown.give_back(2 + 2 * number)
+    grown.redeem("d", rotate=True)
+    for generation in (0, given_back // 2, given_back - 1, given_back):
+        kept = Kept(grown.events)
+        assert grown.first[generation] == first_redemption(kept, STREAM, len(grown.events), generation)
+        assert 2 * given_back + 60 > kept.asked

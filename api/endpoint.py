@@ -25,19 +25,26 @@ QUERY_FIELDS_MAX = 16
 
 
 class Call:
-    """One request of an operator whose role fits. `operator` is who asks; bodies and queries are read when wanted."""
+    """One request of an operator whose role fits; bodies and queries are read when wanted."""
 
-    __slots__ = ("_limit", "_receive", "address", "operator", "scope", "user_agent")
+    __slots__ = ("_limit", "_receive", "_who", "address", "scope", "user_agent")
 
     def __init__(
-        self, operator: Operator, scope: Any, receive: Receive, limit: int, address: str, user_agent: str
+        self, who: Callable[[], Operator], scope: Any, receive: Receive, limit: int, address: str, user_agent: str
     ) -> None:
-        self.operator = operator
+        """`who` tells who asks, and raises what it raises where they may not, or not any more."""
         self.scope = scope
         self.address = address
         self.user_agent = user_agent
+        self._who = who
         self._receive = receive
         self._limit = limit
+
+    @property
+    def operator(self) -> Operator:
+        """Who asks, as they are known now: while a body was waited for, their token may have been taken back. Ask last
+        before an act stands on it, and on the event loop."""
+        return self._who()
 
     def path(self, name: str) -> str:
         """Return a parameter of the path, decoded."""
@@ -149,9 +156,14 @@ class Operated(Endpoint):
             return method_not_allowed(self._allow)
         roles, handler = found
         address, user_agent = self._desk.contexts.of(scope)
-        operator = self._operators.caller(scope["headers"], address)
-        may(operator, *roles)
-        return await handler(Call(operator, scope, receive, self._desk.body_bytes_max, address, user_agent))
+
+        def who() -> Operator:
+            operator = self._operators.caller(scope["headers"], address)
+            may(operator, *roles)
+            return operator
+
+        who()
+        return await handler(Call(who, scope, receive, self._desk.body_bytes_max, address, user_agent))
 
 
 class Open(Endpoint):

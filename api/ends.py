@@ -7,6 +7,7 @@ from api.answers import Answer, BadRequest, json_answer
 from api.endpoint import Call
 from api.shapes import ClientEpoch, RevokeClientBody, RevokeSubjectBody, SubjectEpoch
 from ledger import times
+from ledger.clients import Operator
 from ledger.operators import Operators
 from ledger.refusals import Refusal, Refused
 
@@ -19,10 +20,9 @@ class Ends:
 
     async def subject(self, call: Call) -> Answer:
         """End a person's grants; one never seen is no error, and says so."""
-        operator = call.operator
-        if operator.clients is not None and not operator.has("security", "admin"):
-            raise Refused(Refusal.FORBIDDEN, detail="an issuer that is limited to some clients may not end a subject")
+        _who_may_end_a_subject(call)
         body = await call.json(RevokeSubjectBody)
+        operator = _who_may_end_a_subject(call)
         found = await self._operators.revoke_subject(operator, body.subject, body.reason, _moment(body.before))
         return json_answer(200, SubjectEpoch(known=found.known, epoch=found.epoch if found.known else None))
 
@@ -32,6 +32,13 @@ class Ends:
         body = await call.json(RevokeClientBody)
         found = await self._operators.revoke_client(call.operator, client_id, body.reason, _moment(body.before))
         return json_answer(200, ClientEpoch(client_id=client_id, epoch=found.epoch))
+
+
+def _who_may_end_a_subject(call: Call) -> Operator:
+    operator = call.operator
+    if operator.clients is not None and not operator.has("security", "admin"):
+        raise Refused(Refusal.FORBIDDEN, detail="an issuer that is limited to some clients may not end a subject")
+    return operator
 
 
 def _moment(before: str | Unset) -> int | None:

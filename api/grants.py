@@ -94,14 +94,15 @@ class Grants:
         )
 
     async def _page(self, call: Call, question: str, **filters: Any) -> Answer:
-        issuer = only_issuer(call.operator)
+        operator = call.operator
+        issuer = only_issuer(operator)
         page = await self._reading.ask(
             lambda reader: grant_views.grants(
                 reader,
                 self._clock(),
                 issued_by=issuer.requested_by if issuer else None,
                 clients=issuer.clients if issuer else None,
-                discloses=discloses(call.operator),
+                discloses=discloses(operator),
                 **filters,
             )
         )
@@ -123,9 +124,10 @@ class Grants:
         if at is not None and at > now:
             raise BadRequest("at lies in the future")
         after, limit = cursor_of(query.get("cursor")), limit_of(query.get("limit"))
+        discloses_all = call.operator.has(SECURITY, ADMIN)
         page = await self._reading.ask(
             lambda reader: grant_history.history(
-                reader, grant_id, now, at=at, after=after, limit=limit, discloses=call.operator.has(SECURITY, ADMIN)
+                reader, grant_id, now, at=at, after=after, limit=limit, discloses=discloses_all
             )
         )
         if page is None:

@@ -47,9 +47,10 @@ PAGE_EVENTS = 1_000
 CREDENTIALS: Final = (
     "auth", "secret_hashes", "jwks", "jwks_uri", "token_endpoint_auth_signing_alg", "assertion_audience",
     "tls_client_auth_subject_dn", "tls_client_auth_san_dns", "tls_client_auth_san_uri", "tls_client_auth_san_ip",
-    "tls_client_auth_san_email",
+    "tls_client_auth_san_email", "grant_types", "dpop_nonce_required",
 )  # fmt: skip
-"""The settings of a client that say who it is, and how it has to show it."""
+"""The settings of a client that say who it is, how it has to show it, and what else is looked at before a request gets
+in line."""
 
 _NO_RAISE: Final = Epoch()  # shared by all subjects that nothing ever ended; never folded into
 _Aggregate = TypeVar("_Aggregate", bound=snapshots.Aggregate)
@@ -150,18 +151,25 @@ class Authority:
         """Whose bearer token this is; None: nobody's. Found by its keyed hash, so a guess can aim at none."""
         return self._operators_by_hash.get(secret_hash(ring, token))
 
-    def credentials(self) -> dict[tuple[str, str], tuple[object, ...]]:
-        """What authentication goes by, of each client and operator, to be compared with what it was. Whether a client
-        is enabled is left out: whoever decides sees that."""
-        clients: dict[tuple[str, str], tuple[object, ...]] = {
-            ("client", client_id): tuple(getattr(client.settings, name) for name in CREDENTIALS)
-            for client_id, client in self._clients.items()
-        }
-        operators = {
-            ("operator", name): (each.enabled, each.token_hashes, each.roles, each.clients)
-            for name, each in self._operators.items()
-        }
-        return {**clients, **operators}
+    def still(self, client: Client) -> bool:
+        """Whether a client that was asked for earlier is there, and shows who it is as it did then."""
+        now = self.client(client.client_id)
+        return now is client or (now is not None and _shown_by(now) == _shown_by(client))
+
+    def credentials(self) -> dict[str, tuple[object, ...]]:
+        """What authentication goes by, of each client and operator by stream, to be compared with what it was. Whether
+        a client is enabled is left out: whoever decides sees that."""
+        clients = {f"client:{client_id}": _shown_by(client) for client_id, client in self._clients.items()}
+        return clients | {f"operator:{name}": _known_by(each) for name, each in self._operators.items()}
+
+    def credentials_of(self, stream: str) -> tuple[object, ...] | None:
+        """As `credentials`, of one; None where there was none yet."""
+        kind, _, name = stream.partition(":")
+        if kind == "client":
+            client = self._clients.get(name)
+            return None if client is None else _shown_by(client)
+        operator = self._operators.get(name) if kind == "operator" else None
+        return None if operator is None else _known_by(operator)
 
     # ------------------------------------------------------------ rules
 
@@ -354,6 +362,14 @@ class Authority:
         make_room(self._raises, RAISES_IN_MEMORY_MAX)
         self._raises_folded += 1
         self._raises[event.stream] = [*raises, (self._raises_folded, event)]
+
+
+def _shown_by(client: Client) -> tuple[object, ...]:
+    return tuple(getattr(client.settings, name) for name in CREDENTIALS)
+
+
+def _known_by(operator: Operator) -> tuple[object, ...]:
+    return operator.enabled, operator.token_hashes, operator.roles, operator.clients
 
 
 def _all(reads: Reads, kind: str, aggregate: type[_Aggregate]) -> Iterator[tuple[str, _Aggregate]]:

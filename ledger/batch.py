@@ -47,6 +47,7 @@ class Batch:
         "_touched",
         "command_id",
         "control",
+        "credentials_moved",
         "erased",
         "idempotency",
         "last_at",
@@ -85,6 +86,8 @@ class Batch:
         self._also_changed: set[str] = set()
         self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
         self._authority_touched = False
+        # Whether it has changed what authentication goes by: whoever is decided after that showed what counted before.
+        self.credentials_moved = False
         # What this batch has made and no look-up in the store can find yet.
         self.idempotency: dict[bytes, str] = {}
         self.single_use: dict[bytes, int] = {}
@@ -295,16 +298,19 @@ class Batch:
         self.last_at = events[-1].at
         self.work.project(events, positions)
         if loaded.is_authority:
-            self._move_authority(events)
+            self._move_authority(loaded.name, events)
         return positions
 
-    def _move_authority(self, events: Sequence[AnyEvent]) -> None:
+    def _move_authority(self, name: str, events: Sequence[AnyEvent]) -> None:
+        authority = self.memory.authority
         self._authority_touched = True
         self.control += 1
         self.work.control = self.control
+        before = authority.credentials_of(name)
         for event in events:
-            self.memory.authority.evolve(event)
-        self.memory.authority.control = self.control
+            authority.evolve(event)
+        self.credentials_moved |= before is not None and authority.credentials_of(name) != before
+        authority.control = self.control
 
     def private(self, loaded: Loaded | None, sql: str, *parameters: object) -> None:
         """Write private rows in the batch's transaction, in order, after events and heads. `loaded` is the stream whose

@@ -158,6 +158,8 @@ class Commits:
                 return False
             batch.ask_for([each.about for each in taken if each.about])
             done = batch.decide_all(taken, decided)
+            if batch.credentials_moved:
+                self._line.refuse_askers()
             batch.write()
             must_commit = batch.must_commit
             if not must_commit:
@@ -221,6 +223,8 @@ class Commits:
         self._together = len(done) > 1
         done, again = batch.settle(done)
         self._line.waiting.extendleft(reversed(again))
+        if batch.credentials_moved and again:
+            self._line.refuse_askers()
         self.batches += 1
         self._memory.trim()
         healthy = batch.writes or self._failed.last_error is None  # a full disk is none to who only reads

@@ -7,7 +7,6 @@ Input/output error: the outcome is unknown, answer 503, forget everything, never
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -110,18 +109,18 @@ class FailedBatches:
         return error if batch.written is None else None
 
     def refuse_who_is_in_line(self, batch: Batch, taken: list[Waiting[Any]]) -> None:
-        """Somebody else has changed what authentication goes by. Who is in line showed what counted before: a secret
-        that was taken back must not buy anything any more, so all of them have to say again who they are. Where the
-        store has lost what was acknowledged nothing is written any more, the ledger's own neither."""
-        memory = self._memory
-        stays = not memory.lost_some
+        """Somebody else has changed what authentication goes by, or the store has lost what was acknowledged: then
+        nothing is written any more, the ledger's own neither."""
+        memory, line = self._memory, self._line
+        if memory.lost_some:
+            refuse((*taken, *line.alone, *line.waiting))
+            line.alone.clear()
+            line.waiting.clear()
+        else:
+            line.waiting.extendleft(reversed(taken))
+            line.refuse_askers()
         memory.credentials_moved = memory.lost_some = False
         self._abandon(batch)
-        line = self._line
-        those = [*taken, *line.alone, *line.waiting]
-        line.alone.clear()
-        line.waiting = deque(each for each in those if each.ours and stays)
-        refuse(each for each in those if not (each.ours and stays))
 
     def halt(self, error: StoreError) -> None:
         """The store must not be used any more, and the process has to end."""

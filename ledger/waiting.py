@@ -115,6 +115,14 @@ class Line:
         alone = any(not future.done() for _, future in self.exclusive)
         return flying or alone or bool(self.waiting or self.alone)
 
+    def refuse_askers(self) -> None:
+        """What authentication goes by has changed. Who is in line showed what counted before: a secret that was taken
+        back must not buy anything any more, so all of them have to say again who they are. The ledger's own stay."""
+        those = [*self.alone, *self.waiting]
+        self.alone.clear()
+        self.waiting = deque(each for each in those if each.ours)
+        refuse(each for each in those if not each.ours)
+
     def refuse_all(self) -> None:
         """Refuse whoever is in line, and whoever comes."""
         self.closed = True
@@ -128,6 +136,8 @@ class Line:
 
 def decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
     """The answer of a request, and whether it is a refusal. Raises what is neither: a defect, or the store's error."""
+    if batch.credentials_moved and not each.ours:
+        return Unavailable(), True  # it has to say again who it is
     batch.command_id = each.command_id
     try:
         return each.decide(batch), False

@@ -128,6 +128,7 @@ class Client(msgspec.Struct, array_like=True):
             authenticates=self.settings.authenticates,
             dpop_bound=bool(self.settings.dpop_bound_access_tokens),
             certificate_bound=bool(self.settings.tls_client_certificate_bound_access_tokens),
+            unbound_reuse=bool(self.settings.allow_unbound_reuse),
             grant_types=self.settings.grant_types,
             redirect_uris=self.settings.redirect_uris or (),
         )

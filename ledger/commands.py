@@ -30,8 +30,9 @@ class ClientRules(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """A client as it rules at this moment. `v` is the version of its last event that changed its settings; `scope`
     the most it may be granted, `resource` what it may ask for (the first is the default audience; () is the issuer).
     `authenticates` is False for `none`. A sender-bound client must show a key with every request: of a DPoP proof where
-    `dpop_bound` (RFC 9449 5), of a certificate where `certificate_bound` (RFC 8705 3). `grant_types` and
-    `redirect_uris` are those of RFC 7591 2."""
+    `dpop_bound` (RFC 9449 5), of a certificate where `certificate_bound` (RFC 8705 3). `unbound_reuse` lets it
+    send one token again and again though nothing shows who does. `grant_types` and `redirect_uris` are those of RFC
+    7591 2."""
 
     client_id: str
     v: int
@@ -41,6 +42,7 @@ class ClientRules(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     authenticates: bool
     dpop_bound: bool = False
     certificate_bound: bool = False
+    unbound_reuse: bool = False
     grant_types: Words = ("refresh_token",)
     redirect_uris: Words = ()
 

@@ -99,7 +99,13 @@ def _present_current(grant: GrantState, command: RedeemToken, rules: Rules, at: 
     idle_expires_at = _slid(grant, at, policy)
     idle_text = None if idle_expires_at is None else times.text(idle_expires_at)
     at_text = times.text(at)
-    rotates = policy.rotation == "rotate"
+    rotates = (
+        policy.rotation == "rotate"
+        # A grant that was bound to nothing before its client had to show a key stays so: whoever finds its token would
+        # have it for good (RFC 9700 4.14.2).
+        or not (grant.proven(command.presenter) or client.unbound_reuse)
+        or command.key_id in rules.distrusted
+    )
     events: list[GrantEvent] = [
         _redeemed(grant, command, rules, token, client.v, at_text, None if rotates else idle_text)
     ]

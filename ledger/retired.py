@@ -131,6 +131,8 @@ def _reuse(
     assert rules.client is not None
     assert grant.generation is not None
     action = rules.client.policy.on_reuse
+    if action in ("alert", "revoke_subject") and not grant.proven(command.presenter):
+        action = "revoke"  # nothing shows who holds which token: one that goes on might be the thief's
     told_at = dict(grant.alerted).get(label)
     if action == "alert" and told_at is not None and grant.generation - told_at < ALERT_AGAIN_GENERATIONS:
         raise Refused(Refusal.ROTATED, event_id=retired_by, counts=True)

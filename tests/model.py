@@ -234,6 +234,8 @@ class Redemption:
 
     def reuse(self, label: str) -> Answer:
         first, action = self.history.redeemed(self.g)[0], self.policy.on_reuse
+        if action in ("alert", "revoke_subject") and not self.recognised:
+            action = "revoke"
         event = self.presented(
             "reuse_detected",
             current_generation=self.c,
@@ -294,7 +296,8 @@ class Redemption:
         if policy.refresh_token_ttl_seconds != 0:
             own = self.history.issued.get("idle_seconds")
             idle = idle_end(self.now, own, policy.refresh_token_ttl_seconds, self.absolute)
-        reuses = policy.rotation == "reuse"
+        distrusted = key_id in self.rules.distrusted
+        reuses = policy.rotation == "reuse" and (self.recognised or self.client.unbound_reuse) and not distrusted
         members = (
             token | presenter_members(self.command.presenter) | {"idle_expires_at": stored(idle) if reuses else None}
         )

@@ -160,6 +160,10 @@ def test_the_rules_of_a_client_are_what_bears_on_its_grants() -> None:
     assert (True, False, False, ()) == (
         rules.authenticates, rules.dpop_bound, rules.certificate_bound, rules.resource,
     )  # fmt: skip
+    alike = msgspec.structs.replace(spa, allow_unbound_reuse=True)
+    assert (False, True) == tuple(
+        client(Client().decide_settings("spa", each, ACT)).rules().unbound_reuse for each in (spa, alike)
+    )
     mtls = msgspec.structs.replace(WWW, tls_client_certificate_bound_access_tokens=True)
     rules = client(Client().decide_settings("www", mtls, ACT)).rules()
     assert (False, True) == (rules.dpop_bound, rules.certificate_bound)

@@ -94,6 +94,30 @@ def test_reuse_mode_echoes_the_token_and_slides_its_idle_end() -> None:
     assert (3, moment(200 + 30 * DAY)) == (again.served.access_token.v, again.grant.idle_expires_at)
 
 
+def test_where_nothing_shows_who_presents_it_a_token_rotates_whatever_the_client_may() -> None:
+    """RFC 9700 4.14.2: a grant that was bound to nothing before its client had to show keys stays so, and a token that
+    stays the same would be its finder's for good. Where the grant is bound, or the entry says so, it stays."""
+    anybody = presenter(authenticated=False, jkt=KEY)
+    public = client(authenticates=False, dpop_bound=True)
+    before = [under(ruled(STABLE, client=client(authenticates=False)), issue())]
+    scenario(given=before, when=redeem(0, 100, anybody), rules=ruled(STABLE, client=public), then=[
+        fact(TokenRedeemed, generation=0, idle_expires_at=None), fact(TokenRotated, generation=1),
+    ])  # fmt: skip
+    allowed = client(authenticates=False, unbound_reuse=True)
+    scenario(given=before, when=redeem(0, 100, anybody), rules=ruled(STABLE, client=allowed), then=[TokenRedeemed])
+    bound = [under(ruled(STABLE, client=public), issue(bound_jkt=KEY))]
+    scenario(given=bound, when=redeem(0, 100, anybody), rules=ruled(STABLE, client=public), then=[TokenRedeemed])
+
+
+def test_a_token_of_a_distrusted_key_is_rotated_away_in_reuse_mode_too() -> None:
+    """Section 8: who has such a token and shows who they are gets another, of a key that is trusted."""
+    rules = ruled(STABLE, active_key_id=2, distrusted={1: "keys/5"})
+    tale = scenario(given=ISSUED, when=redeem(0, 100), rules=rules, then=[
+        fact(TokenRedeemed, generation=0), fact(TokenRotated, generation=1, key_id=2),
+    ])  # fmt: skip
+    scenario(given=tale.history, when=redeem(1, 200, key_id=2), rules=rules, then=[TokenRedeemed])
+
+
 def test_reuse_mode_with_nothing_that_ends() -> None:
     """An idle end that no longer holds is taken away: null is unlimited."""
     endless = policy("stable", refresh_token_ttl_seconds=None, grant_ttl_seconds=None)

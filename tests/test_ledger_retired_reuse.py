@@ -12,13 +12,16 @@ from ledger.refusals import Refusal
 from tests.scenario import Given, all_under, fact, replayed, scenario, told, under
 from tests.scenario_commands import (
     HERE,
+    KEY,
     STABLE,
     STREAM,
     STRICT,
     THERE,
+    client,
     issue,
     moment,
     policy,
+    presenter,
     redeem,
     reinstate,
     ruled,
@@ -155,6 +158,27 @@ def test_alert_refuses_the_presenter_and_lets_the_grant_go_on() -> None:
     scenario(given=on.history, when=redeem(0, 205), rules=rules, outcome=Refusal.ROTATED, event_id="3", then=[
         fact(ReuseDetected, label="fork", current_generation=2),
     ])  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ["alert", "revoke_subject"])
+@pytest.mark.parametrize("proven", [False, True])
+def test_where_nothing_shows_who_presents_it_reuse_ends_the_grant_and_no_more(action: str, proven: bool) -> None:
+    """A grant that was bound to nothing before its client had to show keys stays so: who goes on might be the thief,
+    and who presents an old token must not end what else a person has."""
+    public, jkt = client(authenticates=False, dpop_bound=True), KEY if proven else None
+    rules = ruled(policy("strict", on_reuse=action), client=public)
+    first = under(ruled(policy("strict"), client=client(authenticates=False)), issue(bound_jkt=jkt))
+    who = presenter(authenticated=False, jkt=KEY)
+    before = [first, under(rules, redeem(0, 100, who))]
+    if proven and action == "alert":
+        scenario(given=before, when=redeem(0, 105, who), rules=rules, outcome=Refusal.ROTATED, then=[
+            fact(ReuseDetected, action="alert"),
+        ])  # fmt: skip
+        return
+    tale = scenario(given=before, when=redeem(0, 105, who), rules=rules, outcome=Refusal.REUSE_DETECTED, then=[
+        fact(ReuseDetected, action=action if proven else "revoke"), fact(GrantRevoked, reason_class="reuse"),
+    ])  # fmt: skip
+    assert (proven and action == "revoke_subject") == tale.ends_subject
 
 
 @pytest.mark.parametrize(("rotations", "told_again"), [(9, False), (10, True)])

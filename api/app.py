@@ -184,6 +184,7 @@ def create_app(
     repeated: dict[str, OnceMore] = dict.fromkeys(_TOKEN_PATHS, token.once_more)
     if settings.tls_client_cert_header is not None:
         repeated = {}  # a proxy tells which certificate a request came with: each is looked at
+    if settings.trusted_proxies and sees_certificates(settings):
         hot = {path: Forwarded(settings.tls_client_cert_header, contexts, each) for path, each in hot.items()}
     read_by_pages = _read_by_pages(ledger, settings, desk, token.grant_types)
     by_pages = dict.fromkeys(_POSTED_BY_PAGES, "POST") | dict.fromkeys(read_by_pages, "GET, HEAD")

@@ -65,14 +65,15 @@ class Peers(Protocol):
 
 
 class Forwarded:
-    """An endpoint behind proxies that tell the client's certificate in a header.
+    """An endpoint behind proxies, which may tell the client's certificate in a header.
 
-    What a trusted proxy says is the certificate, and its own, which it may show on its connection to us, is not. The
-    header is taken away from everybody else's requests.
+    What a trusted proxy says is the certificate, and its own, which it may show on its connection to us, is not, also
+    where it tells of none. The header is taken away from everybody else's requests.
     """
 
-    def __init__(self, header: str, peers: Peers, endpoint: _Asgi) -> None:
-        self._header = header.lower().encode("ascii")
+    def __init__(self, header: str | None, peers: Peers, endpoint: _Asgi) -> None:
+        """`header` is its name, None where none is believed."""
+        self._header = header.lower().encode("ascii") if header is not None else b""
         self._peers = peers
         self._endpoint = endpoint
 

@@ -259,17 +259,17 @@ CLIENTS = "\n".join(
 
 
 def proxied(tmp_path: Path, parser: Parser = "auto", **settings: Any) -> Any:
-    """Serve behind a proxy at PROXY, which speaks plain HTTP to us, or TLS where `tls` says so."""
+    """Serve behind a proxy at PROXY, which speaks plain HTTP to us, or TLS where `tls` says so. It tells of
+    certificates in a header unless that is said to be None."""
     (tmp_path / "ca.pem").write_text(CA.pem)
     trusted = load({"TOKEN_LEDGER_TRUSTED_PROXIES": PROXY}).trusted_proxies
     return mutual(
         tmp_path,
         CLIENTS,
-        **{"tls": False, "tls_client_ca": tmp_path / "ca.pem", **settings},
+        **{"tls": False, "tls_client_ca": tmp_path / "ca.pem", "tls_client_cert_header": "X-Client-Cert", **settings},
         parser=parser,
         fast_loop=parser != "h11",
         trusted_proxies=trusted,
-        tls_client_cert_header="X-Client-Cert",
     )
 
 
@@ -375,3 +375,13 @@ def test_a_proxys_own_certificate_is_not_the_clients(tmp_path: Path) -> None:
             assert 200 == told(ledger, "own", own, OWN.rfc9440, shown=connection).status
         with ledger.connect(APP, source=STRANGER) as connection:
             assert 200 == told(ledger, "dn", dn, OWN.rfc9440, shown=connection).status
+
+
+def test_nor_is_it_where_the_proxy_tells_of_none(tmp_path: Path) -> None:
+    """Else a public client's grant would be bound to the proxy, and end when that renews its certificate."""
+    with proxied(tmp_path, tls=True, tls_client_cert_header=None) as ledger:
+        dn = ledger.issue("dn")["refresh_token"]
+        with ledger.connect(APP, source=PROXY) as connection:
+            check_invalid_client(told(ledger, "dn", dn, shown=connection))
+        with ledger.connect(APP, source=STRANGER) as connection:
+            assert 200 == told(ledger, "dn", dn, shown=connection).status

@@ -121,7 +121,8 @@ class ClientAuth:
         once = None
         if shown.assertion is not None:
             once = await self._assertions.proven(client, shown.assertion)
-        if client is None or once is None:
+        # Its keys may have been away for seconds, and by what it is judged may have been taken back meanwhile.
+        if client is None or once is None or not self._ledger.authority.still(client):
             self._fail(who, address, authorization)
         return Caller(
             client_id=client.client_id,
@@ -212,14 +213,18 @@ class ClientAuth:
         )
 
     def _named(self, shown: Presented) -> tuple[Client | None, tuple[str, ...]]:
-        """The client that the first reading of the id names, and every reading of the secret, known or not."""
+        """The client that a reading of the id names, and every reading of the secret, known or not."""
         client_of = self._ledger.authority.client
         if len(shown.pairs) == 1:  # nearly always
             name, secret = shown.pairs[0]
             return client_of(name), (secret or "",)
-        named = (client_of(name) for name, _ in shown.pairs)
-        secrets = tuple(dict.fromkeys(secret or "" for _, secret in shown.pairs))
-        return next(filter(None, named), None), secrets or ("",)
+        secrets = tuple(dict.fromkeys(secret or "" for _, secret in shown.pairs)) or ("",)
+        found = (client_of(name) for name, _ in shown.pairs)
+        named = [*{each.client_id: each for each in found if each is not None}.values()]
+        if len(named) > 1:  # "a+b" and "a b" are two clients: whose secret it is, it is
+            ring = self._ledger.desk.ring
+            named.sort(key=lambda each: secret_matches(ring, secrets, each.secret_hashes) is None)
+        return named[0] if named else None, secrets
 
     def _waited(self, client: Client | None, address: str) -> str:
         """Whom a failure counts against. Raises TooManyFailures while it has failed too often."""
@@ -283,7 +288,10 @@ def _basic(authorization: bytes, client_id: str | None) -> Presented:
     if not colon:
         return Presented(BASIC, ())
     pairs = _readings(name, secret)
-    if client_id is not None and all(client_id != each for each, _ in pairs):
+    if client_id is None:
+        return Presented(BASIC, pairs)
+    pairs = tuple(pair for pair in pairs if pair[0] == client_id)
+    if not pairs:
         raise BadRequest("client_id is not the client of the Authorization header")
     return Presented(BASIC, pairs)
 

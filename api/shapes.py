@@ -27,7 +27,12 @@ Reason = Annotated[
 Seconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
 Private = Annotated[str, Meta(min_length=1, max_length=255, pattern=_NO_NUL)]
 Claim = Annotated[str, Meta(min_length=1, max_length=255)]
-Thumbprint = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="SHA-256, base64url without padding.")]
+_SHA256 = "^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$"
+_SHA256_CHARACTERS = 43  # a pattern's end alone lets a line feed pass
+Thumbprint = Annotated[
+    str,
+    Meta(pattern=_SHA256, max_length=_SHA256_CHARACTERS, description="SHA-256, base64url without padding."),
+]
 Names = Annotated[list[str], Meta(min_length=1)]
 STATE_CHARACTERS_MAX = 2048
 """More than any client needs; the address that carries it must fit into a request's head."""
@@ -205,7 +210,7 @@ class AuthorizationBody(Request, frozen=True, kw_only=True):
     subject: Subject
     scope: Scope
     redirect_uri: Annotated[str, Meta(description="Exactly as registered; of a loopback address any port.")]
-    code_challenge: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="RFC 7636 4.2.")]
+    code_challenge: Annotated[str, Meta(pattern=_SHA256, max_length=_SHA256_CHARACTERS, description="RFC 7636 4.2.")]
     code_challenge_method: Literal["S256"]
     state: Annotated[str, Meta(min_length=1, max_length=STATE_CHARACTERS_MAX)] | Unset = UNSET
     resource: Annotated[list[str], Meta(min_length=1, max_length=64)] | str | Unset = UNSET

@@ -73,6 +73,26 @@ async def test_basic_is_read_raw_and_form_encoded(tmp_path: Path, header: bytes)
         assert ("w w", True, BASIC) == said(auth.caller(header, {}, "a"))
 
 
+BESIDE = [
+    ClientSpec(client_id=client_id, settings=Settings(scope=("read",)), secrets=(secret,))
+    for client_id, secret in (("a b", "secret-1"), ("a+b", "secret-2"))
+]
+
+
+async def test_of_two_clients_that_one_header_may_name_it_is_the_one_whose_secret_it_is(tmp_path: Path) -> None:
+    """CA-2: "a+b" form-encoded is "a b". Where the body says which, it is that one (CA-3)."""
+    async with asking(tmp_path) as ledger:
+        await ledger.ledger.operators.apply(BESIDE, [])
+        auth, *_ = auth_of(ledger)
+        assert ("a b", True, BASIC) == said(auth.caller(encoded("a+b:secret-1"), {}, "a"))
+        assert ("a+b", True, BASIC) == said(auth.caller(encoded("a+b:secret-2"), {}, "a"))
+        assert ("a+b", True, BASIC) == said(auth.caller(encoded("a+b:secret-2"), {"client_id": "a+b"}, "a"))
+        with pytest.raises(InvalidClient):
+            auth.caller(encoded("a+b:secret-2"), {"client_id": "a b"}, "a")
+        with pytest.raises(InvalidClient):
+            auth.caller(encoded("a+b:secret-3"), {}, "a")
+
+
 @pytest.mark.parametrize(
     "header",
     [

@@ -44,6 +44,8 @@ async def test_issuing_answers_with_first_tokens_and_the_grants_id(tmp_path: Pat
         ({"resource": []}, "invalid_request"),
         ({"amr": "pwd"}, "invalid_request"),
         ({"cnf": {"jkt": "short"}}, "invalid_request"),
+        ({"cnf": {"jkt": "A" * 43 + "\n"}}, "invalid_request"),
+        ({"cnf": {"jkt": "A" * 42 + "B"}}, "invalid_request"),
         ({"cnf": {"kid": "x"}}, "invalid_request"),
     ],
 )

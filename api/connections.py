@@ -107,8 +107,14 @@ class Connection(asyncio.Protocol, ABC):
         self.extensions = None
 
     def connection_made(self, transport: Any) -> None:
-        """Take the connection, unless files are running short: the store needs some, and it comes first."""
+        """Take the connection, unless its client has left already, or files are running short: the store needs some,
+        and it comes first."""
         super().connection_made(transport)
+        if self.client is None and not self.listener.local:
+            # The client has reset it, so nobody waits for an answer. What it sent can be read even now; but where it
+            # came from can not, and no address is that of the socket beside the database.
+            transport.abort()
+            return
         if self.scheme == "https":
             self.extensions = _peer_certificate(transport)
         if len(self.server_state.connections) > self.listener.connections_max:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from api.server import Parser
 from tests.serving import HOST, PARSERS, Lines, Running, check_quiet, exchange, logged, serving_with
 from tests.wire import check_answer, request_bytes
 
@@ -261,3 +262,24 @@ def test_a_head_that_repeats_is_read_once_and_means_the_same(running: Running) -
         assert ["abc"] == bodies(b"c", 1)
         connection.send(request_bytes("GET", "/early") + first)
         assert [401, 200] == [connection.answer().status, connection.answer().status]
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_who_leaves_before_it_is_met_has_asked_for_nothing(parser: Parser) -> None:
+    """A request whose client has reset the connection before it was accepted has no address; it must not pass for one
+    through the socket beside the database, which has none either."""
+    with serving_with(parser) as running:
+
+        async def sent_and_left() -> None:  # in the loop, so that nothing is accepted meanwhile
+            connection = running.connect()
+            connection.send(request_bytes("POST", "/a", body=b"abc"))
+            connection.cut()
+
+        for _ in range(5):
+            running.do(sent_and_left())
+        assert "met" == exchange(running, request_bytes("POST", "/a", body=b"met")).json()["body"]
+        assert [b"met"] == running.server.app.bodies
+        deadline = time.monotonic() + 5
+        while running.server.connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert 0 == running.server.connections

@@ -1,6 +1,7 @@
 """TLS: files that are wrong are one line each, new ones are taken while serving, and slow handshakes end in time."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -197,6 +198,38 @@ def test_who_does_not_speak_tls_is_no_event(files: Files, parser: Parser) -> Non
             good.cut()
         time.sleep(0.1)
     check_quiet(lines)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_who_leaves_behind_its_handshake_has_asked_for_nothing(files: Files, parser: Parser) -> None:
+    """The end of the handshake, a request and a reset, all before the server looks: nobody can tell any more whose
+    request it is, so it is none."""
+    fast = parser == "httptools"
+    with serving(Shower(), settings=files.settings, parser=parser, fast_loop=fast) as running:
+        connection = running.connect()
+        received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = files.client.wrap_bio(received, to_send, server_hostname="localhost")
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        connection.send(to_send.read())
+        while to_send.pending == 0:
+            received.write(connection.socket.recv(65_536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+        client.write(request_bytes("POST", "/a", body=b"abc"))
+
+        async def sent_and_left() -> None:  # in the loop, so that nothing is read meanwhile
+            connection.send(to_send.read())
+            connection.cut()
+
+        running.do(sent_and_left())
+        with running.connect(tls=files.client) as other:
+            other.exchange(request_bytes("POST", "/a", body=b"met"))
+        assert [b"met"] == running.server.app.bodies
+        deadline = time.monotonic() + 5
+        while running.server.connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert 0 == running.server.connections
 
 
 @pytest.mark.parametrize("parser", PARSERS)

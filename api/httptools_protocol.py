@@ -157,21 +157,26 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
             self._serve_alike(alike, data)
             return
         ended_before = self.ended
+        parts = data
+        while parts and not self.closing and self.refusal is None:
+            parts = self._parse(parts)
+        if self.headers_repeat and at_rest and self.ended == ended_before + 1:
+            self._remember(data)
+
+    def _parse(self, data: bytes) -> bytes:
+        """Let the parser read; return what it is to read after that: where an offer was ignored, the same without."""
+        ended_before = self.ended
         self.feeding_bytes = len(data)
-        offered_at = None
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            offered_at = upgrade.args[0]
+            return self._without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse_malformed(error)
         else:
             if self.receiving and self.ended == ended_before:
                 self.wire_bytes_received(len(data))
-            elif self.headers_repeat and at_rest and self.ended == ended_before + 1:
-                self._remember(data)
-        if offered_at is not None:
-            self._serve_without_upgrade(data[offered_at:])
+        return b""
 
     def _remember(self, data: bytes) -> None:
         """Keep the head of a request that has come whole, in one piece and alone: the same bytes mean the same."""
@@ -221,8 +226,8 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
             log.exception("parser_callback_failed", cause)
         self.refuse(400, NOT_HTTP)
 
-    def _serve_without_upgrade(self, rest: bytes) -> None:
-        """Ignore an offer to change protocols (RFC 9110 7.8): feed the same head without it to a new parser.
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """Ignore an offer to change protocols (RFC 9110 7.8): return the same head without it, for a new parser.
 
         The parser leaves the body unread after such a head. Java's HttpClient offers h2c with every plain request.
         """
@@ -230,7 +235,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":
             self.refuse(501, "this server is no proxy")
-            return
+            return b""
         lines = [b"%s %s HTTP/%s\r\n" % (method, self.url, version)]
         for name, value in self.headers:
             if name == b"connection":
@@ -240,7 +245,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
             if name != b"upgrade":
                 lines.append(b"%s: %s\r\n" % (name, value))
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"".join([*lines, b"\r\n", rest]))
+        return b"".join([*lines, b"\r\n", rest])
 
     # -- what the parser calls ---------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ def requests(random: Random) -> list[bytes]:
             [chunked, b"%x\r\n" % len(usual), usual, b"\r\n", b"0\r\n\r\n"],
             [chunked + b"0\r\nX: 1\r\n\r\n"],
             [HEAD.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"), body],
-            [HEAD.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n") + body],
+            [HEAD.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n") + body] * 4,
         )
     )
     last = random.choice(

@@ -145,6 +145,15 @@ def test_pipelined_requests_survive_any_cut(running: Running) -> None:
             assert ["ok", "ok"] == [connection.answer().json()["body"] for _ in range(2)]
 
 
+def test_offers_to_change_protocols_may_be_pipelined(running: Running, lines: Lines) -> None:
+    """RFC 9110 7.8: each is ignored, however many come in one piece."""
+    one = request_bytes("GET", "/a", headers={"Connection": "upgrade", "Upgrade": "h2c"})
+    with running.connect() as connection:
+        connection.send(one * 1_000)
+        assert 1_000 * [200] == [connection.answer().status for _ in range(1_000)]
+    check_quiet(lines)
+
+
 def test_an_empty_line_after_a_body_is_nothing(running: Running) -> None:
     """RFC 9112 2.2: old clients send one more than they counted."""
     raw = request_bytes("POST", "/a", body=b"abc")

@@ -28,6 +28,8 @@ from api.heads import Headers, Malformed, check_head
 
 _NEVER: Final = math.inf
 _ALIKE_BYTES_MAX: Final = 16_384  # of a request that an idle connection keeps
+_PIECE_BYTES: Final = 4_096  # that the parser gets at once: a hundred and fifty of the shortest requests
+_WAITING_MAX: Final = 64  # requests behind the one that is being answered, before the rest stays unread
 
 
 class HttptoolsExchange(Exchange, RequestResponseCycle):
@@ -139,6 +141,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
         self.headers_repeat = False
         self.alike: Alike | None = None
         self.ended = 0  # whole requests so far
+        self.unread = b""  # received, and not yet given to the parser: requests wait before it
         self.feeding_bytes = 0  # of the piece that the parser is reading
         self.set_up(listener)
 
@@ -157,11 +160,23 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
             self._serve_alike(alike, data)
             return
         ended_before = self.ended
-        parts = data
-        while parts and not self.closing and self.refusal is None:
-            parts = self._parse(parts)
+        self.unread += data
+        self._read_on()
         if self.headers_repeat and at_rest and self.ended == ended_before + 1:
             self._remember(data)
+
+    def _read_on(self) -> None:
+        """Let the parser have what is unread, a little at a time, until so many requests wait that it can wait as well.
+
+        A request that waits takes forty times its bytes. Nothing more is received while any waits.
+        """
+        data, at = self.unread, 0
+        while at < len(data) and len(self.pipeline) < _WAITING_MAX:
+            piece = data[at : at + _PIECE_BYTES]
+            at += _PIECE_BYTES
+            while piece and not self.closing and self.refusal is None:
+                piece = self._parse(piece)
+        self.unread = data[at:]
 
     def _parse(self, data: bytes) -> bytes:
         """Let the parser read; return what it is to read after that: where an offer was ignored, the same without."""
@@ -307,10 +322,11 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
     # -- the order of answers ----------------------------------------------------------------------------------------
 
     def next_exchange(self) -> bool:
-        if not self.pipeline:
-            return False
-        self.start(self.pipeline.pop()[0])
-        return True
+        if self.pipeline:
+            self.start(self.pipeline.pop()[0])
+        if self.unread:
+            self._read_on()
+        return self.running is not None or self.closing
 
     def drop_newest(self) -> None:
         self.pipeline.popleft()
@@ -320,5 +336,6 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
             self.running.disconnected = True
             self.running.message_event.set()
         self.pipeline.clear()
+        self.unread = b""
         self.alike = self.kept_headers = None  # they may hold credentials
         super().connection_lost(exc)

@@ -324,6 +324,35 @@ def test_a_reader_that_is_slow_gets_every_answer_whole() -> None:
     check_quiet(lines)
 
 
+def test_most_of_what_is_pipelined_waits_as_the_bytes_that_it_is() -> None:
+    """However many requests come in one piece, few are held while the first is answered, and all are in the end."""
+    app = Gated()
+    short = [b"GET /%d HTTP/1.1\r\nHost:a\r\n\r\n" % number for number in range(9_000)]
+    offer = b"GET / HTTP/1.1\r\nHost:a\r\nConnection:upgrade\r\nUpgrade:h2c\r\n\r\n"
+    raw = b"".join([posted("/held"), *short, *[posted("/a")] * 50, *[offer] * 500, b"NONSENSE\r\n\r\n"])
+    with logged() as lines, serving(app, parser="httptools", settings=ROOM) as server, server.connect() as client:
+        while len(server.server._state.connections) != 1:
+            time.sleep(0.001)
+        connection = connection_of(server)
+        held = []
+
+        async def give() -> None:
+            connection.data_received(raw)
+            held.append(len(connection.pipeline))
+
+        server.do(give())
+        assert 0 < held[0] < 250
+        app.release.set()
+        for _ in range(9_551):
+            assert 200 == client.answer().status
+            held.append(len(connection.pipeline))
+        assert max(held) < 250
+        assert 400 == client.answer().status
+        assert client.closed_by_peer(3)
+        assert 9_551 == app.asked
+    check_quiet(lines)
+
+
 def test_a_client_that_leaves_before_its_answer_is_no_event() -> None:
     """Nothing is written to a connection that is gone, and the next one is served."""
     app = Gated()

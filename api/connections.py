@@ -164,6 +164,8 @@ class Connection(asyncio.Protocol, ABC):
             elif not exchange.more_body:  # the next request has begun behind this one; its time runs from now
                 self.deadline = self.loop.time() + self.listener.request_seconds
             self.flow.resume_reading()
+        elif self.running is not None and self.running.more_body:  # as above, with its head whole
+            self.deadline = self.loop.time() + self.listener.request_seconds
 
     @abstractmethod
     def next_exchange(self) -> bool:

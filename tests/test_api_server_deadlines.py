@@ -75,6 +75,10 @@ SLOW = {
     "chunks": (b"POST /a HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
     "trailers": (b"POST /a HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: b\r\n"),
     "rest of a body answered": (b"POST /early HTTP/1.1\r\n" + HOST + b"Content-Length: 8000\r\n\r\n", b"a"),
+    "second request's body": (
+        b"GET /a HTTP/1.1\r\n" + HOST + b"\r\nPOST /a HTTP/1.1\r\n" + HOST + b"Content-Length: 8000\r\n\r\n",
+        b"a",
+    ),
     "second request": (b"GET /a HTTP/1.1\r\n" + HOST + b"\r\nGET /b", b"b"),
 }
 

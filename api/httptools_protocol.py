@@ -6,6 +6,7 @@ calls those malformed, while h11 leaves it to the application to say 405.
 
 import asyncio
 import math
+import re
 from collections.abc import Callable
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
@@ -24,9 +25,11 @@ from api.connections import (
     log,
 )
 from api.exchanges import Exchange
-from api.heads import Headers, Malformed, check_head
+from api.heads import TRACING, Headers, Malformed, check_head
 
 _NEVER: Final = math.inf
+_TRACED: Final = re.compile(rb"(?im)^(?:" + b"|".join(sorted(TRACING)) + rb"):[ \t]*([!-~]+)\r$")
+_VISIBLE: Final = re.compile(rb"[!-~]+")
 _ALIKE_BYTES_MAX: Final = 16_384  # of a request that an idle connection keeps
 _PIECE_BYTES: Final = 4_096  # that the parser gets at once: a hundred and fifty of the shortest requests
 _WAITING_MAX: Final = 64  # requests behind the one that is being answered, before the rest stays unread
@@ -116,13 +119,27 @@ class HttptoolsExchange(Exchange, RequestResponseCycle):
 
 
 class Alike(NamedTuple):
-    """The head of a connection's requests while they are alike: its bytes, how long a whole request is, its scope, and
-    what serves requests that repeat, if anything does."""
+    """The head of a connection's requests while they are alike: its bytes, where in them values stand that only trace a
+    request (zeros in `head`), how long a whole request is, its scope, and what serves requests that repeat, if anything
+    does."""
 
     head: bytes
+    traced: tuple[tuple[int, int], ...]
     length: int
     scope: dict[str, Any]
     once_more: Callable[[Headers, bytes, Replies], bool] | None
+
+    def opens(self, data: bytes) -> bool:
+        """Whether a whole request, as long as this one, has this head."""
+        head: bytes | bytearray = data[: len(self.head)]
+        if self.traced:
+            head = bytearray(head)
+            for begin, end in self.traced:
+                if not _VISIBLE.fullmatch(head, begin, end):
+                    return False
+                head[begin:end] = bytes(end - begin)
+        # Behind a proxy one client's guess may meet another's secret here: how much of it is right, no time tells.
+        return compare_digest(head, self.head)
 
     def __repr__(self) -> str:
         return f"<Alike {self.length} bytes>"  # a head may hold credentials
@@ -134,7 +151,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
     def __init__(self, listener: Listener, config: Config, loop: asyncio.AbstractEventLoop) -> None:
         HttpToolsProtocol.__init__(self, config, listener.state, {}, loop)
         self.access_log = False
-        self.in_head = False
+        self.in_head = self.is_traced = False
         self.upgrading = False
         self.kept_headers: Headers | None = None  # of the newest request; the next one's are the same nearly always
         self.kept_mark = 0
@@ -150,13 +167,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
             return
         at_rest = self.running is None and not self.receiving
         alike = self.alike
-        if (
-            alike is not None
-            and at_rest
-            and len(data) == alike.length
-            # Behind a proxy one client's guess may meet another's secret here: how much of it is right, no time tells.
-            and compare_digest(data[: len(alike.head)], alike.head)
-        ):
+        if alike is not None and at_rest and len(data) == alike.length and alike.opens(data):
             self._serve_alike(alike, data)
             return
         ended_before = self.ended
@@ -170,7 +181,7 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
 
         A request that waits takes forty times its bytes. Nothing more is received while any waits.
         """
-        data, at = self.unread, 0
+        data, self.unread, at = self.unread, b"", 0
         while at < len(data) and len(self.pipeline) < _WAITING_MAX:
             piece = data[at : at + _PIECE_BYTES]
             at += _PIECE_BYTES
@@ -209,7 +220,10 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
             scope = exchange.scope  # copied before the application, which may add to its own, gets to run
             once_more = getattr(self.listener.app, "once_more", None)
             once_more = None if once_more is None else once_more(scope)
-            self.alike = Alike(head, len(data), {**scope, "state": {**scope["state"]}}, once_more)
+            traced, blank = tuple(match.span(1) for match in _TRACED.finditer(head)), bytearray(head)
+            for begin, end in traced:
+                blank[begin:end] = bytes(end - begin)
+            self.alike = Alike(bytes(blank), traced, len(data), {**scope, "state": {**scope["state"]}}, once_more)
 
     def _serve_alike(self, alike: Alike, data: bytes) -> None:
         """Serve a whole request whose head was read before, byte for byte: the parser, at rest, need not see it."""
@@ -267,13 +281,15 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
-        self.in_head = True
+        self.in_head, self.is_traced = True, False
         if not self.receiving:
             self.request_begins()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.in_head:  # trailers are read and dropped: nobody has checked them against anything
-            self.headers.append((name.lower(), value.rstrip(b" \t")))
+            name = name.lower()
+            self.headers.append((name, value.rstrip(b" \t")))
+            self.is_traced |= name in TRACING
 
     def on_headers_complete(self) -> None:
         self.in_head = False
@@ -285,6 +301,8 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
         version = parser.get_http_version()
         if self.wire_bytes + self.feeding_bytes > HEAD_BYTES_MAX:
             self._check_length(headers)  # there may be more than this head among these bytes
+        if self.is_traced:
+            headers = [header for header in headers if header[0] not in TRACING]
         kept = self.kept_headers
         # A hash under a random key first: only what is the same, secrets and all, is compared byte by byte.
         mark = hash(tuple(headers))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
+from api.heads import TRACING
 from api.logs import LogFormat, LogLevel, one_line
 
 PREFIX = "TOKEN_LEDGER_"
@@ -144,7 +145,8 @@ def _networks(raw: object) -> tuple[Network, ...]:
 
 def _header_name(raw: object) -> str:
     name = raw if isinstance(raw, str) else ""
-    if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) is None or name.lower() in _READ_OTHERWISE:
+    taken = name.lower() in _READ_OTHERWISE or name.lower().encode() in TRACING
+    if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) is None or taken:
         raise ValueError("the name of a header that means nothing else here, such as Client-Cert")
     return name
 

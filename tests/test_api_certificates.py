@@ -230,6 +230,9 @@ def test_an_authority_constrained_to_names_vouches_for_those_alone() -> None:
         ({"TLS_CLIENT_CERT_HEADER": "Authorization", "TRUSTED_PROXIES": "127.0.0.1"},
          "TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER: allowed is the name of a header that means nothing else here, such as "
          "Client-Cert"),
+        ({"TLS_CLIENT_CERT_HEADER": "X-Request-ID", "TRUSTED_PROXIES": "127.0.0.1"},
+         "TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER: allowed is the name of a header that means nothing else here, such as "
+         "Client-Cert"),
         ({"TLS_CLIENT_CA": "ca.pem", "ALLOW_PLAIN_HTTP": "1"},
          "TOKEN_LEDGER_TLS_CLIENT_CA: needs TOKEN_LEDGER_TLS_CERT and TOKEN_LEDGER_TLS_KEY, or "
          "TOKEN_LEDGER_TLS_CLIENT_CERT_HEADER behind a proxy"),

@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 from tests.benchmarks.clients import CLIENTS, FORM
-from tests.benchmarks.load import Found, Job
+from tests.benchmarks.load import ONCE, Found, Job
 from tests.benchmarks.stock import stock
 from tests.chaos.processes import TroubledServer
 from tests.server_process import eventually, free_port
@@ -135,11 +135,14 @@ def by_secret(server: Server, tokens: Sequence[str], connections: int, seconds: 
     return Job(server.port, pid_of(server), list(tokens), connections, seconds, form=FORM)
 
 
-def measured(folder: Path, tokens: list[str], *, connections: int, seconds: float) -> Figures:
+def measured(
+    folder: Path, tokens: list[str], *, connections: int, seconds: float, header: str = "", once: Sequence[str] = ()
+) -> Figures:
     """One run on the ledger, which must have written exactly two events for each answer."""
     with ledger(folder) as server:
         before = events_in(folder)
-        found = drive(by_secret(server, tokens, connections, seconds))
+        job = by_secret(server, tokens, connections, seconds)
+        found = drive(replace(job, header=header, once=[*once]))
         check_events(events_in(folder) - before, found.answers)
     tokens[:] = found.tokens
     return found
@@ -149,14 +152,27 @@ def bytes_a_refresh(folder: Path, answers_times_two: int) -> float:
     return (folder / "token-ledger.db").stat().st_size / (answers_times_two / 2)
 
 
-def main_ratio(folder: Path, rounds: int, seconds: float) -> None:
+HEADS = {
+    "ratio": "",
+    "traced": f"traceparent: 00-{ONCE}-01\r\n",
+    "differing": f"X-Differs: {ONCE}\r\n",
+}
+"""What is sent beside the rest of a head, which each connection repeats: nothing; what a client that is traced sends,
+another with each request; a header that nobody knows, another with each request."""
+
+ONCE_PER_SECOND = 40_000
+
+
+def main_ratio(folder: Path, rounds: int, seconds: float, header: str) -> None:
     """Sixty-four chains beside the bare endpoint."""
     tokens = stock(folder, grants=CONNECTIONS)
     sides: list[tuple[Figures, Figures]] = []
+    once = [f"{number:032x}" for number in range(int(ONCE_PER_SECOND * seconds))] if header else []
     for number in range(rounds):
         with bare() as (port, pid):
-            reference = drive(Job(port, pid, ["rt1_" + "r" * 72] * CONNECTIONS, CONNECTIONS, seconds, form=FORM))
-        ours = measured(folder, tokens, connections=CONNECTIONS, seconds=seconds)
+            job = Job(port, pid, ["rt1_" + "r" * 72] * CONNECTIONS, CONNECTIONS, seconds, form=FORM)
+            reference = drive(replace(job, header=header, once=once))
+        ours = measured(folder, tokens, connections=CONNECTIONS, seconds=seconds, header=header, once=once)
         sides.append((reference, ours))
         print(
             f"round {number + 1}: bare {reference.per_second:6.0f}/s {reference.cpu_us:4.0f} µs"
@@ -169,6 +185,8 @@ def main_ratio(folder: Path, rounds: int, seconds: float) -> None:
     tails = [ours.p99_ms / reference.p99_ms for reference, ours in sides]
     print(f"throughput, ledger / bare: median {statistics.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}]")
     print(f"p99, ledger / bare: median {statistics.median(tails):.2f} [{min(tails):.2f}–{max(tails):.2f}]")
+    cpu = [ours.cpu_us / reference.cpu_us for reference, ours in sides]
+    print(f"CPU, ledger / bare: median {statistics.median(cpu):.2f} [{min(cpu):.2f}–{max(cpu):.2f}]")
     events = events_in(folder)
     print(f"bytes on disk a refresh, everything included: {bytes_a_refresh(folder, events):.0f} ({events} events)")
 
@@ -232,11 +250,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--grants", type=int, default=100_000)
     parser.add_argument("--rotations", type=int, default=100_000)
-    parser.add_argument("--only", choices=["ratio", "age", "spread"])
+    parser.add_argument("--only", choices=[*HEADS, "age", "spread"])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="token-ledger-bench-") as folder:
-        if asked.only in (None, "ratio"):
-            main_ratio(Path(folder) / "ratio", asked.rounds, asked.seconds)
+        for name, header in HEADS.items():
+            if asked.only in (None, name):
+                print(f"{CONNECTIONS} connections, {name}:")
+                main_ratio(Path(folder) / name, asked.rounds, asked.seconds, header)
         if asked.only in (None, "age"):
             main_age(Path(folder) / "age", asked.rounds, min(asked.seconds, 5), asked.rotations)
         if asked.only in (None, "spread"):

@@ -5,7 +5,7 @@ import re
 import sqlite3
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_without_a_harness_it_measures_us_and_says_what_is_missing(tmp_path: Pat
     assert all(run.server_memory_mb > 1 for run in told.runs)
     assert all((run.written_kb or 0) > 1 for run in told.runs if run.side == ours)
     assert {ours: SideFacts("SQLite", True, True), bare: SideFacts("none", False, None)} == told.sides
-    assert ["peers"] == list(told.left_out)
+    assert ["token-ledger/pg", "peers"] == list(told.left_out)
     table = (tmp_path / "out" / "peers.md").read_text("utf-8")
     assert sorted((str(x), f"**{side}**" if side == ours else side) for _, x, side in expected) == sorted(
         (row[0], row[1]) for row in rows(table)
@@ -304,6 +304,48 @@ def test_the_table_tells_the_median_of_sums_how_often_others_worked_and_who_is_m
     assert "5.000 (2.000 + 2.000)" == rows(table)[0][9]
     assert "(in 2 of 3 runs it was above 0.3)" in table
     assert "- Names: dot is django-oauth-toolkit, oidc-provider is node-oidc-provider\n" in table
+
+
+def _no_harness(tmp_path: Path) -> list[str]:
+    return ["--harness", str(tmp_path / "no"), "--workdir", str(tmp_path)]
+
+
+@pytest.mark.parametrize("harness", [lambda _: [], _no_harness], ids=["not named", "not there"])
+@pytest.mark.parametrize("more", [[], ["--add"], ["--prepare"], ["--wait"]], ids=lambda more: "".join(more) or "alone")
+def test_what_was_measured_before_stays_where_the_only_side_needs_a_harness(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], harness: Callable[[Path], list[str]], more: list[str]
+) -> None:
+    """PostgreSQL's side by itself: one line says that it is left out and why, and the program ends with 1."""
+    out = tmp_path / "out"
+    peers.write(Report({}, {}, {}, []), out)
+    (out / "peers.svg").write_text("drawn before")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(SystemExit) as ended:
+        peers.main([*TINY, "--out", str(out), "--ours", "token-ledger/pg", *harness(tmp_path), *more])
+    assert f"no side is left that could be measured: nothing is written to {out}" == ended.value.code
+    why = "its PostgreSQL is the harness's, and there is no harness"
+    assert f"left out: token-ledger/pg: {why}" in capsys.readouterr().err.splitlines()
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_what_was_measured_before_stays_where_there_was_no_run(tmp_path: Path) -> None:
+    """A side, and no point at which it could be measured."""
+    peers.write(Report({}, {}, {}, []), tmp_path)
+    (tmp_path / "peers.svg").write_text("drawn before")
+    nothing = ["--connections", "--history", "--chains", "--grants", "--cold"]
+    with pytest.raises(SystemExit) as ended:
+        peers.main(["--out", str(tmp_path), "--ours", "token-ledger/sqlite", *nothing])
+    assert f"there was no run: nothing is written to {tmp_path}" == ended.value.code
+    assert "drawn before" == (tmp_path / "peers.svg").read_text()
+
+
+def test_a_store_that_there_is_not_is_no_argument(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It measured nothing and said so by nothing but an empty table."""
+    with pytest.raises(SystemExit) as ended:
+        peers.main([*TINY, "--out", str(tmp_path / "out"), "--ours", "sqlite"])
+    assert 2 == ended.value.code
+    assert "argument --ours: invalid choice: 'sqlite' (choose from " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_drawn_where_nothing_was_measured(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Runs the ledger, a store-less endpoint and other authorization servers one after the other in every round: same machine,
 same load client, same PostgreSQL, everything durable, server on one core, client and PostgreSQL on the other. Writes
 `peers.md` (a table), `peers.json` (every run) and `peers.svg` (a picture): throughput, latency, CPU time and bytes
-written, by connections, by the history of a grant and by the number of grants. Without a harness it runs us alone.
+written, by connections, by the history of a grant and by the number of grants. Without a harness it runs us alone, on
+SQLite: the PostgreSQL that all share is the harness's.
 
 What a run needs is made first and kept in `--folder`; `--prepare` makes it and ends. After each run the ledger's store
 must hold two events more for each answer, and every other answer must have given another token.
@@ -67,15 +68,22 @@ def measured_before(out: Path) -> Report:
     return msgspec.json.decode((out / "peers.json").read_bytes(), type=Report)
 
 
+def harness_of(asked: argparse.Namespace) -> tuple[Harness | None, str]:
+    """The peers' harness, or None and what is missing of it."""
+    if asked.harness is None or asked.workdir is None:
+        return None, "--harness and --workdir name the harness of the peers and where it works"
+    found = Harness(asked.harness.absolute(), asked.workdir.absolute())
+    missing = found.missing()
+    return (found, "") if missing is None else (None, missing)
+
+
 def sides_of(asked: argparse.Namespace, stack: ExitStack, measuring: Measuring) -> tuple[list[Side], Postgres | None]:
     """The sides that can be set up here; the others are told as left out."""
     sides: list[Side] = [side for side in (OnSQLite(), Bare()) if side.name in asked.ours]
-    if asked.harness is None or asked.workdir is None:
-        measuring.leave_out("peers", "--harness and --workdir name the harness of the peers and where it works")
-        return sides, None
-    harness = Harness(asked.harness.absolute(), asked.workdir.absolute())
-    missing = harness.missing()
-    if missing is not None:
+    harness, missing = harness_of(asked)
+    if harness is None:
+        if OnPostgreSQL.name in asked.ours:
+            measuring.leave_out(OnPostgreSQL.name, "its PostgreSQL is the harness's, and there is no harness")
         measuring.leave_out("peers", missing)
         return sides, None
     cluster = None
@@ -95,7 +103,8 @@ def sides_of(asked: argparse.Namespace, stack: ExitStack, measuring: Measuring) 
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> Report:
-    """Everything that was asked for; only set up where it is to be prepared."""
+    """Everything that was asked for; only set up where it is to be prepared. Ends the program where nothing came of it,
+    so that no figures are replaced by none."""
     extent = Extent(asked.rounds, asked.seconds, asked.warm_up)
     at = points(asked.connections, asked.history, asked.chains, asked.grants, asked.cold)
     of_grants = asked.peer_grants_max
@@ -104,9 +113,12 @@ def measure(asked: argparse.Namespace, folder: Path) -> Report:
     if asked.add and (asked.out / "peers.json").exists():
         report = measured_before(asked.out)
         report.left_out.clear()
+    before = len(report.runs)
     measuring = Measuring(folder, extent, report)
     with ExitStack() as stack:
         sides, cluster = sides_of(asked, stack, measuring)
+        if not sides:
+            sys.exit(f"no side is left that could be measured: nothing is written to {asked.out}")
         report.about |= about(extent, cluster)
         for side in sides:
             measuring.serve(stack, side, stages(side, at, peers_max))
@@ -115,6 +127,8 @@ def measure(asked: argparse.Namespace, folder: Path) -> Report:
             sys.stdin.readline()
         if not asked.prepare:
             measuring.run(sides, at, peers_max)
+            if len(report.runs) == before:
+                sys.exit(f"there was no run: nothing is written to {asked.out}")
     return report
 
 
@@ -122,7 +136,8 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--harness", type=Path, help="folder of the peers' harness")
     found.add_argument("--workdir", type=Path, help="folder that it has installed the peers in, outside the project")
-    found.add_argument("--ours", nargs="*", default=OURS, metavar="NAME", help=f"by default {', '.join(OURS)}")
+    ours = f"by default {', '.join(OURS)}"
+    found.add_argument("--ours", nargs="*", choices=OURS, default=OURS, metavar="NAME", help=ours)
     found.add_argument("--peers", nargs="*", default=PEERS, metavar="NAME", help=f"by default {' '.join(PEERS)}")
     found.add_argument("--out", type=Path, default=Path("build/peers"), help="folder of the three files: %(default)s")
     found.add_argument("--folder", type=Path, help="folder for stores, kept for the next run; else a temporary one")

@@ -23,6 +23,9 @@ from tests.server_process import free_port
 
 SVG = "{http://www.w3.org/2000/svg}"
 MEASURED = Path(__file__).parent / "benchmarks" / "measured"
+AT_DIFFERENT_HOURS = (
+    "- Axes were measured at different hours, on a machine of changing speed: compare within an axis only.\n"
+)
 TINY = ["--rounds", "2", "--seconds", "0.1", "--warm-up", "0", "--connections", "2"]
 
 PEER = '''
@@ -150,7 +153,9 @@ def test_more_rounds_are_added_to_those_that_were_measured(tmp_path: Path, full:
     assert not (tmp_path / "out").exists()
     prepared = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
     measured(tmp_path / "out", *kept, "--add")
+    assert AT_DIFFERENT_HOURS not in (tmp_path / "out" / "peers.md").read_text("utf-8")
     told = measured(tmp_path / "out", *kept, "--add", "--ours", OnSQLite.name)
+    assert AT_DIFFERENT_HOURS in (tmp_path / "out" / "peers.md").read_text("utf-8")
     assert [(1, 2), (2, 2), (3, 1), (4, 1)] == sorted(Counter(run.round for run in told.runs).items())
     walked = (tmp_path / "kept" / "token-ledger-sqlite" / "hot" / TOKENS).read_text()
     assert 2 == len(prepared.split()) == len(walked.split())
@@ -304,6 +309,14 @@ def test_the_table_tells_the_median_of_sums_how_often_others_worked_and_who_is_m
     assert "5.000 (2.000 + 2.000)" == rows(table)[0][9]
     assert "(in 2 of 3 runs it was above 0.3)" in table
     assert "- Names: dot is django-oauth-toolkit, oidc-provider is node-oidc-provider\n" in table
+
+
+@pytest.mark.parametrize("sittings", [1, 2])
+def test_the_table_says_where_its_axes_are_of_different_hours(tmp_path: Path, sittings: int) -> None:
+    """Runs that were added later are: what is stored says so, and so does whatever is drawn of it again."""
+    peers.write(Report({}, {}, {}, [], sittings), tmp_path)
+    peers.main(["--redraw", "--out", str(tmp_path)])
+    assert (sittings > 1) == (AT_DIFFERENT_HOURS in (tmp_path / "peers.md").read_text("utf-8"))
 
 
 def _no_harness(tmp_path: Path) -> list[str]:

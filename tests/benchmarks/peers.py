@@ -113,6 +113,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> Report:
     if asked.add and (asked.out / "peers.json").exists():
         report = measured_before(asked.out)
         report.left_out.clear()
+        report.sittings += 1
     before = len(report.runs)
     measuring = Measuring(folder, extent, report)
     with ExitStack() as stack:

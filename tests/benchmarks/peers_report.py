@@ -61,13 +61,15 @@ class SideFacts(msgspec.Struct, frozen=True):
     detects_reuse: bool | None
 
 
-class Report(msgspec.Struct):
-    """Everything that was found, as it goes into the JSON file."""
+class Report(msgspec.Struct, omit_defaults=True):
+    """Everything that was found, as it goes into the JSON file. `sittings` says how many times somebody measured: runs
+    that were added later are of another hour."""
 
     about: dict[str, Any]
     sides: dict[str, SideFacts]
     left_out: dict[str, str]
     runs: list[Run]
+    sittings: int = 1
 
 
 Figure: TypeAlias = Callable[[Sequence[Run]], float | None]
@@ -254,6 +256,10 @@ def _conditions(report: Report) -> list[str]:
         "- Server on one core, load client and PostgreSQL on the other, where there are two; all sides one after the"
         " other in each round, every second round the other way round. The files of each store were read in before.",
     ]
+    if report.sittings > 1:
+        lines.append(
+            "- Axes were measured at different hours, on a machine of changing speed: compare within an axis only."
+        )
     lines += [f"- {name}: {value}" for name, value in report.about.items()]
     foreign = [run.foreign_cores for run in report.runs]
     if foreign:

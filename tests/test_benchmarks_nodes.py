@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import cold, load, memory, page_cache
+from tests.benchmarks import cold, load, memory, page_cache, refresh
 from tests.benchmarks.latency import Round, line, measure, on_postgres, on_sqlite
 from tests.benchmarks.nodes import TRIALS, Extent, Measured, check_events, told
 from tests.benchmarks.nodes_load import Contest, Found, Loaded
@@ -128,6 +128,14 @@ def test_memory_is_told_after_each_tenth_of_all_grants(
         first, *lines = capsys.readouterr().out.splitlines()
         assert first.startswith("25 grants: ")
         assert [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25] == [int(each.split()[0]) for each in lines]
+
+
+def test_the_old_grant_is_told_by_the_new_one() -> None:
+    """By hand, as README says it: 90 refreshes a second of 100 are 0.9, and 3 ms of 2 are 1.5."""
+    assert [
+        "warm, one chain: a grant with 1000 rotations against a new one, throughput ratio old / new 0.90",
+        "cold, first refresh after a start: latency ratio old / new 1.50",
+    ] == refresh.told_of_age(1000, ([90.0], [100.0]), ([3.0], [2.0]))
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])

@@ -205,10 +205,20 @@ def main_age(folder: Path, rounds: int, seconds: float, rotations: int) -> None:
                 walk = drive(by_secret(server, first.tokens, connections=1, seconds=seconds))
                 warm[side].append(walk.per_second)
                 tokens[side] = walk.tokens
-    ratio = statistics.median(warm[new]) / statistics.median(warm[old])
-    print(f"warm, one chain: a new grant against one with {rotations} rotations, throughput ratio {ratio:.2f}")
-    ratio = statistics.median(cold[old]) / statistics.median(cold[new])
-    print(f"cold, first refresh after a start: latency ratio old / new {ratio:.2f}")
+    print("\n".join(told_of_age(rotations, (warm[old], warm[new]), (cold[old], cold[new]))))
+
+
+def told_of_age(
+    rotations: int, warm: tuple[list[float], list[float]], cold: tuple[list[float], list[float]]
+) -> list[str]:
+    """What was found of the old grant and of the new one, always the old one's by the new one's: refreshes a second,
+    and milliseconds of the first refresh."""
+    (throughput, latency) = (statistics.median(old) / statistics.median(new) for old, new in (warm, cold))
+    return [
+        f"warm, one chain: a grant with {rotations} rotations against a new one, throughput ratio old / new"
+        f" {throughput:.2f}",
+        f"cold, first refresh after a start: latency ratio old / new {latency:.2f}",
+    ]
 
 
 def main_spread(folder: Path, rounds: int, seconds: float, grants: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import cold, load, memory, page_cache, refresh
+from tests.benchmarks import cold, load, memory, page_cache, refresh, sizes
 from tests.benchmarks.latency import Round, line, measure, on_postgres, on_sqlite
 from tests.benchmarks.nodes import TRIALS, Extent, Measured, check_events, told
 from tests.benchmarks.nodes_load import Contest, Found, Loaded
@@ -136,6 +136,15 @@ def test_the_old_grant_is_told_by_the_new_one() -> None:
         "warm, one chain: a grant with 1000 rotations against a new one, throughput ratio old / new 0.90",
         "cold, first refresh after a start: latency ratio old / new 1.50",
     ] == refresh.told_of_age(1000, ([90.0], [100.0]), ([3.0], [2.0]))
+
+
+@pytest.mark.parametrize("count", ["0", "-5"])
+def test_sizes_of_no_grants_are_not_measured(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    """One line and exit code 2, before a server is started."""
+    with pytest.raises(SystemExit) as ended:
+        sizes.main(["--grants", count])
+    assert 2 == ended.value.code
+    assert f"error: argument --grants: at least one is needed, not {count}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])

@@ -10,7 +10,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -130,11 +130,14 @@ def _own_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure on a PostgreSQL of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--grants", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=2)
-    told = parser.parse_args()
+    told = parser.parse_args(arguments)
+    if told.grants < 1:
+        parser.error(f"argument --grants: at least one is needed, not {told.grants}")
     with running(fsync="on", full_page_writes="on", max_wal_size="4GB", shared_buffers="512MB") as server:
         uvloop.run(measured(server, told.grants, told.rounds))
 

@@ -1,9 +1,9 @@
 """What a durable refresh costs beside a bare endpoint: `python -m tests.benchmarks.refresh`.
 
 Both sides run on the same loop, parser and worker count, one after the other in every round, each on one core with the
-client on another (where there are two). Everything is on in the ledger: both events, inline rows, client
-authentication, metrics, contexts, control counter, snapshots, `synchronous=FULL` read back. After each run the store's
-events must equal twice the 200s. Quote the ratios: they are what survives a noisy machine.
+client on another (where there are two). Everything is on in the ledger but the limit of refreshes a grant: both events,
+inline rows, client authentication, metrics, contexts, control counter, snapshots, `synchronous=FULL` read back. After
+each run the store's events must equal twice the 200s. Quote the ratios: they are what survives a noisy machine.
 """
 
 import argparse

@@ -147,6 +147,21 @@ def test_sizes_of_no_grants_are_not_measured(capsys: pytest.CaptureFixture[str],
     assert f"error: argument --grants: at least one is needed, not {count}" in capsys.readouterr().err
 
 
+def test_sizes_are_told_of_grants_refreshes_and_a_rebuild(full: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 100 grants: one event, two a refresh, two that are far apart after a check-point; whatever differs ends it."""
+    if not full:
+        pytest.skip("its server takes long to start")
+    sizes.main(["--grants", "100", "--rounds", "1", "--wal-compression", "on"])
+    *_, heap, log, replayed = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"events, without indexes: 0\.\d+ of their bytes", heap)
+    assert re.fullmatch(r"2 grants far apart: [\d,]+ bytes of log a refresh", log)
+    told = re.fullmatch(
+        r"rebuild: (\d+) events, [\d,]+ a second, with [\d.]+ cores of ours, [\d.]+ of PostgreSQL", replayed
+    )
+    assert told is not None
+    assert 0 <= int(told[1]) - (100 + 2 * (100 + 2)) < 10, "and those of the clients and of who applied them"
+
+
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
 def test_cold_stores_are_told_beside_bare_ones(
     tmp_path: Path, store: str, full: bool, capsys: pytest.CaptureFixture[str]

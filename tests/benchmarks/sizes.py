@@ -1,7 +1,9 @@
-"""What grants and refreshes take on PostgreSQL: bytes of each table, of its log, and CPU seconds; all grants in turn.
+"""What grants and refreshes take on PostgreSQL: bytes of each table, of its log, CPU seconds, and a rebuild's time.
 
 `python -m tests.benchmarks.sizes --grants 100000`. In process, without HTTP, 64 refreshes at a time, every grant once
-in a shuffled order: what is counted is the store's share. The figures of the guide to scaling were made with it.
+in a shuffled order: what is counted is the store's share. Then a few that are far from each other, right after a
+check-point: the page of nearly each of their heads goes into the log as a whole. The figures of the guide to scaling
+were made with it.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -24,14 +26,20 @@ from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.randomness import system_randomness
 from ledger.recorders.postgres import PostgresStore
+from ledger.recorders.rows import Reads
 from projections import INLINE
+from projections.rebuild import Heal, rebuild
 from tests.benchmarks.clients import CLIENTS, SCOPE
 from tests.bulk import issue_many, persons
 from tests.postgres import Server, running
 
 AT_ONCE = 64
+FAR_APART = 50
+"""One grant in so many is refreshed after a check-point: as many as in half an hour, where each is once a day."""
+
 _TABLES = "SELECT relname, pg_total_relation_size(relid) FROM pg_stat_user_tables ORDER BY relname"
 _WAL = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
+_HEAP = "SELECT pg_relation_size('events')"
 _UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'streams'"
 
 
@@ -111,7 +119,32 @@ async def measured(server: Server, grants: int, rounds: int) -> None:
             )
             print(f"    refreshes a second   {grants / seconds:8,.0f}, heads (updated, of them in place):", end=" ")
             print(*asked.asked(_UPDATES), flush=True)
+        ((heap,),) = asked.asked(_HEAP)
+        print(f"events, without indexes: {int(str(heap)) / asked.tables()['events']:.3f} of their bytes")
+        await _far_apart(asked, ledger, made[: max(1, grants // FAR_APART)])
+        await _rebuilt(asked, store)
         await ledger.close()
+
+
+async def _far_apart(asked: Database, ledger: Ledger, some: list[str]) -> None:
+    asked.asked("CHECKPOINT")
+    wal = asked.wal()
+    await _refreshed(ledger, some)
+    print(f"{len(some):,} grants far apart: {(asked.wal() - wal) / len(some):,.0f} bytes of log a refresh")
+
+
+async def _rebuilt(asked: Database, store: PostgresStore) -> None:
+    """Nothing differs, so nothing is healed: this is what looking at everything takes."""
+    ours, theirs, began = _own_seconds(), asked.cpu_seconds(), time.monotonic()
+    found = await asyncio.to_thread(rebuild, store.settled, store.inline, _nothing_to_heal)
+    seconds, ours, theirs = time.monotonic() - began, _own_seconds() - ours, asked.cpu_seconds() - theirs
+    assert not found.difference_count, found.differences
+    cores = f"{ours / seconds:.2f} cores of ours, {theirs / seconds:.2f} of PostgreSQL"
+    print(f"rebuild: {found.events:,} events, {found.events / seconds:,.0f} a second, with {cores}")
+
+
+def _nothing_to_heal(derive: Callable[[Reads], Heal]) -> None:
+    raise AssertionError("something differs from what was recorded")
 
 
 async def _refreshed(ledger: Ledger, made: list[str]) -> list[str]:
@@ -135,10 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--grants", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--wal-compression", choices=["off", "on"], default="off")
     told = parser.parse_args(arguments)
     if told.grants < 1:
         parser.error(f"argument --grants: at least one is needed, not {told.grants}")
-    with running(fsync="on", full_page_writes="on", max_wal_size="4GB", shared_buffers="512MB") as server:
+    settings = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "4GB", "shared_buffers": "512MB"}
+    with running(**settings, wal_compression=told.wal_compression) as server:
         uvloop.run(measured(server, told.grants, told.rounds))
 
 

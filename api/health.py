@@ -52,9 +52,12 @@ class Health:
         return json_answer(503, {"status": "unready", "reason": reason}, headers=((b"retry-after", b"1"),))
 
     async def metrics(self, scope: Any) -> Answer:
-        """Everything that is counted, in the format that the scraper prefers."""
+        """Everything that is counted, in the format that the scraper prefers; the older text where it names none."""
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
-        encode, media_type = choose_encoder(accept.decode("latin-1"))
+        try:
+            encode, media_type = choose_encoder(accept.decode("latin-1"))
+        except (TypeError, ValueError):  # a version that is no number, which the library compares with numbers
+            encode, media_type = choose_encoder("")
         body = encode(self._registry)
         return with_body(200, body, ((b"content-type", media_type.encode("latin-1")), *NOT_STORED))
 

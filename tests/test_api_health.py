@@ -113,3 +113,15 @@ async def test_the_scraper_gets_the_format_it_asks_for(tmp_path: Path) -> None:
         openmetrics = await ledger.ask("GET", "/metrics", headers=accept)
         assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
         assert openmetrics.text.endswith("# EOF\n")
+
+
+async def test_an_accept_header_that_means_nothing_gets_the_older_text(tmp_path: Path) -> None:
+    """Whoever asks may write anything: versions that are no numbers, or longer ones than are read as such."""
+    async with asking(tmp_path) as ledger:
+        for media_type in ("text/plain", "application/openmetrics-text"):
+            for version in ("1.0.0-rc", "1.0.rc", "rc", "9" * 5000, "1." + "9" * 5000, "1.", ".", "=", "\xff"):
+                accept = f"{media_type}; version={version}".encode("latin-1")
+                told = await ledger.ask("GET", "/metrics", headers=[(b"Accept", accept)])
+                assert 200 == told.status_code, (media_type, version[:20])
+                assert told.headers["content-type"].startswith("text/plain; version=0.0.4")
+                assert "token_ledger_ready 1.0\n" in told.text

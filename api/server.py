@@ -243,6 +243,12 @@ class Server:
         self._impatient = self._stop_asked.is_set()
         self._stop_asked.set()
 
+    def _terminate(self) -> None:
+        """SIGTERM. A worker hears it twice where all of a group of processes are told, as systemd does: from there and
+        from its parent. That is no hurry; where there is one the parent says SIGINT."""
+        if not (self._given and self._stop_asked.is_set()):
+            self.request_stop()
+
     async def wait(self) -> int:
         """Wait until the end was asked for and everything begun is answered; return the exit code."""
         await self._stop_asked.wait()
@@ -269,8 +275,8 @@ class Server:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.exception("reload_failed", error)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.request_stop)
+        loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        loop.add_signal_handler(signal.SIGINT, self.request_stop)
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         loop.set_exception_handler(_log_loop_error)
         try:

@@ -7,9 +7,10 @@ at once, for nobody says when somebody will answer (the store may be away for ho
 over the sockets. The first worker starts alone: what is wrong with settings or store is said once, by it, and nobody
 else is started.
 
-SIGTERM and SIGINT go on to every worker, which answers what was begun and ends; SIGHUP goes on, too. A worker that ends
-unasked is started again, at once the first time, with a pause that grows where it does not live. A worker whose parent
-is gone ends in order: it sees the end of a pipe that only the parent holds open.
+SIGTERM and SIGINT go on to every worker, as SIGTERM, which answers what was begun and ends; the second time as SIGINT,
+which ends at once. SIGHUP goes on, too. A worker that ends unasked is started again, at once the first time, with a
+pause that grows where it does not live. A worker whose parent is gone ends in order: it sees the end of a pipe that
+only the parent holds open.
 """
 
 import contextlib
@@ -229,8 +230,9 @@ class Workers:
         elif number == signal.SIGHUP:
             self._pass_on(number)
         else:
+            # Told twice, all end at once. A worker may have heard SIGTERM from somebody else already.
+            self._pass_on(signal.SIGINT if self._stopping else signal.SIGTERM)
             self._stopping = True
-            self._pass_on(signal.SIGTERM)
 
     def _pass_on(self, number: signal.Signals) -> None:
         for worker in self._workers:

@@ -1,0 +1,118 @@
+"""Workers that serve no ledger, for what concerns the processes alone: who tells them what, and what they lack."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import PROJECT, eventually, free_port
+from tests.wire import Connection, request_bytes
+
+SERVE = """
+import contextlib, os, sys
+from api import logs, server
+from api.settings import Settings
+from api.workers import Workers
+from tests.serving import Shower
+
+def serve(settings, seat):
+    async def ready(served):
+        with contextlib.suppress(OSError):  # the parent listens to its first worker alone
+            os.write(seat.ready, b"1")
+        print("serving", flush=True)
+    return server.run(Shower(), settings, sockets=seat.sockets, on_ready=ready)
+
+logs.configure("info")
+settings = Settings(port=int(sys.argv[1]), allow_plain_http=True, workers=2, database_url="postgresql://nobody@nowhere/x")
+sys.exit(Workers(settings, serve).run())
+"""
+
+
+class Told:
+    """The parent of two workers, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.said = folder / "said"
+        with self.said.open("wb") as said:
+            self.parent = subprocess.Popen(
+                [sys.executable, "-c", SERVE, str(self.port)],
+                cwd=PROJECT,
+                env={**os.environ, "TMPDIR": str(folder)},
+                stdout=said,
+                stderr=said,
+            )
+
+    def workers(self) -> list[int]:
+        """The processes that serve, oldest first."""
+        children = Path(f"/proc/{self.parent.pid}/task/{self.parent.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def count(self, words: str) -> int:
+        """How often something was said."""
+        return self.said.read_text("utf-8").count(words)
+
+    def end(self) -> None:
+        """Kill whoever still runs."""
+        if self.parent.poll() is None:
+            self.tell(signal.SIGSTOP)  # so that it starts nobody anew
+            self.tell(signal.SIGKILL, *self.workers(), self.parent.pid)
+            self.parent.wait()
+
+    @contextmanager
+    def half_asked(self) -> Iterator[list[Connection]]:
+        """Connections, to both workers, with a request on each that lacks its last bytes."""
+        with ExitStack() as opened:
+            asked = [opened.enter_context(Connection(("127.0.0.1", self.port), timeout_seconds=5)) for _ in range(12)]
+            for connection in asked:
+                connection.send(request_bytes("POST", "/a", body=b"abcd")[:-2])
+            time.sleep(0.1)
+            yield asked
+
+    def tell(self, number: signal.Signals, *pids: int) -> None:
+        for pid in pids or (self.parent.pid,):
+            os.kill(pid, number)
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Told]:
+    parent = Told(tmp_path)
+    try:
+        eventually(lambda: parent.count("serving\n") == 2, what="both workers")
+        yield parent
+    finally:
+        parent.end()
+
+
+@pytest.mark.parametrize("parent_first", [True, False])
+def test_a_group_that_is_told_to_end_answers_what_was_begun(told: Told, parent_first: bool) -> None:
+    """systemd sends SIGTERM to every process of a service: each worker hears it once more from its parent."""
+    everybody = [told.parent.pid, *told.workers()]
+    with told.half_asked() as asked:
+        told.tell(signal.SIGTERM, *(everybody if parent_first else reversed(everybody)))
+        time.sleep(0.3)
+        for connection in asked:
+            connection.send(b"cd")
+            answer = connection.answer()
+            assert ("abcd", "close") == (answer.json()["body"], answer.header("Connection"))
+    assert 0 == told.parent.wait(5)
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+def test_a_parent_that_is_told_twice_has_all_end_at_once(told: Told, again: signal.Signals) -> None:
+    """Whoever says it again is in a hurry, whichever way they say it: what was begun is cut off."""
+    with told.half_asked() as asked:
+        told.tell(signal.SIGTERM)
+        time.sleep(0.3)
+        assert told.parent.poll() is None
+        told.tell(again)
+        assert 0 == told.parent.wait(3)
+        for connection in asked:
+            assert connection.closed_by_peer(1)

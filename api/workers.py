@@ -164,6 +164,7 @@ class Workers:
             for number in _TOLD:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until its loop hears it: the start reads all files anyway
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.setpgid(0, 0)  # Ctrl-C is told by the parent, once
             os.close(reading)

@@ -15,13 +15,15 @@ from tests.server_process import PROJECT, eventually, free_port
 from tests.wire import Connection, request_bytes
 
 SERVE = """
-import contextlib, os, sys
+import contextlib, os, sys, time
 from api import logs, server
 from api.settings import Settings
 from api.workers import Workers
 from tests.serving import Shower
 
 def serve(settings, seat):
+    print("starting", flush=True)
+    time.sleep(float(sys.argv[2]))
     async def ready(served):
         with contextlib.suppress(OSError):  # the parent listens to its first worker alone
             os.write(seat.ready, b"1")
@@ -37,13 +39,13 @@ sys.exit(Workers(settings, serve).run())
 class Told:
     """The parent of two workers, in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start_seconds: float = 0.0) -> None:
         self.folder = folder
         self.port = free_port()
         self.said = folder / "said"
         with self.said.open("wb") as said:
             self.parent = subprocess.Popen(
-                [sys.executable, "-c", SERVE, str(self.port)],
+                [sys.executable, "-c", SERVE, str(self.port), str(start_seconds)],
                 cwd=PROJECT,
                 env={**os.environ, "TMPDIR": str(folder)},
                 stdout=said,
@@ -76,6 +78,10 @@ class Told:
             time.sleep(0.1)
             yield asked
 
+    def wait_for(self, word: str, times: int) -> None:
+        """Wait until a worker, or the log, has said something so often."""
+        eventually(lambda: self.count(word) >= times, what=f"{times} times {word!r}")
+
     def tell(self, number: signal.Signals, *pids: int) -> None:
         for pid in pids or (self.parent.pid,):
             os.kill(pid, number)
@@ -85,7 +91,7 @@ class Told:
 def told(tmp_path: Path) -> Iterator[Told]:
     parent = Told(tmp_path)
     try:
-        eventually(lambda: parent.count("serving\n") == 2, what="both workers")
+        parent.wait_for("serving\n", 2)
         yield parent
     finally:
         parent.end()
@@ -116,3 +122,17 @@ def test_a_parent_that_is_told_twice_has_all_end_at_once(told: Told, again: sign
         assert 0 == told.parent.wait(3)
         for connection in asked:
             assert connection.closed_by_peer(1)
+
+
+def test_a_hangup_does_no_harm_to_a_worker_that_is_still_starting(tmp_path: Path) -> None:
+    """It reads all files as it starts: the first of all, and the one that follows another."""
+    told = Told(tmp_path, start_seconds=0.3)
+    try:
+        for number in (1, 2):
+            told.wait_for("starting\n", number)
+            told.tell(signal.SIGHUP)
+        told.wait_for("serving\n", 2)
+        assert told.parent.poll() is None
+        assert 0 == told.count("event=worker_ended")
+    finally:
+        told.end()

@@ -125,13 +125,16 @@ class Shared:
 def keep_ended(folder: Path, pid: int) -> None:
     """Add the counters of a worker that ended to those of all that ended before it; its gauges end with it.
 
-    Called by the parent alone. A scrape at this very moment may see them twice or not at all, once.
+    Called by the parent alone. A scrape at this very moment may not see them, once. Raises OSError where they cannot be
+    read or written; then they are lost.
     """
     live, ended = folder / f"{_LIVE}{pid}", folder / ENDED
-    counted = [each for each in _read(live) if each.kind in ("counter", "histogram")]
+    try:
+        counted = [each for each in _read(live) if each.kind in ("counter", "histogram")]
+    finally:
+        live.unlink(missing_ok=True)  # before anything is written: where no room is left, this makes some
     if counted:
         _write(ended, added([_read(ended), counted]))
-    live.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> list[Family]:

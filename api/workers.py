@@ -124,35 +124,38 @@ class Workers:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self) -> int:
-        first, *others = self._workers
+        first = self._workers[0]
         ready = self._start(first)
         try:
             if not self._wait_for(first, ready):
                 return self._exit_code
         finally:
             os.close(ready)
-        for worker in others:
-            os.close(self._start(worker))
         self._serving = True
         while not self._stopping:
-            self._tend()
+            self._tend()  # which starts the others
         return self._end()
 
     # ------------------------------------------------------------ starting
 
     def _start(self, worker: _Worker) -> int:
-        """Start a worker; what tells when it serves."""
+        """Start a worker; what tells when it serves. Raises OSError where the system lacks room for it."""
         for sock in worker.sockets:
             hear_again(sock)  # the one before may have ended in order
         reading, writing = os.pipe()
         # A signal that comes to the new process before it has handlers of its own waits until then: the parent's would
         # swallow it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
-        pid = os.fork()
-        if pid == 0:
-            self._be(worker, reading, writing, before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(writing)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be(worker, reading, writing, before)
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(writing)
         worker.pid, worker.started_at = pid, time.monotonic()
         return reading
 
@@ -207,15 +210,33 @@ class Workers:
         now = time.monotonic()
         for worker in self._workers:
             if not worker.pid and worker.start_at <= now:
-                os.close(self._start(worker))
-                log.info("worker_started", worker=worker.number, process=worker.pid)
+                self._start_or_later(worker)
         due = [worker.start_at - now for worker in self._workers if not worker.pid]
         self._heard(max(0.0, min(due)) if due else None)
+
+    def _start_or_later(self, worker: _Worker) -> None:
+        try:
+            os.close(self._start(worker))
+        except OSError as error:
+            worker.failures += 1
+            pause = self._pause(worker)
+            log.warning("worker_not_started", worker=worker.number, why=error.strerror, again_in_seconds=pause)
+        else:
+            log.info("worker_started", worker=worker.number, process=worker.pid)
+
+    def _pause(self, worker: _Worker) -> float:
+        """Let so much time pass before the next start; where it did not live too often, nobody waits for that."""
+        pause = RESTART_SECONDS[min(worker.failures, len(RESTART_SECONDS) - 1)]
+        worker.start_at = time.monotonic() + pause
+        if worker.failures > FAILURES_WAITED_FOR:
+            for sock in worker.sockets:
+                hang_up(sock)
+        return pause
 
     def _heard(self, seconds: float | None, ready: int | None = None) -> bool:
         """Wait for a signal, for at most so long, and do what it says; True where `ready` has something to say."""
         assert self._wakeup is not None
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # which needs no descriptor: there may be none left
             selector.register(self._wakeup[0], selectors.EVENT_READ)
             if ready is not None:
                 selector.register(ready, selectors.EVENT_READ)
@@ -249,16 +270,16 @@ class Workers:
 
     def _ended(self, worker: _Worker, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
-        keep_ended(self._folder, worker.pid)
+        try:
+            keep_ended(self._folder, worker.pid)
+        except OSError as error:
+            log.warning("figures_lost", worker=worker.number, why=error.strerror)
         lived = time.monotonic() - worker.started_at
         worker.failures = 0 if lived >= LIVED_SECONDS else worker.failures + 1
-        pause = RESTART_SECONDS[min(worker.failures, len(RESTART_SECONDS) - 1)]
-        worker.pid, worker.start_at = 0, time.monotonic() + pause
+        worker.pid = 0
+        pause = self._pause(worker)
         unborn = self._stopping and code == -signal.SIGTERM  # it was still starting, and serving nobody
         self._exit_code = self._exit_code or (0 if unborn else _exit_code(code))
-        if worker.failures > FAILURES_WAITED_FOR:
-            for sock in worker.sockets:
-                hang_up(sock)
         if self._serving and not self._stopping:
             log.warning("worker_ended", worker=worker.number, code=code, again_in_seconds=pause)
 

@@ -75,6 +75,18 @@ def test_who_ended_leaves_counters_and_nothing_else(tmp_path: Path, monkeypatch:
     assert told < lines(one)
 
 
+def test_counters_that_cannot_be_kept_leave_no_gauges_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever called is told; the worker's own file has gone before, and made room where it was the last there was."""
+    one = shared(tmp_path, 1, Figures(1), monkeypatch)
+    shared(tmp_path, 2, Figures(10, ready=0), monkeypatch).save()
+    in_the_way = tmp_path / f"{ENDED}.new"
+    in_the_way.mkdir()
+    with pytest.raises(IsADirectoryError):
+        keep_ended(tmp_path, 2)
+    assert [in_the_way] == list(tmp_path.iterdir())
+    assert {'token_ledger_refreshes_total{kind="a"} 1.0', "token_ledger_ready 1.0"} < lines(one)
+
+
 def test_a_file_that_is_not_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody was killed while writing, or another is writing now: the sum is of the rest."""
     one = shared(tmp_path, 1, Figures(1), monkeypatch)

@@ -1,35 +1,49 @@
 """Workers that serve no ledger, for what concerns the processes alone: who tells them what, and what they lack."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from api.worker_metrics import ENDED
 from tests.server_process import PROJECT, eventually, free_port
 from tests.wire import Connection, request_bytes
 
 SERVE = """
-import contextlib, os, sys, time
+import contextlib, errno, os, sys, time
+from prometheus_client import CollectorRegistry, Counter
 from api import logs, server
 from api.settings import Settings
+from api.worker_metrics import Shared
 from api.workers import Workers
 from tests.serving import Shower
 
 def serve(settings, seat):
     print("starting", flush=True)
     time.sleep(float(sys.argv[2]))
+    counted = CollectorRegistry()
+    Counter("served", "Once by each.", registry=counted).inc()
     async def ready(served):
+        Shared(seat.folder, counted).begin()
         with contextlib.suppress(OSError):  # the parent listens to its first worker alone
             os.write(seat.ready, b"1")
         print("serving", flush=True)
     return server.run(Shower(), settings, sockets=seat.sockets, on_ready=ready)
 
+def fork(forked=[], fork=os.fork):
+    forked.append(True)
+    if str(len(forked)) in sys.argv[3:]:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+
+os.fork = fork
 logs.configure("info")
 settings = Settings(port=int(sys.argv[1]), allow_plain_http=True, workers=2, database_url="postgresql://nobody@nowhere/x")
 sys.exit(Workers(settings, serve).run())
@@ -37,15 +51,15 @@ sys.exit(Workers(settings, serve).run())
 
 
 class Told:
-    """The parent of two workers, in a process of its own."""
+    """The parent of two workers, in a process of its own; the system refuses it some of its forks, counted from 1."""
 
-    def __init__(self, folder: Path, start_seconds: float = 0.0) -> None:
+    def __init__(self, folder: Path, start_seconds: float = 0.0, *, refused: Sequence[int] = ()) -> None:
         self.folder = folder
         self.port = free_port()
         self.said = folder / "said"
         with self.said.open("wb") as said:
             self.parent = subprocess.Popen(
-                [sys.executable, "-c", SERVE, str(self.port), str(start_seconds)],
+                [sys.executable, "-c", SERVE, *map(str, (self.port, start_seconds, *refused))],
                 cwd=PROJECT,
                 env={**os.environ, "TMPDIR": str(folder)},
                 stdout=said,
@@ -67,6 +81,14 @@ class Told:
             self.tell(signal.SIGSTOP)  # so that it starts nobody anew
             self.tell(signal.SIGKILL, *self.workers(), self.parent.pid)
             self.parent.wait()
+
+    def asked(self) -> set[int]:
+        """The answers to some who come, each over a connection of its own."""
+        heard: set[int] = set()
+        for _ in range(12):
+            with Connection(("127.0.0.1", self.port), timeout_seconds=5) as connection:
+                heard.add(connection.exchange(request_bytes("GET", "/a")).status)
+        return heard
 
     @contextmanager
     def half_asked(self) -> Iterator[list[Connection]]:
@@ -134,5 +156,42 @@ def test_a_hangup_does_no_harm_to_a_worker_that_is_still_starting(tmp_path: Path
         told.wait_for("serving\n", 2)
         assert told.parent.poll() is None
         assert 0 == told.count("event=worker_ended")
+    finally:
+        told.end()
+
+
+def test_a_worker_whose_figures_cannot_be_kept_is_followed_by_another(told: Told) -> None:
+    """The folder for temporary files is full, say: that costs figures, and nobody is unserved."""
+    [folder] = told.folder.glob("token-ledger-*")
+    (folder / f"{ENDED}.new").mkdir()
+    told.tell(signal.SIGKILL, told.workers()[0])
+    told.wait_for("serving\n", 3)
+    assert 1 == told.count("event=figures_lost")
+    assert {200} == told.asked()
+    told.tell(signal.SIGTERM)
+    assert 0 == told.parent.wait(5)
+
+
+def test_a_parent_without_descriptors_starts_a_worker_when_it_has_some(told: Told) -> None:
+    """The others serve whoever comes meanwhile."""
+    limits = resource.prlimit(told.parent.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(told.parent.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    told.tell(signal.SIGKILL, told.workers()[0])
+    told.wait_for("event=worker_not_started", 2)
+    assert {200} == told.asked()
+    resource.prlimit(told.parent.pid, resource.RLIMIT_NOFILE, limits)
+    told.wait_for("serving\n", 3)
+    assert {200} == told.asked()
+
+
+def test_a_fork_that_is_refused_is_tried_again(tmp_path: Path) -> None:
+    """The second worker's, twice: the first one serves. `SERVE` does the refusing, for no system refuses root."""
+    told = Told(tmp_path, refused=(2, 3))
+    try:
+        told.wait_for("serving\n", 2)
+        assert 2 == told.count("event=worker_not_started")
+        assert {200} == told.asked()
+        told.tell(signal.SIGTERM)  # which a parent that left signals blocked would not hear
+        assert 0 == told.parent.wait(5)
     finally:
         told.end()

@@ -85,7 +85,7 @@ class Server:
         )
         self._state = ServerState()
         self.before_handshake: Callable[[], None] | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls: tls.Context | None = None
         self._listeners: list[Listener] = []
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.AbstractServer] = []
@@ -97,7 +97,7 @@ class Server:
         self._sweep_seconds = min(0.25, settings.request_timeout_seconds / 20)
 
     @property
-    def tls_context(self) -> ssl.SSLContext | None:
+    def tls_context(self) -> tls.Context | None:
         """The context that serves, from the start on; None where plain HTTP is served."""
         return self._tls
 
@@ -223,7 +223,7 @@ class Server:
             return
         if self._tls is not None:
             try:
-                tls.load_again(self._tls, self.settings)
+                self._tls.load_again(self.settings)
             except SettingsError as error:
                 log.error("reload_failed", what="certificate", why=str(error))
             else:

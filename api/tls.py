@@ -1,4 +1,4 @@
-"""TLS: a server context from a certificate and its key, and the same context with new ones while it serves.
+"""TLS: a server context from a certificate and its key, and another one with new ones while it serves.
 
 Client certificates (RFC 8705) are asked for where TLS_CLIENT_CA is set or some client has registered one, and nobody
 must show any. OpenSSL refuses the handshake with one that leads to no trust anchor, so each that is registered is an
@@ -9,7 +9,7 @@ only ever added while the context serves, and one too many lets somebody in who 
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from api.certificates import Authorities, ClientCertificates
 from api.logs import Log
@@ -28,7 +28,45 @@ class _NoPassword(Exception):
     """The key asks for a password. Nobody is there to type one."""
 
 
-def context_of(settings: Settings) -> ssl.SSLContext | None:
+class Context(ssl.SSLContext):
+    """What the event loop is given once for all connections. After `load_again` each is begun in the newest context.
+
+    That is another one: OpenSSL keeps a certificate for each type of key, so beside a new one of another type this one
+    would go on showing the old. (An `sni_callback` may choose a context, too, but Python writes a traceback for whoever
+    sends a name that is not ASCII.) Sessions of the old one are not taken up again; its connections stay.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        self._newest: ssl.SSLContext | None = None
+        self._anchors: set[bytes] = set()
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Begin a connection: both event loops call this for each."""
+        if self._newest is None:
+            return super().wrap_bio(*arguments, **options)
+        return self._newest.wrap_bio(*arguments, **options)
+
+    def trust(self, anchors: Iterable[bytes]) -> None:
+        """Let in whose certificate leads to one of these, from now on. Raises ssl.SSLError."""
+        found = list(anchors)
+        _trust(self if self._newest is None else self._newest, found)
+        self._anchors.update(found)
+
+    def load_again(self, settings: Settings) -> None:
+        """Read certificate and key again; handshakes from now on use them, and trust whom they trusted before.
+
+        Raises SettingsError where they are wrong, and then nothing has changed.
+        """
+        assert settings.tls_cert is not None
+        assert settings.tls_key is not None
+        newest = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _equip(newest, settings.tls_cert, settings.tls_key)
+        if self._anchors:
+            _trust(newest, self._anchors)
+        self._newest = newest
+
+
+def context_of(settings: Settings) -> Context | None:
     """Return the server's context; None where plain HTTP is allowed and no certificate is set.
 
     Raises SettingsError: no certificate though plain HTTP is not allowed, files that are missing, unreadable or no PEM,
@@ -41,19 +79,17 @@ def context_of(settings: Settings) -> ssl.SSLContext | None:
             "TOKEN_LEDGER_TLS_CERT and TOKEN_LEDGER_TLS_KEY are missing: set both, or TOKEN_LEDGER_ALLOW_PLAIN_HTTP=1"
             " behind a proxy"
         )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    _load(context, settings.tls_cert, settings.tls_key)
+    context = Context(ssl.PROTOCOL_TLS_SERVER)
+    _equip(context, settings.tls_cert, settings.tls_key)
     if settings.tls_client_ca is not None:
-        _trust(context, Authorities.load(settings.tls_client_ca).der)
+        context.trust(Authorities.load(settings.tls_client_ca).der)
     return context
 
 
 class Anchors:
     """Keeps the trust anchors of the context that serves up with what is registered. Lives in the event loop."""
 
-    def __init__(self, context: ssl.SSLContext, authority: Authority, certificates: ClientCertificates) -> None:
+    def __init__(self, context: Context, authority: Authority, certificates: ClientCertificates) -> None:
         self._context = context
         self._authority = authority
         self._certificates = certificates
@@ -76,7 +112,7 @@ class Anchors:
             if der not in self._known:
                 self._known.add(der)
                 try:
-                    _trust(self._context, [der])
+                    self._context.trust([der])
                 except ssl.SSLError as error:  # OpenSSL reads less than `cryptography`; its client is refused for now
                     log.warning("certificate_not_trusted", x5t_s256=thumbprint(der), why=error.reason)
 
@@ -90,15 +126,10 @@ def _trust(context: ssl.SSLContext, anchors: Iterable[bytes]) -> None:
     context.options |= ssl.OP_NO_RENEGOTIATION  # who is at the other end of a connection stays who that is
 
 
-def load_again(context: ssl.SSLContext, settings: Settings) -> None:
-    """Read certificate and key again into the context that serves; handshakes from now on use them.
-
-    Raises SettingsError where they are wrong, and then nothing has changed: they are tried on a context aside first.
-    """
-    assert settings.tls_cert is not None
-    assert settings.tls_key is not None
-    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings.tls_cert, settings.tls_key)
-    _load(context, settings.tls_cert, settings.tls_key)
+def _equip(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    _load(context, certificate, key)
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:

@@ -242,6 +242,27 @@ def test_new_authorities_are_taken_while_serving_and_wrong_ones_are_not(tmp_path
             assert 200 == ledger.refresh("dn", token, apps[new]).status
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_session_from_before_a_reload_is_begun_anew(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """SIGHUP: a whole handshake follows, which asks for the certificate again; what that begins is taken up as ever."""
+    own = certificate("CN=own")
+    with mutual(tmp_path, client("own", "self_signed_tls_client_auth", jwks(own))) as ledger:
+        context = ledger.context(own, version=version)
+        token = ledger.issue("own")["refresh_token"]
+        for reloaded in (True, False):
+            with ledger.connect(context) as connection:
+                assert isinstance(connection.socket, ssl.SSLSocket)
+                session = connection.socket.session
+            if reloaded:
+                ledger.reload()
+            with ledger.running.connect(tls=context, session=session) as connection:
+                answer = ledger.refresh("own", token, connection)
+                assert 200 == answer.status, answer.body
+                token = answer.json()["refresh_token"]
+                assert isinstance(connection.socket, ssl.SSLSocket)
+                assert connection.socket.session_reused is not reloaded
+
+
 def test_intermediate_authorities_belong_into_the_file(tmp_path: Path) -> None:
     """What a client sends along is not looked at: the same certificate is judged alike however it came."""
     root = authority("CN=Root")

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from api import tls
@@ -36,8 +37,8 @@ class Files:
         self.authority.configure_trust(self.client)
         self.issue()
 
-    def issue(self) -> trustme.LeafCert:
-        leaf = self.authority.issue_cert("localhost", "127.0.0.1")
+    def issue(self, key_type: trustme.KeyType = trustme.KeyType.ECDSA) -> trustme.LeafCert:
+        leaf = self.authority.issue_cert("localhost", "127.0.0.1", key_type=key_type)
         assert self.settings.tls_cert is not None
         assert self.settings.tls_key is not None
         self.settings.tls_cert.write_bytes(leaf.cert_chain_pems[0].bytes())
@@ -257,29 +258,64 @@ def test_slow_handshakes_and_slow_requests_end_in_time(files: Files, parser: Par
     check_quiet(lines)
 
 
+def serial(running: Running, client: ssl.SSLContext) -> int:
+    """That of the certificate which a client is shown."""
+    with running.connect(tls=client) as connection:
+        assert isinstance(connection.socket, ssl.SSLSocket)
+        certificate: Any = connection.socket.getpeercert()
+        return int(certificate["serialNumber"], 16)
+
+
+def serial_of(leaf: trustme.LeafCert) -> int:
+    return x509.load_pem_x509_certificate(leaf.cert_chain_pems[0].bytes()).serial_number
+
+
 def test_a_new_certificate_is_taken_while_serving_and_a_wrong_one_is_not(files: Files) -> None:
     """SIGHUP: what is wrong is one log line and changes nothing; open connections stay."""
-
-    def serial(running: Running) -> int:
-        with running.connect(tls=files.client) as connection:
-            assert isinstance(connection.socket, ssl.SSLSocket)
-            certificate: Any = connection.socket.getpeercert()
-            return int(certificate["serialNumber"], 16)
-
     with logged() as lines, serving(Shower(), settings=files.settings) as running:
-        first = serial(running)
+        first = serial(running, files.client)
         with running.connect(tls=files.client) as open_before:
             open_before.exchange(request_bytes("GET", "/a"))
             files.issue()
             running.do(running.server.reload())
-            second = serial(running)
+            second = serial(running, files.client)
             assert first != second
             assert files.settings.tls_key is not None
             files.settings.tls_key.write_text("nothing of the kind")
             running.do(running.server.reload())
-            assert second == serial(running)
+            assert second == serial(running, files.client)
             assert 200 == open_before.exchange(request_bytes("GET", "/a")).status
     assert ["reloaded", "reload_failed"] == [event for event in lines.events if event.startswith("reload")]
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_a_certificate_of_another_key_type_takes_the_place_of_the_old_one(files: Files, parser: Parser) -> None:
+    """From EC to RSA and back: OpenSSL would show the EC one to whoever can read it, and the RSA one to all others."""
+    only_rsa = ssl.create_default_context()
+    files.authority.configure_trust(only_rsa)
+    only_rsa.maximum_version = ssl.TLSVersion.TLSv1_2
+    only_rsa.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+    fast = parser == "httptools"
+    with serving(Shower(), settings=files.settings, parser=parser, fast_loop=fast) as running:
+        rsa = files.issue(trustme.KeyType.RSA)
+        running.do(running.server.reload())
+        assert serial_of(rsa) == serial(running, files.client) == serial(running, only_rsa)
+        ec = files.issue(trustme.KeyType.ECDSA)
+        running.do(running.server.reload())
+        assert serial_of(ec) == serial(running, files.client)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            serial(running, only_rsa)
+
+
+def test_a_certificate_read_later_comes_with_the_same_protocols(files: Files) -> None:
+    """RFC 7301: who offers HTTP/2 as well learns that it is HTTP/1.1, as from the first one."""
+    files.client.set_alpn_protocols(["h2", "http/1.1"])
+    with serving(Shower(), settings=files.settings) as running:
+        for _ in range(2):
+            with running.connect(tls=files.client) as connection:
+                assert isinstance(connection.socket, ssl.SSLSocket)
+                assert "http/1.1" == connection.socket.selected_alpn_protocol()
+            running.do(running.server.reload())
 
 
 def test_a_reload_calls_what_else_is_to_be_read_again(files: Files) -> None:

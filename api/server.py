@@ -4,6 +4,7 @@ uvicorn's protocols and uvloop do the work; ours is when a connection is ended, 
 """
 
 import asyncio
+import errno
 import resource
 import signal
 import socket
@@ -29,6 +30,9 @@ _BACKLOG: Final = 2048
 _DRAIN_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.02
 _HANDSHAKE_SECONDS: Final = 0.1
+_ACCEPTED_AT_ONCE: Final = 64
+_NOTHING_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NOTHING_LEFT_SECONDS: Final = 1.0
 _OPEN_FILES_WANTED: Final = 65_536
 _OPEN_FILES_KEPT: Final = 128  # for the store, the key ring, what a request opens
 _CONNECTIONS_MIN: Final = 16
@@ -88,7 +92,8 @@ class Server:
         self._tls: tls.Context | None = None
         self._listeners: list[Listener] = []
         self._sockets: list[socket.socket] = []
-        self._accepting: list[asyncio.AbstractServer] = []
+        self._accepting: list[Callable[[], object]] = []  # what ends it, for each socket
+        self._handshakes: set[asyncio.Future[Any]] = set()  # accepted, and no connection yet
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._stop_asked = asyncio.Event()
         self._impatient = False
@@ -133,7 +138,7 @@ class Server:
             self._listeners = [self._listener(local=sock in local) for sock in self._sockets]
             self._sweep()  # which also sets the date that every answer carries, the first one too
             for sock, listener in zip(self._sockets, self._listeners, strict=True):
-                await self._accept_on(sock, listener, None if listener.local else self._tls)
+                await self._accept_on(sock, listener)
             await self._run_hook("ready")
         except BaseException:
             if self._sweep_timer is not None:
@@ -156,18 +161,64 @@ class Server:
             access_log=self.settings.log_level == "debug",
         )
 
-    async def _accept_on(self, sock: socket.socket, listener: Listener, context: ssl.SSLContext | None) -> None:
+    async def _accept_on(self, sock: socket.socket, listener: Listener) -> None:
         loop = asyncio.get_running_loop()
         make = self._factory(listener)
         try:
             if listener.local:
                 server = await loop.create_unix_server(make, sock=sock, backlog=_BACKLOG)
+            elif self._tls is None:
+                server = await loop.create_server(make, sock=sock, backlog=_BACKLOG)
             else:
-                server = await loop.create_server(make, sock=sock, backlog=_BACKLOG, **self._tls_options(context))
+                sock.listen(_BACKLOG)
+                self._accepting.append(lambda: loop.remove_reader(sock))
+                loop.add_reader(sock, self._accept_for_tls, sock, listener)
+                return
         except OSError as error:  # another one listens there already: it had bound, as we have, but was faster
             where = f"{self.settings.host} port {self.settings.port}"
             raise StartError(why_not(where, error, ANOTHER_PORT)) from None
-        self._accepting.append(server)
+        self._accepting.append(server.close)
+
+    def _accept_for_tls(self, sock: socket.socket, listener: Listener) -> None:
+        """Accept what waits, and end at once what is too much, before its handshake: that holds a file as well.
+
+        The loop's own way to accept tells nobody of a connection before its handshake, or when that fails.
+        """
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = sock.accept()
+            except OSError as error:  # nobody waits any more, or who did has left
+                if error.errno in _NOTHING_LEFT:
+                    log.warning("accept_failed", why=str(error))
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(sock)  # or it would ask again and again until there is something
+                    loop.call_later(_NOTHING_LEFT_SECONDS, self._accept_again, sock, listener)
+                return
+            if self.connections + len(self._handshakes) < listener.connections_max:
+                self._begin(connection, listener)
+            else:
+                self.counts["too_many"] += 1
+                connection.close()
+
+    def _accept_again(self, sock: socket.socket, listener: Listener) -> None:
+        if sock in self._sockets:
+            asyncio.get_running_loop().add_reader(sock, self._accept_for_tls, sock, listener)
+
+    def _begin(self, connection: socket.socket, listener: Listener) -> asyncio.Future[Any]:
+        """Begin with a connection that is accepted: with its handshake, where it has one."""
+        connection.setblocking(False)
+        options = {} if listener.local else self._tls_options()
+        loop = asyncio.get_running_loop()
+        begun = asyncio.ensure_future(loop.connect_accepted_socket(self._factory(listener), connection, **options))
+        self._handshakes.add(begun)
+        begun.add_done_callback(self._begun)
+        return begun
+
+    def _begun(self, begun: asyncio.Future[Any]) -> None:
+        self._handshakes.discard(begun)
+        error = None if begun.cancelled() else begun.exception()
+        if error is not None and not isinstance(error, OSError):  # who left, or does not speak TLS, is no event
+            log.exception("handshake_failed", error)
 
     def _factory(self, listener: Listener) -> Callable[[], Connection]:
         loop = asyncio.get_running_loop()
@@ -181,11 +232,11 @@ class Server:
 
         return accepted
 
-    def _tls_options(self, context: ssl.SSLContext | None) -> dict[str, Any]:
+    def _tls_options(self) -> dict[str, Any]:
         seconds = self.settings.request_timeout_seconds
-        if context is None:
+        if self._tls is None:
             return {}
-        return {"ssl": context, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": min(seconds, 2.0)}
+        return {"ssl": self._tls, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": min(seconds, 2.0)}
 
     # -- serve ---------------------------------------------------------------------------------------------------------
 
@@ -311,7 +362,7 @@ class Server:
             if not (self.connections or self._state.tasks) and all(one.done() for one in late):
                 break
             await asyncio.sleep(_POLL_SECONDS)
-        await self._cut_off(late)
+        await self._cut_off()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         await self._run_hook("shutdown")
@@ -323,33 +374,30 @@ class Server:
             hear_no_more(sock)
         if not self._impatient:
             await asyncio.sleep(_HANDSHAKE_SECONDS)
-        loop = asyncio.get_running_loop()
         accepted: list[asyncio.Future[Any]] = []
         for sock, listener in zip(self._sockets, self._listeners, strict=True):
-            options = {} if listener.local else self._tls_options(self._tls)
             while True:
                 try:
                     connection, _ = sock.accept()
                 except OSError:
                     break
-                connection.setblocking(False)
-                made = loop.connect_accepted_socket(self._factory(listener), connection, **options)
-                accepted.append(asyncio.ensure_future(made))
+                accepted.append(self._begin(connection, listener))
         return accepted
 
-    async def _cut_off(self, late: Sequence[asyncio.Future[Any]]) -> None:
+    async def _cut_off(self) -> None:
         tasks = list(self._state.tasks)
         if tasks or (self.connections and not self._impatient):
             log.warning("cut_off", connections=self.connections, requests=len(tasks))
         for connection in self._open():
             connection.transport.abort()
-        for task in (*tasks, *late):
+        begun = list(self._handshakes)
+        for task in (*tasks, *begun):
             task.cancel()
-        await asyncio.gather(*tasks, *late, return_exceptions=True)
+        await asyncio.gather(*tasks, *begun, return_exceptions=True)
 
     def _close_sockets(self) -> None:
-        for server in self._accepting:
-            server.close()
+        for stop in self._accepting:
+            stop()
         for sock in self._sockets:
             sock.close()
         if self.local_path is not None and any(sock.family == socket.AF_UNIX for sock in self._sockets):

@@ -202,6 +202,37 @@ def test_who_does_not_speak_tls_is_no_event(files: Files, parser: Parser) -> Non
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+def test_a_connection_counts_before_its_handshake(files: Files, parser: Parser) -> None:
+    """The store needs files, and it comes first: what is too much is ended at once, however silent; a handshake that
+    fails, is broken off or takes too long counts no more."""
+    settings = replace(files.settings, request_timeout_seconds=1.0)
+    with (
+        logged() as lines,
+        serving(Shower(), settings=settings, parser=parser, fast_loop=parser == "httptools") as running,
+    ):
+        running.server._listeners[0].connections_max = 5
+        met = running.connect(tls=files.client)
+        assert 200 == met.exchange(request_bytes("GET", "/a")).status
+        silent = [running.connect() for _ in range(10)]
+        assert 6 * [True] == [connection.closed_by_peer(0.5) for connection in silent[4:]]
+        assert 6 == running.server.counts["too_many"]
+        assert 200 == met.exchange(request_bytes("GET", "/a")).status
+        silent[0].send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        silent[1].cut()
+        silent[2].close()
+        assert silent[3].closed_by_peer(3)
+        with running.connect(tls=files.client) as later:
+            assert 200 == later.exchange(request_bytes("GET", "/a")).status
+        for connection in (met, silent[0], *silent[3:]):
+            connection.close()
+        deadline = time.monotonic() + 5
+        while (running.server.connections or running.server._handshakes) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (0, 0) == (running.server.connections, len(running.server._handshakes))
+    check_quiet(lines)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
 def test_who_leaves_behind_its_handshake_has_asked_for_nothing(files: Files, parser: Parser) -> None:
     """The end of the handshake, a request and a reset, all before the server looks: nobody can tell any more whose
     request it is, so it is none."""

@@ -117,7 +117,8 @@ class Connection(asyncio.Protocol, ABC):
             return
         if self.scheme == "https":
             self.extensions = _peer_certificate(transport)
-        if len(self.server_state.connections) > self.listener.connections_max:
+        # Not the operator's, who may come to end this very rush: what is kept for the store has room for that.
+        if not self.listener.local and len(self.server_state.connections) > self.listener.connections_max:
             self.listener.counts["too_many"] += 1
             transport.abort()
 

@@ -41,6 +41,19 @@ def test_a_request_through_the_local_socket_is_known_as_local(parser: Parser, tm
     assert not path.exists()
 
 
+@pytest.mark.parametrize("parser", PARSERS)
+def test_a_rush_on_the_port_leaves_the_local_socket_open(parser: Parser, tmp_path: Path) -> None:
+    """Who may open the file may have come to end the rush."""
+    path = tmp_path / "ledger.socket"
+    fast = parser == "httptools"
+    with serving(Shower(), settings=PLAIN, parser=parser, fast_loop=fast, local_path=path) as running:
+        for listener in running.server._listeners:
+            listener.connections_max = 3
+        with running.connect(), running.connect(), running.connect(), running.connect() as refused:
+            assert refused.closed_by_peer(3)
+            assert b'"local":true' in ask(path, b"GET /a HTTP/1.0\r\n\r\n")
+
+
 def _over_tcp(running: Running) -> bytes:
     with running.connect() as connection:
         return connection.exchange(request_bytes("GET", "/a")).body

@@ -179,7 +179,9 @@ class Exchange(TakesWhole):
     def log_access(self) -> None:
         """Write one line about this request, without its query, which may hold what belongs into no log."""
         if log.enabled(logging.DEBUG):
-            # An unknown path may be anything, a misplaced token as well; the known ones are ours.
-            path = self.scope["path"] if self.status != 404 else None
+            # An unknown path may be anything, a misplaced token as well, and so may what stands for a parameter; of one
+            # that a router has found its pattern is told, and the other known ones are ours.
+            route = self.scope.get("route")
+            path = route.path if route is not None else self.scope["path"] if self.status != 404 else None
             # Nor the peer: an address is a person's, and what is erased must not live on in a log.
             log.debug("request", method=self.scope["method"], path=path, status=self.status)

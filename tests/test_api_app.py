@@ -1,15 +1,18 @@
 """The application as a whole: no path redirects, the local door opens from inside only, faults are 500 in JSON."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from api.metadata import OAUTH_PLACE
+from api.server import Server
+from api.settings import Settings
 from ledger.head_file import Acknowledged
 from tests.asking import Asking, asking, bearer, credentials
 from tests.serving import logged
-from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH
+from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH, Connection, request_bytes
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,34 @@ async def _sent(app: Any, method: str, path: str, token: str = "", **state: Any)
     }  # fmt: skip
     await app(scope, receive, send)
     return sent
+
+
+async def test_the_log_of_requests_holds_nothing_that_was_asked_for(tmp_path: Path) -> None:
+    """I-20: anybody may put anything where a path has a parameter, without being let in; its pattern is told."""
+    asked = {
+        ("GET", "/grants/alice@example.com"): ("/grants/{grant_id}", 401),
+        ("POST", "/clients/Secr3t!/of/alice/revoke"): ("/clients/{client_id:path}/revoke", 401),
+        ("PUT", "/grants/alice@example.com/events"): ("/grants/{grant_id}/events", 405),
+        ("GET", "/docs/alice@example.com"): ("/docs/{name}", 404),
+        ("GET", "/docs/running"): ("/docs/{name}", 200),
+        ("GET", "/alice@example.com"): (None, 404),
+        ("POST", "/token"): ("/token", 400),
+        ("GET", "/healthz"): ("/healthz", 200),
+    }
+    async with asking(tmp_path) as ledger:
+        server = Server(ledger.app, Settings(port=0, allow_plain_http=True, log_level="debug"))
+        await server.start()
+
+        def ask() -> None:
+            with Connection(("127.0.0.1", server.settings.port), timeout_seconds=5) as connection:
+                for method, path in asked:
+                    connection.exchange(request_bytes(method, path))
+
+        with logged() as lines:
+            await asyncio.to_thread(ask)
+        await server.stop()
+    told = [record.__dict__["fields"] for record in lines.records if record.msg == "request"]
+    assert [*asked.values()] == [(fields["path"], fields["status"]) for fields in told]
 
 
 async def test_the_local_door_opens_by_the_servers_mark_alone(tmp_path: Path) -> None:

@@ -332,7 +332,8 @@ class Connection(asyncio.Protocol, ABC):
 
     def eof_received(self) -> bool:
         """Keep the way back open for a client that has said everything and waits for its answer (RFC 9112 9.6)."""
-        if self.running is None or self.receiving or self.closing or self.scheme == "https":
+        # What has begun behind the request that is answered will never be whole; the one before it is all the same.
+        if self.running is None or self.running.more_body or self.closing or self.scheme == "https":
             return False
         self.half_closed = True
         self.cycle.keep_alive = False

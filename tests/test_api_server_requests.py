@@ -203,17 +203,20 @@ def test_http_1_0_and_connection_close_end_the_connection(running: Running) -> N
             assert connection.closed_by_peer(3)
 
 
-def test_a_client_that_has_said_everything_still_gets_its_answer(running: Running) -> None:
-    """A half-closed connection (`nc -N`, old HTTP/1.0 clients) is not a client that has left."""
+@pytest.mark.parametrize("behind", [b"", b"\r\n", b"P", b"POST /a HTTP/1.1\r\nHost: x\r\n"])
+def test_a_client_that_has_said_everything_still_gets_its_answer(running: Running, behind: bytes) -> None:
+    """A half-closed connection (`nc -N`, old HTTP/1.0 clients) is not a client that has left, whatever it has begun to
+    say behind the request."""
     server = running.server.app
     server.release.clear()
     with running.connect() as connection:
-        connection.send(request_bytes("POST", "/held", body=b"abc"))
+        connection.send(request_bytes("POST", "/held", body=b"abc") + behind)
         connection.socket.shutdown(socket.SHUT_WR)
         time.sleep(0.1)
         server.release.set()
         answer = connection.answer()
-        assert ("abc", "close") == (answer.json()["body"], answer.header("Connection"))
+        assert "abc" == answer.json()["body"]
+        assert answer.header("Connection") == "close" or behind  # which h11 has not read by then
         assert connection.closed_by_peer(3)
 
 

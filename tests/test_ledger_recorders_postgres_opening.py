@@ -1,5 +1,6 @@
 """Opening the store on PostgreSQL: what is refused, with one line each, and where positions go on (I-09)."""
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import closing
@@ -60,15 +61,21 @@ def test_tables_without_this_releases_functions_are_not_served(postgres_url: str
 
 
 def test_an_older_releases_function_is_not_served(postgres_url: str) -> None:
-    """I-20: it would pass over rows that it does not know, and an erasure would say that it has done what it has not. A
-    newer one, that knows more, serves."""
+    """I-20: it would pass over rows that it does not know, or write them behind what erases them, and an erasure would
+    say that it has done what it has not. A newer one, that knows more, serves."""
     PostgresStore(postgres_url, INLINE).init("ring")
     with closing(Address(postgres_url).connect()) as connection:
         asked = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'ledger_append'"
         ((made,),) = connection.execute(asked).fetchall()
-        connection.execute(made.replace("'claim_grant'", "'claim'").encode())
-        with pytest.raises(LedgerError, match=r": this release's functions are missing; `token-ledger init` makes "):
-            PostgresStore(postgres_url, INLINE).open("ring")
+        kept = re.search(r"    IF p_rows \? 'keep_reason' THEN.*?END IF;\n", made, re.DOTALL)
+        assert kept is not None
+        late = made.replace(kept[0], "").replace(
+            "    IF p_rows ? 'forget_nonce'", f"{kept[0]}    IF p_rows ? 'forget_nonce'"
+        )
+        for older in (made.replace("'claim_grant'", "'claim'"), late):
+            connection.execute(older.encode())
+            with pytest.raises(LedgerError, match=r": this release's functions are missing; `token-ledger init` makes"):
+                PostgresStore(postgres_url, INLINE).open("ring")
         connection.execute(made.replace("END IF;", "END IF; IF p_rows ? 'more' THEN END IF;", 1).encode())
         with closing(PostgresStore(postgres_url, INLINE)) as store:
             store.open("ring")

@@ -228,6 +228,25 @@ async def test_after_an_erasure_its_own_batch_knows_the_person_no_more(tmp_path:
     check_ledger(opened.path)
 
 
+async def test_what_was_said_of_a_grant_in_the_batch_that_erases_its_person_is_erased(tmp_path: Path) -> None:
+    """I-20: on every store, and whatever the batch appends before the erasure. What was said of others stays."""
+    async with open_ledger(tmp_path) as opened:
+        operators = opened.ledger.operators
+        hers, other = await issued(opened), await opened.issue("bob")
+        batches = opened.ledger.commits.batches
+        await asyncio.gather(
+            opened.act("suspend", hers.grant_id, reason=REASON),
+            opened.act("suspend", other.grant_id, reason="he lost it"),
+            operators.revoke_subject(SECURITY, PERSON[0], REASON, None),
+            operators.erase(LOCAL_OPERATOR, PERSON[0]),
+        )
+        assert batches + 1 == opened.ledger.commits.batches, "all of it in one batch"
+        assert ["issued", "suspended"] == opened.topics(hers)
+        assert [("he lost it",)] == opened.rows("SELECT text FROM private_reasons")
+        assert [] == files_that_hold(tmp_path, *PERSON, REASON)
+    check_ledger(opened.path)
+
+
 async def test_a_late_presentation_brings_no_erased_context_back(tmp_path: Path) -> None:
     """An expiry is put on record with the presenter's context, but not for somebody who was just erased."""
     async with open_ledger(tmp_path) as opened:

@@ -167,10 +167,14 @@ _ROWS: Final = """
       {statement};
     END IF;"""
 
-_KNOWS: Final = (
-    "SELECT bool_and(strpos(f.prosrc, 'p_rows ? ' || quote_literal(key)) > 0)"
-    " FROM unnest($2::text[]) AS key LEFT JOIN pg_proc f ON f.oid = to_regprocedure($1)"
-)
+_KNOWS: Final = """
+SELECT bool_and(place > before) FROM (
+  SELECT place, lag(place, 1, 0) OVER (ORDER BY nth) AS before FROM (
+    SELECT nth, strpos(f.prosrc, 'p_rows ? ' || quote_literal(key)) AS place
+      FROM unnest($2::text[]) WITH ORDINALITY AS m (key, nth) LEFT JOIN pg_proc f ON f.oid = to_regprocedure($1)
+  ) AS found
+) AS each
+"""
 
 _FROM: Final = (
     "FROM jsonb_array_elements(p_rows->'{key}') WITH ORDINALITY AS m (r, place) WHERE NOT (r->>0)::int = ANY (lost)"
@@ -214,10 +218,10 @@ def function(inline: Sequence[Inline], types: Mapping[tuple[str, str], str]) -> 
 
 
 def is_there(connection: Connection) -> bool:
-    """Whether `init` has made the function, and it writes all private rows that this release may ask for: an older one
-    would pass over what it does not know, a newer one knows more."""
+    """Whether `init` has made the function, and it writes all private rows that this release may ask for, in its order:
+    an older one would pass over what it does not know, or erase before it writes; a newer one knows more."""
     kinds = ", ".join(kind for _, kind in PARAMETERS)
-    asked = (f"ledger_append({kinds})", [key for key, _ in _private()])
+    asked = (f"ledger_append({kinds})", list(dict.fromkeys(key for key, _ in _private())))
     return connection.execute(_KNOWS, asked).fetchone() == (True,)
 
 
@@ -247,7 +251,8 @@ def _delete(key: str, table: str, columns: Sequence[tuple[str, str]], where: str
 
 def _private() -> Iterator[tuple[str, str]]:
     """Private rows. What is erased goes before what is kept, because the same person may be new again in the same
-    batch, and once more behind it, so that what the batch had added before goes too."""
+    batch, and once more behind it, so that what the batch had added before goes too. Texts of reasons are kept before
+    both: whose they are is found by the grant's row, which the first leaves to none that it erases."""
     stream, lookup, subject_id = ("stream", "uuid"), ("lookup", "bytea"), ("subject_id", "text")
     claimed = f"SELECT {_value(1, 'uuid')}, 0, '', {_value(2, 'text')}, '' {_FROM.format(key='claim_grant')}"
     yield (
@@ -257,6 +262,7 @@ def _private() -> Iterator[tuple[str, str]]:
             " ON CONFLICT (stream) DO UPDATE SET subject_id = excluded.subject_id"
         ),
     )
+    yield _insert("keep_reason", "private_reasons", (stream, ("v", "int"), ("salt", "bytea"), ("text", "text")))
     yield from _erased(stream, lookup, subject_id)
     # Rows that another node may be at too are taken in the order of their keys: else two would wait for each other.
     yield _insert("keep_subject", "private_subjects", (lookup, subject_id, ("subject", "text")), " ORDER BY 1")
@@ -273,7 +279,6 @@ def _private() -> Iterator[tuple[str, str]]:
         (stream, ("commitment", "text"), ("address", "text"), ("user_agent", "text")),
         f" AND EXISTS (SELECT FROM private_grants g WHERE g.stream = {_value(1, 'uuid')}) ON CONFLICT DO NOTHING",
     )  # fmt: skip
-    yield _insert("keep_reason", "private_reasons", (stream, ("v", "int"), ("salt", "bytea"), ("text", "text")))
     streams = f"SELECT {_value(1, 'uuid')} {_FROM.format(key='forget_nonce')}"
     held = f"SELECT stream FROM private_grants WHERE stream IN ({streams}) ORDER BY stream FOR NO KEY UPDATE"
     yield "forget_nonce", f"UPDATE private_grants AS t SET nonce = NULL FROM ({held}) AS m WHERE t.stream = m.stream"

@@ -1,8 +1,9 @@
 """Opening the store on PostgreSQL: what is refused, with one line each, and where positions go on (I-09)."""
 
+import asyncio
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from ledger.recorders import postgres_opening
 from ledger.recorders.errors import StoreError
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address
 from ledger.refusals import LedgerError, Unavailable
 from projections import INLINE
 from tests.engines import url_of
-from tests.ledgers import Clock, check_ledger, open_ledger
-from tests.test_ledger_recorders_postgres import asked
+from tests.ledgers import Clock, Opened, check_ledger, open_ledger, two_nodes
+from tests.test_ledger_recorders_postgres import OURS, asked, refreshed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
@@ -167,3 +169,32 @@ async def test_a_log_that_was_moved_into_a_younger_cluster_goes_on_above_its_end
         with opened.store.reader() as reader:
             assert answer.position == reader.after(answer.position - 1, 9)[-1].position
     check_ledger(opened.path)
+
+
+async def moved(nodes: Sequence[Opened]) -> tuple[int, list[int]]:
+    """Where the log ended when it was moved, while nodes served from it, into a cluster that is younger; and the
+    positions of what they wrote once they were all cut off and had found it there, at once."""
+    asked(nodes[0], "UPDATE control SET position_offset = 1::bigint << 40")  # as if this one were older until then
+    grants = [await nodes[0].issue(f"person-{number}") for number in range(8)]
+    end = nodes[0].last_position()
+    asked(nodes[0], "UPDATE control SET position_offset = 0")
+    asked(nodes[0], f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS}")
+    turns = (refreshed(nodes[place % len(nodes)], each) for place, each in enumerate(grants))
+    return end, [answer.position for answer in await asyncio.gather(*turns)]
+
+
+async def test_nodes_that_find_their_log_in_a_younger_cluster_go_on_above_its_end(tmp_path: Path) -> None:
+    """Whoever serves looks when it comes back, not only when it starts; followers miss nothing."""
+    async with two_nodes(tmp_path) as nodes:
+        end, positions = await moved(nodes)
+        assert end < min(positions)
+        with nodes[0].store.reader() as reader:
+            assert set(positions) <= {each.position for each in reader.after(end, 99)}
+
+
+async def test_a_node_that_looks_at_its_start_alone_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives positions below the log's end, where no follower looks any more."""
+    async with open_ledger(tmp_path) as opened:
+        monkeypatch.setattr(postgres_opening, "go_on_above", lambda connection: None)
+        end, positions = await moved([opened])
+        assert end > max(positions)

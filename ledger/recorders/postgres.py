@@ -137,6 +137,8 @@ class PostgresStore:
                     self._get_behind(connection)
                     connection.execute(_PLANS)
                     if postgres_moves.is_there(connection):
+                        if self.reached:  # at the start `open` does it
+                            postgres_opening.go_on_above(connection)
                         self._told = _control(connection)
                         postgres_moves.prepare(connection)
                     elif self.reached:  # at the start `open` says what is missing, and ends it

@@ -82,7 +82,23 @@ def check(connection: Connection, place: Place, inline: Sequence[Inline], ring_i
     _check_rights(connection, place, inline)
     _check_durability(connection, place)
     postgres_archive.check(connection, str(place))
-    _go_on_above(connection)
+    go_on_above(connection)
+
+
+def go_on_above(connection: Connection) -> None:
+    """Where the log was moved into another cluster its transaction ids begin anew: positions go on above its end.
+
+    Nothing is written over a connection before this was done over it, also where a process that serves was cut off and
+    finds the other cluster at the same address. Of several that come at once one lifts them, the others see it: the
+    lock keeps them apart, and keeps out the batches of who was here before. A crash leaves it to who comes next.
+    Raises psycopg.Error.
+    """
+    if connection.execute(_TOO_LOW.encode()).fetchone() == (True,):
+        connection.execute("BEGIN")
+        connection.execute(_ALONE.encode())
+        if connection.execute(_TOO_LOW.encode()).fetchone() == (True,):
+            connection.execute(_LIFT.encode())
+        connection.execute("COMMIT")
 
 
 def _meta(inline: Sequence[Inline], ring_id: str) -> dict[str, str]:
@@ -114,19 +130,6 @@ def _check_durability(connection: Connection, place: Place) -> None:
     ((commit, standbys),) = connection.execute(question).fetchall()
     if commit == "off" or (commit == "local" and standbys):
         raise LedgerError(f"{place}: synchronous_commit is {commit}: what was acknowledged could be lost")
-
-
-def _go_on_above(connection: Connection) -> None:
-    """Where the log was moved into another cluster its transaction ids begin anew: positions go on above its end.
-
-    Nobody else writes meanwhile: whoever opened it before has done the same.
-    """
-    if connection.execute(_TOO_LOW.encode()).fetchone() == (True,):
-        connection.execute("BEGIN")
-        connection.execute(_ALONE.encode())
-        if connection.execute(_TOO_LOW.encode()).fetchone() == (True,):
-            connection.execute(_LIFT.encode())
-        connection.execute("COMMIT")
 
 
 def _exists(connection: Connection, table: str) -> bool:

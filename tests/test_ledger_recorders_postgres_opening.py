@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from ledger.recorders import postgres as postgres_store
 from ledger.recorders import postgres_opening
 from ledger.recorders.errors import StoreError
 from ledger.recorders.postgres import PostgresStore
@@ -149,6 +150,32 @@ async def test_a_store_that_could_lose_what_it_acknowledged_is_refused(tmp_path:
     with pytest.raises(LedgerError, match="synchronous_commit is off"):
         async with open_ledger(tmp_path, seed=2, clients=None):
             pass
+
+
+async def test_a_node_that_comes_back_to_what_could_lose_it_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I-09: the setting was changed while it served, and its connection lost. It says so, in one line however often it
+    tries, and once the setting is right it serves again."""
+    monkeypatch.setattr(postgres_store, "OUTCOME_SECONDS_MAX", 0.2)
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        ((name,),) = asked(opened, "SELECT current_database()")
+        asked(opened, f"ALTER DATABASE {name} SET synchronous_commit = off")
+        asked(opened, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS}")
+        end = opened.last_position()
+        with pytest.raises(Unavailable):
+            await opened.refresh(answer)
+        waiting = asyncio.create_task(refreshed(opened, answer))
+        await asyncio.sleep(0.5)
+        (told,) = [vars(each)["fields"]["problem"] for each in caplog.records if each.message == "store_not_durable"]
+        assert "synchronous_commit is off: what was acknowledged could be lost" in told
+        assert (told, end) == (opened.ledger.commits.last_error, opened.last_position())
+        asked(opened, f"ALTER DATABASE {name} SET synchronous_commit = on")
+        answer = await waiting
+        assert end < answer.position
+        await opened.refresh(answer)
+    check_ledger(opened.path)
 
 
 async def test_a_log_that_was_moved_into_a_younger_cluster_goes_on_above_its_end(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """The store on PostgreSQL: any number of processes write to it, none owns it.
 
-Guarantees. What `commit` returned from is durable as the server's `synchronous_commit` says; where that is off the
-store does not open (I-09). A batch is decided in memory and is one call of a function (`postgres_append.py`, for plain
-refreshes `postgres_moves.py`, for one of those `postgres_refresh.py`): events, heads with their snapshots, private rows
-and projected rows are one transaction, without a round trip in between.
+Guarantees. What `commit` returned from is durable as the server's `synchronous_commit` says; over a connection where
+that is off nothing is written, and the store does not open (I-09). A batch is decided in memory and is one call of a
+function (`postgres_append.py`, for plain refreshes `postgres_moves.py`, for one of those `postgres_refresh.py`):
+events, heads with their snapshots, private rows and projected rows are one transaction, without a round trip in
+between.
 
 A connection that is lost is made anew, with a pause that grows; until then nothing is decided. Nothing here ever breaks
 for good: an outcome that cannot be found out is told as unknown, and whatever it touched is read again.
@@ -11,6 +12,7 @@ for good: an outcome that cannot be found out is told as unknown, and whatever i
 The connection is the questions' thread's while a batch is decided, the commit thread's while it is written.
 """
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +46,8 @@ from ledger.recorders.private_rows import SPEND
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.store import Derive, Wire
 from ledger.refusals import LedgerError, Unavailable
+
+log = logging.getLogger("ledger")
 
 T = TypeVar("T")
 
@@ -138,6 +142,7 @@ class PostgresStore:
                     connection.execute(_PLANS)
                     if postgres_moves.is_there(connection):
                         if self.reached:  # at the start `open` does it
+                            self._check_durability(connection)
                             postgres_opening.go_on_above(connection)
                         self._told = _control(connection)
                         postgres_moves.prepare(connection)
@@ -149,9 +154,19 @@ class PostgresStore:
             except (StoreError, LedgerError, psycopg.Error) as error:
                 self._pause(str(translated(error) if isinstance(error, psycopg.Error) else error))
                 raise StoreBusy(self._unreachable) from None
-            self._connection, self._wire, self._failures = connection, Wire(connection.pgconn.socket), 0
+            self._connection, self._wire = connection, Wire(connection.pgconn.socket)
+            self._failures, self._unreachable = 0, ""
             self.reached += 1
         return self._connection
+
+    def _check_durability(self, connection: Connection) -> None:
+        """A setting holds for who connects from then on: what `open` has read is not what another connection has."""
+        try:
+            postgres_opening.check_durability(connection, self.address.place)
+        except LedgerError as error:
+            if self._unreachable != str(error):  # once a trouble, not once a try
+                log.error("store_not_durable", extra={"fields": {"problem": str(error)}})
+            raise
 
     def _get_behind(self, connection: Connection) -> None:
         """Wait until the standbys have all that can be seen here: a primary that crashed and came back shows what it

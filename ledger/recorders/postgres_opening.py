@@ -80,9 +80,17 @@ def check(connection: Connection, place: Place, inline: Sequence[Inline], ring_i
     if not all(each.is_there(connection) for each in modules):
         raise LedgerError(f"{place}: this release's functions are missing; `token-ledger init` makes them")
     _check_rights(connection, place, inline)
-    _check_durability(connection, place)
+    check_durability(connection, place)
     postgres_archive.check(connection, str(place))
     go_on_above(connection)
+
+
+def check_durability(connection: Connection, place: Place) -> None:
+    """Read back that what is committed over this connection is durable (I-09). Raises LedgerError, psycopg.Error."""
+    question = "SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')"
+    ((commit, standbys),) = connection.execute(question).fetchall()
+    if commit == "off" or (commit == "local" and standbys):
+        raise LedgerError(f"{place}: synchronous_commit is {commit}: what was acknowledged could be lost")
 
 
 def go_on_above(connection: Connection) -> None:
@@ -123,13 +131,6 @@ def _check_rights(connection: Connection, place: Place, inline: Sequence[Inline]
     ((lacking,),) = connection.execute(_LACKING, (postgres_schema.tables(inline),)).fetchall()
     if lacking is not None:
         raise LedgerError(f"{place}: the user lacks rights: {lacking}")
-
-
-def _check_durability(connection: Connection, place: Place) -> None:
-    question = "SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')"
-    ((commit, standbys),) = connection.execute(question).fetchall()
-    if commit == "off" or (commit == "local" and standbys):
-        raise LedgerError(f"{place}: synchronous_commit is {commit}: what was acknowledged could be lost")
 
 
 def _exists(connection: Connection, table: str) -> bool:

@@ -18,7 +18,10 @@ JSON like there. An answer of lines is `application/x-ndjson`: progress as it ha
     POST /local/restore/acknowledge  -> RestoreReport; 409 where no restore is to be acknowledged
 """
 
-from typing import Annotated, Literal
+import time
+from contextlib import suppress
+from functools import partial
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -36,8 +39,12 @@ from ledger.changes import Difference
 from ledger.clients import ClientSpec, OperatorSpec
 from ledger.keyring import Alg
 from ledger.keys import KEY_ID_MAX
-from ledger.refusals import LedgerError, Refusal, Refused
+from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from projections.grant_views import live_count
+
+COUNT_SECONDS_MAX: Final = 5.0
+"""So long the live grants of clients that come or go are counted, of all of them together; then the answer goes without
+the numbers that are lacking."""
 
 
 class ApplyBody(Request, frozen=True, kw_only=True):
@@ -85,15 +92,20 @@ class LocalRoutes:
             )
         except LedgerError as error:
             raise BadRequest(str(error)) from None
-        differences = [await self._with_live_grants(each) for each in report.differences]
+        until = time.monotonic() + COUNT_SECONDS_MAX
+        differences = [await self._with_live_grants(each, until) for each in report.differences]
         members = msgspec.structs.asdict(report) | {"differences": differences}
         return json_answer(200, {name: value for name, value in members.items() if value is not None})
 
-    async def _with_live_grants(self, difference: Difference) -> dict[str, object]:
+    async def _with_live_grants(self, difference: Difference, until: float) -> dict[str, object]:
+        """With the number of live grants that it takes along, where that is found before `until` (monotonic). What was
+        asked for is done by now, so nothing that keeps from counting may make an error of it."""
         members = msgspec.structs.asdict(difference)
         if difference.kind == "client" and difference.change in ("disabled", "returned"):
             now = self._ledger.memory.clock()
-            members["live_grants"] = await self._reading.ask(lambda reader: live_count(reader, difference.name, now))
+            count = partial(live_count, client_id=difference.name, at=now, go_on=lambda: time.monotonic() < until)
+            with suppress(Unavailable):
+                members["live_grants"] = await self._reading.ask(count)
         return {name: value for name, value in members.items() if value is not None}
 
     async def keys(self, call: Call) -> Answer:

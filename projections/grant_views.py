@@ -21,7 +21,7 @@ from projections.current_tokens import TABLE, Row, one, page
 from projections.disclosure import Disclosed, Disclosure
 
 CLIENT_DISABLED: Final = "client_disabled"
-SUBJECTS_A_PAGE = 1_000
+COUNTED_A_PAGE = 1_000
 
 Discloses = Callable[[Row], bool]
 """Whether the asker may see the personal data of a grant."""
@@ -182,32 +182,35 @@ def grants(
     )
 
 
-def live_count(reads: Reads, client_id: str, at: int) -> int:
-    """How many grants of a client have not ended at a moment, suspended ones too. Constant memory.
+def live_count(reads: Reads, client_id: str, at: int, go_on: Callable[[], bool] = lambda: True) -> int | None:
+    """How many grants of a client have not ended at a moment, suspended ones too. Constant memory; a page at a time, so
+    that no question takes long however many there are. None where `go_on`, asked before each page, says no.
 
-    Counted in the table; only grants of persons who were ever ended by an epoch are looked at one by one.
+    Judged in the table; only grants of persons who were ever ended by an epoch are looked at one by one.
     """
     epoch = Outside(reads, at).client(client_id).epoch
     living = (
-        f"FROM {TABLE} t LEFT JOIN streams g ON g.name = 'grant:' || t.grant_id"
-        " WHERE t.client_id = ? AND t.state IN ('active', 'suspended')"
-        " AND (g.idle_expires_at IS NULL OR g.idle_expires_at > ?) AND t.client_epoch >= ? AND t.issued_at >= ?"
+        "t.state IN ('active', 'suspended') AND (g.idle_expires_at IS NULL OR g.idle_expires_at > ?)"
+        " AND t.client_epoch >= ? AND t.issued_at >= ?"
     )
-    values = (client_id, at, epoch.unbounded, times.text(epoch.latest_before))
-    alive = reads.select(f"SELECT count(*) {living}", values)[0][0]
-    assert isinstance(alive, int)
-    last = 0
-    while True:
-        rows = reads.select(
-            f"SELECT t.position, t.subject_id, t.subject_epoch, t.issued_at {living} AND t.position > ?"  # noqa: S608  # names of ours alone
-            " AND EXISTS (SELECT 1 FROM streams s WHERE s.name = 'subject:' || t.subject_id)"
-            " ORDER BY t.position LIMIT ?",
-            (*values, last, SUBJECTS_A_PAGE),
-        )
+    judged = (
+        f"SELECT t.position, t.subject_id, t.subject_epoch, t.issued_at, {living} AS living"  # noqa: S608  # names of ours alone
+        f" FROM {TABLE} t LEFT JOIN streams g ON g.name = 'grant:' || t.grant_id"
+        " WHERE t.client_id = ? AND t.position > ? ORDER BY t.position LIMIT ?"
+    )
+    ended = "EXISTS (SELECT 1 FROM streams s WHERE s.name = 'subject:' || p.subject_id)"
+    question = f"SELECT p.*, p.living AND {ended} FROM ({judged}) AS p"  # noqa: S608  # names of ours alone
+    values = (at, epoch.unbounded, times.text(epoch.latest_before), client_id)
+    alive = last = 0
+    while go_on():
+        rows = reads.select(question, (*values, last, COUNTED_A_PAGE))
         if not rows:
             return alive
         outside = Outside(reads, at)
-        for position, subject_id, subject_epoch, issued_at in rows:
-            subject = outside.subject(str(subject_id))
-            alive -= subject.epoch.hits(int(str(subject_epoch)), times.micros(str(issued_at)))
-            last = int(str(position))
+        for position, subject_id, subject_epoch, issued_at, lives, may_be_ended in rows:
+            last = max(last, int(str(position)))
+            alive += bool(lives)
+            if may_be_ended:
+                subject = outside.subject(str(subject_id))
+                alive -= subject.epoch.hits(int(str(subject_epoch)), times.micros(str(issued_at)))
+    return None

@@ -6,11 +6,14 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
+import psycopg
 import pytest
 
-from api import clients_file
+from api import clients_file, local_routes
+from ledger.recorders import postgres_readers
 from ledger.segments import folder_of
 from tests.asking import Asking, asking
+from tests.engines import url_of
 from tests.wire import Json
 
 ROUTES = [
@@ -73,6 +76,29 @@ async def test_a_clients_file_is_applied_whole_and_tells_what_it_takes_along(tmp
         await local(ledger, "POST", "/local/apply", without)
         [difference] = (await local(ledger, "POST", "/local/apply", body))["differences"]
         assert ("oth", "returned", 3) == tuple(difference[name] for name in ("name", "change", "live_grants"))
+
+
+@pytest.mark.usefixtures("on_postgres")
+async def test_what_cannot_be_counted_fails_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is applied by then: an error would say that it was not. A transaction that holds up every reader stands for a
+    table that is too large; a second file is out of time for counting."""
+    monkeypatch.setattr(postgres_readers, "SECONDS_MAX", 0.2)
+    async with asking(tmp_path) as ledger:
+        await ledger.issue("oth")
+        body = file_of(ledger)
+        without = {**body, "clients": [each for each in body["clients"] if each["client_id"] != "oth"]}
+        url = url_of(ledger.opened.path)
+        assert url is not None
+        with psycopg.connect(url) as other:
+            other.execute("SELECT pg_current_xact_id()")
+            told = await local(ledger, "POST", "/local/apply", without)
+        assert [("disabled", False)] == [(each["change"], "live_grants" in each) for each in told["differences"]]
+        monkeypatch.setattr(local_routes, "COUNT_SECONDS_MAX", 0)
+        told = await local(ledger, "POST", "/local/apply", body)
+        assert [("returned", False)] == [(each["change"], "live_grants" in each) for each in told["differences"]]
+        assert {each["client_id"] for each in body["clients"]} == {
+            name for name, each in ledger.ledger.authority.clients.items() if each.enabled
+        }
 
 
 async def test_a_file_that_breaks_a_rule_is_one_line_and_nothing_is_recorded(tmp_path: Path) -> None:

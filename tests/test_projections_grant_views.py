@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,6 +14,7 @@ from ledger import times
 from ledger.clients import Operator
 from ledger.grant import Grant
 from ledger.policy import PRESETS
+from projections import grant_views
 from projections.as_of import Outside, aggregate
 from projections.current_tokens import Row, one
 from projections.grant_views import grant, grants, judge, live_count
@@ -184,8 +186,13 @@ async def test_who_may_see_the_person_is_asked_for_each_grant(tmp_path: Path) ->
         assert shown.subject is msgspec.UNSET
 
 
-async def test_the_count_of_living_grants_equals_judging_each(tmp_path: Path) -> None:
-    """Ended by own events, frozen expiries, the client's epoch or the person's: none of these counts."""
+@pytest.mark.parametrize("page_max", [1, 7, 1_000])
+async def test_the_count_of_living_grants_equals_judging_each(
+    tmp_path: Path, page_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended by own events, frozen expiries, the client's epoch or the person's: none of these counts, however small the
+    pages are that are counted."""
+    monkeypatch.setattr(grant_views, "COUNTED_A_PAGE", page_max)
     async with stocked(tmp_path) as at:
         chance = Random(3)
         await world(at, chance, 60)
@@ -196,6 +203,21 @@ async def test_the_count_of_living_grants_equals_judging_each(tmp_path: Path) ->
                 assert living == live_count(reads, client_id, at.now)
         with at.store.reader() as reads:
             assert 0 == live_count(reads, "nobody", at.now)
+
+
+async def test_the_living_are_counted_in_pages_until_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks is asked before each page whether to go on, and is told nothing rather than half of it."""
+    monkeypatch.setattr(grant_views, "COUNTED_A_PAGE", 4)
+    async with stocked(tmp_path) as at:
+        for number in range(10):
+            await at.issue(f"person {number}")
+        with at.store.reader() as reads:
+            for passes, expected in ((0, None), (3, None), (4, 10)):
+                turns = iter([True] * passes)
+                assert expected == live_count(reads, "www", at.now, partial(next, turns, False))
+                assert not next(turns, False), "it is asked before each page"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -6,8 +6,8 @@ memory as it grows. Streams touched lately stay in memory, so the work is one pa
 later from where it stopped.
 
 Links checked on the way (I-14): versions without gap, `back` to the event before, `prev` the hash of its stored bytes,
-columns equal to the members they repeat, what the archive's rows say of its lines (`archive_rows.py`). What is wrong
-breaks that stream: nothing after it is folded.
+columns equal to the members they repeat, one stream a name, what the archive's rows say of its lines
+(`archive_rows.py`). What is wrong breaks that stream: nothing after it is folded.
 """
 
 import hashlib
@@ -30,6 +30,8 @@ _OF_AUTHORITY: Final = "SELECT id, v, head, state FROM replayed WHERE name = ? A
 _SEGMENTS: Final = (
     "SELECT s.name, s.finished, EXISTS (SELECT 1 FROM archived a WHERE a.segment = s.id) FROM segments s ORDER BY s.id"
 )
+_SAME_NAME: Final = "another stream of the log has this name"
+_HEADLESS: Final = "its events are withheld, and no head tells what they came to"
 
 
 class Broken(NamedTuple):
@@ -101,6 +103,7 @@ class Replay:
         self.scratch.execute(
             "CREATE TABLE withheld (id ANY PRIMARY KEY, name TEXT NOT NULL UNIQUE, to_v INTEGER NOT NULL) STRICT"
         )
+        self.scratch.execute("CREATE TABLE names (name TEXT PRIMARY KEY, id ANY NOT NULL) STRICT, WITHOUT ROWID")
         for each in self.inline:
             for statement in each.ddl:
                 self.scratch.execute(statement)
@@ -191,7 +194,13 @@ class Replay:
     def _withhold(self, reads: Reads, piece: Piece) -> None:
         """Nothing of this stream can be replayed: what its first events came to nobody can tell any more."""
         self._claims.forget(piece.stream)
-        for (name,) in reads.select("SELECT name FROM streams WHERE id = ?", (piece.stream,)):
+        heads = reads.select("SELECT name FROM streams WHERE id = ?", (piece.stream,))
+        if not heads:
+            self._break(piece.stream, Broken(f"stream {piece.stream}/{piece.to_v}", ARCHIVE, _HEADLESS))
+        for (name,) in heads:
+            if self._is_anothers(str(name), piece.stream):
+                self._break(piece.stream, Broken(f"{name}/{piece.to_v}", ARCHIVE, _SAME_NAME))
+                return
             self._open.pop(piece.stream, None)
             self._folded.pop(piece.stream, None)
             self.scratch.execute("DELETE FROM replayed WHERE id = ?", (piece.stream,))
@@ -259,6 +268,8 @@ class Replay:
         problem = _link_problem(known, stored, event)
         if problem is not None:
             return problem
+        if not known.v and self._is_anothers(known.name, stored.stream):
+            return "stream", _SAME_NAME
         try:
             known.aggregate.evolve(event)
         except Exception as error:  # what was altered may break the fold in any way: that is the finding
@@ -276,6 +287,13 @@ class Replay:
         self._command.append(event)
         self._positions.append(stored.position)
         return None
+
+    def _is_anothers(self, name: str, stream: StreamKey) -> bool:
+        """Whether another stream has had this name: a copy of its first events would take its place in what is written
+        anew. From here on the name is this one's, where it was nobody's."""
+        self.scratch.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (name, stream))
+        ((id,),) = self.scratch.execute("SELECT id FROM names WHERE name = ?", (name,))
+        return bool(id != stream)
 
     def _project(self) -> None:
         """The inline rows of the command that has just ended. One command's events of one stream stand together."""

@@ -147,6 +147,29 @@ async def test_a_flipped_bit_is_found_where_nothing_can_be_replayed_any_more(tmp
     assert "000" in " ".join(each.key for each in found.differences if each.column == "archive")
 
 
+_COLUMNS = (
+    "to_v, from_v, from_position, to_position, back, head, at, state, reason, generation, segment, at_byte, line,"
+    " withheld, said_v, said_position, said"
+)
+
+
+@pytest.mark.parametrize("withheld", [0, 1])
+async def test_a_row_copied_to_another_stream_is_found(tmp_path: Path, each_store: str, withheld: int) -> None:
+    """The same lines would be a second stream of the same name, and take the place of the first in its head."""
+    if withheld:
+        other = await withheld_ledger(tmp_path)
+    else:
+        _, clock = await lived(tmp_path / "lived", 8)
+        other, _ = await archived_twin(tmp_path / "lived", clock)
+    assert [] == rebuilt(other).differences
+    elsewhere = "stream + 500" if each_store == "sqlite" else "overlay(stream::text placing 'ffff' from 1)::uuid"
+    copy = f"INSERT INTO archived (stream, {_COLUMNS}) SELECT {elsewhere}, {_COLUMNS} FROM archived"
+    assert 1 == alter(other / "ledger.db", f"{copy} WHERE from_v = 1 AND withheld = {withheld} LIMIT 1")
+    found = rebuilt(other)
+    assert not found.history_holds
+    assert all(each.table == "events" for each in found.differences)
+
+
 @only_on_sqlite
 async def test_a_position_altered_in_a_segment_is_found(tmp_path: Path) -> None:
     """The links hold the bytes of events together; their positions are held by the segment's name alone."""

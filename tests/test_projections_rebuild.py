@@ -278,6 +278,23 @@ def test_a_forger_who_recomputes_the_hashes_is_found_where_the_event_does_not_fi
     assert broken(copied)
 
 
+@pytest.mark.parametrize("kind", ["client", "keys", "subject", "grant"])
+def test_a_first_event_copied_into_another_stream_is_found(copied: Copied, kind: str) -> None:
+    """A second stream of a name: the twin that took it for a head to heal would put the beginning of a history in the
+    place of what came of it, and a client that was disabled, a key that was distrusted, would be as on their first
+    day."""
+    names = copied.rows("SELECT name, id FROM streams WHERE name LIKE ? || '%' AND v > 1", kind)
+    for name, id in names[:2]:
+        added = copied.change(
+            "INSERT INTO events SELECT (SELECT max(position) + 1000 FROM events), stream + 500, v, back, body"
+            " FROM events WHERE stream = ? AND v = 1",
+            id,
+        )
+        assert ({f"stream {id + 500}/1"}, 1) == (broken(copied), added), name
+        copied.change("DELETE FROM events WHERE stream = ?", id + 500)
+    assert names
+
+
 def test_an_altered_event_does_not_spread_into_the_rows(copied: Copied) -> None:
     """The twin that would heal anyway would write the forged scope into the row."""
     [(position, grant_id)] = copied.rows("SELECT position, grant_id FROM current_tokens_v1 LIMIT 1")

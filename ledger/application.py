@@ -32,7 +32,7 @@ from ledger.operators import Operators
 from ledger.presentations import Bursts
 from ledger.presenting import Desk, parse_access
 from ledger.randomness import Randomness
-from ledger.recorders.errors import StoreError
+from ledger.recorders.errors import HistoryBroken, StoreError
 from ledger.recorders.store import Store
 from ledger.refreshing import Refreshing
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
@@ -117,10 +117,10 @@ class Ledger:
         """
         head_file.check_writable()
         ledger = cls(store, ring, keys_path, head_file, options, clock=clock, randomness=randomness, on_fatal=on_fatal)
-        ledger.authority.reload(store.within(), store.control()[0])
         try:
+            new = ledger._read_authority()
             ledger.log_end.compare()
-            if ledger.behind is None and not ledger.authority.keys.created_at:
+            if new and ledger.behind is None:
                 await ledger._commits.submit(lambda batch: operating.first_keys(batch, sorted(ring.keys)), ours=True)
         except Unavailable as error:
             await ledger._commits.close()
@@ -130,6 +130,17 @@ class Ledger:
             raise
         ledger._ticker = asyncio.get_running_loop().create_task(ledger._tick())
         return ledger
+
+    def _read_authority(self) -> bool:
+        """Learn who there is; whether the log is new. Raises HistoryBroken where it is not, and names no key: to give
+        it the ring's once more would be to trust again what it had distrusted."""
+        reads = self.store.within()
+        self.authority.reload(reads, self.store.control()[0])
+        if self.authority.keys.created_at:
+            return False
+        if reads.select("SELECT 1 FROM events UNION ALL SELECT 1 FROM archived LIMIT 1"):
+            raise HistoryBroken("keys: the log holds events, and none of a key; a backup has them")
+        return True
 
     async def close(self) -> None:
         """Answer who is in line, flush what was counted, write the head file, give the store back."""

@@ -36,6 +36,7 @@ from ledger.events import (
 from ledger.keyring import KeyRing
 from ledger.keys import STREAM as KEYS_STREAM
 from ledger.keys import Keys
+from ledger.recorders.errors import HeadMissing
 from ledger.recorders.rows import Head, Reads
 from ledger.secret_hashes import secret_hash
 
@@ -295,6 +296,8 @@ class Authority:
         self._control = -1  # if reading fails: a view of another moment stands for no store
         clients, operators = [*_all(reads, "client", Client)], [*_all(reads, "operator", Operator)]
         head = reads.stream(KEYS_STREAM)
+        if head is None and reads.headless(KEYS_STREAM):  # else a key that is distrusted would be trusted again
+            raise HeadMissing(KEYS_STREAM)
         keys = Keys() if head is None else _aggregate(reads, KEYS_STREAM, head, Keys)
         self._clear()
         self._keys = keys

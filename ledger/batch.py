@@ -11,7 +11,7 @@ from ledger.grant import Grant
 from ledger.inline import grants_tables
 from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
-from ledger.recorders.errors import ArchiveDamaged, EventsAltered, HistoryBroken, Withheld
+from ledger.recorders.errors import ArchiveDamaged, EventsAltered, HeadMissing, HistoryBroken, Withheld
 from ledger.recorders.premises import Written
 from ledger.recorders.private_rows import PROBE
 from ledger.recorders.rows import GrantsOf, Head, StoredEvent, Work
@@ -268,8 +268,14 @@ class Batch:
         return Loaded(name, 0, 0, 0, None, aggregate, is_authority=is_authority(name))
 
     def load_or_create(self, name: str) -> Loaded:
-        """A stream by name, made where nothing ever happened to it."""
-        return self.load(name) or self.create(name, snapshots.kind_of(name)())
+        """A stream by name, none of a grant, made where nothing ever happened to it. To be asked for before anything of
+        the request is appended: raises Unavailable where its events may be there, and its head is gone."""
+        loaded = self.load(name)
+        if loaded is None and not self.memory.heads_are_whole:
+            if self.store.within().headless(name):
+                raise Unavailable(str(HeadMissing(name)))
+            self.memory.heads_are_whole = not self.store.optimistic
+        return loaded or self.create(name, snapshots.kind_of(name)())
 
     def append(self, loaded: Loaded, events: Sequence[AnyEvent]) -> list[int]:
         """Append one command's events to a stream: bytes made, linked, folded, projected. Returns their positions.

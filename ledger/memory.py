@@ -75,7 +75,8 @@ class Memory:
 
     `credentials_moved`: somebody else has changed what authentication goes by, and nobody has heeded it yet.
     `holds_all` is asked whenever the store was reached anew whether it has what was acknowledged; `lost_some`: it said
-    no, and nobody has heeded it yet.
+    no, and nobody has heeded it yet. `heads_are_whole`: every stream of the log that is none of a grant was found to
+    have its head, in a store that only this process writes to.
     """
 
     def __init__(self, store: Store, authority: Authority, *, clock: Callable[[], int], randomness: Randomness) -> None:
@@ -88,6 +89,7 @@ class Memory:
         self.credentials_moved = False
         self.holds_all: Callable[[Reads], bool] = lambda reads: True
         self.lost_some = False
+        self.heads_are_whole = False
         self._reached = store.reached
         self._command_ids: list[str] = []
         self.position = store.last()

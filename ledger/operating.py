@@ -128,6 +128,8 @@ def apply(
         hash_secret=lambda secret: secret_hash(desk.ring, secret),
     )
     if not dry_run:
+        for event in events:  # each that cannot be appended refuses all of them
+            batch.load_or_create(event.stream)
         for event in events:
             batch.append(batch.load_or_create(event.stream), [event])
         if serial is not None and serial != last_serial:
@@ -186,10 +188,10 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
     """
     last = batch.store.within().select("SELECT position, CAST(body AS BLOB) FROM events ORDER BY position DESC LIMIT 1")
     from_position = int(str(last[0][0])) if last else 0
+    loaded, begins = _next(batch, "ledger", _LOCALLY)
     batch.memory.position = max(batch.memory.position, lost_position)
     # Above the log's end, too, where others have written on beyond what is lost: so every node sees that it was said.
     batch.private(None, RAISE_FLOOR, max(lost_position, from_position + 1))
-    loaded, begins = _next(batch, "ledger", _LOCALLY)
     batch.append(loaded, [LedgerRestored(**begins, lost_position=str(lost_position), lost_at=lost_at)])
     decide_keys(batch, rotation(new_key_id))
     decide_keys(batch, lambda keys, by: keys.decide_activation(new_key_id, by))

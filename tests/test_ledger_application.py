@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from ledger.head_file import HeadFile
-from ledger.refusals import LedgerError
+from ledger.recorders.errors import StoreError
+from ledger.refusals import LedgerError, Unavailable
+from tests.engines import alter
 from tests.faulty_store import locked_by_another_process
-from tests.ledgers import Clock, check_ledger, open_ledger
+from tests.ledgers import OPERATORS, SECURITY, Clock, check_ledger, client, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -40,6 +43,50 @@ async def test_opened_again_it_goes_on(tmp_path: Path) -> None:
         assert (second.refresh_token, second.access_token) == (again.refresh_token, again.access_token)
         await opened.refresh(second)
     check_ledger(opened.path)
+
+
+async def test_a_log_whose_keys_have_lost_their_head_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    """Given the ring's keys once more it would trust again the one that it distrusts: what is to be healed first is
+    said, and nothing is recorded. Nor where the events of the keys are gone, too, which nothing heals."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
+        await opened.ledger.operators.keys_distrust(1)
+        ((keys,),) = opened.rows("SELECT position FROM events ORDER BY position LIMIT 1")
+    last = opened.last_position()
+    assert 1 == alter(opened.path, "DELETE FROM streams WHERE name = 'keys'")
+    with pytest.raises(StoreError, match=r"^keys: there are events that no stream's head speaks of; rebuild puts it"):
+        async with open_ledger(tmp_path, seed=2, clients=None):
+            pass
+    alter(opened.path, f"DELETE FROM events WHERE stream = (SELECT stream FROM events WHERE position = {keys})")
+    with pytest.raises(StoreError, match=r"^keys: the log holds events, and none of a key; a backup has them$"):
+        async with open_ledger(tmp_path, seed=2, clients=None):
+            pass
+    assert 0 == alter(opened.path, f"UPDATE events SET v = v WHERE position > {last}")
+
+
+@pytest.mark.parametrize("name", ["client:www", "operator:soc", "subject:", "ledger", "audit"])
+async def test_a_stream_that_has_lost_its_head_is_not_begun_again(tmp_path: Path, name: str) -> None:
+    """A second history of the same name, beside which no rebuild could put the first one back: who would begin it is
+    told what to do first, and of a clients file nothing is recorded then."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue()
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        await opened.ledger.started()
+        await opened.ledger.operators.record_read(SECURITY, "grants")
+    before = opened.last_position()
+    assert 1 == alter(opened.path, f"DELETE FROM streams WHERE name LIKE '{name}%'")
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        ledger = opened.ledger
+        acts: dict[str, Callable[[], Awaitable[object]]] = {
+            "subject:": lambda: ledger.operators.revoke_subject(SECURITY, "alice", None, None),
+            "ledger": ledger.started,
+            "audit": lambda: ledger.operators.record_read(SECURITY, "grants"),
+        }
+        asked = acts.get(name, lambda: opened.apply(client("new"), client(), operators=OPERATORS))
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="there are events that no stream's head speaks of; rebuild puts it"):
+                await asked()
+        assert before == opened.store.end()
 
 
 async def test_a_server_says_when_it_serves(tmp_path: Path) -> None:

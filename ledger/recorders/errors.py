@@ -41,6 +41,13 @@ class EventsMissing(HistoryBroken):
         super().__init__(f"{stream}: of versions {from_v} to {to_v} some are not in the store; rebuild names them")
 
 
+class HeadMissing(HistoryBroken):
+    """Events are there and the head of their stream is not: whoever took it for new would begin it a second time."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(f"{stream}: there are events that no stream's head speaks of; rebuild puts it back")
+
+
 class EventsAltered(HistoryBroken):
     """The stored bytes of an event are not those that were recorded."""
 

@@ -36,6 +36,11 @@ _WALK = (
     ") SELECT position, stream, v, back, textsend(body) FROM chain WHERE v <= $3"
 )
 _HEAD = "SELECT id, v, position, head, state FROM streams WHERE id = $1"
+_HEADLESS = (
+    "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM streams WHERE id = $1)"
+    " AND (EXISTS (SELECT 1 FROM events WHERE stream = $1 AND v % 64 = 1 AND v = 1)"
+    " OR EXISTS (SELECT 1 FROM archived WHERE stream = $1))"
+)
 _AT_POSITION = "SELECT position, stream, v, back, textsend(body) FROM events WHERE position = $1 AND stream = $2"
 _TOLD = (
     "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
@@ -90,6 +95,10 @@ class PostgresReader(StoreReader):
 
     def _keys(self, names: Sequence[str]) -> str:
         return "{" + ",".join(map(key_of, names)) + "}"
+
+    def headless(self, name: str) -> bool:
+        """Whether the log has events of a stream that has no head, all of one moment."""
+        return bool(self._rows(_HEADLESS, (key_of(name),)))
 
     def reason(self, event_id: str) -> tuple[bytes, str] | None:
         """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""

@@ -20,7 +20,7 @@ from ledger.recorders.errors import EventsAltered, EventsMissing
 from ledger.recorders.rows import GrantsFound, GrantsOf, Head, Piece, RawEvent, StoredEvent, StreamKey
 from ledger.recorders.schema import MARK_EVERY_V
 from ledger.recorders.sqlite_errors import translated
-from ledger.recorders.sqlite_keys import number_of
+from ledger.recorders.sqlite_keys import COUNTED_BELOW, number_of
 from ledger.segments import Segments
 
 # The term `v % 64 = 1` must stand here as in the index's definition, or the index is not used.
@@ -37,6 +37,12 @@ _WALK = (
     ") SELECT position, stream, v, back, CAST(body AS BLOB) FROM chain WHERE v <= ?"
 )
 _HEAD = "SELECT id, v, position, head, state FROM streams WHERE name = ?"
+_HEADLESS = (
+    "SELECT 1 FROM events e WHERE e.v % 64 = 1 AND e.v = 1 AND e.stream < ?"
+    " AND NOT EXISTS (SELECT 1 FROM streams s WHERE s.id = e.stream)"
+    " UNION ALL SELECT 1 FROM archived a WHERE a.from_v = 1 AND a.stream < ?"
+    " AND NOT EXISTS (SELECT 1 FROM streams s WHERE s.id = a.stream) LIMIT 1"
+)
 _AT_POSITION = (
     "SELECT e.position, e.stream, e.v, e.back, CAST(e.body AS BLOB) FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position = ? AND s.name = ?"
@@ -107,6 +113,10 @@ class StoreReader(ABC):
         for row in self._rows(self._sql_head, (self._called(name),)):
             return Head(*row)
         return None
+
+    @abstractmethod
+    def headless(self, name: str) -> bool:
+        """Whether the log may have events of a stream that has no head, and is none of a grant."""
 
     def grants(self, names: Sequence[str]) -> GrantsFound:
         """Many grants in one question, with what is needed to decide on them. Those that do not exist are left out."""
@@ -249,6 +259,11 @@ class Reader(StoreReader):
         found = [row for row in self._rows(self._sql_grants_by_number, (numbers,)) if row[0] in lacking]
         lacking.difference_update([row[0] for row in found])
         return found + super()._grant_rows([*lacking]) if lacking else found
+
+    def headless(self, name: str) -> bool:
+        """Here nobody knows what number the stream had: whether any that was counted has lost its head. It looks at
+        the first event of each, so ask seldom."""
+        return bool(self._rows(_HEADLESS, (COUNTED_BELOW, COUNTED_BELOW)))
 
     def reason(self, event_id: str) -> tuple[bytes, str] | None:
         """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""

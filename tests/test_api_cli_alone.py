@@ -77,6 +77,16 @@ def test_a_whole_day_without_a_server(known: Place) -> None:
     assert {"differences": []} == asked(known, "rebuild")
 
 
+@pytest.mark.parametrize("client_id", ["app@corp", "sp ace", "a/b?c#d%41"])
+def test_a_client_of_any_lawful_id_can_be_revoked(made: Place, client_id: str) -> None:
+    """An id may hold what a URL holds encoded only."""
+    (made.folder / "clients.toml").write_text(f'[[client]]\nid = "{client_id}"\nauth = "none"\nscope = "read"\n')
+    asked(made, "apply", "clients.toml")
+    grant_id = asked(made, "issue", "--client", client_id, "--subject", "ann", "--scope", "read")["grant_id"]
+    assert client_id == asked(made, "revoke", "--client", client_id, "--reason", "r")["client_id"]
+    assert "revoked" == asked(made, "grant", "show", grant_id)["status"]
+
+
 def test_archiving_asks_after_how_many_days_and_says_what_it_came_to(known: Place) -> None:
     """Wrong use is exit code 2; a file where nothing is old enough stays as it is."""
     refused = known.here("archive")

@@ -137,9 +137,9 @@ def test_a_server_that_goes_away_leaves_the_outcome_unknown(tmp_path: Path, answ
 
 
 async def test_the_application_in_process_sees_the_request_that_a_server_would_hand_it() -> None:
-    """One way to do a thing, two ways to reach it: no peer address, as over the socket."""
-    answer = await local.exchange(echo, "POST", "/a/b?c=d", b"{}", {"User-Agent": "token-ledger"})
-    expected = {"path": "/a/b", "query": "c=d", "body": "{}", "client": None, "agent": "token-ledger"}
+    """One way to do a thing, two ways to reach it: no peer address, as over the socket, and the path decoded."""
+    answer = await local.exchange(echo, "POST", "/a/b%20%3F%2541?c=%64", b"{}", {"User-Agent": "token-ledger"})
+    expected = {"path": "/a/b ?%41", "query": "c=%64", "body": "{}", "client": None, "agent": "token-ledger"}
     assert (200, expected) == (answer.status, answer.json())
 
 

@@ -89,13 +89,17 @@ def is_new(database: Path) -> bool:
 
 @asynccontextmanager
 async def open_ledger(
-    settings: Settings, *, create: bool, on_fatal: Callable[[str], None] = lambda line: None
+    settings: Settings,
+    *,
+    create: bool,
+    on_fatal: Callable[[str], None] = lambda line: None,
+    to_heal: bool = False,
 ) -> AsyncIterator[Ledger]:
     """Open the store of these settings, on SQLite as its only owner, until the block ends.
 
     `create` makes key ring and database where there are none; both are durable on entry. `on_fatal` is called when the
-    store has failed and the process must end. Raises SettingsError, Owned, LedgerError; whatever was wrong has then
-    changed nothing.
+    store has failed and the process must end; `to_heal` is as in `Ledger.open`. Raises SettingsError, Owned,
+    LedgerError; whatever was wrong has then changed nothing.
     """
     database = Database(settings)
     head_file = HeadFile(settings.head_file)
@@ -118,6 +122,7 @@ async def open_ledger(
             clock=lambda: time.time_ns() // 1000,
             randomness=system_randomness(),
             on_fatal=on_fatal,
+            to_heal=to_heal,
         )
     except StoreError as error:
         store.close()
@@ -148,9 +153,10 @@ def _ring(keys_file: Path, database: Database, create: bool) -> KeyRing:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings) -> AsyncIterator[Asgi]:
-    """Open the ledger for one command where no server runs: the same application that its socket would lead to."""
+async def open_app(settings: Settings, *, to_heal: bool = False) -> AsyncIterator[Asgi]:
+    """Open the ledger for one command where no server runs: the same application that its socket would lead to.
+    `to_heal` is as in `Ledger.open`."""
     from api.app import create_app
 
-    async with open_ledger(settings, create=False) as ledger:
+    async with open_ledger(settings, create=False, to_heal=to_heal) as ledger:
         yield create_app(ledger, settings)

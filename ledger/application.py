@@ -109,16 +109,19 @@ class Ledger:
         clock: Callable[[], int],
         randomness: Randomness,
         on_fatal: Callable[[str], None] = lambda line: None,
+        to_heal: bool = False,
     ) -> "Ledger":
         """Serve an opened store. A new one is given the ring's keys; one whose log ends before the head file's position
         stays unready, and records nothing, until `restore_acknowledge`. `on_fatal` is called when the process must end.
+        `to_heal`: also where nobody can make out who there is; a rebuild runs, and all else is refused until it has put
+        that right.
 
         Raises LedgerError, StoreError; the store is the caller's again then.
         """
         head_file.check_writable()
         ledger = cls(store, ring, keys_path, head_file, options, clock=clock, randomness=randomness, on_fatal=on_fatal)
         try:
-            new = ledger._read_authority()
+            new = ledger._read_authority(to_heal)
             ledger.log_end.compare()
             if new and ledger.behind is None:
                 await ledger._commits.submit(lambda batch: operating.first_keys(batch, sorted(ring.keys)), ours=True)
@@ -131,16 +134,26 @@ class Ledger:
         ledger._ticker = asyncio.get_running_loop().create_task(ledger._tick())
         return ledger
 
-    def _read_authority(self) -> bool:
-        """Learn who there is; whether the log is new. Raises HistoryBroken where it is not, and names no key: to give
-        it the ring's once more would be to trust again what it had distrusted."""
+    def _read_authority(self, to_heal: bool) -> bool:
+        """Learn who there is; whether the log is new. Raises HistoryBroken, unless that is `to_heal`, where nobody can
+        tell; also of a log that is not new and names no key: to give it the ring's once more would be to trust again
+        what it had distrusted."""
         reads = self.store.within()
-        self.authority.reload(reads, self.store.control()[0])
-        if self.authority.keys.created_at:
-            return False
-        if reads.select("SELECT 1 FROM events UNION ALL SELECT 1 FROM archived LIMIT 1"):
-            raise HistoryBroken("keys: the log holds events, and none of a key; a backup has them")
-        return True
+        try:
+            self.authority.reload(reads, self.store.control()[0])
+            if self.authority.keys.created_at:
+                return False
+            if not reads.select("SELECT 1 FROM events UNION ALL SELECT 1 FROM archived LIMIT 1"):
+                return True
+            problem = HistoryBroken("keys: the log holds events, and no head names a key; rebuild tells more")
+        except HistoryBroken as error:
+            problem = error
+        except msgspec.DecodeError:
+            problem = HistoryBroken("of clients, operators or keys an event is not as recorded; rebuild names it")
+        if not to_heal:
+            raise problem
+        self.authority.distrust()  # until it is healed each batch reads it anew, and is refused
+        return False
 
     async def close(self) -> None:
         """Answer who is in line, flush what was counted, write the head file, give the store back."""

@@ -13,6 +13,15 @@ from tests.server_process import PROJECT, free_port, run_program
 
 SECONDS_MAX = 30
 
+DAMAGED_AUTHORITY = (
+    "UPDATE streams SET v = v + 1 WHERE name = 'keys'",
+    "UPDATE streams SET v = v + 1 WHERE name = 'client:www'",
+    "UPDATE streams SET name = 'kezs' WHERE name = 'keys'",
+    "DELETE FROM streams WHERE name = 'keys'",
+    "DELETE FROM streams",
+)
+"""Ways to keep the ledger from being opened that a replay of its events mends."""
+
 
 class Place:
     """A folder in which the program is run, with the settings that a server there would have."""

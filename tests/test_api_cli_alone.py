@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run_here
-from tests.places import Place
+from tests.places import DAMAGED_AUTHORITY, Place
 from tests.server_process import program
 from tests.servers import clients_toml
 from tests.wire import Json
@@ -127,6 +127,39 @@ def test_rebuild_names_what_differed_and_heals_it(known: Place) -> None:
     assert "1 difference, healed by this run" == last
     assert {"differences": []} == asked(known, "rebuild")
     assert 0 == asked(known, "grant", "show", issued["grant_id"])["generation"]
+
+
+@pytest.mark.parametrize("damage", DAMAGED_AUTHORITY)
+def test_rebuild_heals_heads_without_which_nothing_opens(known: Place, damage: str) -> None:
+    """Who there is, and which keys, nobody can tell: every other command says so and what to do, in one line."""
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        connection.execute(damage)
+    connection.close()
+    for command in (("keys", "list"), ("init",)):
+        found = known.here(*command)
+        assert (2, 1) == (found.returncode, found.stderr.count("\n"))
+        assert "; rebuild " in found.stderr
+    found = known.here("rebuild")
+    assert (1, "") == (found.returncode, found.stderr)
+    assert found.stdout.endswith(", healed by this run\n")
+    assert {"differences": []} == asked(known, "rebuild")
+    assert [(1, "active")] == [(key["id"], key["state"]) for key in asked(known, "keys", "list")["keys"]]
+    asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
+
+
+def test_an_altered_event_without_which_nothing_opens_is_named(known: Place) -> None:
+    """A client of whom neither snapshot nor event is what it was: a rebuild is still there to tell which."""
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        connection.execute("UPDATE streams SET state = x'00'")
+        connection.execute("UPDATE events SET body = replace(body, 'client.registered', 'client.unheard_of')")
+    connection.close()
+    found = known.here("grants")
+    assert (2, 1) == (found.returncode, found.stderr.count("\n"))
+    assert found.stderr.endswith(": of clients, operators or keys an event is not as recorded; rebuild names it\n")
+    found = known.here("rebuild")
+    assert (1, "") == (found.returncode, found.stderr)
+    assert "key client:www/1, column body: the stored bytes are no event" in found.stdout
+    assert "nothing healed" in found.stdout
 
 
 def test_an_altered_event_is_named_and_nothing_is_called_healed(known: Place) -> None:

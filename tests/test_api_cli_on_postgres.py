@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from api.wiring import NO_DRIVER, NO_LEDGER
-from tests.places import Place
+from tests.places import DAMAGED_AUTHORITY, Place
 from tests.postgres import Server as Postgres
 from tests.servers import Server, clients_toml
 
@@ -223,6 +223,25 @@ def test_what_was_altered_with_sql_is_named(there: Place) -> None:
     assert f"{name}: of versions 1 to 3 some are not in the store" in there.refused(
         "grant", "history", issued["grant_id"]
     )
+
+
+def test_rebuild_heals_heads_without_which_nothing_opens(there: Place) -> None:
+    """Who there is, and which keys, nobody can tell: every other command says so and what to do, in one line."""
+    (there.folder / "clients.toml").write_text(CLIENTS)
+    for command in (("init",), ("apply", "clients.toml")):
+        told(there.here(*command))
+    keys = told(there.here("keys", "list"))
+    for damage in DAMAGED_AUTHORITY:
+        with psycopg.connect(there.settings["DATABASE_URL"], autocommit=True) as connection:
+            connection.execute(damage.encode())
+        refused = there.here("keys", "list")
+        if "kezs" not in damage:  # here a head is found by its key
+            assert (2, True) == (refused.returncode, "; rebuild " in refused.stderr), damage
+        found = there.here("rebuild")
+        assert (1, "") == (found.returncode, found.stderr), damage
+        assert found.stdout.endswith(", healed by this run\n"), damage
+        assert "every projection and snapshot equals" in told(there.here("rebuild"))
+        assert keys == told(there.here("keys", "list"))
 
 
 def test_rebuild_heals_what_was_altered(there: Place) -> None:

@@ -47,12 +47,15 @@ def json_option(command: _Command) -> _Command:
 
 
 @contextmanager
-def reached(settings: Settings) -> Iterator[Local]:
-    """Reach the ledger of these settings: its running server, else the store itself. Raises LedgerError."""
+def reached(settings: Settings, *, to_heal: bool = False) -> Iterator[Local]:
+    """Reach the ledger of these settings: its running server, else the store itself. Raises LedgerError.
+
+    `to_heal`: also where the heads of clients, operators or keys are damaged; nothing but a rebuild is answered then.
+    """
     from api.wiring import open_app
 
     logs.configure("warning", settings.log_format, sys.stderr)  # standard output is for the answer
-    with reach(settings.sqlite_path, lambda: open_app(settings)) as local:
+    with reach(settings.sqlite_path, lambda: open_app(settings, to_heal=to_heal)) as local:
         yield local
 
 

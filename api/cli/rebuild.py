@@ -22,7 +22,7 @@ def rebuild(as_json: bool, settings: Settings) -> None:
     Safe while serving. Exit code 1 where something differed, with table, key and column; the next run then exits 0.
     Not so where events themselves differ from what was recorded: that is named, and nothing is written.
     """
-    with reached(settings) as local:
+    with reached(settings, to_heal=True) as local:
         found = _run(local, not as_json and sys.stderr.isatty())
     differences, withheld = found["differences"], found["withheld"]
     if as_json:

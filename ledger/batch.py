@@ -162,6 +162,19 @@ class Batch:
         except msgspec.DecodeError:
             raise Unavailable(str(EventsAltered(f"{name}/{v}"))) from None
 
+    def page(self, name: str, from_v: int) -> list[AnyEvent]:
+        """A page of a stream's events in the store from a version on, oldest first; none of this batch. Raises as
+        `event_at` does."""
+        try:
+            found = self.store.within().events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1)
+            return [decode(stored.body) for stored in found]
+        except msgspec.DecodeError:
+            raise Unavailable(str(EventsAltered(f"{name}/{from_v}"))) from None
+        except Withheld as error:
+            raise Forgotten(str(error)) from None
+        except (ArchiveDamaged, HistoryBroken) as error:
+            raise Unavailable(str(error)) from None
+
     def position_at(self, loaded: Loaded, v: int) -> int:
         """The position of one event of a stream, of the store or of this batch. It must exist.
 

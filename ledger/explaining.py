@@ -1,21 +1,23 @@
 """What a token is, in plain words, for whoever has to answer the phone. Changes nothing and records nothing."""
 
 from functools import partial
+from operator import attrgetter
+from typing import NamedTuple
 
 from ledger import codes, times, tokens
 from ledger.answers import Explanation
 from ledger.batch import Batch
 from ledger.commands import AccessToken, Rules
-from ledger.events import GrantAuthorized, GrantIssued
+from ledger.events import AccessTokenRevoked, AnyEvent, GrantAuthorized, GrantIssued
 from ledger.exchanging import genuine_code
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
-from ledger.history import first_redemption
+from ledger.history import first_redemption, revocation
 from ledger.memory import Loaded
 from ledger.presenting import Desk, PresentedAccess, access_secret_right, is_of
 from ledger.refusals import Forgotten, Refusal
 from ledger.retired import budget_left
-from ledger.standing import Standing, ended_by_epoch
+from ledger.standing import ACTIVE, Standing, ended_by_epoch
 
 UNKNOWN = Explanation(
     verdict="unknown", text="This is no token of this ledger: it was not made here, or it was not copied whole."
@@ -123,47 +125,85 @@ def explain_access(batch: Batch, desk: Desk, presented: PresentedAccess) -> Expl
             grant_id=presented.grant_id,
             at=issued.at,
         )
-    standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
-    if standing.refusal is Refusal.EXPIRED_IDLE:  # which leaves access tokens alone: what else stops them?
-        standing = grant.suspension or (standing if rules.epoch_end is None else ended_by_epoch(rules.epoch_end))
-    why, by, at = _why_inactive(batch, grant, rules, token, standing, other_issuer=other_issuer)
-    reason = standing.refusal.value if standing.refusal else None
+    end = _first_end(batch, loaded, grant, rules, token)
+    if end is None:
+        end = _why_inactive(grant, rules, token, issued, other_issuer=other_issuer)
     taken = token.format == "jwt" and batch.now < token.expires_at and token.signing_key_id not in rules.distrusted
-    text = f"An access token {why}{f', by {by}' if by else ''}."
+    text = f"An access token {end.why}{f', by {end.by}' if end.by else ''}."
     return Explanation(
         verdict="access_token_inactive",
         text=f"{text} Who does not introspect takes it until {until}." if taken else text,
-        reason="client_disabled" if reason is None and rules.client is None else reason,
+        reason=end.reason,
         grant_id=presented.grant_id,
-        at=issued.at if at is None else times.text(at),
-        by=by,
-        event_id=standing.event_id or issued.event_id,
+        at=times.text(end.at) if end.at is not None else None,
+        by=end.by,
+        event_id=end.event_id,
     )
 
 
-def _why_inactive(
-    batch: Batch, grant: Grant, rules: Rules, token: AccessToken, standing: Standing, *, other_issuer: bool
-) -> tuple[str, str | None, int | None]:
-    """What keeps an access token from being good now, whose doing that is, and since when (None: nobody can tell).
+class _End(NamedTuple):
+    """What keeps an access token from being good: in words that follow "An access token", and as members of the answer.
+    `at` in microseconds, None where nobody can tell."""
 
-    Of its own expiry and the grant's end the earlier one that has come did it; the idle end of the refresh token leaves
-    it alone.
+    why: str
+    at: int | None
+    event_id: str | None
+    by: str | None = None
+    reason: str | None = None
+
+
+def _first_end(batch: Batch, loaded: Loaded, grant: Grant, rules: Rules, token: AccessToken) -> _End | None:
+    """The earliest of all that is known to have ended an access token: its own expiry once the clock says so, being
+    given back, what its grant has come to, the distrust of the key that signed it. None where none of these did.
+
+    The idle end of the refresh token leaves it alone: what else stops the grant then?
     """
-    stopped = standing.status != "active" and standing.refusal is not Refusal.EXPIRED_IDLE
-    if stopped and standing.at is not None and min(standing.at, batch.now) < token.expires_at:
-        by = _requested_by(batch, standing.event_id)
-        return f"of a grant that is {standing.status} since {_since(standing)}", by, standing.at
+    ends: list[_End] = []
     if batch.now >= token.expires_at:
-        return f"that expired at {times.text(token.expires_at)}", None, token.expires_at
-    if rules.client is None:
-        return "of a grant that lives, and whose client is disabled", None, None
-    if token.format == "jwt" and token.signing_key_id in rules.distrusted:
-        return f"whose signing key {token.signing_key_id} is distrusted", None, None
-    if other_issuer:
-        return "that says another issuer than this ledger is now", None, None
+        why = f"that expired at {times.text(token.expires_at)}"
+        ends.append(_End(why, token.expires_at, grant.event_id(token.v)))
+    given_back = _given_back(batch, loaded, grant, token)
+    if given_back is not None:
+        why = f"that was given back at {given_back.at}"
+        reason = Refusal.REVOKED_BY_CLIENT.value
+        ends.append(_End(why, times.micros(given_back.at), given_back.event_id, given_back.requested_by, reason))
+    standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
+    if standing.refusal is Refusal.EXPIRED_IDLE:
+        standing = grant.suspension or (ACTIVE if rules.epoch_end is None else ended_by_epoch(rules.epoch_end))
+    if standing.refusal is not None:
+        why = f"of a grant that is {standing.status} since {_since(standing)}"
+        by = _requested_by(batch, standing.event_id)
+        ends.append(_End(why, standing.at, standing.event_id, by, standing.refusal.value))
+    if token.format == "jwt" and (event_id := rules.distrusted.get(token.signing_key_id)) is not None:
+        said = _event(batch, event_id)
+        why = f"whose signing key {token.signing_key_id} is distrusted since {said.at}"
+        by = _requested_by(batch, event_id)
+        ends.append(_End(why, times.micros(said.at), event_id, by, Refusal.KEY_DISTRUSTED.value))
+    return min(ends, key=attrgetter("at"), default=None)
+
+
+def _given_back(batch: Batch, loaded: Loaded, grant: Grant, token: AccessToken) -> AccessTokenRevoked | None:
+    """The event that gave an access token back; None where none did, or it is not found any more."""
     if not grant.access_token_revoked(token.v):
-        return f"from {times.text(token.issued_at)}, which lies ahead: the clock was put back since", None, None
-    return "that was given back", f"client:{grant.client_id}", None
+        return None
+    try:
+        return revocation(batch, loaded.name, loaded.v, token.v, dict(grant.revoked_access_tokens).get(token.v))
+    except Forgotten:
+        return None
+
+
+def _why_inactive(grant: Grant, rules: Rules, token: AccessToken, issued: AnyEvent, *, other_issuer: bool) -> _End:
+    """What keeps an access token from being good that nothing is known to have ended."""
+    if rules.client is None:
+        return _End("of a grant that lives, and whose client is disabled", None, None, None, "client_disabled")
+    issued_at = times.micros(issued.at)
+    if other_issuer:
+        return _End("that says another issuer than this ledger is now", issued_at, issued.event_id)
+    if grant.access_token_revoked(token.v):
+        by, reason = f"client:{grant.client_id}", Refusal.REVOKED_BY_CLIENT.value
+        return _End("that is over since it, or a later one, was given back", None, None, by, reason)
+    why = f"from {times.text(token.issued_at)}, which lies ahead: the clock was put back since"
+    return _End(why, issued_at, issued.event_id)
 
 
 def _withheld(batch: Batch, desk: Desk, grant: Grant) -> Explanation:
@@ -291,6 +331,10 @@ def _spoken(refusal: Refusal) -> str:
 def _requested_by(batch: Batch, event_id: str | None) -> str | None:
     if event_id is None:
         return None
+    return getattr(_event(batch, event_id), "requested_by", None)
+
+
+def _event(batch: Batch, event_id: str) -> AnyEvent:
     stream, _, v = event_id.rpartition("/")
     batch.load(stream)
-    return getattr(batch.event_at(stream, int(v)), "requested_by", None)
+    return batch.event_at(stream, int(v))

@@ -1,16 +1,19 @@
-"""Finding one moment in a grant's own history: how a generation came to be redeemed, and what retired it.
+"""Finding one moment in a grant's own history: how a generation came to be redeemed, and what retired it; and when an
+access token was given back.
 
 Generations grow with `v`, so a search that doubles its steps back from the end and then halves finds any of them.
 The work grows with the logarithm of how far back it lies, never with the grant's age (I-22); events that say nothing of
 a generation are asked for once at most, however many stand in a row: a client may give all its access tokens back.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ledger import times
 from ledger.commands import FirstRedemption
 from ledger.events import (
+    AccessTokenRevoked,
     AnyEvent,
     GrantIssued,
     RetryServed,
@@ -26,6 +29,14 @@ class Events(Protocol):
 
     def event_at(self, name: str, v: int) -> AnyEvent:
         """The event of that version. It must exist."""
+        ...
+
+
+class Pages(Events, Protocol):
+    """Where a page of them can be asked for, too."""
+
+    def page(self, name: str, from_v: int) -> Sequence[AnyEvent]:
+        """Stored events of a stream from that version on, oldest first, as many as a page has."""
         ...
 
 
@@ -47,6 +58,22 @@ def first_redemption(events: Events, stream: str, last_v: int, generation: int) 
     return FirstRedemption(
         context=redeemed.context, at=times.micros(redeemed.at), rotation_event_id=retired_by.event_id
     )
+
+
+def revocation(events: Pages, stream: str, last_v: int, issued_v: int, at: int | None) -> AccessTokenRevoked | None:
+    """The event by which the access token that event `issued_v` of a grant minted was given back; None where it is not
+    found.
+
+    `at` is when (microseconds), as far as the grant remembers, and then it is found by halving: no event of a stream is
+    earlier than one before it. Else it is looked for in one page of what followed the issuance, and no further.
+    """
+    if at is not None:
+        later = range(issued_v + 1, last_v + 1)
+        first = bisect_left(later, at, key=lambda v: times.micros(events.event_at(stream, v).at))
+        found: Iterable[AnyEvent] = (events.event_at(stream, v) for v in later[first:])
+    else:
+        found = events.page(stream, issued_v + 1)
+    return next((each for each in found if isinstance(each, AccessTokenRevoked) and each.issued_v == issued_v), None)
 
 
 class _Search:

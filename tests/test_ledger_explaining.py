@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger import access_tokens, times, tokens
+from ledger import access_tokens, grant_state, times, tokens
 from ledger.answers import Caller, Explanation, IssueRequest, TokenAnswer
 from ledger.explaining import UNKNOWN
 from tests.engines import back_up, put_back
@@ -187,8 +187,8 @@ async def test_access_tokens(tmp_path: Path) -> None:
         assert "access_token_active" == (await explained(opened, second.access_token)).verdict
         await opened.ledger.revoke_token(caller(), HOME, first.access_token)
         given_back = await explained(opened, first.access_token)
-        assert ("access_token_inactive", None) == (given_back.verdict, given_back.reason)
-        assert "An access token that was given back, by client:www." == given_back.text
+        assert ("access_token_inactive", "revoked_by_client") == (given_back.verdict, given_back.reason)
+        assert f"An access token that was given back at {given_back.at}, by client:www." == given_back.text
         opened.clock.pass_seconds(-60)
         ahead = await explained(opened, second.access_token)
         assert "access_token_inactive" == ahead.verdict
@@ -198,6 +198,66 @@ async def test_access_tokens(tmp_path: Path) -> None:
         expired = await explained(opened, second.access_token)
         assert "access_token_inactive" == expired.verdict
         assert "expired" in expired.text
+
+
+@pytest.mark.parametrize("later", ["nothing", "another given back", "grant revoked", "person's end", "expired", "all"])
+async def test_an_access_token_that_was_given_back_says_when_whatever_comes_later(tmp_path: Path, later: str) -> None:
+    """The earliest of what ended it, with the event that says so: also once the token would have expired, and once the
+    grant does not remember it by itself any more."""
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        last = await opened.chain(first, 3, every_seconds=20)
+        opened.clock.pass_seconds(20)
+        await opened.ledger.revoke_token(caller(), HOME, first.access_token)
+        said = opened.grant_events(first)[-1]
+        opened.clock.pass_seconds(20)
+        if later in ("expired", "another given back", "all"):
+            opened.clock.pass_seconds(600)
+        if later in ("another given back", "all"):
+            last = await opened.refresh(last)
+            opened.clock.pass_seconds(1)
+            await opened.ledger.revoke_token(caller(), HOME, last.access_token)
+        if later in ("person's end", "all"):
+            await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        if later == "grant revoked":
+            await opened.act("revoke", first.grant_id)
+        found = await explained(opened, first.access_token)
+        assert (said.at, said.event_id, "revoked_by_client", "client:www") == (
+            found.at, found.event_id, found.reason, found.by,
+        )  # fmt: skip
+        assert f"An access token that was given back at {said.at}, by client:www." == found.text
+    check_ledger(opened.path)
+
+
+async def test_an_access_token_that_expired_first_is_not_put_down_to_its_grants_end(tmp_path: Path) -> None:
+    """The words and the members tell one story: no reason, and the event that set the expiry."""
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        expires = times.text(opened.clock.now + 300 * times.SECOND)
+        await opened.chain(first, 2)
+        opened.clock.pass_seconds(298.86)
+        await opened.refused(first)
+        found = await explained(opened, first.access_token)
+        assert (expires, None, None, opened.issuance(first).event_id) == (
+            found.at, found.reason, found.by, found.event_id,
+        )  # fmt: skip
+        assert f"An access token that expired at {expires}." == found.text
+    check_ledger(opened.path)
+
+
+async def test_an_access_token_that_counts_as_given_back_says_no_more_than_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where too many were given back at once those issued before them are over, too, and no event says when."""
+    monkeypatch.setattr(grant_state, "REVOKED_ACCESS_TOKENS_MAX", 1)
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        second = await opened.chain(first, 1)
+        for answer in (second, await opened.chain(second, 1)):
+            await opened.ledger.revoke_token(caller(), HOME, answer.access_token)
+        found = await explained(opened, first.access_token)
+        assert ("revoked_by_client", None, None) == (found.reason, found.at, found.event_id)
+        assert "An access token that is over since it, or a later one, was given back, by client:www." == found.text
 
 
 async def test_whatever_is_none_of_ours_is_unknown(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from ledger.events import (
     TokenRedeemed,
     TokenRotated,
 )
-from ledger.history import first_redemption
+from ledger.history import first_redemption, revocation
 
 STREAM = "grant:" + "0" * 32
+PAGE_EVENTS = 10
 
 
 class Kept:
@@ -31,6 +32,10 @@ class Kept:
         assert name == STREAM
         self.asked += 1
         return self.events[v - 1]
+
+    def page(self, name: str, from_v: int) -> list[AnyEvent]:
+        assert name == STREAM
+        return self.events[from_v - 1 :][:PAGE_EVENTS]
 
 
 class Grown:
@@ -56,7 +61,8 @@ class Grown:
 
     def _append(self, topic: type, /, **members: object) -> AnyEvent:
         v = len(self.events) + 1
-        event: AnyEvent = topic(stream=STREAM, v=v, at=times.text(v * 1000), command_id="c", control=0, **members)
+        common = {"stream": STREAM, "v": v, "at": times.text(v * 1000), "command_id": "c", "control": 0}
+        event: AnyEvent = topic(**common | members)
         self.events.append(event)
         return event
 
@@ -82,8 +88,8 @@ class Grown:
     def count(self) -> None:
         self._append(PresentationsCounted, count=1, first_at="", last_at="", last_generation=0, last_context="")
 
-    def give_back(self, issued_v: int) -> None:
-        self._append(AccessTokenRevoked, issued_v=issued_v, requested_by="client:www")
+    def give_back(self, issued_v: int, **members: object) -> AnyEvent:
+        return self._append(AccessTokenRevoked, issued_v=issued_v, requested_by="client:www", **members)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -136,3 +142,20 @@ def test_access_tokens_given_back_in_a_row_are_read_twice_at_most(given_back: in
         kept = Kept(grown.events)
         assert grown.first[generation] == first_redemption(kept, STREAM, len(grown.events), generation)
         assert 2 * given_back + 60 > kept.asked
+
+
+def test_when_an_access_token_was_given_back_is_found() -> None:
+    """I-22: with the moment that the grant remembers, among others of that moment, in some dozens of questions however
+    much lies between; without it in one page of what followed, or not at all."""
+    grown = Grown()
+    for _ in range(5_000):
+        grown.redeem("c", rotate=True)
+    other = grown.give_back(4)
+    said = grown.give_back(2, at=other.at)
+    for _ in range(5_000):
+        grown.redeem("c", rotate=True)
+    kept, last_v = Kept(grown.events), len(grown.events)
+    assert said == revocation(kept, STREAM, last_v, 2, times.micros(said.at))
+    assert 30 > kept.asked
+    assert None is revocation(kept, STREAM, last_v, 2, None)
+    assert said == revocation(Kept([*grown.events[:5], other, said]), STREAM, 7, 2, None)

@@ -179,14 +179,18 @@ async def test_what_a_jwt_is_in_plain_words(tmp_path: Path) -> None:
         assert "A good access token, until 2026-11-25T10:05:00.000000Z." == good.text
         await ledger.operators.keys_activate(await ledger.operators.keys_rotate())
         await ledger.operators.keys_distrust(1)
+        distrusted = await ledger.operators.explain(answer.access_token)
         assert (
-            "An access token whose signing key 1 is distrusted."
-            == (await ledger.operators.explain(answer.access_token)).text
+            "An access token whose signing key 1 is distrusted since 2026-11-25T10:00:00.000000Z, by operator:local."
+            == distrusted.text
         )
+        assert ("key_distrusted", opened.events("keys")[-1].event_id, "2026-11-25T10:00:00.000000Z") == (
+            distrusted.reason, distrusted.event_id, distrusted.at,
+        )  # fmt: skip
         other = await issued(opened)
         await ledger.revoke_token(caller(), HOME, other.access_token)
         assert (
-            "An access token that was given back, by client:www."
+            "An access token that was given back at 2026-11-25T10:00:00.000000Z, by client:www."
             " Who does not introspect takes it until 2026-11-25T10:05:00.000000Z."
             == (await ledger.operators.explain(other.access_token)).text
         )

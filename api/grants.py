@@ -124,10 +124,10 @@ class Grants:
         if at is not None and at > now:
             raise BadRequest("at lies in the future")
         after, limit = cursor_of(query.get("cursor")), limit_of(query.get("limit"))
-        discloses_all = call.operator.has(SECURITY, ADMIN)
+        may_see = discloses(call.operator)
         page = await self._reading.ask(
             lambda reader: grant_history.history(
-                reader, grant_id, now, at=at, after=after, limit=limit, discloses=discloses_all
+                reader, grant_id, now, at=at, after=after, limit=limit, discloses=may_see
             )
         )
         if page is None:

@@ -22,7 +22,7 @@ from ledger.recorders.rows import Reads, StoredEvent
 from projections.as_of import PAGE_EVENTS, Outside, Passed, aggregate, last_reached
 from projections.current_tokens import Row, folded, one
 from projections.disclosure import Disclosed, Disclosure
-from projections.grant_views import GrantView, judge, view
+from projections.grant_views import Discloses, GrantView, judge, view
 
 _Entry = tuple[StoredEvent, AnyEvent] | str
 """An event as it lies in the store and what it says; of a withheld one no more than its id."""
@@ -70,7 +70,7 @@ def history(
     at: int | None = None,
     after: int = 0,
     limit: int,
-    discloses: bool,
+    discloses: Discloses,
 ) -> History | None:
     """A grant's events after a cursor, and its state `at` a moment not later than `now` (microseconds).
 
@@ -82,7 +82,7 @@ def history(
     row = one(reads, grant_id)
     if row is None:
         return None
-    disclosure = Disclosure(reads) if discloses else None
+    disclosure = Disclosure(reads) if discloses(row) else None
     state: GrantView | UnsetType = UNSET
     if at is not None:
         then = row_then(reads, row, at)

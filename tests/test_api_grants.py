@@ -186,6 +186,18 @@ async def test_a_history_shows_what_was_stored(tmp_path: Path) -> None:
         assert plain["events"] == pages[0]["events"] + pages[1]["events"]
 
 
+async def test_an_issuer_that_is_also_auditor_reads_the_texts_of_its_own_grants_alone(tmp_path: Path) -> None:
+    """One more role takes nothing away: in the history too, the texts are for the issuer of the grant."""
+    async with asking(tmp_path, more=SECOND_ISSUER.replace('["issuer"]', '["issuer", "auditor"]')) as ledger:
+        others = await ledger.issue("www", device="Bob's phone")
+        own = (await ledger.ask("POST", "/grants", headers=KIOSK, json=ASKED | {"device": "Alice's phone"})).json()
+        for grant, device, subject in ((own, "Alice's phone", "alice"), (others, None, None)):
+            path = f"/grants/{grant['grant_id']}/events?at=2026-11-25T10:00:00Z"
+            told = (await ledger.ask("GET", path, headers=KIOSK)).json()
+            disclosed = told["events"][0].get("disclosed", {})
+            assert (device, subject) == (disclosed.get("device", {}).get("value"), told["state"].get("subject"))
+
+
 async def test_a_history_tells_the_state_at_a_moment(tmp_path: Path) -> None:
     """Judged over the whole history, not the page; any offset will do, none or the future will not."""
     async with asking(tmp_path) as ledger:

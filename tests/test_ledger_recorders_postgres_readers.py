@@ -149,7 +149,7 @@ def test_histories(twice: Twice) -> None:
     """Events with epochs among them, states at a moment, disclosed texts."""
     for grant_id in grant_ids(twice):
         for at in (None, twice.now, twice.now - 20 * DAY * SECOND):
-            told = twice.ask(history, grant_id, twice.now, at=at, after=1, limit=5, discloses=True)
+            told = twice.ask(history, grant_id, twice.now, at=at, after=1, limit=5, discloses=everybody)
             assert told is None or told["grant_id"] == grant_id
 
 

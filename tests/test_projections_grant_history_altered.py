@@ -71,7 +71,7 @@ async def asked(opened: Opened, question: Callable[[Reads], Any]) -> Any:
 
 
 async def told(opened: Opened, grant_id: str, **asked_for: Any) -> History:
-    now, asked_for = opened.clock.now, {"limit": 100, "discloses": True} | asked_for
+    now, asked_for = opened.clock.now, {"limit": 100, "discloses": lambda row: True, **asked_for}
     found: History = await asked(opened, lambda reads: grant_history.history(reads, grant_id, now, **asked_for))
     return found
 

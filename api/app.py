@@ -190,7 +190,7 @@ def create_app(
     by_pages = dict.fromkeys(_POSTED_BY_PAGES, "POST") | dict.fromkeys(read_by_pages, "GET, HEAD")
 
     operated = OperatedRoutes(ledger, reading, settings.issuer)
-    open_routes = _open_routes(health, desk)
+    open_routes = _open_routes(health, desk, settings.issuer)
     public = [*open_routes, *operated.of(by_token, desk)]
     commands = _local_routes(LocalRoutes(ledger, reading, Archiver(ledger, settings)), local_desk)
     on_socket = [*open_routes, *operated.of(Local(), local_desk), *commands]
@@ -218,13 +218,13 @@ def _read_by_pages(
     return found
 
 
-def _open_routes(health: Health, desk: FrontDesk) -> list[BaseRoute]:
+def _open_routes(health: Health, desk: FrontDesk, issuer: str) -> list[BaseRoute]:
     guides = Guides()
     handlers = {
         "/healthz": health.healthz,
         "/readyz": health.readyz,
         "/metrics": health.metrics,
-        "/openapi.json": Described().document,
+        "/openapi.json": Described(issuer).document,
         "/docs": guides.index,
         "/docs/{name}": guides.page,
     }

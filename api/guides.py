@@ -1,6 +1,7 @@
 """The pages at `/docs`: the OpenAPI document for people to read, and the guides, text files shown as they are written.
 
-They fetch nothing from anywhere, and a browser is told to allow nothing but their one style.
+They fetch nothing from anywhere, and a browser is told to allow nothing but their one style. Their links are relative:
+where the issuer has a path, a proxy takes it off before a request comes here, and who reads has it before each page.
 """
 
 from base64 import b64encode
@@ -64,7 +65,7 @@ class Guides:
         """The list of guides, and the reference."""
         found = self._pages.get(_INDEX)
         if found is None:
-            items = "".join(f'<li><a href="/docs/{name}">{escape(line)}</a></li>' for name, line in GUIDES.items())
+            items = "".join(f'<li><a href="docs/{name}">{escape(line)}</a></li>' for name, line in GUIDES.items())
             body = f"<h1>Token ledger</h1><ul>{items}</ul>{reference(document())}"
             found = self._pages[_INDEX] = _page("Token ledger", body)
         return found
@@ -77,7 +78,7 @@ class Guides:
         found = self._pages.get(name)
         if found is None:
             text = files("api").joinpath("docs", f"{name}.md").read_text("utf-8")
-            body = f'<p><a href="/docs">All guides</a></p><pre>{escape(text)}</pre>'
+            body = f'<p><a href="../docs">All guides</a></p><pre>{escape(text)}</pre>'
             found = self._pages[name] = _page(GUIDES[name], body)
         return found
 

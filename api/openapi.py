@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from api import shapes
 from api.answers import Answer, with_body
+from api.metadata import url
 from api.operations import FORMS, OPERATIONS, PARAMETERS, Operation
 from ledger.answers import Explanation
 from projections.grant_history import History
@@ -84,20 +85,22 @@ _INTRODUCTION: Final = (
 
 
 class Described:
-    """The endpoint. The document is made when it is first asked for, and kept."""
+    """The endpoint. The document is made when it is first asked for, and kept; it says where this server is."""
 
-    def __init__(self) -> None:
+    def __init__(self, issuer: str) -> None:
+        self._issuer = issuer
         self._answer: Answer | None = None
 
     async def document(self, scope: Any) -> Answer:
         """The document, which holds for as long as the process runs."""
         if self._answer is None:
-            self._answer = with_body(200, msgspec.json.encode(document()), ((b"content-type", b"application/json"),))
+            told = {**document(), "servers": [{"url": url(self._issuer, "")}]}
+            self._answer = with_body(200, msgspec.json.encode(told), ((b"content-type", b"application/json"),))
         return self._answer
 
 
 def document() -> Json:
-    """Return the whole document."""
+    """Return the document, of whichever server."""
     paths: dict[str, dict[str, Json]] = {}
     for operation in OPERATIONS:
         for place, path in enumerate(operation.paths):

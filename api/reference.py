@@ -25,12 +25,12 @@ _BOUNDS: Final = {
 
 
 def reference(document: Json) -> str:
-    """Return the document as the inside of an HTML page."""
+    """Return the document as the inside of an HTML page that lies beside `/openapi.json`."""
     info = document["info"]
     return "".join(
         (
             f"<p>{escape(info['description'])}</p>",
-            f'<p>Version {escape(info["version"])}. <a href="/openapi.json">The OpenAPI {document["openapi"]} '
+            f'<p>Version {escape(info["version"])}. <a href="openapi.json">The OpenAPI {document["openapi"]} '
             "document</a> says the same to programs.</p>",
             *(
                 f"<h2>{escape(tag)}</h2>" + "".join(map(_operation, operations))

@@ -12,7 +12,8 @@ from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 from starlette.routing import Route, Router
 
 from api.openapi import document
-from tests.asking import asking
+from api.settings import Settings
+from tests.asking import ISSUER_URL, asking
 from tests.described import misfit, path_of
 from tests.wire import INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH, Json
 
@@ -24,8 +25,17 @@ async def test_it_is_served_as_json(tmp_path: Path) -> None:
     async with asking(tmp_path) as ledger:
         answer = await ledger.ask("GET", "/openapi.json")
         assert (200, "application/json") == (answer.status_code, answer.headers["content-type"])
-        assert document() == answer.json()
+        assert document() | {"servers": [{"url": ISSUER_URL}]} == answer.json()
         assert "3.1.0" == answer.json()["openapi"]
+
+
+async def test_it_says_where_the_server_is_with_the_issuers_path(tmp_path: Path) -> None:
+    """A generated client sends its requests where the clients of the metadata do; a slash is not doubled."""
+    for issuer in (f"{ISSUER_URL}/tokens", f"{ISSUER_URL}/tokens/"):
+        async with asking(tmp_path, settings=Settings(issuer=issuer)) as ledger:
+            told = (await ledger.ask("GET", "/openapi.json")).json()
+            assert [{"url": f"{ISSUER_URL}/tokens"}] == told["servers"]
+            validate(told)
 
 
 async def test_every_path_that_is_served_is_described_and_no_other(tmp_path: Path) -> None:

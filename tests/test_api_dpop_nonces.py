@@ -7,7 +7,7 @@ from pathlib import Path
 from api.dpop_nonces import SLOT_SECONDS, SLOTS_BACK, Nonces
 from ledger.keyring import KeyRing
 from tests.asking import asking
-from tests.asking_with_proofs import BOUND, refresh, shown, told, topics
+from tests.asking_with_proofs import BOUND, OTHER_KEY, refresh, shown, told, topics
 from tests.ledgers import START, Clock
 
 RING = KeyRing.new(START)
@@ -96,6 +96,25 @@ async def test_a_nonce_that_has_aged_out_is_replaced(tmp_path: Path) -> None:
             (new,) = answer.headers.get_list("dpop-nonce")
             assert old != new
         assert (200, "DPoP") == told(await refresh(ledger, "dpn", token, shown(ledger, nonce=new)))
+
+
+async def test_no_other_error_brings_a_nonce_and_the_one_at_hand_goes_on_serving(tmp_path: Path) -> None:
+    """As the guide says: a 200 and the challenge hand one out, whatever else is refused does not."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("dpn", cnf=BOUND)
+        token = issued["refresh_token"]
+        (nonce,) = (await refresh(ledger, "dpn", token, shown(ledger))).headers.get_list("dpop-nonce")
+        for error, proof, more in (
+            ("invalid_scope", shown(ledger, nonce=nonce), {"scope": "read more"}),
+            ("invalid_target", shown(ledger, nonce=nonce), {"resource": "https://other.example"}),
+            ("invalid_dpop_proof", None, {}),
+            ("invalid_grant", shown(ledger, OTHER_KEY, nonce=nonce), {}),
+        ):
+            answer = await refresh(ledger, "dpn", token, proof, **more)
+            assert (400, error) == told(answer)
+            assert [] == answer.headers.get_list("dpop-nonce")
+        answer = await refresh(ledger, "dpn", token, shown(ledger, nonce=nonce))
+        assert (200, 1) == (answer.status_code, len(answer.headers.get_list("dpop-nonce")))
 
 
 async def test_nobody_else_is_given_a_nonce(tmp_path: Path) -> None:

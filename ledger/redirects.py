@@ -6,22 +6,36 @@ as RFC 9700 4.1.3 has it and most such programs register it.
 """
 
 import re
+from typing import Final, NamedTuple
 
 from ledger.events import Words
 
+PORT_MAX: Final = 65535
+
 # Nothing may stand before the host (`user@`), and a port is digits or not there.
-_LOOPBACK = re.compile(r"http://(127\.0\.0\.1|\[::1\]|localhost)(?::[0-9]{1,5})?((?:[/?].*)?)", re.DOTALL)
+_LOOPBACK = re.compile(r"http://(127\.0\.0\.1|\[::1\]|localhost)(?::([0-9]{1,5}))?((?:[/?].*)?)", re.DOTALL)
 
 
 def registered(redirect_uri: str, redirect_uris: Words) -> bool:
     """Whether a client that registered `redirect_uris` may be answered at this one."""
     if redirect_uri in redirect_uris:
         return True
-    asked = _without_port(redirect_uri)
-    return asked is not None and any(asked == _without_port(each) for each in redirect_uris)
+    asked = _loopback(redirect_uri)
+    if asked is None or not 1 <= asked.port <= PORT_MAX:  # no program listens there, and no browser goes there
+        return False
+    known = (_loopback(each) for each in redirect_uris)
+    return any(each is not None and (asked.host, asked.rest) == (each.host, each.rest) for each in known)
 
 
-def _without_port(uri: str) -> tuple[str, str] | None:
-    """Host and all that follows the port of a loopback address; None for any other."""
+class _Loopback(NamedTuple):
+    """A loopback address, taken apart."""
+
+    host: str
+    port: int
+    rest: str
+
+
+def _loopback(uri: str) -> _Loopback | None:
+    """None for any other address."""
     found = _LOOPBACK.fullmatch(uri)
-    return None if found is None else (found[1], found[2])
+    return None if found is None else _Loopback(found[1], int(found[2] or 80), found[3])

@@ -19,6 +19,7 @@ REGISTERED = (
     [
         *REGISTERED,
         "http://127.0.0.1:1/callback",
+        "http://127.0.0.1:65535/callback",
         "http://127.0.0.1:51004/callback",
         "http://[::1]/callback",
         "http://[::1]:51004/callback",
@@ -54,6 +55,10 @@ def test_what_is_registered_may_be_answered(uri: str) -> None:
         "http://127.0.0.1:port/callback",
         "http://127.0.0.1:/callback",
         "http://127.0.0.1:123456/callback",
+        "http://127.0.0.1:65536/callback",
+        "http://127.0.0.1:99999/callback",
+        "http://127.0.0.1:0/callback",
+        "http://127.0.0.1:00000/callback",
         "http://127.0.0.1:80/callback\n",
         "http://localhost:3000",
         "http://localhost.evil:3000/",

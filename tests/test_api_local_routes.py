@@ -61,10 +61,13 @@ def file_of(ledger: Asking) -> Json:
 
 
 async def test_a_clients_file_is_applied_whole_and_tells_what_it_takes_along(tmp_path: Path) -> None:
-    """A removed client's live grants are counted, and a returning one's; a dry run records nothing."""
+    """A removed client's live grants are counted, and a returning one's, but none that stays suspended; a dry run
+    records nothing."""
     async with asking(tmp_path) as ledger:
         for _ in range(3):
             await ledger.issue("oth")
+        suspended = await ledger.issue("oth")
+        await ledger.operator("admin", "POST", f"/grants/{suspended['grant_id']}/suspend", {})
         body = file_of(ledger)
         assert [] == (await local(ledger, "POST", "/local/apply", body))["differences"]
         without = {**body, "clients": [each for each in body["clients"] if each["client_id"] != "oth"]}

@@ -98,7 +98,7 @@ async def test_row_and_aggregate_agree_about_a_sign_in(tmp_path: Path, seed: int
 
 def _lives(reads: Reads, row: Row, now: int) -> bool:
     passed = Outside(reads, now).ended_by(row)
-    return not judge(reads, row, now, None if passed is None else passed.end).ended
+    return judge(reads, row, now, None if passed is None else passed.end).status == "active"
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -29,8 +29,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What changes for one client (`kind` "client") or operator: which fields, never to what.
 
     `fields` are spelled as in a clients file; `shortened` those of them that make lifetimes shorter. `live_grants`:
-    how many live grants a disabled client takes along, or a returning one brings back, where that was counted; one that is
-    suspended by itself is not among them.
+    how many live grants a disabled client takes along, or a returning one brings back, where that was counted; one that
+    is suspended by itself is not among them.
     """
 
     kind: Literal["client", "operator"]

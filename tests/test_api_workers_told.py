@@ -17,7 +17,7 @@ from tests.server_process import PROJECT, eventually, free_port
 from tests.wire import Connection, request_bytes
 
 SERVE = """
-import contextlib, errno, os, sys, time
+import asyncio, contextlib, errno, os, sys, time
 from prometheus_client import CollectorRegistry, Counter
 from api import logs, server
 from api.settings import Settings
@@ -32,6 +32,7 @@ def serve(settings, seat):
     Counter("served", "Once by each.", registry=counted).inc()
     async def ready(served):
         Shared(seat.folder, counted).begin()
+        asyncio.get_running_loop().add_reader(seat.parent, served.request_stop)
         with contextlib.suppress(OSError):  # the parent listens to its first worker alone
             os.write(seat.ready, b"1")
         print("serving", flush=True)

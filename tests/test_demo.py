@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from api.cli.demo import itself
 from tests.server_process import PROJECT, program, run_program
 from tests.terminals import on_a_terminal
 from tests.wire import Json
@@ -196,6 +198,20 @@ def test_commands_work_beside_it(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert 0 == process.wait(SECONDS_MAX)
         assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("begun_as", "typed"),
+    [
+        ("/opt/token ledger/api/__main__.py", f"{shlex.quote(sys.executable)} -m api"),
+        ("/opt/token ledger/token-ledger", "'/opt/token ledger/token-ledger'"),
+    ],
+)
+def test_the_commands_to_paste_can_be_run(monkeypatch: pytest.MonkeyPatch, begun_as: str, typed: str) -> None:
+    """As the demo itself was, where the program is not on the path: a file of the package is no program."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", [begun_as, "demo"])
+    assert typed == itself()
 
 
 def test_a_taken_port_is_one_line(tmp_path: Path) -> None:

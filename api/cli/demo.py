@@ -146,6 +146,15 @@ def _show(https: Https, page: Page, url: str) -> None:
     print(styled("Every step came out as it should.", "green"), flush=True)
 
 
+def itself() -> str:
+    """How to type the command that runs here again: by its name, by its path, or as the package that it was run as."""
+    if shutil.which("token-ledger"):
+        return "token-ledger"
+    if Path(sys.argv[0]).name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m api"
+    return shlex.quote(sys.argv[0])
+
+
 def _your_turn(https: Https, page: Page, settings: Settings, url: str) -> None:
     """Print lines to paste: one with a live token, one with a retired one, one with what the retired one became."""
     live = accepted(https, issue_request(), 201)["refresh_token"]
@@ -166,7 +175,7 @@ def _your_turn(https: Https, page: Page, settings: Settings, url: str) -> None:
     print()
     print(f"export TOKEN_LEDGER_DATABASE_URL={shlex.quote(settings.database_url)}")
     print(f"export TOKEN_LEDGER_KEYS_FILE={shlex.quote(str(settings.keys_file))}")
-    command = "token-ledger" if shutil.which("token-ledger") else shlex.quote(sys.argv[0])
+    command = itself()
     print(f"{command} grants     # every grant, one a line")
     print(f"{command} reuse      # where a retired token was seen")
     print(f"{command} explain    # asks for a token, says what became of it")

@@ -79,6 +79,17 @@ def test_any_lawful_request_is_served(running: Running, lines: Lines, raw: bytes
     check_quiet(lines)
 
 
+@pytest.mark.parametrize(("parser", "expected"), [("httptools", (400, "close")), ("h11", (200, None))])
+def test_a_method_that_is_on_no_list_is_the_parsers_to_take(
+    lines: Lines, parser: Parser, expected: tuple[int, str | None]
+) -> None:
+    """RFC 9110 9.1: it may be any token. llhttp has a fixed list, as the guide for running the server says."""
+    with serving_with(parser) as server:
+        answer = exchange(server, b"FOO /a HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert expected == (answer.status, answer.header("Connection"))
+    check_quiet(lines)
+
+
 @pytest.mark.parametrize("piece_bytes", [1, 7, 50])
 def test_a_request_may_come_in_pieces(running: Running, piece_bytes: int) -> None:
     """TCP has no messages."""

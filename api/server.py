@@ -8,7 +8,6 @@ import errno
 import resource
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate

@@ -183,8 +183,10 @@ def grants(
 
 
 def live_count(reads: Reads, client_id: str, at: int, go_on: Callable[[], bool] = lambda: True) -> int | None:
-    """How many grants of a client are active at a moment, or are but for its being disabled. Constant memory; a page at a
-    time, so that no question takes long however many there are. None where `go_on`, asked before each page, says no.
+    """How many grants of a client are active at a moment, or are but for its being disabled.
+
+    Constant memory; a page at a time, so that no question takes long however many there are. None where `go_on`, asked
+    before each page, says no.
 
     Judged in the table; only grants of persons who were ever ended by an epoch are looked at one by one.
     """

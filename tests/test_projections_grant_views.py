@@ -190,8 +190,8 @@ async def test_who_may_see_the_person_is_asked_for_each_grant(tmp_path: Path) ->
 async def test_the_count_of_living_grants_equals_judging_each(
     tmp_path: Path, page_max: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Suspended, ended by own events, frozen expiries, the client's epoch or the person's: none of these counts, however
-    small the pages are that are counted."""
+    """Suspended, ended by own events, frozen expiries, the client's epoch or the person's: none of these counts,
+    however small the pages are that are counted."""
     monkeypatch.setattr(grant_views, "COUNTED_A_PAGE", page_max)
     async with stocked(tmp_path) as at:
         chance = Random(3)

@@ -20,7 +20,7 @@ from api.heads import Malformed, check_head
 # A line feed or a carriage return alone, a line that goes on in the next one, any other control but the tab.
 _NOT_IN_A_HEAD: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-_LENGTH_LINE: Final = re.compile(rb"\ncontent-length[ \t]*:", re.IGNORECASE)
+_LENGTH_LINE: Final = re.compile(rb"\ncontent-length[ \t]*:([^\r]*)", re.IGNORECASE)
 
 
 class H11Exchange(Exchange, RequestResponseCycle):
@@ -105,7 +105,8 @@ class H11Connection(Connection, H11Protocol):  # type: ignore[misc]  # what its 
         raw, self.head = bytes(self.head[:consumed]), bytearray()
         if consumed > HEAD_BYTES_MAX:
             raise Malformed(431, "the request's head is too long")
-        if _NOT_IN_A_HEAD.search(raw) or len(_LENGTH_LINE.findall(raw)) > 1:
+        lengths = _LENGTH_LINE.findall(raw)
+        if _NOT_IN_A_HEAD.search(raw) or len(lengths) > 1 or (lengths and b"," in lengths[0]):
             raise Malformed(400, NOT_HTTP)
         headers = [(bytes(name), bytes(value)) for name, value in event.headers]
         version = event.http_version.decode("ascii")

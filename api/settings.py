@@ -138,9 +138,18 @@ def _networks(raw: object) -> tuple[Network, ...]:
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise ValueError("networks or addresses, separated by commas")
     try:
-        return tuple(ipaddress.ip_network(entry) for entry in entries if entry)
+        return tuple(_network(entry) for entry in entries if entry)
     except ValueError:
         raise ValueError("networks or addresses without host bits, separated by commas") from None
+
+
+def _network(text: str) -> Network:
+    """One whose addresses are IPv4 ones written as IPv6 (RFC 4291 2.5.5.2) is that of IPv4: so is each peer taken."""
+    network = ipaddress.ip_network(text)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
 
 
 def _header_name(raw: object) -> str:

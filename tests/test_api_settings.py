@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from api.context import Contexts
 from api.settings import Settings, SettingsError, load
 
 SECRET = "hunter2-Secr3t!"
@@ -231,6 +232,25 @@ def test_trusted_proxies_are_networks_or_single_addresses(tmp_path: Path, value:
     file.write_text(f"trusted_proxies = {value!r}".replace("'", '"'))
     expected = tuple(ipaddress.ip_network(text) for text in ("10.0.0.0/8", "::1/128", "192.0.2.7/32"))
     assert expected == load({}, file).trusted_proxies
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:192.0.2.7", "192.0.2.7/32"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("fd00::/8", "fd00::/8"),
+    ],
+)
+def test_a_proxy_may_be_named_by_its_address_as_a_socket_shows_it(text: str, expected: str) -> None:
+    """RFC 4291 2.5.5.2: an IPv4 address in the form of an IPv6 one is the IPv4 address, and so is a network of them."""
+    networks = load(env(TRUSTED_PROXIES=text)).trusted_proxies
+    assert (ipaddress.ip_network(expected),) == networks
+    if "." in text:
+        assert Contexts(networks).trusts("::ffff:" + expected.partition("/")[0])
+        assert Contexts(networks).trusts(expected.partition("/")[0])
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1", True), ("TRUE", True), ("0", False), ("false", False)])

@@ -35,7 +35,7 @@ from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnr
 from ledger.recorders.hops import Hops
 from ledger.recorders.postgres_append import Appending, Told
 from ledger.recorders.postgres_calls import Call
-from ledger.recorders.postgres_connections import Address, Connection
+from ledger.recorders.postgres_connections import DECIDES, Address, Connection
 from ledger.recorders.postgres_errors import translated
 from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_readers import PostgresReaders
@@ -82,7 +82,7 @@ class PostgresStore:
         self.inline = tuple(inline)
         self.address = Address(url)
         self._name = self._lost_name = ""  # of the connection, so that it can be told from all others
-        self._waiting_name = f"token-ledger {secrets.token_hex(6)}"
+        self._waiting_name = f"{DECIDES}{secrets.token_hex(6)}"
         self._connection: Connection | None = None
         self._wire: Wire | None = None
         self.reached = 0
@@ -134,13 +134,14 @@ class PostgresStore:
             if time.monotonic() < self._retry_at:
                 raise StoreBusy(self._unreachable)
             try:
-                self._name = f"token-ledger {secrets.token_hex(6)}"
+                self._name = f"{DECIDES}{secrets.token_hex(6)}"
                 connection = self.address.connect(application_name=self._waiting_name)
                 try:
                     postgres_work.register(connection)
                     self._get_behind(connection)
                     connection.execute(_PLANS)
                     if postgres_moves.is_there(connection):
+                        connection.execute(postgres_rewriting.WAIT.encode())
                         if self.reached:  # at the start `open` does it
                             self._check_durability(connection)
                             postgres_opening.go_on_above(connection)

@@ -19,6 +19,9 @@ from ledger.recorders.errors import StoreUnreachable
 from ledger.refusals import LedgerError
 
 SECONDS_MAX: Final = 5
+DECIDES: Final = "token-ledger "
+"""How the names of connections begin over which somebody decides and writes batches; each ends in a name of its own."""
+
 VERSION_MIN: Final = 130000
 """PostgreSQL 13: the first whose transaction ids have 64 bits everywhere (`xid8`)."""
 

@@ -25,8 +25,8 @@ _NEVER = times.text(0)
 """Stands for a time that is not known."""
 
 _AT = (
-    "SELECT CAST(e.body AS BLOB), e.v, s.name, s.v, s.head FROM events e LEFT JOIN streams s ON s.id = e.stream"
-    " WHERE e.position = ?"
+    "SELECT CAST(e.body AS BLOB), e.v, CAST(s.name AS BLOB), s.v, s.head FROM events e"
+    " LEFT JOIN streams s ON s.id = e.stream WHERE e.position = ?"
 )
 
 
@@ -178,7 +178,7 @@ def _lacks(reads: Reads, end: int, known: Acknowledged) -> bool:
     at = _time_of(bytes(body))
     if at in (_NEVER, times.text(known.at)) or not known.at:
         return False
-    return _stands(reads, bytes(body), v, name, last_v, head)
+    return _stands(reads, bytes(body), v, None if name is None else bytes(name).decode(errors="replace"), last_v, head)
 
 
 def _stands(reads: Reads, body: bytes, v: int, name: str | None, last_v: int, head: bytes) -> bool:

@@ -57,7 +57,10 @@ class Table:
         page = select(f"{start} {order}", ())
         while page:
             yield from page
-            page = select(f"{start} WHERE {self.key} > ? {order}", (page[-1][0],))
+            last = page[-1][0]
+            page = select(f"{start} WHERE {self.key} > ? {order}", (last,))
+            if page and page[-1][0] == last:  # a key that is no text any more leads back to itself
+                return
 
     def one(self, replay: Replay, key: object) -> tuple[Any, ...] | None:
         """The replayed row of a key."""

@@ -147,6 +147,33 @@ def test_rebuild_heals_heads_without_which_nothing_opens(known: Place, damage: s
     asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE current_tokens_v1 SET scope = CAST(x'f265616420' AS TEXT)",
+        "UPDATE current_tokens_v1 SET grant_id = CAST(x'ff' AS TEXT)",
+        "UPDATE reuse_incidents_v1 SET label = CAST(x'e6' AS TEXT)",
+        "UPDATE streams SET name = CAST(x'636c69656e743af7' AS TEXT) WHERE name = 'client:www'",
+        "UPDATE streams SET name = CAST(x'ff' AS TEXT) WHERE name LIKE 'grant:%'",
+    ],
+)
+def test_a_text_that_is_none_any_more_is_named_and_healed(known: Place, damage: str) -> None:
+    """One flipped bit, and SQLite gives the text to nobody: a rebuild reads it all the same."""
+    issued = asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        connection.execute("INSERT INTO reuse_incidents_v1 VALUES (7, 'g', 'www', 'fork')")
+        connection.execute(damage)
+    connection.close()
+    if "scope" in damage:
+        assert known.refused("grants").endswith("a text in the database is not as it was written; rebuild names it")
+    found = known.here("rebuild")
+    assert (1, "") == (found.returncode, found.stderr)
+    assert found.stdout.endswith(", healed by this run\n")
+    assert damage.split()[1] in found.stdout
+    assert {"differences": []} == asked(known, "rebuild")
+    assert [issued["grant_id"]] == [each["grant_id"] for each in asked(known, "grants")["grants"]]
+
+
 def test_an_altered_event_without_which_nothing_opens_is_named(known: Place) -> None:
     """A client of whom neither snapshot nor event is what it was: a rebuild is still there to tell which."""
     with sqlite3.connect(known.folder / "token-ledger.db") as connection:

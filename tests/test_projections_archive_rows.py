@@ -171,6 +171,17 @@ async def test_a_row_copied_to_another_stream_is_found(tmp_path: Path, each_stor
 
 
 @only_on_sqlite
+async def test_a_text_that_is_none_any_more_is_a_history_that_does_not_hold(tmp_path: Path) -> None:
+    """One flipped bit, and SQLite gives the text to nobody: a rebuild reads it all the same, and goes on."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    texts = [f"{each} = CAST(x'f261' AS TEXT) WHERE {each} IS NOT NULL" for each in ("at", "state", "reason", "said")]
+    assert [] == missed(other, tuple(texts))
+    assert alter(other / "ledger.db", "UPDATE segments SET name = CAST(x'f2' AS TEXT) WHERE id = 1") == 1
+    assert not rebuilt(other).history_holds
+
+
+@only_on_sqlite
 async def test_a_position_altered_in_a_segment_is_found(tmp_path: Path) -> None:
     """The links hold the bytes of events together; their positions are held by the segment's name alone."""
     _, clock = await lived(tmp_path / "lived", 8)

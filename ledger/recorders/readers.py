@@ -5,7 +5,7 @@ Whoever may read the file may have them, beside the process that owns it: a writ
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +14,16 @@ from ledger.recorders.reading import Reader
 from ledger.recorders.schema import APPLICATION_ID
 from ledger.recorders.sqlite_errors import translated
 from ledger.segments import Segments, folder_of
+
+
+@contextmanager
+def any_text(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let a connection give also texts that a flipped bit has made none: what is no UTF-8 in them is escaped."""
+    connection.text_factory = lambda stored: stored.decode(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        connection.text_factory = str
 
 
 class Readers:
@@ -32,6 +42,11 @@ class Readers:
     @contextmanager
     def reader(self) -> Iterator[Reader]:
         """A view of one committed moment; it sees every write that was acknowledged before. Raises StoreError."""
+        with self._lent() as connection:
+            yield Reader(connection, self._segments)
+
+    @contextmanager
+    def _lent(self) -> Iterator[sqlite3.Connection]:
         if self._closed:
             raise StoreBroken("the database is closed")
         try:
@@ -40,15 +55,18 @@ class Readers:
             connection = self.connect()
         try:
             connection.execute("BEGIN")
-            yield Reader(connection, self._segments)
+            yield connection
         except sqlite3.Error as error:
             raise translated(error) from None
         finally:
             self._give_back(connection)
 
-    def settled(self) -> AbstractContextManager[Reader]:
-        """A view of a moment at which nothing was on its way into the log: with one writer that is any moment."""
-        return self.reader()
+    @contextmanager
+    def settled(self) -> Iterator[Reader]:
+        """A view of a moment at which nothing was on its way into the log: with one writer that is any moment. Whoever
+        looks at everything is also told what is no text any more."""
+        with self._lent() as connection, any_text(connection):
+            yield Reader(connection, self._segments)
 
     def holds_ledger(self) -> bool:
         """Whether this database is a token ledger's. Raises StoreError."""

@@ -25,7 +25,7 @@ from ledger.owner import OwnerLock
 from ledger.recorders import sqlite_log
 from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.premises import Written
-from ledger.recorders.readers import Readers
+from ledger.recorders.readers import Readers, any_text
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Head, StoredEvent, Work
 from ledger.recorders.schema import ADDED, APPLICATION_ID, SCHEMA, SCHEMA_VERSION
@@ -361,7 +361,8 @@ class SQLiteStore:
         self.begin()
         try:
             work = Work(self.inline)
-            work.private = [(statement, row) for statement, rows in derive(self.within()) for row in rows]
+            with any_text(self._connection):
+                work.private = [(statement, row) for statement, rows in derive(self.within()) for row in rows]
             self.write(work)
             # A crash before this line: nothing of it happened; after it: all of it. Nobody comes to move the log after
             # it, and a mark would keep SQLite from it.

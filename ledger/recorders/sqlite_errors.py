@@ -2,9 +2,11 @@
 
 import sqlite3
 
-from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError, StoreFull
+from ledger.recorders.errors import HistoryBroken, LostRace, StoreBroken, StoreBusy, StoreError, StoreFull
 
 _SHM_FULL = 4874  # SQLITE_IOERR_SHMSIZE: the shared-memory file found no room, which is a full disk
+
+_NO_TEXT = "Could not decode to UTF-8"  # so the driver, not the engine: the disk may be well, and one bit of it was not
 
 
 def translated(error: sqlite3.Error) -> StoreError:
@@ -19,4 +21,6 @@ def translated(error: sqlite3.Error) -> StoreError:
     if primary == sqlite3.SQLITE_CONSTRAINT:
         # Every key of ours is new when it is decided on: whoever took it meanwhile has written since we read.
         return LostRace(f"somebody else has written in between: {error}")  # which names a table and columns, no more
+    if not code and str(error).startswith(_NO_TEXT):  # and goes on with the text itself
+        return HistoryBroken("a text in the database is not as it was written; rebuild names it")
     return StoreBroken(f"the database failed: {name}")

@@ -160,7 +160,10 @@ class LocalRoutes:
 
     async def acknowledge(self, call: Call) -> Answer:
         """Say on record that an older backup was put back."""
-        report = await self._ledger.operators.restore_acknowledge()
+        try:
+            report = await self._ledger.operators.restore_acknowledge()
+        except LedgerError as error:
+            raise BadRequest(str(error)) from None
         if report is None:
             raise Refused(Refusal.CONFLICT, detail="the log has lost nothing that it had acknowledged")
         members = msgspec.structs.asdict(report)

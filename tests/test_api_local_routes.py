@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from api import clients_file, local_routes
+from ledger.head_file import Acknowledged
 from ledger.recorders import postgres_readers
 from ledger.segments import folder_of
 from tests.asking import Asking, asking
@@ -244,6 +245,21 @@ async def test_erasing_a_person_says_whether_there_was_one(tmp_path: Path) -> No
         assert "alice" not in told.text.lower()
         assert b"alice@example.com" not in ledger.opened.path.read_bytes()
         assert "revoked_by_subject" == (await ledger.refresh("www", issued["refresh_token"])).json()["reason"]
+
+
+async def test_a_ring_that_cannot_be_read_keeps_a_restore_from_being_acknowledged(tmp_path: Path) -> None:
+    """Whoever put it back with another mode is told so, and nothing is recorded until that is right."""
+    async with asking(tmp_path) as ledger:
+        log_end = ledger.ledger.log_end
+        log_end.behind = Acknowledged(log_end.position + 10, ledger.clock.now)
+        before = ledger.opened.last_position()
+        (tmp_path / "ledger.keys").chmod(0o644)
+        answer = await ledger.ask("POST", "/local/restore/acknowledge", local=True, json={})
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+        assert "ledger.keys" in answer.json()["error_description"]
+        assert before == ledger.opened.last_position()
+        (tmp_path / "ledger.keys").chmod(0o600)
+        assert 2 == (await local(ledger, "POST", "/local/restore/acknowledge", {}))["key_id"]
 
 
 async def test_a_restore_that_never_was_cannot_be_acknowledged(tmp_path: Path) -> None:

@@ -340,11 +340,12 @@ class HttptoolsConnection(Connection, HttpToolsProtocol):  # type: ignore[misc] 
     # -- the order of answers ----------------------------------------------------------------------------------------
 
     def next_exchange(self) -> bool:
-        if self.pipeline:
-            self.start(self.pipeline.pop()[0])
-        if self.unread:
+        if not self.pipeline:
+            return False
+        self.start(self.pipeline.pop()[0])
+        if self.unread:  # only where requests wait
             self._read_on()
-        return self.running is not None or self.closing
+        return True
 
     def drop_newest(self) -> None:
         self.pipeline.popleft()

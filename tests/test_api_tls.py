@@ -214,7 +214,7 @@ def test_a_connection_counts_before_its_handshake(files: Files, parser: Parser) 
         met = running.connect(tls=files.client)
         assert 200 == met.exchange(request_bytes("GET", "/a")).status
         silent = [running.connect() for _ in range(10)]
-        assert 6 * [True] == [connection.closed_by_peer(0.5) for connection in silent[4:]]
+        assert 6 * [True] == [connection.closed_by_peer(3) for connection in silent[4:]]
         assert 6 == running.server.counts["too_many"]
         assert 200 == met.exchange(request_bytes("GET", "/a")).status
         silent[0].send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

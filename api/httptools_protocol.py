@@ -1,7 +1,9 @@
 """HTTP/1.1 parsed by httptools (llhttp): uvicorn's protocol with our limits, deadlines and refusals.
 
 It and `api/h11_protocol.py` serve and refuse the same requests, but for methods that nobody has registered: llhttp
-calls those malformed, while h11 leaves it to the application to say 405.
+calls those malformed, while h11 leaves it to the application to say 405. And each reads on where the other refuses:
+llhttp where a request line ends with RTSP/ or ICE/ in place of HTTP/, which it frames alike and tells nobody of; h11
+over controls and space behind a chunk's size, and over lines of trailers that are folded or end without a return.
 """
 
 import asyncio

@@ -1,20 +1,26 @@
 """The `eventsourcing` library projects a ledger's events: what was there before, what comes, where it stopped."""
 
 import asyncio
+import threading
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from eventsourcing.dispatch import singledispatchmethod
-from eventsourcing.persistence import Tracking, TrackingRecorder
+from eventsourcing.persistence import OperationalError, Tracking, TrackingRecorder
 from eventsourcing.popo import POPOTrackingRecorder
 from eventsourcing.projection import Projection, ProjectionRunner
 from eventsourcing.sqlite import SQLiteCursor, SQLiteTrackingRecorder
 
 from ledger.events import GrantIssued, TokenRotated
-from ledger.recorders.library import LedgerLog, Recorded
-from tests.ledgers import Opened, check_ledger
-from tests.library_logs import database_of
+from ledger.recorders import postgres_readers
+from ledger.recorders.library import Busy, LedgerLog, LedgerRecorder, Recorded
+from tests.archives import archive
+from tests.ledgers import ELSEWHERE, Opened, check_ledger, open_ledger
+from tests.library_logs import database_of, log_of
 
 pytestmark = pytest.mark.anyio
 
@@ -122,3 +128,99 @@ async def test_a_projection_that_fails_tells_its_error(followed: Opened) -> None
     with runner(followed, Broken) as running, pytest.raises(ZeroDivisionError):
         await asyncio.to_thread(running.run_forever, 5)
     await followed.refresh(answer)
+
+
+ALARM = "grant.reuse_detected"
+
+
+async def alarmed(opened: Opened) -> None:
+    """Present a token that was retired, from elsewhere."""
+    first = await opened.issue("eve")
+    await opened.refresh(await opened.refresh(first))
+    await opened.refused(first, source=ELSEWHERE)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(8):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """What followers look at, in steps of four events: after which position, how much was found, up to where."""
+    asked: list[tuple[int, int, int]] = []
+    look = LedgerRecorder.look
+
+    def noted(recorder: LedgerRecorder, after: int, limit: int, topics: Sequence[str] = ()) -> Any:
+        found, last = look(recorder, after, 4, topics)
+        asked.append((after, len(found), last))
+        return found, last
+
+    monkeypatch.setattr(LedgerRecorder, "look", noted)
+    return asked
+
+
+async def test_a_follower_reads_each_event_once(followed: Opened, looks: list[tuple[int, int, int]]) -> None:
+    """Whether it has use for it or not, and in bounded steps: to look again costs the same in a long log (I-22)."""
+    await followed.chain(await followed.issue(), 8)
+    await alarmed(followed)
+    end = followed.last_position()
+    with log_of(followed) as log, log.recorder.subscribe(topics=[ALARM]) as subscription:
+        assert ALARM == (await asyncio.to_thread(next, subscription)).topic
+        await until(lambda: looks[-2:] == [(end, 0, end)] * 2)
+    steps = [(after, last) for after, _, last in looks if last > after]
+    assert len(steps) > 4
+    assert [0, *(last for _, last in steps[:-1])] == [after for after, _ in steps], "each goes on where the last ended"
+    assert 1 == sum(found for _, found, _ in looks)
+
+
+async def test_a_follower_of_few_topics_goes_on_while_the_rest_is_archived(
+    followed: Opened, looks: list[tuple[int, int, int]]
+) -> None:
+    """I-23: it has looked at what it has no use for. Begun anew where it was last told something it is refused, rather
+    than led past what was archived since: nobody looked there for it."""
+    await alarmed(followed)
+    with log_of(followed) as log, log.recorder.subscribe(topics=[ALARM]) as subscription:
+        alarm = await asyncio.to_thread(next, subscription)
+        ended = await followed.chain(await followed.issue("bob"), 3)
+        await followed.act("revoke", ended.grant_id)
+        followed.clock.pass_seconds(60)
+        await followed.issue("carl")
+        end = followed.last_position()
+        await until(lambda: looks[-1] == (end, 0, end))
+        assert 0 < (await archive(followed)).events
+        await alarmed(followed)
+        assert end < (await asyncio.to_thread(next, subscription)).id
+        again = log.recorder.subscribe(gt=alarm.id, topics=[ALARM])
+        with again, pytest.raises(OperationalError, match="were archived: start a follower after it"):
+            await asyncio.to_thread(next, again)
+
+
+async def test_a_follower_waits_while_the_store_is_busy(
+    tmp_path: Path, on_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction of somebody else's that writes and stays open holds every reader up: a follower goes on when it is
+    over, and has missed nothing."""
+    monkeypatch.setattr(postgres_readers, "SECONDS_MAX", 0.2)
+    busy = threading.Event()
+    look = LedgerRecorder.look
+
+    def noted(recorder: LedgerRecorder, *asked: Any) -> Any:
+        try:
+            return look(recorder, *asked)
+        except Busy:
+            busy.set()
+            raise
+
+    monkeypatch.setattr(LedgerRecorder, "look", noted)
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        with log_of(opened) as log, log.recorder.subscribe(gt=answer.position) as subscription:
+            with psycopg.connect(database_of(opened)) as other:
+                other.execute("SELECT pg_current_xact_id()")
+                answer = await opened.refresh(answer)
+                assert await asyncio.to_thread(busy.wait, 5)
+            told = [await asyncio.to_thread(next, subscription) for _ in range(2)]
+        assert ["grant.token_redeemed", "grant.token_rotated"] == [each.topic for each in told]
+        assert answer.position == told[-1].id

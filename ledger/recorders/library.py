@@ -39,6 +39,7 @@ from eventsourcing.persistence import (
     OperationalError,
     ProcessRecorder,
     ProgrammingError,
+    ShutDown,
     StoredEvent,
     Subscription,
     TrackingRecorder,
@@ -54,9 +55,14 @@ from ledger.recorders.rows import Lends, Reads
 from ledger.refusals import LedgerError
 
 POLL_SECONDS = 0.05
-"""How often a subscription looks for new events. One look is one step in the log's own order, whatever its length."""
+"""How often a subscription looks for new events. One look is a step in the log's own order, whatever its length."""
 
 VERSION_MAX = 2**63 - 1
+
+_LAST = (
+    "SELECT max(position) FROM"
+    " (SELECT position FROM events WHERE position > ? AND position < ? ORDER BY position LIMIT ?) AS next"
+)
 
 _T = TypeVar("_T")
 
@@ -67,6 +73,10 @@ class Recorded(msgspec.Struct, frozen=True):
     originator_id: str
     originator_version: int
     event: AnyEvent
+
+
+class Busy(OperationalError):
+    """The store did not get to it in time. Nothing is wrong with what was asked: ask again."""
 
 
 class LedgerMapper(Mapper[str]):
@@ -147,11 +157,21 @@ class LedgerRecorder(ApplicationRecorder):
         """
         first = 0 if start is None else start + (not inclusive_of_start)
         with self._reading() as reader:
-            rows = reader.told(first, VERSION_MAX if stop is None else stop, topics, limit)
-            ((moved,),) = reader.select("SELECT max(to_position) FROM archived")
-        if isinstance(moved, int) and first <= moved:
-            raise OperationalError(f"events up to position {moved} were archived: start a follower after it")
-        return [Notification(name, v, _topic(body), body.encode(), position) for position, name, v, body in rows]
+            _check_not_moved(reader, first)
+            return _told(reader, first, VERSION_MAX if stop is None else stop, topics, limit)
+
+    def look(self, after: int, limit: int, topics: Sequence[str] = ()) -> tuple[Sequence[Notification], int]:
+        """What the next `limit` events after a position say of `topics`, and the position of the last of these, whether
+        it does or not: nothing can appear before it any more. The position itself where there is none yet.
+
+        Raises Busy, where it may be asked again, and what `select_notifications` raises.
+        """
+        with self._reading() as reader:
+            _check_not_moved(reader, after + 1)
+            ((last,),) = reader.select(_LAST, (after, reader.horizon, limit))
+            if not isinstance(last, int):
+                return [], after
+            return _told(reader, after + 1, last, topics, limit), last
 
     def max_notification_id(self) -> int | None:
         """The last position below the horizon; None where nothing was ever recorded."""
@@ -170,13 +190,32 @@ class LedgerRecorder(ApplicationRecorder):
             with self._readers.reader() as reader:
                 yield reader
         except StoreBusy as error:
-            raise OperationalError(str(error)) from None
+            raise Busy(str(error)) from None
         except StoreError as error:
             raise DatabaseError(str(error)) from None
 
 
-class LedgerSubscription(ListenNotifySubscription[ApplicationRecorder]):
-    """Follows the log by looking, never beyond the horizon: so nothing can appear behind it."""
+def _check_not_moved(reader: Reads, first: int) -> None:
+    ((moved,),) = reader.select("SELECT max(to_position) FROM archived")
+    if isinstance(moved, int) and first <= moved:
+        raise OperationalError(f"events up to position {moved} were archived: start a follower after it")
+
+
+def _told(reader: Reads, first: int, last: int, topics: Sequence[str], limit: int) -> list[Notification]:
+    rows = reader.told(first, last, topics, limit)
+    return [Notification(name, v, _topic(body), body.encode(), position) for position, name, v, body in rows]
+
+
+class LedgerSubscription(ListenNotifySubscription[LedgerRecorder]):
+    """Follows the log by looking, never beyond the horizon: so nothing can appear behind it.
+
+    It goes on from where it has looked, whether there was something of its topics or not, and however long the store
+    is busy: each event is read once, and what is archived lies behind it. Any other error ends it.
+
+    A projection's tracking knows less: the last position that it was given. Begun anew, one with `topics` is led on
+    from there, and refused where something behind that was archived meanwhile, which nobody could tell from what it
+    wants. One that has to be begun anew at any time names no topics, and tracks what it makes nothing of, too.
+    """
 
     def _loop_on_pull(self) -> None:
         try:
@@ -186,6 +225,22 @@ class LedgerSubscription(ListenNotifySubscription[ApplicationRecorder]):
         except BaseException as error:
             self._thread_error = error
             self.stop()
+
+    def _pull(self) -> None:
+        while not self._has_been_stopped:
+            after = self._last_notification_id or 0
+            try:
+                found, last = self._recorder.look(after, self._select_limit, self._topics)
+            except Busy:
+                return
+            if last == after:
+                return
+            if found:
+                try:
+                    self._notifications_queue.put(found)
+                except ShutDown:
+                    return
+            self._last_notification_id = last
 
 
 class LedgerFactory(InfrastructureFactory[TrackingRecorder]):

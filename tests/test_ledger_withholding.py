@@ -26,7 +26,7 @@ from projections.replay import Replay
 from tests.archived_twins import archived_twin, compared, cut_at_every_step, lived, rebuilt, taken_over
 from tests.archives import Given, answers, archive, differing, presented, reopened, twin
 from tests.engines import alter, archive_folder, only_on_sqlite
-from tests.ledger_check import copied
+from tests.ledger_check import check_ledger, copied
 from tests.ledgers import ELSEWHERE, Clock, Opened, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
@@ -70,6 +70,7 @@ async def test_withheld_lines_are_the_hashes_of_what_they_were_and_the_rest_is_a
     assert count == gone > 30
     with copied(withheld / "ledger.db") as connection:
         assert connection.execute("SELECT sum(to_v - from_v + 1) FROM archived WHERE withheld").fetchall() == [(count,)]
+    check_ledger(withheld / "ledger.db")
 
 
 @pytest.mark.usefixtures("made_small")
@@ -144,6 +145,7 @@ async def test_an_incident_of_a_partly_withheld_grant_is_told_with_what_is_left(
         before = incidents_of(opened)
         assert (await archive(opened, withhold_before=between)).withheld > 0
         assert [(0,), (1,)] == opened.rows("SELECT DISTINCT withheld FROM archived ORDER BY withheld")
+        check_ledger(opened.path)
         after = incidents_of(opened)
         assert ["suspect_retry", "suspect_retry", "fork", "fork", "fork"] == [each["label"] for each in before.values()]
         (gone,) = before.keys() - after.keys()
@@ -155,6 +157,47 @@ async def test_an_incident_of_a_partly_withheld_grant_is_told_with_what_is_left(
             assert incident == {**was, "obtained": left, "obtained_more": True}
         left_of = {each["subject"]: (len(each["obtained"]), len(before[id]["obtained"])) for id, each in after.items()}
         assert {"ann": (1, 4), "bob": (0, 4), "eve": (1, 4)} == left_of
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("from_v = from_v + 1", "the archive has a gap before version 2"),
+        ("head = (SELECT head FROM streams WHERE name = 'keys')", "a broken link"),
+        ("to_position = to_position + 1", "the way back is broken"),
+    ],
+)
+async def test_what_is_left_of_a_withheld_piece_is_held_against_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, problem: str
+) -> None:
+    """I-14: of a grant whose later events are there the check finds that a withheld one was dropped or altered."""
+    monkeypatch.setattr(movable, "PART_EVENTS_MIN", 4)
+    async with open_ledger(tmp_path) as opened:
+        stolen = await opened.issue()
+        current = await opened.chain(stolen, 3)
+        await opened.issue("last of the log")
+        await archive(opened)
+        await opened.refresh(current)
+        await opened.refused(stolen, source=ELSEWHERE)
+        opened.clock.pass_seconds(60)
+        between = opened.clock.now
+        living = [await opened.issue(f"lives {number}") for number in range(4)]
+        opened.clock.pass_seconds(60)
+        for each in living:  # ends that keep what was archived with them from being withheld
+            await opened.act("revoke", each.grant_id)
+        await opened.issue("last of the log again")
+        opened.clock.pass_seconds(1)
+        await archive(opened)
+        await archive(opened, withhold_before=between)
+        pieces = opened.rows(
+            "SELECT a.withheld FROM archived a JOIN streams s ON s.id = a.stream WHERE s.name = ? ORDER BY a.to_v",
+            f"grant:{stolen.grant_id}",
+        )
+        assert [(1,), (0,)] == pieces
+        check_ledger(opened.path)
+        assert 1 == alter(opened.path, f"UPDATE archived SET {change} WHERE withheld = 1")
+        with pytest.raises(AssertionError, match=problem):
+            check_ledger(opened.path)
 
 
 async def test_a_page_of_incidents_looks_at_a_bounded_number_of_withheld_rows(

@@ -124,7 +124,8 @@ class Ledger:
             new = ledger._read_authority(to_heal)
             ledger.log_end.compare()
             if new and ledger.behind is None:
-                await ledger._commits.submit(lambda batch: operating.first_keys(batch, sorted(ring.keys)), ours=True)
+                await ledger._commits.submit(lambda batch: operating.first_keys(batch, ring), ours=True)
+            ledger._ring_file.disown()
         except Unavailable as error:
             await ledger._commits.close()
             raise StoreError(ledger._commits.last_error or str(error)) from None
@@ -412,6 +413,7 @@ class Ledger:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             try:
+                self._ring_file.disown()
                 if self._ring_file.lacking:
                     self._ring_file.reread()
                 if self.store.optimistic:

@@ -433,10 +433,14 @@ class OperatorRemoved(Event, frozen=True, kw_only=True, omit_defaults=True, tag=
 
 
 class KeyRotated(Event, frozen=True, kw_only=True, omit_defaults=True, tag="keys.rotated"):
-    """A key was added that verifies and does not sign yet. Its secret was durable in the ring before this event."""
+    """A key was added that verifies and does not sign yet. Its secret was durable in the ring before this event.
+
+    `fingerprint` tells it from any other that a ring may hold under its id; earlier releases did not say it.
+    """
 
     key_id: int
     requested_by: str
+    fingerprint: str | None = None
 
 
 class KeyActivated(Event, frozen=True, kw_only=True, omit_defaults=True, tag="keys.activated"):

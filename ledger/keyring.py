@@ -21,7 +21,7 @@ import secrets
 import shlex
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from enum import StrEnum, unique
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn, TypeAlias
@@ -59,6 +59,7 @@ class Purpose(StrEnum):
     CODE_SECRET = "authorization code secret"
     ES256_KEY = "access token signature, ES256"
     EDDSA_KEY = "access token signature, EdDSA"
+    FINGERPRINT = "fingerprint"
     # of the root
     CREDENTIAL = "client secret or operator token"
     SUBJECT_LOOKUP = "subject lookup"
@@ -179,6 +180,15 @@ class KeyRing(Concealed):
             raise KeyNotHeld(key_id)
         info = f"token-ledger 1, {name}, {purpose}".encode()
         return HKDF(SHA256(), length=length, salt=bytes.fromhex(self.ring_id), info=info).derive(secret)
+
+    def fingerprint(self, key_id: int) -> str:
+        """What the log says of a numbered key beside its id (32 lower-case hex digits): another key of that id has
+        another one, and nobody learns anything of the key from it. Raises KeyNotHeld."""
+        return self.mac(key_id, Purpose.FINGERPRINT, b"", 16).hex()
+
+    def without(self, key_ids: Set[int]) -> "KeyRing":
+        """This ring as it is without some of its keys."""
+        return KeyRing(self.ring_id, self.root, {id: key for id, key in self.keys.items() if id not in key_ids})
 
     # ------------------------------------------------------------ signing keys
 

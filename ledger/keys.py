@@ -21,7 +21,7 @@ class Keys(msgspec.Struct, array_like=True):
     """The aggregate of the stream `keys`. `Keys()`: nothing happened yet.
 
     `active_id` makes new tokens (0: none yet). `created_at` maps each key id to when it was added, in microseconds;
-    `distrusted` a distrusted key id to the event that said so.
+    `distrusted` a distrusted key id to the event that said so; `fingerprints` those key ids of which the log says it.
     """
 
     v: int = 0
@@ -29,6 +29,7 @@ class Keys(msgspec.Struct, array_like=True):
     active_id: int = 0
     created_at: dict[int, int] = msgspec.field(default_factory=dict)
     distrusted: dict[int, str] = msgspec.field(default_factory=dict)
+    fingerprints: dict[int, str] = msgspec.field(default_factory=dict)  # snapshots of earlier releases end before it
 
     def state(self, key_id: int) -> str:
         """`active`, `distrusted` or `verifying`."""
@@ -36,14 +37,14 @@ class Keys(msgspec.Struct, array_like=True):
             return "active"
         return "distrusted" if key_id in self.distrusted else "verifying"
 
-    def decide_rotation(self, key_id: int, act: Act) -> KeyRotated:
+    def decide_rotation(self, key_id: int, fingerprint: str, act: Act) -> KeyRotated:
         """Add a key that only verifies; its secret must be durable in the ring already.
 
         Raises Refused (CONFLICT) where the id was used before or is none.
         """
         if not 1 <= key_id <= KEY_ID_MAX or key_id in self.created_at:
             raise Refused(Refusal.CONFLICT, detail=f"key id {key_id} cannot be used for a new key")
-        return KeyRotated(**act.begins(STREAM, self.v, self.at), key_id=key_id)
+        return KeyRotated(**act.begins(STREAM, self.v, self.at), key_id=key_id, fingerprint=fingerprint)
 
     def decide_activation(self, key_id: int, act: Act) -> KeyActivated | None:
         """Let a key sign; None where it does already. Raises Refused: NOT_FOUND, or CONFLICT where it is distrusted."""
@@ -68,6 +69,8 @@ class Keys(msgspec.Struct, array_like=True):
         match event:
             case KeyRotated():
                 self.created_at[event.key_id] = times.micros(event.at)
+                if event.fingerprint is not None:
+                    self.fingerprints[event.key_id] = event.fingerprint
             case KeyActivated():
                 self.active_id = event.key_id
             case KeyDistrusted():

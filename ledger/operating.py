@@ -11,6 +11,7 @@ from ledger.changes import ApplyReport, compared
 from ledger.clients import LOCAL_OPERATOR, Client, ClientSpec, Operator, OperatorSpec
 from ledger.commands import GrantCommand, ReinstateGrant, RevokeGrant, SuspendGrant
 from ledger.events import AuditRead, KeyEvent, LedgerRestored, LedgerStarted, LedgerStopped, decode
+from ledger.keyring import KeyRing
 from ledger.keys import STREAM as KEYS
 from ledger.keys import Keys
 from ledger.memory import Loaded
@@ -148,16 +149,17 @@ def decide_keys(batch: Batch, decide: Callable[[Keys, Act], KeyEvent | None]) ->
     return keys
 
 
-def first_keys(batch: Batch, ids: Sequence[int]) -> None:
+def first_keys(batch: Batch, ring: KeyRing) -> None:
     """Let a new log name the keys of its ring, and the youngest sign."""
-    for key_id in ids:
-        decide_keys(batch, rotation(key_id))
-    decide_keys(batch, lambda keys, act: keys.decide_activation(max(ids), act))
+    for key_id in sorted(ring.keys):
+        decide_keys(batch, rotation(ring, key_id))
+    decide_keys(batch, lambda keys, act: keys.decide_activation(max(ring.keys), act))
 
 
-def rotation(key_id: int) -> Callable[[Keys, Act], KeyEvent]:
-    """The decision to know one more key."""
-    return lambda keys, act: keys.decide_rotation(key_id, act)
+def rotation(ring: KeyRing, key_id: int) -> Callable[[Keys, Act], KeyEvent]:
+    """The decision to know one more key of a ring."""
+    fingerprint = ring.fingerprint(key_id)
+    return lambda keys, act: keys.decide_rotation(key_id, fingerprint, act)
 
 
 def record_read(batch: Batch, operator: Operator, question: str, grant_id: str | None) -> None:
@@ -181,7 +183,7 @@ def _next(batch: Batch, stream: str, requested_by: str) -> tuple[Loaded, Beginni
     return loaded, act.begins(stream, journal.v, journal.at)
 
 
-def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: int) -> RestoreReport:
+def record_restore(batch: Batch, ring: KeyRing, lost_position: int, lost_at: str, new_key_id: int) -> RestoreReport:
     """Say that an older backup was put back, let positions go on above the lost ones, and a new key sign.
 
     The new key is what makes a lost successor unmintable: its generation is derived under another key from here on.
@@ -193,7 +195,7 @@ def record_restore(batch: Batch, lost_position: int, lost_at: str, new_key_id: i
     # Above the log's end, too, where others have written on beyond what is lost: so every node sees that it was said.
     batch.private(None, RAISE_FLOOR, max(lost_position, from_position + 1))
     batch.append(loaded, [LedgerRestored(**begins, lost_position=str(lost_position), lost_at=lost_at)])
-    decide_keys(batch, rotation(new_key_id))
+    decide_keys(batch, rotation(ring, new_key_id))
     decide_keys(batch, lambda keys, by: keys.decide_activation(new_key_id, by))
     return RestoreReport(
         from_position=from_position,

@@ -162,7 +162,7 @@ class Operators:
         is durable before the event."""
         self._log_end.check_whole()  # a key that no event will name would cost one of 255 ids
         key_id = await self._ring_file.grow(alg)
-        await self._decide_keys(operating.rotation(key_id))
+        await self._decide_keys(operating.rotation(self._desk.ring, key_id))
         return key_id
 
     async def keys_activate(self, key_id: int) -> None:
@@ -187,8 +187,9 @@ class Operators:
             if behind is None:
                 return None
             key_id = await self._ring_file.grow()
+            ring = self._desk.ring
             report = await self._commits.submit(
-                lambda batch: operating.record_restore(batch, behind.position, times.text(behind.at), key_id),
+                lambda batch: operating.record_restore(batch, ring, behind.position, times.text(behind.at), key_id),
                 ours=True,
             )
             self._log_end.not_behind()

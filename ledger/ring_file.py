@@ -28,11 +28,24 @@ class RingFile:
         self._authority = authority
         self._clock = clock
         self._read_at = float("-inf")
+        self._disowned: set[int] = set()
 
     @property
     def lacking(self) -> set[int]:
         """The keys that the log names and this node does not hold."""
         return self._authority.keys.created_at.keys() - self._desk.ring.keys.keys()
+
+    def disown(self) -> None:
+        """Let go of keys that are others than those that the log names by their ids: from then on this node lacks
+        those. Where `keys rotate` was killed before its event one is left in the file, and another node may give its id
+        again."""
+        ring, named = self._desk.ring, self._authority.keys.fingerprints
+        others = {key_id for key_id in ring.keys & named.keys() if ring.fingerprint(key_id) != named[key_id]}
+        if others:
+            self._desk.ring = ring.without(others)
+            for key_id in sorted(others - self._disowned):
+                log.error("key_ring_holds_another_key", extra={"fields": {"key": key_id, "file": str(self.path)}})
+            self._disowned |= others
 
     def reread(self) -> None:
         """Read the file again, at most once a second. What is wrong with it is one log line."""
@@ -42,6 +55,7 @@ class RingFile:
         self._read_at = now
         try:
             self._desk.ring = self._desk.ring.reload(self.path)
+            self.disown()
         except LedgerError as error:
             log.error("key_ring_not_read", extra={"fields": {"problem": str(error)}})
 

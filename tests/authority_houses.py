@@ -103,7 +103,7 @@ class House:
             keys = batch.aggregate("keys", Keys)
             new = max(keys.created_at, default=0) + (step == "rotation")
             if step == "rotation":
-                append(batch, "keys", keys.decide_rotation(new, self.act()))
+                append(batch, "keys", keys.decide_rotation(new, f"{new:032x}", self.act()))
             elif step == "activation":
                 append(batch, "keys", keys.decide_activation(new, self.act()))
             elif new > 1:

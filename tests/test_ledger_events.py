@@ -25,6 +25,9 @@ TOPICS = {
     "ledger.started", "ledger.stopped", "ledger.restored",
     "audit.read",
 }  # fmt: skip
+ADDED_LATER: dict[str, set[str]] = {"keys.rotated": {"fingerprint"}}
+"""Members that the golden file of a topic lacks, as events of its time do."""
+
 REVOKED = GrantRevoked(
     stream="grant:019abd0e0e107d708000123456789abc",
     v=7,
@@ -57,7 +60,8 @@ def test_a_golden_file_decodes_to_every_member_and_encodes_to_the_same_bytes(pat
     assert path.name == f"{event.topic}.v1.json"
     assert stored == encode(event)
     members = json.loads(stored)
-    assert {"topic", *(field.name for field in msgspec.structs.fields(event))} == set(members)
+    later = ADDED_LATER.get(event.topic, set())
+    assert {"topic", *(field.name for field in msgspec.structs.fields(event))} - later == set(members)
     assert f"{members['stream']}/{members['v']}" == event.event_id
 
 
@@ -78,7 +82,8 @@ def test_what_is_null_is_left_out(path: Path) -> None:
     bare = msgspec.structs.replace(full, **dict.fromkeys(optional))
     stored = encode(bare)
     assert "prev" in optional
-    assert set(json.loads(path.read_bytes())) - set(json.loads(stored)) == set(optional)
+    later = ADDED_LATER.get(full.topic, set())
+    assert set(json.loads(path.read_bytes())) - set(json.loads(stored)) == set(optional) - later
     assert b"null" not in stored
     assert bare == decode(stored)
 

@@ -93,7 +93,7 @@ TABLE = {
     "operator.registered": OPERATOR,
     "operator.changed": OPERATOR,
     "operator.removed": f"{BEGINS} name serial? requested_by",
-    "keys.rotated": KEYS,
+    "keys.rotated": f"{KEYS} fingerprint?",
     "keys.activated": KEYS,
     "keys.distrusted": KEYS,
     "ledger.started": f"{BEGINS} requested_by",
@@ -119,7 +119,7 @@ INTEGERS = re.compile(
 TEXTS = {
     "at|before|.*_(at|until)": TIME,
     "prev|nonce_sha256|context|.*_context|reason|session|device": HASH,
-    "command_id|subject_id|grant_id": "[0-9a-f]{32}",
+    "command_id|subject_id|grant_id|fingerprint": "[0-9a-f]{32}",
     "stream": "grant:[0-9a-f]{32}|subject:[0-9a-f]{32}|client:.+|operator:.+|keys|ledger|audit",
     "requested_by|issued_by": "client:.+|operator:.+|ledger:(reuse|rollback|erase)",
     "reason_class": "withdrawal|completion|termination|reuse|rollback",

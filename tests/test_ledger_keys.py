@@ -21,7 +21,7 @@ def decided(keys: Keys, step: Step) -> KeyEvent | None:
     verb, key_id = step
     match verb:
         case "rotate":
-            return keys.decide_rotation(key_id, ACT)
+            return keys.decide_rotation(key_id, f"{key_id:032x}", ACT)
         case "activate":
             return keys.decide_activation(key_id, ACT)
         case "distrust":
@@ -44,6 +44,19 @@ def test_a_new_key_verifies_and_signs_only_when_it_is_told_to() -> None:
     """Every node can read the ring before the first token of the new key is out."""
     assert ("active", "verifying") == tuple(after(*TWO).state(key_id) for key_id in (1, 2))
     assert ("verifying", "active") == tuple(after(*TWO, ("activate", 2)).state(key_id) for key_id in (1, 2))
+
+
+def test_of_a_key_that_an_earlier_release_added_no_fingerprint_is_known() -> None:
+    """It cannot be told from another of its id, and is taken for what it says it is."""
+    keys = Keys()
+    event = keys.decide_rotation(1, "f" * 32, ACT)
+    keys.evolve(event)
+    assert {1: "f" * 32} == keys.fingerprints
+    earlier = Keys()
+    earlier.evolve(msgspec.structs.replace(event, fingerprint=None))
+    assert ({1: T0}, {}) == (earlier.created_at, earlier.fingerprints)
+    stored: list[object] = msgspec.to_builtins(earlier)
+    assert earlier == msgspec.convert(stored[:-1], Keys), "as its snapshot was written"
 
 
 def test_a_distrusted_key_is_named_with_the_event_that_said_so() -> None:

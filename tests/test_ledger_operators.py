@@ -91,6 +91,37 @@ async def test_a_node_whose_ring_lacks_a_key_is_unready_and_heals_by_itself(tmp_
     check_ledger(opened.path)
 
 
+async def test_another_key_of_an_id_is_one_that_the_ring_lacks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A `keys rotate` that is killed before its event leaves a key in this node's file alone, and another node gives
+    the id again: the log says which of the two it is. Tokens of the one are no forgeries to who holds the other."""
+    keys = tmp_path / "ledger.keys"
+    async with open_ledger(tmp_path) as opened:
+        orphan = opened.ledger.desk.ring.with_new_key(opened.clock.now)
+        await opened.ledger.operators.keys_activate(await opened.ledger.operators.keys_rotate())
+        newer = keys.read_bytes()
+        answer = await opened.issue()
+        listed = opened.ledger.operators.keys_list()
+    orphan.save(keys)
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        assert "the key ring lacks key 2, which the log names" == opened.ledger.readiness()
+        assert listed == opened.ledger.operators.keys_list()
+        assert Refusal.UNKNOWN_TOKEN is (await opened.refused(answer)).refusal
+        with pytest.raises(Refused) as refused:
+            await opened.ledger.revoke_token(caller(), HOME, answer.access_token)
+        assert Refusal.UNKNOWN_TOKEN is refused.value.refusal, "not 200: it lives"
+        with pytest.raises(Unavailable, match=r"^the key ring of this node lacks key 2$"):
+            await opened.issue("bob")
+        assert ["key_ring_holds_another_key"] == [
+            record.getMessage() for record in caplog.records if record.levelname == "ERROR"
+        ]
+        keys.write_bytes(newer)
+        await ready(opened)
+        await opened.refresh(answer)
+    check_ledger(opened.path)
+
+
 async def test_nothing_is_made_or_recorded_with_a_key_that_the_ring_lacks(tmp_path: Path) -> None:
     """The key that signs now is not held: 503 and not a defect, whether issued, again, refreshed or retried."""
     async with open_ledger(tmp_path) as opened:

@@ -1,6 +1,7 @@
 """Commands where no server runs: each opens the file itself, does what the endpoint does, and gives the file back."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import threading
@@ -310,3 +311,14 @@ def test_a_pipe_that_closes_early_ends_a_list_in_silence(known: Place) -> None:
     shell = f"{environment} {' '.join(program())} grants | true"
     done = subprocess.run(["bash", "-c", shell], cwd=known.folder, capture_output=True, text=True, check=False)
     assert "" == done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("grants",), ("rebuild",), ("--help",)])
+def test_whoever_stops_reading_is_told_by_the_exit_code(known: Place, arguments: tuple[str, ...]) -> None:
+    """Neither 0, for not all was told, nor 1, for what was asked about may well be so."""
+    end, pipe = os.pipe()
+    os.close(end)
+    with open(pipe, "wb") as nobody:
+        process = [*program(), *arguments]
+        done = subprocess.run(process, env=known.environment(), stdout=nobody, stderr=subprocess.PIPE, check=False)
+    assert (141, b"") == (done.returncode, done.stderr)

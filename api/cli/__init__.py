@@ -89,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
         return say_error(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
     except (KeyboardInterrupt, click.Abort):
         return say_error("interrupted", 130)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except (BrokenPipeError, SystemExit):  # whoever read our output has seen enough; click makes the one of the other
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # the system's doing: no room or no place to write, no file to be opened any more

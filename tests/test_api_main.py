@@ -1,0 +1,47 @@
+"""The process itself: what it does where it is started without standard streams, as some supervisors do it."""
+
+import json
+import signal
+import subprocess
+
+import pytest
+
+from tests.places import Place
+from tests.server_process import program
+from tests.servers import clients_toml
+
+
+def started(place: Place, arguments: str, closed: str) -> "subprocess.Popen[str]":
+    """The program, started without some of its standard streams."""
+    shell = f"exec {' '.join(program())} {arguments} {closed}"
+    return subprocess.Popen(
+        ["bash", "-c", shell],
+        cwd=place.folder,
+        env=place.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_server_without_standard_input_ends_in_good_order(made: Place) -> None:
+    """The event loop's own descriptors must not be where the input of a process belongs."""
+    process = started(made, "serve", "<&-")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "event=serving" in line, (line, process.stderr)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (0, "") == (process.returncode, err)
+    assert "event=stopped" in out
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "<&- >&- 2>&-"])
+def test_a_command_without_standard_streams_does_what_it_says(made: Place, closed: str) -> None:
+    """Nobody reads what it prints; it is no failure of what it did."""
+    (made.folder / "clients.toml").write_text(clients_toml())
+    assert 0 == made.here("apply", "clients.toml").returncode
+    process = started(made, "issue --client www --subject ann --scope read", closed)
+    _, err = process.communicate(timeout=30)
+    assert (0, "") == (process.returncode, err)
+    assert 1 == len(json.loads(made.here("grants", "--json").stdout)["grants"])

@@ -46,7 +46,8 @@ def _text(raw: object) -> str:
 
 
 def _path(raw: object) -> Path:
-    if not isinstance(raw, str) or not raw or "\0" in raw:
+    # What ends in a folder's own name (`.`, `..`, `/`) names no file, nor anything beside one.
+    if not isinstance(raw, str) or "\0" in raw or Path(raw).name in ("", ".."):
         raise ValueError("the path of a file")
     return Path(raw)
 
@@ -300,6 +301,10 @@ def _from_file(file: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"line \d+, column \d+|end of document", str(error))
         raise SettingsError(f"the settings file {where} is not TOML ({place[0] if place else 'syntax'})") from None
+    except RecursionError:
+        raise SettingsError(f"the settings file {where} is nested too deeply") from None
+    except ValueError:  # what Python will not make a number of
+        raise SettingsError(f"the settings file {where} holds a number that is too long") from None
     for name in table:
         if name not in _PARSERS:
             raise SettingsError(f"{where}: {_unknown(name, list(_PARSERS))}")

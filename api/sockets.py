@@ -48,7 +48,7 @@ def bind_tcp(host: str, port: int, *, with_others: bool = False, advice: str = A
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter of what cannot be the name of a host
         raise StartError(f"TOKEN_LEDGER_HOST: {host} is no address of this machine") from None
     bound: list[socket.socket] = []
     for family, kind, protocol, _, address in dict.fromkeys(found):

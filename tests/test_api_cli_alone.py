@@ -313,6 +313,29 @@ def test_a_pipe_that_closes_early_ends_a_list_in_silence(known: Place) -> None:
     assert "" == done.stderr
 
 
+@pytest.mark.parametrize(
+    "command", ["grants --client", "grant show", "revoke --reason r --client", "revoke --reason r --subject"]
+)
+def test_an_argument_that_is_no_text_is_one_line(known: Place, command: str) -> None:
+    """Python hands over bytes that are no UTF-8 as something that no request can carry."""
+    said = known.here(*command.split(), "\udcff")
+    assert (2, "") == (said.returncode, said.stdout)
+    assert said.stderr in (
+        "token-ledger: an argument is not UTF-8 text\n",
+        "token-ledger: the body is not JSON (RFC 8259) in UTF-8\n",
+    )
+
+
+@pytest.mark.parametrize("key", ["\u20ac", "\udcff", "a\nb"])
+def test_an_idempotency_key_that_no_header_can_carry_is_one_line(known: Place, key: str) -> None:
+    """It is refused before anything is sent."""
+    issue = ("issue", "--client", "www", "--subject", "ann", "--scope", "read", "--idempotency-key")
+    said = known.here(*issue, key)
+    assert (2, "") == (said.returncode, said.stdout)
+    assert "token-ledger: --idempotency-key is 1 to 128 printable ASCII characters\n" == said.stderr
+    assert 0 == known.here(*issue, "a b").returncode
+
+
 @pytest.mark.parametrize("arguments", [("grants",), ("rebuild",), ("--help",)])
 def test_whoever_stops_reading_is_told_by_the_exit_code(known: Place, arguments: tuple[str, ...]) -> None:
     """Neither 0, for not all was told, nor 1, for what was asked about may well be so."""

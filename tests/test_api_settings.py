@@ -109,6 +109,9 @@ def test_an_unknown_name_is_an_error_that_names_it_and_what_was_meant(tmp_path: 
         ("TRUSTED_PROXIES", "10.0.0.1/8", "networks or addresses without host bits, separated by commas"),
         ("TRUSTED_PROXIES", "proxy", "networks or addresses without host bits, separated by commas"),
         ("DATABASE_URL", f"mysql://me:{SECRET}@db/x", "sqlite:///FILE (sqlite:////FILE for an absolute path) or"),
+        ("KEYS_FILE", ".", "the path of a file"),
+        ("KEYS_FILE", "/", "the path of a file"),
+        ("HEAD_FILE", "a/..", "the path of a file"),
         ("DATABASE_URL", "sqlite://file", "sqlite:///FILE (sqlite:////FILE for an absolute path) or"),
         ("DATABASE_URL", "sqlite:///", "sqlite:///FILE (sqlite:////FILE for an absolute path) or"),
         ("DATABASE_URL", "sqlite:///:memory:", "sqlite:///FILE (sqlite:////FILE for an absolute path) or"),
@@ -135,6 +138,8 @@ def test_a_value_that_does_not_fit_is_one_line_without_the_value(name: str, valu
         ("trusted_proxies = [1]", "{file}: trusted_proxies: allowed is networks or addresses, separated by commas"),
         ("allow_plain_http = 2", "{file}: allow_plain_http: allowed is 1, 0, true or false"),
         ('port = "Secr3t!', "the settings file {file} is not TOML (line 1, column 16)"),
+        ("port = " + "9" * 5_000, "the settings file {file} holds a number that is too long"),
+        (f"port = {'[' * 3_000}{']' * 3_000}", "the settings file {file} is nested too deeply"),
         ("port = 1\nport = 2", "the settings file {file} is not TOML (line 2, column 9)"),
     ],
 )

@@ -115,6 +115,13 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         bind_local(path)
 
 
+@pytest.mark.parametrize("host", ["a" * 70, "..", "a..b", "\udcff"])
+def test_what_cannot_be_the_name_of_a_host_is_one_line(host: str) -> None:
+    """No label is longer than 63 letters or empty (RFC 1035 2.3.4): nobody is asked for it."""
+    with pytest.raises(StartError, match=r"^TOKEN_LEDGER_HOST: .* is no address of this machine$"):
+        bind_tcp(host, 0)
+
+
 def test_a_port_is_taken_once() -> None:
     """SO_REUSEADDR lets a restart take the port of connections that linger, never the port of a server that listens."""
     (first,) = bind_tcp("127.0.0.1", 0)

@@ -6,6 +6,7 @@ An error is one line on standard error.
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("restore", "Say on record that an older backup was put back."),
 }
 """Every command: the file it stands in, and its line in the list of commands."""
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes in an argument that are no UTF-8."""
 
 
 class Commands(click.Group):
@@ -95,6 +99,8 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:  # the system's doing: no room or no place to write, no file to be opened any more
         return say_error(f"{error.strerror or type(error).__name__} (at {_place(error)})", 2)
     except Exception as error:  # a fault of ours: where it happened, never what it held
+        if isinstance(error, UnicodeEncodeError) and _NO_TEXT.search("".join(arguments)):
+            return say_error("an argument is not UTF-8 text", 2)
         return say_error(f"internal error: {type(error).__name__} at {_place(error)}; please report it", 2)
 
 

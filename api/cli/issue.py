@@ -3,7 +3,7 @@
 import click
 
 from api.cli.options import ask, json_option, reached, settings_option
-from api.cli.output import say_json, say_members
+from api.cli.output import Failed, say_json, say_members
 from api.settings import Settings
 
 SECONDS = click.IntRange(min=1)
@@ -48,6 +48,8 @@ def issue(
         "device": device,
         "session": session,
     }
+    if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise Failed("--idempotency-key is 1 to 128 printable ASCII characters", 2)  # others no header can carry
     body = {name: value for name, value in members.items() if value is not None}
     headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
     with reached(settings) as local:

@@ -6,6 +6,7 @@ value is never repeated: whoever pastes a secret into the wrong place must not f
 
 import difflib
 import ipaddress
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -221,6 +222,12 @@ class Settings:
             )
         if self.head_file is _BESIDE_KEYS_FILE:
             object.__setattr__(self, "head_file", self.keys_file.with_name(self.keys_file.name + ".head"))
+        if self.head_file is not None:  # else it would be called a damaged head file, which is to be removed
+            for name in ("keys_file", "clients_file", "tls_cert", "tls_key", "tls_client_ca", "sqlite_path"):
+                file = getattr(self, name)
+                if file is not None and os.path.realpath(file) == os.path.realpath(self.head_file):
+                    setting = "database_url" if name == "sqlite_path" else name
+                    raise SettingsError(f"TOKEN_LEDGER_HEAD_FILE: this file is TOKEN_LEDGER_{setting.upper()}'s")
         if self.issuer == _DEFAULT_ISSUER:
             object.__setattr__(self, "issuer", self._issuer_on(self.port))
         if self.issuer.startswith("http:") and not self.allow_plain_http:

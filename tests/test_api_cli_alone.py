@@ -260,6 +260,11 @@ def test_a_restored_backup_is_served_only_after_it_was_acknowledged(known: Place
         done = known.here(*arguments)
         assert 2 == done.returncode, done
         assert "Traceback" not in done.stderr
+    done = known.run("init")
+    logged, said = done.stderr.splitlines()
+    assert (2, 2) == (done.returncode, done.stdout.count("there already, unchanged"))
+    assert " event=log_behind_head_file log=" in logged
+    assert said.endswith("see `token-ledger restore acknowledge`")
     done = known.run("restore", "acknowledge")
     assert 0 == done.returncode, done
     assert "must be repeated" in done.stdout

@@ -223,6 +223,16 @@ def _on_port(environment: dict[str, str]) -> tuple[int, str]:
     return settings.port, settings.issuer
 
 
+@pytest.mark.parametrize("name", ["KEYS_FILE", "CLIENTS_FILE", "DATABASE_URL"])
+def test_the_head_file_is_no_other_settings_file(tmp_path: Path, name: str) -> None:
+    """It would be called a damaged one, which is to be removed: by whatever link it is reached."""
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    there = str(tmp_path / "there")
+    given = {name: f"sqlite:///{there}" if name == "DATABASE_URL" else there}
+    with pytest.raises(SettingsError, match=f"^TOKEN_LEDGER_HEAD_FILE: this file is TOKEN_LEDGER_{name}'s$"):
+        load(env(HEAD_FILE=str(tmp_path / "link"), **given))
+
+
 def test_the_head_file_stands_beside_the_key_ring_and_can_be_off() -> None:
     """The last acknowledged position must not lie inside the database it vouches for."""
     assert Path("/etc/ring.head") == load(env(KEYS_FILE="/etc/ring")).head_file

@@ -1,11 +1,13 @@
 """`init`: the tables and the key ring of a new ledger."""
 
 import asyncio
+import sys
 
 import click
 
+from api import logs
 from api.cli.options import settings_option
-from api.cli.output import say
+from api.cli.output import Failed, say
 from api.local import connect, socket_path
 from api.settings import Settings
 
@@ -21,16 +23,18 @@ def init(settings: Settings) -> None:
 
     database = Database(settings)
     ring_is_new, database_is_new = not settings.keys_file.exists(), database.is_new()
+    logs.configure("warning", settings.log_format, sys.stderr)
+    lacking: str | None = None
     running = None if settings.sqlite_path is None else connect(socket_path(settings.sqlite_path))
     if running is not None:
         running.close()
     else:
 
-        async def opened() -> None:
-            async with open_ledger(settings, create=True):
-                pass
+        async def opened() -> str | None:
+            async with open_ledger(settings, create=True) as ledger:
+                return None if ledger.behind is None else ledger.readiness()
 
-        asyncio.run(opened())
+        lacking = asyncio.run(opened())
     name = f"database {database}" if settings.sqlite_path is not None else str(database)
     kept = "there already, unchanged"
     say(f"key ring {settings.keys_file}: {'created' if ring_is_new else kept}")
@@ -38,3 +42,5 @@ def init(settings: Settings) -> None:
     say(f"{name}: {'created' if database_is_new else kept + functions}")
     if ring_is_new:
         say("back up the database together with the key ring, never one without the other")
+    if lacking is not None:
+        raise Failed(f"{database}: {lacking}", 2)

@@ -18,14 +18,6 @@ from ledger.keyring import KeyRing
 _VERSIONS: Final = ("1.1", "1.0")
 _KEPT_BYTES_MAX: Final = 128
 _LOOKED_AT: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"origin"})
-TRACING: Final = frozenset({
-    b"traceparent", b"tracestate", b"baggage", b"x-request-id", b"x-correlation-id", b"x-amzn-trace-id",
-    b"x-cloud-trace-context", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid", b"x-b3-sampled", b"b3",
-    b"x-datadog-trace-id", b"x-datadog-parent-id", b"x-datadog-tags", b"sentry-trace", b"uber-trace-id",
-    b"newrelic", b"cf-ray",
-})  # fmt: skip
-"""Headers by which others follow a request through their systems: another value each time, and none that says anything
-to us. A connection may pass over them where it compares heads."""
 _HOST_CHARACTER: Final = rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]"
 _HOST: Final = re.compile(_HOST_CHARACTER + rb"*")
 _ABSOLUTE: Final = re.compile(rb"https?://" + _HOST_CHARACTER + rb"+(?=[/?#]|$)", re.IGNORECASE)

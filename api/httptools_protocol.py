@@ -27,7 +27,8 @@ from api.connections import (
     log,
 )
 from api.exchanges import Exchange
-from api.heads import TRACING, Headers, Malformed, check_head
+from api.heads import Headers, Malformed, check_head
+from api.tracing import TRACING
 
 _NEVER: Final = math.inf
 _TRACED: Final = re.compile(rb"(?im)^(?:" + b"|".join(sorted(TRACING)) + rb"):[ \t]*([!-~]+)\r$")

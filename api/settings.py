@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
-from api.heads import TRACING
 from api.logs import LogFormat, LogLevel, one_line
+from api.tracing import TRACING
 
 PREFIX = "TOKEN_LEDGER_"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

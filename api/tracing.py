@@ -1,5 +1,5 @@
-"""Headers by which others follow a request through their systems: another value each time, and none that says anything to
-us. A connection may pass over them where it compares heads, so they mean nothing else here either."""
+"""Headers by which others follow a request through their systems: another value each time, and none that says anything
+to us. A connection may pass over them where it compares heads, so they mean nothing else here either."""
 
 from typing import Final
 

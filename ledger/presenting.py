@@ -139,6 +139,9 @@ def record(
     events = decision.events
     if not events:
         return
+    if decision.ends_subject:  # what may refuse comes before anything is appended
+        assert isinstance(loaded.aggregate, Grant)
+        batch.load_or_create(f"subject:{loaded.aggregate.subject_id}")
     batch.append(loaded, events)
     if source is not None and context is not None:
         keep_context(batch, loaded, source, context)

@@ -12,7 +12,7 @@ from ledger.recorders.errors import StoreError
 from ledger.refusals import LedgerError, Unavailable
 from tests.engines import alter
 from tests.faulty_store import locked_by_another_process
-from tests.ledgers import OPERATORS, SECURITY, Clock, check_ledger, client, open_ledger
+from tests.ledgers import OPERATORS, SECURITY, Clock, check_ledger, client, open_ledger, with_policy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -86,6 +86,24 @@ async def test_a_stream_that_has_lost_its_head_is_not_begun_again(tmp_path: Path
         for _ in range(2):
             with pytest.raises(Unavailable, match="there are events that no stream's head speaks of; rebuild puts it"):
                 await asked()
+        assert before == opened.store.end()
+
+
+async def test_a_reuse_that_ends_a_person_whose_head_is_gone_records_nothing(tmp_path: Path) -> None:
+    """The grant's own end would stand without the person's (section 7): refused before anything is appended."""
+    ends_all = client(policy=with_policy("strict", on_reuse="revoke_subject"))
+    async with open_ledger(tmp_path, clients=(ends_all,)) as opened:
+        await opened.issue()
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        opened.clock.pass_seconds(1)
+        first = await opened.issue()
+        await opened.refresh(await opened.refresh(first))
+    before = opened.last_position()
+    assert 1 == alter(opened.path, "DELETE FROM streams WHERE name LIKE 'subject:%'")
+    async with open_ledger(tmp_path, seed=2, clients=None, clock=opened.clock) as opened:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="there are events that no stream's head speaks of; rebuild puts it"):
+                await opened.refresh(first)
         assert before == opened.store.end()
 
 

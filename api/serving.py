@@ -183,7 +183,7 @@ class Serving:
             except SettingsError as error:
                 log.error("reload_failed", what="client authorities", why=str(error))
         try:
-            ledger.desk.ring = ledger.desk.ring.reload(settings.keys_file)
+            ledger.read_ring()
             log.info("reloaded", what="key ring")
         except LedgerError as error:
             log.error("reload_failed", what="key ring", why=str(error))

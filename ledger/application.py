@@ -403,6 +403,10 @@ class Ledger:
             with contextlib.suppress(Unavailable):
                 await self._commits.submit(lambda batch: operating.record_life(batch, LedgerStopped), ours=True)
 
+    def read_ring(self) -> None:
+        """Use the key ring as its file has it now. Raises LedgerError, and then nothing has changed."""
+        self._ring_file.take()
+
     # ------------------------------------------------------------ parts
 
     def _broken(self, error: StoreError) -> None:

@@ -54,10 +54,14 @@ class RingFile:
             return
         self._read_at = now
         try:
-            self._desk.ring = self._desk.ring.reload(self.path)
-            self.disown()
+            self.take()
         except LedgerError as error:
             log.error("key_ring_not_read", extra={"fields": {"problem": str(error)}})
+
+    def take(self) -> None:
+        """Use the ring as the file has it now. Raises LedgerError where it cannot be read or is another ring."""
+        self._desk.ring = self._desk.ring.reload(self.path)
+        self.disown()
 
     def read(self, parse: Callable[[KeyRing, str], T], token: str) -> T:
         """Read a token; where it names a key that the ring lacks, the ring's file may have it by now.
@@ -75,7 +79,10 @@ class RingFile:
 
     async def grow(self, alg: Alg | None = None) -> int:
         """Add a key, durable in the file on return, and use the ring with it; the new key's id. It signs JWTs by `alg`,
-        or as the active key does. Raises LedgerError."""
+        or as the active key does. Raises LedgerError, also on a node that lacks a key: one that is added to its file
+        would stand beside another in every other node's, and no file would have both."""
+        if lacking := self.lacking:
+            raise LedgerError(f"the key ring of this node lacks key {min(lacking)}, which the log names: copy it first")
         alg = alg or self._alg_of_active
         rsa = await asyncio.to_thread(_new_rsa_key) if alg == "RS256" else None
         ring = self._desk.ring.reload(self.path)
@@ -83,6 +90,7 @@ class RingFile:
         grown = ring.with_new_key(self._clock(), above=named, alg=alg, rsa=rsa)
         grown.save(self.path)  # A crash after this line leaves a key that no event names: it is never used.
         self._desk.ring = grown
+        self.disown()
         return max(grown.keys)
 
     @property

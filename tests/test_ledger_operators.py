@@ -113,6 +113,10 @@ async def test_another_key_of_an_id_is_one_that_the_ring_lacks(
         assert Refusal.UNKNOWN_TOKEN is refused.value.refusal, "not 200: it lives"
         with pytest.raises(Unavailable, match=r"^the key ring of this node lacks key 2$"):
             await opened.issue("bob")
+        opened.ledger.read_ring()
+        assert "the key ring lacks key 2, which the log names" == opened.ledger.readiness(), "SIGHUP brings none back"
+        with pytest.raises(LedgerError, match=r"^the key ring of this node lacks key 2, which the log names: copy"):
+            await opened.ledger.operators.keys_rotate()
         assert ["key_ring_holds_another_key"] == [
             record.getMessage() for record in caplog.records if record.levelname == "ERROR"
         ]

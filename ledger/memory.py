@@ -119,11 +119,10 @@ class Memory:
             self.forget_everything()
             self.authority.distrust()
             self.lost_some |= not self.holds_all(self.store.within())
-        if not isinstance(self.streams, Uses):
+        if isinstance(self.streams, Uses):
+            self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
+        else:
             self.forget_everything()
-            self.authority.reload(self.store.within(), control)
-            return
-        self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
         before = self.authority.credentials()
         self.authority.reload(self.store.within(), control)
         after = self.authority.credentials()

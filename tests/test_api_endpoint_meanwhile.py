@@ -2,6 +2,7 @@
 their way, it stands in line."""
 
 import asyncio
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from api import clients_file
+from api import clients_file, rebuilding
 from api.app import App, create_app
 from api.endpoint import Call
 from api.remote_keys import RemoteKeys
@@ -17,6 +18,7 @@ from api.settings import Settings
 from ledger.authority import CREDENTIALS
 from ledger.batch import Batch
 from ledger.client_keys import VerifyingKey, verifying_keys
+from ledger.clients import Client
 from ledger.refusals import Unavailable
 from tests.asking import ASKED, HOME, ISSUER_URL, Asking, Seconds, asking, bearer
 from tests.asking_with_proofs import shown
@@ -200,6 +202,23 @@ async def test_who_is_in_line_behind_the_batch_says_again_who_they_are(
     monkeypatch.setattr("ledger.waiting.BATCH_MAX", 2)
     _, _, behind = await _in_one_batch(tmp_path)
     assert isinstance(behind, Unavailable)
+
+
+async def test_who_was_known_by_a_snapshot_that_was_healed_says_again_who_they_are(tmp_path: Path) -> None:
+    """What memory held was wrong, so those in line may have shown a secret that was none of theirs."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        known: dict[str, Client] = opened.ledger.authority._clients
+        right, wrong = known["www"], copy.copy(known["www"])
+        wrong.settings = msgspec.structs.replace(right.settings, secret_hashes=("h1$" + "0" * 64,))
+        known["www"] = wrong
+        waiting = asyncio.ensure_future(opened.refresh(answer))
+        await asyncio.sleep(0)
+        healing = rebuilding._Work(opened.ledger, asyncio.get_running_loop(), print)
+        await opened.ledger.commits.exclusively(healing._forget)
+        with pytest.raises(Unavailable):
+            await waiting
+        await opened.refresh(answer)
 
 
 # ---------------------------------------------------------------- on another node

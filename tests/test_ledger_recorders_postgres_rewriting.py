@@ -13,6 +13,7 @@ from ledger.answers import TokenAnswer
 from ledger.epochs import Epoch, Subject
 from ledger.grant import Grant
 from ledger.recorders import postgres_rewriting
+from ledger.recorders.postgres_connections import Address
 from ledger.refusals import Refusal
 from tests.engines import url_of
 from tests.ledgers import SECURITY, Opened, open_ledger, refused, two_nodes
@@ -119,3 +120,13 @@ async def test_who_is_cut_off_comes_back_behind_what_is_written(tmp_path: Path) 
             assert not waiting.done()
         assert Refusal.INVALID_SCOPE is await refused(waiting)
         await other.refresh(answer)
+
+
+async def test_whoever_rewrites_is_not_cut_off_itself(tmp_path: Path) -> None:
+    """Also where the URL gives all connections a name that begins like those of who decides."""
+    async with open_ledger(tmp_path) as opened:
+        url = url_of(opened.path)
+        assert url is not None
+        address = Address(url + ("&" if "?" in url else "?") + "application_name=token-ledger%20mine")
+        of_nobody = "INSERT INTO streams SELECT * FROM streams WHERE name = ?"
+        assert 1 == await asyncio.to_thread(postgres_rewriting.rewrite, address, lambda reads: [(of_nobody, [("",)])])

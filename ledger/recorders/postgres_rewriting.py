@@ -8,6 +8,7 @@ all who decide are cut off, on whatever machine, and they know that what they kn
 more. They come back behind this transaction (`WAIT`), so they find what it has written.
 """
 
+import time
 from contextlib import closing
 from typing import Final
 
@@ -24,10 +25,13 @@ from ledger.recorders.store import Derive
 WAIT: Final = f"SELECT pg_advisory_xact_lock_shared({LOCK})"
 """Returns when nobody has the log alone. Whoever decides waits once, before it reads anything over a new connection."""
 
+PAUSE_SECONDS: Final = 0.25
+"""After a step that has cut all others off: they come back, and serve, before the next one does."""
+
 _ALONE: Final = f"SELECT pg_advisory_xact_lock({LOCK})"
 # Those who only read are named without the space, as this connection is. A batch of who is cut off waits for the lock:
 # it is ended there, before it has done anything.
-_THEY: Final = f"datname = current_database() AND application_name LIKE '{DECIDES}%'"
+_THEY: Final = f"datname = current_database() AND application_name LIKE '{DECIDES}%' AND pid <> pg_backend_pid()"
 _CUT_OFF: Final = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_THEY}"  # noqa: S608  # words of ours alone
 _OF_SNAPSHOTS: Final = " INTO streams "  # who writes one: rows of projections are nobody's memory
 
@@ -52,6 +56,8 @@ def rewrite(address: Address, derive: Derive) -> int:
             # A crash before this line: nothing of it happened, and who was cut off comes back to what was; after it:
             # all of it.
             connection.execute("COMMIT")
+            if snapshots:
+                time.sleep(PAUSE_SECONDS)
             return count
         except psycopg.Error as error:
             raise translated(error) from None

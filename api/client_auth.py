@@ -116,7 +116,7 @@ class ClientAuth:
     ) -> Caller:
         """As `caller`, for a form with an assertion (RFC 7523). Raises Unavailable where the client's keys are away."""
         shown = presented(authorization, form)
-        client, _ = self._named(shown)
+        client, _ = self._named(shown, address)
         who = self._waited(client, address)
         once = None
         if shown.assertion is not None:
@@ -153,7 +153,7 @@ class ClientAuth:
         shown = presented(authorization, form)
         if shown.method == NONE and not shown.pairs:
             raise InvalidClient(challenge=False)  # nobody was named, so nothing was guessed
-        client, candidates = self._named(shown)
+        client, candidates = self._named(shown, address)
         who = self._waited(client, address)
         if shown.method == NONE:
             found = None if client is None else self._without_secret(client, extensions)
@@ -212,8 +212,9 @@ class ClientAuth:
             client_id=client.client_id, authenticated=True, auth_method=client.auth, proof_x5t_s256=shown.x5t_s256
         )
 
-    def _named(self, shown: Presented) -> tuple[Client | None, tuple[str, ...]]:
-        """The client that a reading of the id names, and every reading of the secret, known or not."""
+    def _named(self, shown: Presented, address: str) -> tuple[Client | None, tuple[str, ...]]:
+        """The client that a reading of the id names, and every reading of the secret, known or not. Raises
+        TooManyFailures where the id names more than one, and one of them has to wait."""
         client_of = self._ledger.authority.client
         if len(shown.pairs) == 1:  # nearly always
             name, secret = shown.pairs[0]
@@ -221,10 +222,19 @@ class ClientAuth:
         secrets = tuple(dict.fromkeys(secret or "" for _, secret in shown.pairs)) or ("",)
         found = (client_of(name) for name, _ in shown.pairs)
         named = [*{each.client_id: each for each in found if each is not None}.values()]
-        if len(named) > 1:  # "a+b" and "a b" are two clients: whose secret it is, it is
-            ring = self._ledger.desk.ring
-            named.sort(key=lambda each: secret_matches(ring, secrets, each.secret_hashes) is None)
-        return named[0] if named else None, secrets
+        return (named[0] if len(named) == 1 else self._whose(named, secrets, address)), secrets
+
+    def _whose(self, named: Sequence[Client], secrets: tuple[str, ...], address: str) -> Client | None:
+        """Whose secret it is where one id is read as two: "a+b" is "a b", form-encoded. It is a guess at both."""
+        for each in named:
+            self._waited(each, address)
+        ring = self._ledger.desk.ring
+        for each in named:
+            if secret_matches(ring, secrets, each.secret_hashes) is not None:
+                return each
+        for each in named[1:]:
+            self._throttle.failed(each.client_id, address)
+        return named[0] if named else None  # whose failure is counted by who asks
 
     def _waited(self, client: Client | None, address: str) -> str:
         """Whom a failure counts against. Raises TooManyFailures while it has failed too often."""

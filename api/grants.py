@@ -168,8 +168,9 @@ class Grants:
         trust = given(body.trust) if isinstance(body, ReinstateBody) else None
         if only_issuer(call.operator) is not None:
             await self._seen(call.operator, grant_id)  # what it may not see, it may not end
-        await self._ledger.operators.act_on_grant(call.operator, grant_id, act, given(body.reason), trust)
-        return json_answer(200, await self._seen(call.operator, grant_id))
+        operator = call.operator
+        await self._ledger.operators.act_on_grant(operator, grant_id, act, given(body.reason), trust)
+        return json_answer(200, await self._seen(operator, grant_id))
 
 
 # ---------------------------------------------------------------- parts

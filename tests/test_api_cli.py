@@ -136,8 +136,9 @@ def test_settings_come_from_a_file_before_or_after_the_command(tmp_path: Path) -
     """The environment wins over the file."""
     (tmp_path / "a.toml").write_text('database_url = "sqlite:///a.db"\nkeys_file = "a.keys"\n')
     assert 0 == command(tmp_path, "init", "--config", "a.toml").returncode
-    other = {"DATABASE_URL": "sqlite:///b.db", "HEAD_FILE": "off"}  # a ring that has been used elsewhere
-    assert 0 == command(tmp_path, "--config", "a.toml", "init", **other).returncode
+    # The ring has been used beside another log, which its head file would say.
+    other = command(tmp_path, "--config", "a.toml", "init", DATABASE_URL="sqlite:///b.db", HEAD_FILE="off")
+    assert 0 == other.returncode
     assert {"a.db", "b.db", "a.keys", "a.keys.head", "a.toml"} == {
         path.name for path in tmp_path.iterdir() if path.suffix != ".lock"
     }

@@ -350,3 +350,16 @@ def test_whoever_stops_reading_is_told_by_the_exit_code(known: Place, arguments:
         process = [*program(), *arguments]
         done = subprocess.run(process, env=known.environment(), stdout=nobody, stderr=subprocess.PIPE, check=False)
     assert (141, b"") == (done.returncode, done.stderr)
+
+
+def test_an_error_that_nobody_reads_keeps_its_code_and_a_completed_line_is_no_error(tmp_path: Path) -> None:
+    """1 would say that a verification failed, and 141 that somebody stopped reading."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*program(), "nonsense"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=writing, check=False)
+    os.close(writing)
+    assert 2 == done.returncode
+    asked = {"_TOKEN_LEDGER_COMPLETE": "bash_complete", "COMP_WORDS": "token-ledger re", "COMP_CWORD": "1"}
+    done = subprocess.run([*program()], cwd=tmp_path, env=os.environ | asked, capture_output=True, check=False)
+    assert (0, b"") == (done.returncode, done.stderr)
+    assert b"rebuild" in done.stdout

@@ -89,8 +89,14 @@ async def test_of_two_clients_that_one_header_may_name_it_is_the_one_whose_secre
         assert ("a+b", True, BASIC) == said(auth.caller(encoded("a+b:secret-2"), {"client_id": "a+b"}, "a"))
         with pytest.raises(InvalidClient):
             auth.caller(encoded("a+b:secret-2"), {"client_id": "a b"}, "a")
-        with pytest.raises(InvalidClient):
+        for _ in range(9):
+            with pytest.raises(InvalidClient):
+                auth.caller(encoded("a+b:secret-3"), {}, "a")
+        with pytest.raises(TooManyFailures):
             auth.caller(encoded("a+b:secret-3"), {}, "a")
+        for right in ("a+b:secret-1", "a+b:secret-2", "a%20b:secret-1"):
+            with pytest.raises(TooManyFailures):
+                auth.caller(encoded(right), {}, "a")  # it was a guess at both
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,10 @@ def run(arguments: Sequence[str]) -> int:
         return say_error(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
     except (KeyboardInterrupt, click.Abort):
         return say_error("interrupted", 130)
-    except (BrokenPipeError, SystemExit):  # whoever read our output has seen enough; click makes the one of the other
+    except (BrokenPipeError, SystemExit) as end:  # click makes the one of the other
+        if isinstance(end, SystemExit) and not end.code:  # it has completed a command line for a shell
+            return 0
+        # Whoever read our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # the system's doing: no room or no place to write, no file to be opened any more

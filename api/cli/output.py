@@ -3,6 +3,7 @@
 Whatever others sent is escaped before it is printed, so that one fact stays on one line and no terminal obeys it.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -36,7 +37,8 @@ class Failed(Exception):
 
 def say_error(message: str, exit_code: int) -> int:
     """Print one line on standard error, no token in it; return the exit code."""
-    print(f"token-ledger: {one_line(without_secrets(message))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it any more: what happened is the code's to say
+        print(f"token-ledger: {one_line(without_secrets(message))}", file=sys.stderr, flush=True)
     return exit_code
 
 

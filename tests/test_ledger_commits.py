@@ -19,7 +19,7 @@ from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.registration import SettingsRefused
 from tests.committing import HASTY, fault_after, grants, hanging, unavailable
 from tests.faulty_store import FaultyStore, Held, Neighbour, faulty, locked_by_another_process
-from tests.ledgers import SECURITY, Opened, check_ledger, client, open_ledger
+from tests.ledgers import OPERATORS, SECURITY, Opened, check_ledger, client, open_ledger
 
 pytestmark = pytest.mark.anyio
 
@@ -294,7 +294,7 @@ async def test_an_end_by_another_node_is_seen_by_the_next_decision(tmp_path: Pat
         await opened.refresh(bob)
         await other.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
         assert Refusal.REVOKED_BY_SUBJECT is (await opened.refused(alice)).refusal
-        await other.apply(client("other"), serial=3)
+        await other.apply(client("other"), operators=OPERATORS, serial=3)
         assert opened.ledger.authority.client("www") is not None, "nothing was asked of this node yet"
         assert Refusal.UNKNOWN_TOKEN is (await opened.refused(bob)).refusal
         assert opened.ledger.authority.client("www") is None

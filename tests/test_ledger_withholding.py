@@ -113,6 +113,21 @@ async def asked(folder: Path, given: Given, clock: Clock) -> list[Any]:
     return compared(folder, last, [before, outcomes, after])
 
 
+async def archived_again(opened: Opened) -> int:
+    """Archive what has happened, beside grants that end after it; the moment between. Their ends keep what is archived
+    with them from being withheld."""
+    opened.clock.pass_seconds(60)
+    between = opened.clock.now
+    living = [await opened.issue(f"lives {number}") for number in range(4)]
+    opened.clock.pass_seconds(60)
+    for each in living:
+        await opened.act("revoke", each.grant_id)
+    await opened.issue("last of the log again")
+    opened.clock.pass_seconds(1)
+    await archive(opened)
+    return between
+
+
 async def test_an_incident_of_a_partly_withheld_grant_is_told_with_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,15 +148,7 @@ async def test_an_incident_of_a_partly_withheld_grant_is_told_with_what_is_left(
             await opened.refresh(each, source=ELSEWHERE)
         for each in (forked, late, early):
             await opened.refused(each, source=ELSEWHERE)
-        opened.clock.pass_seconds(60)
-        between = opened.clock.now
-        living = [await opened.issue(f"lives {number}") for number in range(4)]
-        opened.clock.pass_seconds(60)
-        for each in living:  # ends that keep what was archived with them from being withheld
-            await opened.act("revoke", each.grant_id)
-        await opened.issue("last of the log again")
-        opened.clock.pass_seconds(1)
-        await archive(opened)
+        between = await archived_again(opened)
         before = incidents_of(opened)
         assert (await archive(opened, withhold_before=between)).withheld > 0
         assert [(0,), (1,)] == opened.rows("SELECT DISTINCT withheld FROM archived ORDER BY withheld")
@@ -179,15 +186,7 @@ async def test_what_is_left_of_a_withheld_piece_is_held_against_what_follows(
         await archive(opened)
         await opened.refresh(current)
         await opened.refused(stolen, source=ELSEWHERE)
-        opened.clock.pass_seconds(60)
-        between = opened.clock.now
-        living = [await opened.issue(f"lives {number}") for number in range(4)]
-        opened.clock.pass_seconds(60)
-        for each in living:  # ends that keep what was archived with them from being withheld
-            await opened.act("revoke", each.grant_id)
-        await opened.issue("last of the log again")
-        opened.clock.pass_seconds(1)
-        await archive(opened)
+        between = await archived_again(opened)
         await archive(opened, withhold_before=between)
         pieces = opened.rows(
             "SELECT a.withheld FROM archived a JOIN streams s ON s.id = a.stream WHERE s.name = ? ORDER BY a.to_v",

@@ -4,7 +4,6 @@ uvicorn's protocols and uvloop do the work; ours is when a connection is ended, 
 """
 
 import asyncio
-import errno
 import resource
 import signal
 import socket
@@ -18,20 +17,16 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from api import tls
+from api.accepting import Acceptor
 from api.cli.output import say_error
 from api.connections import COUNTS, HEAD_BYTES_MAX, Connection, Listener
 from api.logs import Log
 from api.settings import Settings, SettingsError
-from api.sockets import ANOTHER_PORT, LOCAL_BODY_BYTES_MAX, StartError, bind_local, bind_tcp, hear_no_more, why_not
+from api.sockets import LOCAL_BODY_BYTES_MAX, StartError, bind_local, bind_tcp
 
 IDLE_MAX: Final = 1000
-_BACKLOG: Final = 2048
 _DRAIN_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.02
-_HANDSHAKE_SECONDS: Final = 0.1
-_ACCEPTED_AT_ONCE: Final = 64
-_NOTHING_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_NOTHING_LEFT_SECONDS: Final = 1.0
 _OPEN_FILES_WANTED: Final = 65_536
 _OPEN_FILES_KEPT: Final = 128  # for the store, the key ring, what a request opens
 _CONNECTIONS_MIN: Final = 16
@@ -46,11 +41,11 @@ log = Log("api.server")
 class Server:
     """One application on its sockets. Lives in one event loop, and nothing here may be called from another thread.
 
-    `app` and `before_handshake` (called as each connection is accepted for TLS) may be set by `on_startup`, which runs
-    when the port is bound and nothing listens yet. `on_ready` runs when connections are accepted, `on_shutdown` after
-    the last answer, `on_reload` on SIGHUP after the certificate. A local path adds a socket there (mode 0600) whose
-    requests carry `state["local"]`: whoever may open the file is `local`. `sockets` are bound already, to the port of
-    `settings`: for one of several workers.
+    `app` and what the acceptor calls before a handshake may be set by `on_startup`, which runs when the port is bound
+    and nothing listens yet. `on_ready` runs when connections are accepted, `on_shutdown` after the last answer,
+    `on_reload` on SIGHUP after the certificate. A local path adds a socket there (mode 0600) whose requests carry
+    `state["local"]`: whoever may open the file is `local`. `sockets` are bound already, to the port of `settings`: for
+    one of several workers.
     """
 
     def __init__(
@@ -87,23 +82,14 @@ class Server:
             h11_max_incomplete_event_size=HEAD_BYTES_MAX,
         )
         self._state = ServerState()
-        self.before_handshake: Callable[[], None] | None = None
-        self._tls: tls.Context | None = None
+        self.acceptor: Final = Acceptor(settings, self._connection, self._state.connections)
         self._listeners: list[Listener] = []
-        self._sockets: list[socket.socket] = []
-        self._accepting: list[Callable[[], object]] = []  # what ends it, for each socket
-        self._handshakes: set[asyncio.Future[Any]] = set()  # accepted, and no connection yet
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._stop_asked = asyncio.Event()
         self._impatient = False
         self._reloading = asyncio.Lock()
         # Deadlines are set earlier by two looks' time: one until the next look, one for a look at thousands at once.
         self._sweep_seconds = min(0.25, settings.request_timeout_seconds / 20)
-
-    @property
-    def tls_context(self) -> tls.Context | None:
-        """The context that serves, from the start on; None where plain HTTP is served."""
-        return self._tls
 
     @property
     def connections(self) -> int:
@@ -122,32 +108,36 @@ class Server:
             raise SettingsError(
                 "TOKEN_LEDGER_WORKERS: this is one process; several are started by `token-ledger serve`"
             )
-        self._tls = tls.context_of(self.settings)
+        self.acceptor.tls = tls.context_of(self.settings)
         self._config.load()
         opened = False
         try:
             bound = self._given or bind_tcp(self.settings.host, self.settings.port)
-            self._sockets.extend(bound)
+            for sock in bound:
+                self.acceptor.hold(sock)
             self.settings = self.settings.on_port(bound[0].getsockname()[1])
             await self._run_hook("startup")
             opened = True
+            listening = {sock: self._listener() for sock in bound}
             # Only now: whoever owns the database owns the path, and a process that may not have it has left it alone.
-            local = [bind_local(self.local_path)] if self.local_path is not None else []
-            self._sockets.extend(local)
-            self._listeners = [self._listener(local=sock in local) for sock in self._sockets]
+            if self.local_path is not None:
+                local = bind_local(self.local_path)
+                self.acceptor.hold(local, self.local_path)
+                listening[local] = self._listener(local=True)
+            self._listeners = list(listening.values())
             self._sweep()  # which also sets the date that every answer carries, the first one too
-            for sock, listener in zip(self._sockets, self._listeners, strict=True):
-                await self._accept_on(sock, listener)
+            for sock, listener in listening.items():
+                await self.acceptor.accept_on(sock, listener)
             await self._run_hook("ready")
         except BaseException:
             if self._sweep_timer is not None:
                 self._sweep_timer.cancel()
-            self._close_sockets()
+            self.acceptor.close()
             if opened:
                 await self._run_hook("shutdown")
             raise
 
-    def _listener(self, *, local: bool) -> Listener:
+    def _listener(self, *, local: bool = False) -> Listener:
         return Listener(
             app=self.app,
             state=self._state,
@@ -160,82 +150,8 @@ class Server:
             access_log=self.settings.log_level == "debug",
         )
 
-    async def _accept_on(self, sock: socket.socket, listener: Listener) -> None:
-        loop = asyncio.get_running_loop()
-        make = self._factory(listener)
-        try:
-            if listener.local:
-                server = await loop.create_unix_server(make, sock=sock, backlog=_BACKLOG)
-            elif self._tls is None:
-                server = await loop.create_server(make, sock=sock, backlog=_BACKLOG)
-            else:
-                sock.listen(_BACKLOG)
-                self._accepting.append(lambda: loop.remove_reader(sock))
-                loop.add_reader(sock, self._accept_for_tls, sock, listener)
-                return
-        except OSError as error:  # another one listens there already: it had bound, as we have, but was faster
-            where = f"{self.settings.host} port {self.settings.port}"
-            raise StartError(why_not(where, error, ANOTHER_PORT)) from None
-        self._accepting.append(server.close)
-
-    def _accept_for_tls(self, sock: socket.socket, listener: Listener) -> None:
-        """Accept what waits, and end at once what is too much, before its handshake: that holds a file as well.
-
-        The loop's own way to accept tells nobody of a connection before its handshake, or when that fails.
-        """
-        for _ in range(_ACCEPTED_AT_ONCE):
-            try:
-                connection, _ = sock.accept()
-            except OSError as error:  # nobody waits any more, or who did has left
-                if error.errno in _NOTHING_LEFT:
-                    log.warning("accept_failed", why=str(error))
-                    loop = asyncio.get_running_loop()
-                    loop.remove_reader(sock)  # or it would ask again and again until there is something
-                    loop.call_later(_NOTHING_LEFT_SECONDS, self._accept_again, sock, listener)
-                return
-            if self.connections + len(self._handshakes) < listener.connections_max:
-                self._begin(connection, listener)
-            else:
-                self.counts["too_many"] += 1
-                connection.close()
-
-    def _accept_again(self, sock: socket.socket, listener: Listener) -> None:
-        if sock in self._sockets:
-            asyncio.get_running_loop().add_reader(sock, self._accept_for_tls, sock, listener)
-
-    def _begin(self, connection: socket.socket, listener: Listener) -> asyncio.Future[Any]:
-        """Begin with a connection that is accepted: with its handshake, where it has one."""
-        connection.setblocking(False)
-        options = {} if listener.local else self._tls_options()
-        loop = asyncio.get_running_loop()
-        begun = asyncio.ensure_future(loop.connect_accepted_socket(self._factory(listener), connection, **options))
-        self._handshakes.add(begun)
-        begun.add_done_callback(self._begun)
-        return begun
-
-    def _begun(self, begun: asyncio.Future[Any]) -> None:
-        self._handshakes.discard(begun)
-        error = None if begun.cancelled() else begun.exception()
-        if error is not None and not isinstance(error, OSError):  # who left, or does not speak TLS, is no event
-            log.exception("handshake_failed", error)
-
-    def _factory(self, listener: Listener) -> Callable[[], Connection]:
-        loop = asyncio.get_running_loop()
-        before_handshake = self.before_handshake
-        if self._tls is None or listener.local or before_handshake is None:
-            return lambda: self._protocol(listener, self._config, loop)
-
-        def accepted() -> Connection:
-            before_handshake()
-            return self._protocol(listener, self._config, loop)
-
-        return accepted
-
-    def _tls_options(self) -> dict[str, Any]:
-        seconds = self.settings.request_timeout_seconds
-        if self._tls is None:
-            return {}
-        return {"ssl": self._tls, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": min(seconds, 2.0)}
+    def _connection(self, listener: Listener) -> Connection:
+        return self._protocol(listener, self._config, asyncio.get_running_loop())
 
     # -- serve ---------------------------------------------------------------------------------------------------------
 
@@ -268,12 +184,12 @@ class Server:
             await self._reload()
 
     async def _reload(self) -> None:
-        if not self._accepting:
+        if not self.acceptor.is_accepting:
             log.warning("reload_ignored", why="the server is not serving yet, or not any more")
             return
-        if self._tls is not None:
+        if self.acceptor.tls is not None:
             try:
-                self._tls.load_again(self.settings)
+                self.acceptor.tls.load_again(self.settings)
             except SettingsError as error:
                 log.error("reload_failed", what="certificate", why=str(error))
             else:
@@ -353,8 +269,8 @@ class Server:
         moment_ends_at = loop.time() + min(_DRAIN_SECONDS, seconds / 4)
         while self.connections and not self._impatient and loop.time() < moment_ends_at:
             await asyncio.sleep(_POLL_SECONDS)
-        late = await self._accept_rest()
-        self._close_sockets()
+        late = await self.acceptor.accept_rest(wait=not self._impatient)
+        self.acceptor.close()
         while not self._impatient and loop.time() < give_up_at:
             for connection in self._open():
                 connection.drain()
@@ -367,42 +283,16 @@ class Server:
         await self._run_hook("shutdown")
         log.info("stopped")
 
-    async def _accept_rest(self) -> list[asyncio.Future[Any]]:
-        """Take what the kernel has accepted for us and the loop has not fetched yet, and see that no more comes."""
-        for sock in self._sockets:
-            hear_no_more(sock)
-        if not self._impatient:
-            await asyncio.sleep(_HANDSHAKE_SECONDS)
-        accepted: list[asyncio.Future[Any]] = []
-        for sock, listener in zip(self._sockets, self._listeners, strict=True):
-            while True:
-                try:
-                    connection, _ = sock.accept()
-                except OSError:
-                    break
-                accepted.append(self._begin(connection, listener))
-        return accepted
-
     async def _cut_off(self) -> None:
         tasks = list(self._state.tasks)
         if tasks or (self.connections and not self._impatient):
             log.warning("cut_off", connections=self.connections, requests=len(tasks))
         for connection in self._open():
             connection.transport.abort()
-        begun = list(self._handshakes)
+        begun = list(self.acceptor.handshakes)
         for task in (*tasks, *begun):
             task.cancel()
         await asyncio.gather(*tasks, *begun, return_exceptions=True)
-
-    def _close_sockets(self) -> None:
-        for stop in self._accepting:
-            stop()
-        for sock in self._sockets:
-            sock.close()
-        if self.local_path is not None and any(sock.family == socket.AF_UNIX for sock in self._sockets):
-            self.local_path.unlink(missing_ok=True)
-        self._accepting.clear()
-        self._sockets.clear()
 
 
 def run(app: Any, settings: Settings, **options: Any) -> int:

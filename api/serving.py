@@ -94,8 +94,10 @@ class Serving:
         server.app = self._app = create_app(ledger, settings, server=server, share=self._share, throttle=throttle)
         if self._in_front is not None:
             server.app = self._in_front(self._app, settings)
-        if server.tls_context is not None:
-            server.before_handshake = Anchors(server.tls_context, ledger.authority, self._app.certificates).renew
+        if server.acceptor.tls is not None:
+            server.acceptor.before_handshake = Anchors(
+                server.acceptor.tls, ledger.authority, self._app.certificates
+            ).renew
         if ledger.behind is None:
             try:
                 await self._begin(ledger)

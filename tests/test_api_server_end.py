@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from api.accepting import Acceptor
 from api.server import Parser, Server
 from api.settings import Settings
 from tests.server_process import free_port
@@ -169,10 +170,10 @@ def test_who_waits_to_be_accepted_is_served(parser: Parser) -> None:
 def test_a_server_that_just_closes_its_socket_resets_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin of the above."""
 
-    async def accept_none(self: Server) -> list[Any]:
+    async def accept_none(self: Acceptor, *, wait: bool) -> list[Any]:
         return []
 
-    monkeypatch.setattr(Server, "_accept_rest", accept_none)
+    monkeypatch.setattr(Acceptor, "accept_rest", accept_none)
     with pytest.raises(ConnectionError):
         _ask_at_the_last_moment("h11")  # on asyncio, which looks at its tasks before it looks at its sockets
 

@@ -226,9 +226,9 @@ def test_a_connection_counts_before_its_handshake(files: Files, parser: Parser) 
         for connection in (met, silent[0], *silent[3:]):
             connection.close()
         deadline = time.monotonic() + 5
-        while (running.server.connections or running.server._handshakes) and time.monotonic() < deadline:
+        while (running.server.connections or running.server.acceptor.handshakes) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert (0, 0) == (running.server.connections, len(running.server._handshakes))
+        assert (0, 0) == (running.server.connections, len(running.server.acceptor.handshakes))
     check_quiet(lines)
 
 

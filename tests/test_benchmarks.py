@@ -172,6 +172,16 @@ def test_a_stage_whose_run_was_broken_off_is_filled_anew(tmp_path: Path) -> None
     assert stage.begin(place)
 
 
+def test_a_stage_that_holds_less_than_is_asked_for_is_filled_anew(tmp_path: Path) -> None:
+    for asked in (Stage(0, "hot", 3), Stage(0, "hot", 2, (10,))):
+        place = tmp_path / "hot"
+        place.mkdir()
+        (place / TOKENS).write_text("one\ntwo\n")
+        assert not replace(asked, grants=2, histories=()).begin(place)
+        assert asked.begin(place)
+        place.rmdir()  # which would not go if anything were in it
+
+
 @pytest.mark.anyio
 async def test_tokens_are_out_of_their_file_while_they_are_rotated(tmp_path: Path) -> None:
     """The load client's own: at each request the file is gone, after the last answer it holds the successor."""

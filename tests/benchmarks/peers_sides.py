@@ -44,12 +44,18 @@ class Stage:
     is_remembered: bool = True
 
     def begin(self, folder: Path) -> bool:
-        """Whether the folder of a side lacks this stage: then it is empty, whatever an interrupted run left there."""
-        if (folder / TOKENS).exists():
+        """Whether the folder of a side lacks this stage: then it is empty, whatever was left there by a run that was
+        broken off, or asked for less."""
+        if self._is_in(folder):
             return False
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return True
+
+    def _is_in(self, folder: Path) -> bool:
+        if not all((folder / name).exists() for name in (TOKENS, *map(rotated, self.histories))):
+            return False
+        return len((folder / TOKENS).read_text("ascii").split()) >= self.grants
 
     @property
     def twin(self) -> str | None:

@@ -1,6 +1,6 @@
 """One connection: what both parsers share. Deadlines, limits, refusals on the protocol's level, and how it all ends.
 
-A connection is always in one of five states, told apart by `deadline`:
+A connection is always in one of five states, each with its own bound:
 
 - opened, nothing received yet: REQUEST_TIMEOUT_SECONDS from accept, the TLS handshake included
 - receiving a request: REQUEST_TIMEOUT_SECONDS from its first byte to its last

@@ -1,4 +1,5 @@
-"""What all decisions on presented tokens share: whether one is ours, what is recorded with a decision, the answer."""
+"""What all decisions on presented tokens share: whether one is ours, what has to be there for an answer, what is
+recorded with a decision."""
 
 import logging
 from collections.abc import Sequence

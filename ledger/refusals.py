@@ -1,7 +1,8 @@
 """Why a command is refused: one enum, one exception, and the two errors that are no refusal.
 
-A refusal that changes history is an event and a return value (`Decision.refused`); every other one is raised as
-`Refused` and leaves nothing behind. No HTTP status lives here: `api/errors.py` maps these names to answers.
+A refusal that changes history is events and a return value of `decide` (`RefusedOutcome`); every other one is raised by
+it and leaves nothing behind. Whoever asked is told both as `Refused`, the former once its events are appended: they are
+durable before it is heard (I-05). No HTTP status lives here: `api/errors.py` maps these names to answers.
 """
 
 from enum import Enum
@@ -41,12 +42,12 @@ class Refusal(Enum):
 
 
 class Refused(Exception):
-    """A command was refused and nothing was recorded.
+    """A command was refused, and nothing was recorded but what made it so: a reuse, an expiry, a rollback (I-05).
 
     `event_id` names the event that made it so, where one did. `counts` says that this presentation is to be counted
     in memory (presented after the end, stragglers and the like); `retry_after_seconds` belongs to `TOO_FAST`.
     `detail` is one line for the person who sent the command: never a token, a secret or what they sent. `reuse` is the
-    one thing that may have been recorded all the same, before the refusal is told (I-05). `used` says of `ALREADY_USED`
+    event where it is a reuse of a refresh token, for whoever tells the operating side. `used` says of `ALREADY_USED`
     whether it is an assertion or a DPoP proof (`SingleUse.kind`).
     """
 

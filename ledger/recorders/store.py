@@ -19,7 +19,8 @@ Derive = Callable[[Reads], Sequence[tuple[str, Sequence[tuple[object, ...]]]]]
 
 
 class Store(Protocol):
-    """A store that is open. All but `reader` belongs to the commit path. Everything raises StoreError."""
+    """A store that is open. All belongs to the commit path but `segments`, `reader` and `settled`, and of an optimistic
+    one `truncate_log` and `rewrite`. Everything raises StoreError."""
 
     @property
     def inline(self) -> tuple[Inline, ...]: ...
@@ -95,7 +96,10 @@ class Store(Protocol):
         ...
 
     def rollback(self) -> None: ...
-    def truncate_log(self) -> bool: ...
+    def truncate_log(self) -> bool:
+        """Take what was erased out of the places where the engine still keeps it; False: not now, try again."""
+        ...
+
     def reader(self) -> AbstractContextManager[Reads]:
         """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""
         ...

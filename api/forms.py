@@ -65,10 +65,6 @@ class Form:
         self.fields = fields
         self.resource = resource
 
-    def get(self, name: str) -> str | None:
-        """Return a parameter's value; None where it is absent or empty."""
-        return self.fields.get(name)
-
     def __repr__(self) -> str:
         return f"<Form {sorted(self.fields)}, {len(self.resource)} resources>"
 

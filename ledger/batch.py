@@ -144,14 +144,6 @@ class Batch:
         assert isinstance(loaded.aggregate, Grant)
         return loaded, loaded.aggregate
 
-    def aggregate(self, name: str, kind: type[A]) -> A:
-        """A stream's aggregate, a new one where nothing ever happened to it."""
-        loaded = self.load(name)
-        if loaded is None:
-            return kind()
-        assert isinstance(loaded.aggregate, kind)
-        return loaded.aggregate
-
     def event_at(self, name: str, v: int) -> AnyEvent:
         """One event of a stream, of the store or of this batch. It must exist."""
         stored = self._stored(name, v)

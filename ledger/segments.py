@@ -121,11 +121,6 @@ class BlocksInMemory:
             while len(self._kept) > BLOCKS_IN_MEMORY_MAX:
                 self._kept.popitem(last=False)
 
-    def clear(self) -> None:
-        """Forget all."""
-        with self._lock:
-            self._kept.clear()
-
 
 class Place(Protocol):
     """Where the bytes of one segment under way go. Raises OSError, StoreError."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -19,6 +20,9 @@ from ledger.keys import Keys
 from ledger.memory import Memory
 from ledger.recorders.sqlite import SQLiteStore
 from ledger.secret_hashes import secret_hash
+from ledger.snapshots import Aggregate
+
+A = TypeVar("A", bound=Aggregate)
 
 T0 = times.micros("2026-03-01T10:00:00.000000Z")
 WWW = Settings(auth="none", scope=("read",))
@@ -70,37 +74,36 @@ class House:
     # ------------------------------------------------------------ acts, inside a batch
 
     def register(self, batch: Batch, client_id: str = "www", ruling: Settings = WWW) -> None:
-        loaded = batch.load_or_create(f"client:{client_id}")
-        assert isinstance(loaded.aggregate, Client)
-        append(batch, f"client:{client_id}", loaded.aggregate.decide_settings(client_id, ruling, self.act()))
+        client = aggregate(batch, f"client:{client_id}", Client)
+        append(batch, f"client:{client_id}", client.decide_settings(client_id, ruling, self.act()))
 
     def disable(self, batch: Batch, client_id: str = "www") -> None:
-        append(batch, f"client:{client_id}", batch.aggregate(f"client:{client_id}", Client).decide_absence(self.act()))
+        append(batch, f"client:{client_id}", aggregate(batch, f"client:{client_id}", Client).decide_absence(self.act()))
 
     def end_client(self, batch: Batch, client_id: str = "www", before: int | None = None) -> None:
-        client = batch.aggregate(f"client:{client_id}", Client)
+        client = aggregate(batch, f"client:{client_id}", Client)
         append(batch, f"client:{client_id}", client.decide_revocation(self.act(), before=before))
 
     def end_subject(
         self, batch: Batch, subject_id: str = "ann", before: int | None = None, reason_class: str = "withdrawal"
     ) -> None:
-        subject = batch.aggregate(f"subject:{subject_id}", Subject)
+        subject = aggregate(batch, f"subject:{subject_id}", Subject)
         event = subject.decide_revocation(subject_id, self.act(), before=before, reason_class=reason_class)
         append(batch, f"subject:{subject_id}", event)
 
     def employ(self, batch: Batch, name: str, *tokens: str) -> None:
-        operator = batch.aggregate(f"operator:{name}", Operator)
+        operator = aggregate(batch, f"operator:{name}", Operator)
         hashes = tuple(secret_hash(self.ring, token) for token in tokens)
         spec = OperatorSpec(name=name, roles=("security",))
         append(batch, f"operator:{name}", operator.decide_settings(spec, hashes, self.act()))
 
     def dismiss(self, batch: Batch, name: str) -> None:
-        append(batch, f"operator:{name}", batch.aggregate(f"operator:{name}", Operator).decide_absence(self.act()))
+        append(batch, f"operator:{name}", aggregate(batch, f"operator:{name}", Operator).decide_absence(self.act()))
 
     def turn_keys(self, batch: Batch) -> None:
         """Add a key, let it sign, and distrust the one before."""
         for step in ("rotation", "activation", "distrust"):
-            keys = batch.aggregate("keys", Keys)
+            keys = aggregate(batch, "keys", Keys)
             new = max(keys.created_at, default=0) + (step == "rotation")
             if step == "rotation":
                 append(batch, "keys", keys.decide_rotation(new, f"{new:032x}", self.act()))
@@ -108,6 +111,12 @@ class House:
                 append(batch, "keys", keys.decide_activation(new, self.act()))
             elif new > 1:
                 append(batch, "keys", keys.decide_distrust(new - 1, self.act()))
+
+
+def aggregate(batch: Batch, stream: str, kind: type[A]) -> A:
+    found = batch.load_or_create(stream).aggregate
+    assert isinstance(found, kind)
+    return found
 
 
 def append(batch: Batch, stream: str, event: AnyEvent | None) -> None:

@@ -424,7 +424,7 @@ async def test_a_replaced_segment_is_there_for_whoever_looks_at_an_older_moment(
             reads.select("SELECT 1 FROM streams")
             for _ in range(2):
                 await archive(opened, withhold_before=opened.clock.now + 1)
-            blocks_in_memory(opened).clear()
+            blocks_in_memory(opened)._kept.clear()
             for _ in (*replay.check_segments(reads), *replay.follow(reads)):
                 pass
             assert (broken and each_store == "sqlite") == bool(replay.broken)

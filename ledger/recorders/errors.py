@@ -56,8 +56,8 @@ class EventsAltered(HistoryBroken):
 
 
 class Withheld(StoreError):
-    """The bytes of these events were given up when the archive's own time for them was over; `what` names them."""
+    """The bytes of these events were given up when the archive's own time for them was over."""
 
     def __init__(self, what: str) -> None:
+        """`what` names them."""
         super().__init__(f"{what}: withheld since the archive's time was over")
-        self.what = what

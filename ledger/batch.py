@@ -351,8 +351,7 @@ class Batch:
     @property
     def writes(self) -> bool:
         """Whether there is anything to make durable."""
-        work = self.work
-        return bool(work.events or work.private or work.control is not None or work.serial is not None)
+        return self.work.writes
 
     @property
     def must_commit(self) -> bool:
@@ -361,15 +360,16 @@ class Batch:
 
     def write(self) -> None:
         """Put everything into the open transaction. Raises StoreError; nothing is durable yet."""
-        work = self.work
-        for name, (loaded, v_before) in self._touched.items():
-            assert loaded.head is not None
-            head = bytes.fromhex(loaded.head)
-            state = snapshots.encode(loaded.v, head, loaded.aggregate)
-            asked = snapshots.asked(loaded.aggregate)
-            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, asked, v_before)
+        for loaded, v_before in self._touched.values():
+            self._add_head(loaded, v_before)
         if self.writes:
-            self.store.write(work)
+            self.store.write(self.work)
+
+    def _add_head(self, loaded: Loaded, v_before: int) -> None:
+        assert loaded.head is not None
+        head = bytes.fromhex(loaded.head)
+        state, asked = snapshots.encode(loaded.v, head, loaded.aggregate), snapshots.asked(loaded.aggregate)
+        self.work.add_head(loaded.id, loaded.name, loaded.v, loaded.position, head, state, asked, v_before)
 
     def settle(self, done: list[tuple[W, D, bool]]) -> tuple[list[tuple[W, D, bool]], list[W]]:
         """After the commit: who is answered, and who is to be decided again. Here the commit was all or nothing."""

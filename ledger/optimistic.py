@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import force_setattr
 
-from ledger import snapshots
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.events import decode
@@ -142,13 +141,8 @@ class OptimisticBatch(Batch):
                 if (known := self._uses.known(name)) is not None:
                     work.read.append((known.id, known.v, unit))
                 continue
-            loaded, v_before = touched
-            assert loaded.head is not None
-            head = bytes.fromhex(loaded.head)
-            state = snapshots.encode(loaded.v, head, loaded.aggregate)
-            asked = snapshots.asked(loaded.aggregate)
-            work.names[loaded.id] = name
-            work.add_head(loaded.id, name, loaded.v, loaded.position, head, state, asked, v_before)
+            work.names[touched[0].id] = name
+            self._add_head(*touched)
         assert len(work.moved) + len(work.made) == len(self._touched), "events without their head"
         self.store.write(work)
 

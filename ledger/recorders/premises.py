@@ -47,8 +47,3 @@ class CheckedWork(Work):
         each = self.inline[number]
         key = parameters[0] if each.writes[kind].kind == "insert" else parameters[-1]
         self.projected.setdefault(f"{each.name}/{kind}", {})[key] = (stream, parameters)
-
-    @property
-    def writes(self) -> bool:
-        """Whether anything is to be written, and not only to be checked."""
-        return bool(self.events or self.private or self.control is not None or self.serial is not None)

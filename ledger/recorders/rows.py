@@ -98,6 +98,11 @@ class Work:
         self.control: int | None = None
         self.serial: int | None = None
 
+    @property
+    def writes(self) -> bool:
+        """Whether anything is to be written."""
+        return bool(self.events or self.private or self.control is not None or self.serial is not None)
+
     def add_head(
         self, id: StreamKey, name: str, v: int, position: int, head: bytes, state: bytes, asked: Asked, v_before: int
     ) -> None:

@@ -14,7 +14,7 @@ from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.history import first_redemption, revocation
 from ledger.memory import Loaded
-from ledger.presenting import Desk, PresentedAccess, access_secret_right, is_of
+from ledger.presenting import Desk, PresentedAccess, access_secret_right, is_of, standing_of
 from ledger.refusals import Forgotten, Refusal
 from ledger.retired import budget_left
 from ledger.standing import ACTIVE, Standing, ended_by_epoch
@@ -167,7 +167,7 @@ def _first_end(batch: Batch, loaded: Loaded, grant: Grant, rules: Rules, token: 
         why = f"that was given back at {given_back.at}"
         reason = Refusal.REVOKED_BY_CLIENT.value
         ends.append(_End(why, times.micros(given_back.at), given_back.event_id, given_back.requested_by, reason))
-    standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
+    standing = grant.judge(batch.now, rules.epoch_end)
     if standing.refusal is Refusal.EXPIRED_IDLE:
         standing = grant.suspension or (ACTIVE if rules.epoch_end is None else ended_by_epoch(rules.epoch_end))
     if standing.refusal is not None:
@@ -208,7 +208,7 @@ def _why_inactive(grant: Grant, rules: Rules, token: AccessToken, issued: AnyEve
 
 def _withheld(batch: Batch, desk: Desk, grant: Grant) -> Explanation:
     """An access token of a grant whose history the archive's own time is over for: what issued it nobody can tell."""
-    standing = grant.judge(max(batch.now, grant.at), desk.authority.rules(grant).epoch_end)
+    standing = standing_of(batch, desk, grant)
     return Explanation(
         verdict="access_token_inactive",
         text=f"An access token of a grant that is {standing.status} since {_since(standing)}; its history is withheld.",

@@ -21,8 +21,9 @@ def introspect(batch: Batch, desk: Desk, asker: Caller | None, presented: tokens
     if not secret_right(desk, loaded, presented) or presented.generation != grant.generation:
         return None
     rules = desk.authority.rules(grant)
-    now = max(batch.now, grant.at)
-    if rules.client is None or presented.key_id != grant.key_id or grant.judge(now, rules.epoch_end).status != "active":
+    if rules.client is None or presented.key_id != grant.key_id:
+        return None
+    if grant.judge(batch.now, rules.epoch_end).status != "active":
         return None
     if presented.key_id in rules.distrusted and not (rules.client.authenticates or grant.bound):
         return None

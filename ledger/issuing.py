@@ -12,7 +12,7 @@ from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.memory import Loaded
 from ledger.new_grants import begin, beginning, check_issuer, drawn
-from ledger.presenting import Desk, check_keys, unsigned_jwt
+from ledger.presenting import Desk, check_keys, standing_of, unsigned_jwt
 from ledger.private import body_mac, commitment, idempotency_mac
 from ledger.refusals import Refusal, Refused
 
@@ -83,8 +83,7 @@ def _again(
     assert loaded.private is not None
     if loaded.private.body_mac != request_mac:
         raise Refused(Refusal.UNPROCESSABLE, detail="this Idempotency-Key was used for another request")
-    rules = desk.authority.rules(grant)
-    standing = grant.judge(max(batch.now, grant.at), rules.epoch_end)
+    standing = standing_of(batch, desk, grant)
     if standing.status not in ("active", "suspended") or loaded.private.nonce is None:
         raise Refused(Refusal.CONFLICT, detail="the grant of this Idempotency-Key has ended")
     issued = batch.event_at(loaded.name, 1)

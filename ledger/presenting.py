@@ -282,7 +282,7 @@ def keep_new_context(batch: Batch, loaded: Loaded, source: Source, context: str)
 
 def standing_of(batch: Batch, desk: Desk, grant: Grant) -> Standing:
     """A grant's standing now."""
-    return grant.judge(max(batch.now, grant.at), desk.authority.rules(grant).epoch_end)
+    return grant.judge(batch.now, desk.authority.rules(grant).epoch_end)
 
 
 def after_refusal(batch: Batch, desk: Desk, loaded: Loaded, refusal: Refused, generation: int, source: Source) -> None:

@@ -118,7 +118,7 @@ def _first_redemption(
     """Only a generation two or more behind of a grant that lives needs its history; halving finds it."""
     if grant.generation is None or generation > grant.generation - 2:
         return None
-    if grant.judge(max(batch.now, grant.at), rules.epoch_end).status != "active":
+    if grant.judge(batch.now, rules.epoch_end).status != "active":
         return None
     return first_redemption(batch, loaded.name, grant.v, generation)
 

@@ -76,7 +76,7 @@ def judge(reads: Reads, row: Row, at: int, epoch_end: EpochEnd | None) -> Standi
     said = row.said
     if said is None and row.state_position is not None:
         grant = aggregate(reads, f"grant:{row.grant_id}", Grant)
-        return grant.judge(max(at, grant.at), epoch_end)
+        return grant.judge(at, epoch_end)
     if isinstance(said, GrantRevoked):
         return standing.revoked(said.reason_class, said.requested_by, times.micros(said.at), said.event_id)
     if isinstance(said, GrantExpired):

@@ -76,6 +76,8 @@ JUDGED = [
     Judged("its own end first, then an epoch", (revoke(10),), 60,
            Standing("revoked", "termination", moment(10), f"{STREAM}/2", Refusal.REVOKED_BY_OPERATOR), epoch=50),
     Judged("the clock is behind the grant's last event", (suspend(IDLE - 5), reinstate(IDLE - 4)), 0, ACTIVE),
+    Judged("the clock is behind an event that came after its idle end", (foreign(0, IDLE + 5),), 0,
+           Standing("expired", "expiry", moment(IDLE), None, Refusal.EXPIRED_IDLE)),
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import msgspec
 from ledger import times
 from ledger.acts import Act
 from ledger.commands import ClientRules
-from ledger.epochs import Epoch, checked_before
+from ledger.epochs import Epoch, check_before
 from ledger.events import (
     ClientChanged,
     ClientDisabled,
@@ -163,7 +163,7 @@ class Client(msgspec.Struct, array_like=True):
         Also while it is disabled. `reason` is a commitment; `issued_since` as in `Epoch.adds`. Raises Refused where
         `before` lies in the future.
         """
-        checked_before(before, act.at)
+        check_before(before, act.at)
         if not self.epoch.adds(before, issued_since=issued_since):
             return None
         return ClientRevoked(

@@ -52,7 +52,7 @@ class Epoch(msgspec.Struct, array_like=True):
             self.latest_before = max(self.latest_before, times.micros(event.before))
 
 
-def checked_before(before: int | None, now: int) -> None:
+def check_before(before: int | None, now: int) -> None:
     """A `before` may not lie in the future. Raises Refused."""
     if before is not None and before > now:
         raise Refused(Refusal.INVALID_REQUEST, detail="before lies in the future")
@@ -102,7 +102,7 @@ class Subject(msgspec.Struct, array_like=True):
         `reason` is a commitment; `reason_class` is `withdrawal` or `reuse`; `issued_since` as in `Epoch.adds`.
         Raises Refused where `before` lies in the future.
         """
-        checked_before(before, act.at)
+        check_before(before, act.at)
         if not self.epoch.adds(before, issued_since=issued_since):
             return None
         return SubjectRevoked(

@@ -10,6 +10,7 @@ from ledger.batch import Batch
 from ledger.changes import ApplyReport, compared
 from ledger.clients import LOCAL_OPERATOR, Client, ClientSpec, Operator, OperatorSpec
 from ledger.commands import GrantCommand, ReinstateGrant, RevokeGrant, SuspendGrant
+from ledger.epochs import check_before
 from ledger.events import AuditRead, KeyEvent, LedgerRestored, LedgerStarted, LedgerStopped, decode
 from ledger.keyring import KeyRing
 from ledger.keys import STREAM as KEYS
@@ -67,8 +68,7 @@ def revoke_subject(
 ) -> EpochAnswer:
     """End all grants of a person, or those issued before a moment. A person never seen is no error."""
     _check_reason(reason)
-    if before is not None and before > batch.now:
-        raise Refused(Refusal.INVALID_REQUEST, detail="before lies in the future")
+    check_before(before, batch.now)
     subject_id = known_id_of(batch, desk.ring, subject)
     if subject_id is None:
         return EpochAnswer(known=False, epoch=0)

@@ -86,7 +86,7 @@ def unmade(
     loaded: Loaded,
     grant: Grant,
     served: Served,
-    jwt: jwt_access_tokens.Unsigned | None = None,
+    jwt: jwt_access_tokens.Unsigned | None,
 ) -> Unmade:
     """What was served, as the grant stands now. `jwt` is what `unsigned_jwt` gave; `check_nonce` was asked before."""
     private = loaded.private

@@ -224,7 +224,7 @@ class Ledger:
         source: Source,
         token: str,
         tell: Callable[[TokenAnswer | BaseException], None],
-        prepare: Callable[[TokenAnswer], None] | None = None,
+        prepare: Callable[[TokenAnswer], None],
     ) -> bool:
         """As `refresh`, without anybody waiting: `tell`, which may not raise, is called once with the answer or with
         what `refresh` would raise. False: not this one, and nothing happened. `token` is ASCII.

@@ -25,7 +25,7 @@ class Refreshing:
         source: Source,
         presented: tokens.Presented,
         tell: Callable[[TokenAnswer | BaseException], None],
-        prepare: Callable[[TokenAnswer], None] | None,
+        prepare: Callable[[TokenAnswer], None],
     ) -> None:
         self._ledger = ledger
         self._caller = caller
@@ -45,8 +45,7 @@ class Refreshing:
     def made(self) -> TokenAnswer:
         """Make the answer, and have it prepared."""
         answer = self._unmade.made()
-        if self._prepare is not None:
-            self._prepare(answer)
+        self._prepare(answer)
         return answer
 
     def done(self) -> bool:

@@ -93,7 +93,7 @@ def judge(reads: Reads, row: Row, at: int, epoch_end: EpochEnd | None) -> Standi
     return ACTIVE
 
 
-def view(row: Row, outside: Outside, disclosure: Disclosure | None = None) -> GrantView:
+def view(row: Row, outside: Outside, disclosure: Disclosure | None) -> GrantView:
     """A row as it is shown, judged at the moment of `outside`; with personal data where `disclosure` is given."""
     passed = outside.ended_by(row)
     judged = judge(outside.reads, row, outside.at, None if passed is None else passed.end)

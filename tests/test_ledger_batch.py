@@ -330,11 +330,13 @@ async def test_refreshes_without_a_task_are_read_in_one_question_too(tmp_path: P
         issued = [await opened.issue(f"person-{n}") for n in range(20)]
         opened.ledger.memory.forget_everything()
         told: list[TokenAnswer | BaseException] = []
+        prepared: list[TokenAnswer] = []
         for each in issued:
             assert each.refresh_token is not None
-            assert opened.ledger.refresh_soon(caller(), HOME, each.refresh_token, told.append)
+            assert opened.ledger.refresh_soon(caller(), HOME, each.refresh_token, told.append, prepared.append)
         await in_one_batch(opened, opened.ledger.commits.submit(lambda batch: None, ours=True))
         assert [True] * 20 == [isinstance(each, TokenAnswer) for each in told]
+        assert prepared == told
         assert [20] == questions
 
 

@@ -137,7 +137,7 @@ async def soon(
     """What a refresh without a task is told; None: it is none for that."""
     assert text is not None
     told: asyncio.Future[TokenAnswer | BaseException] = asyncio.get_running_loop().create_future()
-    return await told if opened.ledger.refresh_soon(who, source, text, told.set_result) else None
+    return await told if opened.ledger.refresh_soon(who, source, text, told.set_result, lambda answer: None) else None
 
 
 async def test_an_answer_is_prepared_before_it_is_told(tmp_path: Path) -> None:

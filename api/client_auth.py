@@ -102,7 +102,7 @@ class ClientAuth:
         authorization: bytes | None,
         form: Mapping[str, str],
         address: str,
-        extensions: Extensions = None,
+        extensions: Extensions,
         *,
         headers: Headers | None = None,
     ) -> Caller:
@@ -112,7 +112,7 @@ class ClientAuth:
         return self.caller(authorization, form, address, extensions, headers=headers)
 
     async def asserted(
-        self, authorization: bytes | None, form: Mapping[str, str], address: str, extensions: Extensions = None
+        self, authorization: bytes | None, form: Mapping[str, str], address: str, extensions: Extensions
     ) -> Caller:
         """As `caller`, for a form with an assertion (RFC 7523). Raises Unavailable where the client's keys are away."""
         shown = presented(authorization, form)

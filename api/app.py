@@ -77,7 +77,7 @@ _POSTED_BY_CLIENTS: Final = (*_POSTED_BY_PAGES, *_INTROSPECTION_PATHS)
 _UNSEEN: Final[Mapping[str, bool]] = {}
 
 Asgi = Callable[[Any, Receive, Send], Awaitable[None]]
-OnceMore = Callable[[Headers, bytes, Replies], bool]
+ServesRepeated = Callable[[Headers, bytes, Replies], bool]
 """Serves a request that repeats another of its connection, by their headers; False: it does not, nothing happened."""
 
 
@@ -106,7 +106,7 @@ class App:
     def __init__(
         self,
         hot: dict[str, Asgi],
-        repeated: dict[str, OnceMore],
+        repeated: dict[str, ServesRepeated],
         cross_origin: CrossOrigin,
         certificates: ClientCertificates,
         public: Asgi,
@@ -119,7 +119,7 @@ class App:
         self._public = public
         self.local = local
 
-    def once_more(self, scope: Any) -> OnceMore | None:
+    def once_more(self, scope: Any) -> ServesRepeated | None:
         """What serves requests without a task that repeat this one on its connection; None where nothing does."""
         return None if scope["state"]["names_origin"] else self._repeated.get(scope["path"])
 
@@ -181,7 +181,7 @@ def create_app(
         **dict.fromkeys(_REVOCATION_PATHS, OfWholeLog(ledger, revocation)),
         **dict.fromkeys(_INTROSPECTION_PATHS, OfWholeLog(ledger, introspection)),
     }
-    repeated: dict[str, OnceMore] = dict.fromkeys(_TOKEN_PATHS, token.once_more)
+    repeated: dict[str, ServesRepeated] = dict.fromkeys(_TOKEN_PATHS, token.once_more)
     if settings.tls_client_cert_header is not None:
         repeated = {}  # a proxy tells which certificate a request came with: each is looked at
     if settings.trusted_proxies and sees_certificates(settings):

@@ -286,9 +286,6 @@ class Commits:
 
     def look(self, decide: Decide[None]) -> None:
         """Ask the store what others have changed, where nobody asks it anyway; and whether it is there."""
-        self._ask(decide)
-
-    def _ask(self, decide: Decide[None]) -> None:
         line = self._line
         if not (line.waiting or line.alone or self._committing or line.closed):
             forgotten(self.submit(decide, ours=True))
@@ -304,7 +301,7 @@ class Commits:
             # Everybody was refused, and an unready node is sent nobody: ask the store itself whether it has healed.
             # While requests come they ask: what they want written may have no room where so little still has some.
             if self._loop.time() - self._line.failed_at >= PROBE_AFTER_SECONDS:
-                self._ask(Batch.probe)
+                self.look(Batch.probe)
 
     # ------------------------------------------------------------ the connection for oneself, and the end
 

@@ -66,7 +66,11 @@ class TokenEndpoint:
             return
         started = perf_counter()
         try:
-            answer = await self._answer(scope, receive)
+            body = scope["state"].get("body") if "state" in scope else None
+            if body is None:
+                body = await forms.read_body(receive, self._desk.body_bytes_max)
+                started = perf_counter()  # how long a client takes to send it says nothing of us
+            answer = await self._answer(scope, body)
             outcome = "ok"
         except forms.ClientGone:
             return
@@ -77,11 +81,8 @@ class TokenEndpoint:
         self._desk.meters.token_request(outcome, perf_counter() - started)
         await answer.send(send)
 
-    async def _answer(self, scope: Any, receive: Receive) -> Answer:
+    async def _answer(self, scope: Any, body: bytes) -> Answer:
         headers = Headers.of(scope["headers"])
-        body = scope["state"].get("body") if "state" in scope else None
-        if body is None:
-            body = await forms.read_body(receive, self._desk.body_bytes_max)
         form = forms.parse(headers, body)
         source = self._desk.contexts.of(scope)
         caller = self._clients.again(headers, form.fields, source.address)

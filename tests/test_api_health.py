@@ -1,5 +1,7 @@
 """Health, readiness and metrics: no token needed, nothing of a request becomes a label, no secret among them."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,22 @@ async def test_outcomes_secrets_and_refusals_are_counted(tmp_path: Path) -> None
             ("token_ledger_position", ()): ledger.opened.last_position(),
         }
         assert expected == {key: counts[key] for key in expected}
+
+
+async def test_a_request_is_timed_from_its_last_byte(tmp_path: Path) -> None:
+    """How long a client takes to send its body says nothing of the server."""
+    async with asking(tmp_path) as ledger:
+        issued = await ledger.issue("www")
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield b"grant_type=refresh_token&refresh_token="
+            await asyncio.sleep(0.4)
+            yield issued["refresh_token"].encode()
+
+        headers = {**basic("www"), "content-type": "application/x-www-form-urlencoded"}
+        answer = await ledger.ask("POST", "/token", headers=headers, content=slowly())
+        assert 200 == answer.status_code
+        assert (await ledger.scraped())[("token_ledger_token_request_seconds_sum", ())] < 0.4
 
 
 async def test_each_reuse_is_one_log_line_and_one_count(tmp_path: Path) -> None:

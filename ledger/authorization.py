@@ -20,7 +20,6 @@ from ledger.commands import (
 from ledger.events import (
     GrantAuthorized,
     GrantEvent,
-    GrantExpired,
     GrantIssued,
     GrantRevoked,
     RefreshTokenWithheld,
@@ -28,13 +27,12 @@ from ledger.events import (
 )
 from ledger.grant_state import GrantState
 from ledger.lifetimes import idle_end
-from ledger.members import minted, policy_members, shown, stamp
-from ledger.minting import mint, resources
+from ledger.members import minted, policy_members, stamp
+from ledger.minting import mint, resources, stopped
 from ledger.policy import CODE_TTL_SECONDS_MAX
 from ledger.redirects import registered
 from ledger.refusals import Refusal, Refused
 from ledger.scope import OFFLINE_ACCESS, granted_resource, granted_scope, within
-from ledger.standing import Standing
 from ledger.times import SECOND
 
 AUTHORIZATION_CODE = "authorization_code"
@@ -105,7 +103,7 @@ def exchange(grant: GrantState, command: ExchangeCode, rules: Rules) -> Decision
     at = command.at if command.at > grant.at else grant.at
     standing = grant.judge(at, rules.epoch_end)
     if standing.status != "active":
-        return _present_stopped(grant, command, rules, standing)
+        return stopped(grant, command, rules, standing)
     if command.key_id in rules.distrusted:
         raise Refused(Refusal.KEY_DISTRUSTED, event_id=rules.distrusted[command.key_id])
     if grant.issued:
@@ -125,22 +123,6 @@ def _began_with(command: ExchangeCode) -> bool:
         and authorized.dpop_jkt in (None, command.presenter.proof_jkt)
         and command.key_id == authorized.key_id
     )
-
-
-def _present_stopped(grant: GrantState, command: ExchangeCode, rules: Rules, standing: Standing) -> Decision:
-    """Refused, no escalation. The first after an expiry puts it on record, for good (I-16)."""
-    assert standing.refusal is not None
-    if standing.status != "expired" or standing.event_id is not None:
-        raise Refused(standing.refusal, event_id=standing.event_id, counts=True)
-    assert standing.at is not None
-    event = GrantExpired(
-        **stamp(grant, command, rules),
-        **shown(command.presenter),
-        kind=grant.expiry_kind,
-        expired_at=times.text(standing.at),
-        presented_generation=0,  # the one that a code stands for
-    )
-    return Decision(events=[event], outcome=RefusedOutcome(refusal=standing.refusal, event_id=event.event_id))
 
 
 def _present_used(grant: GrantState, command: ExchangeCode, rules: Rules) -> Decision:

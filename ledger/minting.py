@@ -1,4 +1,5 @@
-"""What a presentation can be given: an access token for so long and so much, or nothing: the grant has expired."""
+"""What a presentation can be given: an access token for so long and so much, or nothing: the grant has ended, or is
+stopped."""
 
 from ledger import times
 from ledger.commands import AccessToken, Decision, ExchangeCode, RedeemToken, RefusedOutcome, Rules
@@ -6,8 +7,9 @@ from ledger.events import GrantExpired, Words
 from ledger.grant_state import GrantState
 from ledger.lifetimes import access_token_life
 from ledger.members import shown, stamp
-from ledger.refusals import Refusal
+from ledger.refusals import Refusal, Refused
 from ledger.scope import narrowed_resource
+from ledger.standing import Standing
 from ledger.times import SECOND
 
 
@@ -46,14 +48,25 @@ def resources(grant: GrantState, asked: Words | None, allowed: Words) -> Words |
     return narrowed_resource(asked, granted or ()) if asked else granted
 
 
-def expire(grant: GrantState, command: RedeemToken, rules: Rules, kind: str, expired_at: int) -> Decision:
-    """The owner is the first to present a token after the end: that goes on record, for good (I-16)."""
+def stopped(grant: GrantState, command: RedeemToken | ExchangeCode, rules: Rules, standing: Standing) -> Decision:
+    """After the end or during a suspension: refused, no escalation. The first after an expiry puts it on record."""
+    assert standing.refusal is not None
+    if standing.status != "expired" or standing.event_id is not None:
+        raise Refused(standing.refusal, event_id=standing.event_id, counts=True)
+    assert standing.at is not None
+    return expire(grant, command, rules, grant.expiry_kind, standing.at)
+
+
+def expire(
+    grant: GrantState, command: RedeemToken | ExchangeCode, rules: Rules, kind: str, expired_at: int
+) -> Decision:
+    """The owner is the first to present a token or code after the end: that goes on record, for good (I-16)."""
     event = GrantExpired(
         **stamp(grant, command, rules),
         **shown(command.presenter),
         kind=kind,
         expired_at=times.text(expired_at),
-        presented_generation=command.generation,
+        presented_generation=command.generation if isinstance(command, RedeemToken) else 0,  # what a code stands for
     )
     refusal = Refusal.EXPIRED_ABSOLUTE if kind == "absolute" else Refusal.EXPIRED_IDLE
     return Decision(events=[event], outcome=RefusedOutcome(refusal=refusal, event_id=event.event_id))

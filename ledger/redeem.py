@@ -18,12 +18,11 @@ from ledger.events import (
 from ledger.grant_state import GrantState
 from ledger.lifetimes import idle_end, windows
 from ledger.members import shown, stamp
-from ledger.minting import expire, mint, resources
+from ledger.minting import expire, mint, resources, stopped
 from ledger.policy import Policy
 from ledger.refusals import Refusal, Refused
 from ledger.retired import present_older, present_previous
 from ledger.scope import resolve
-from ledger.standing import Standing
 from ledger.times import SECOND
 
 
@@ -43,7 +42,7 @@ def redeem(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
     at = command.at if command.at > grant.at else grant.at
     standing = grant.judge(at, rules.epoch_end)
     if standing.status != "active":
-        return _present_stopped(grant, command, rules, standing)
+        return stopped(grant, command, rules, standing)
     presented = command.generation
     if command.key_id in rules.distrusted and (presented < current or not grant.proven(presenter)):
         raise Refused(Refusal.KEY_DISTRUSTED, event_id=rules.distrusted[command.key_id])
@@ -54,15 +53,6 @@ def redeem(grant: GrantState, command: RedeemToken, rules: Rules) -> Decision:
     if presented == current - 1:
         return present_previous(grant, command, rules, at)
     return present_older(grant, command, rules, at)
-
-
-def _present_stopped(grant: GrantState, command: RedeemToken, rules: Rules, standing: Standing) -> Decision:
-    """After the end or during a suspension: refused, no escalation. The first after an expiry puts it on record."""
-    if standing.status == "expired" and standing.event_id is None:
-        assert standing.at is not None
-        return expire(grant, command, rules, grant.expiry_kind, standing.at)
-    assert standing.refusal is not None
-    raise Refused(standing.refusal, event_id=standing.event_id, counts=True)
 
 
 def _present_ahead(grant: GrantState, command: RedeemToken, rules: Rules, current: int) -> Decision:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from starlette.routing import BaseRoute, Route, Router
 
 from api import errors
-from api.answers import Replies, oauth_error
+from api.answers import Replies, Send, oauth_error
 from api.archiver import Archiver
 from api.assertions import Assertions
 from api.authorizations import Authorizations
@@ -22,9 +22,10 @@ from api.context import Contexts
 from api.cors import CrossOrigin
 from api.dpop import ALGORITHMS, Proofs, target
 from api.dpop_nonces import Nonces
-from api.endpoint import FrontDesk, Open, Operated, Receive, Send
+from api.endpoint import FrontDesk, Open, Operated
 from api.ends import Ends
 from api.explain import Explain
+from api.forms import Receive
 from api.grants import READERS, SEE_ALL, Grants
 from api.guides import Guides
 from api.heads import Headers

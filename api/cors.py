@@ -11,8 +11,8 @@ no such thing, and a page whose request did not arrive is told of a network erro
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from api.answers import NOT_STORED, Answer, Header
-from api.endpoint import Receive, Send
+from api.answers import NOT_STORED, Answer, Header, Send
+from api.forms import Receive
 
 ORIGIN: Final = b"origin"
 EXPOSED: Final = b"DPoP-Nonce, WWW-Authenticate, Ledger-Position, Retry-After, Date"

@@ -11,15 +11,14 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from api import errors, forms
-from api.answers import Answer, BadRequest, method_not_allowed
+from api.answers import Answer, BadRequest, Send, method_not_allowed
 from api.context import Contexts
+from api.forms import Receive
 from api.metrics import Meters
 from api.operators import Operators, may
 from ledger.clients import Operator
 
 T = TypeVar("T")
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 QUERY_FIELDS_MAX = 16
 

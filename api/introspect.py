@@ -13,7 +13,8 @@ from api import forms
 from api.answers import Answer, BadRequest, json_answer, method_not_allowed
 from api.client_auth import ClientAuth, authorization
 from api.dpop import Proofs, Target, proof_of
-from api.endpoint import Endpoint, FrontDesk, Receive
+from api.endpoint import Endpoint, FrontDesk
+from api.forms import Receive
 from api.grants import issued, only_issuer
 from api.operators import Operators, bearer_token
 from api.reading import Reading

@@ -6,7 +6,8 @@ from api import forms
 from api.answers import Answer, BadRequest, empty_answer, method_not_allowed
 from api.client_auth import ClientAuth, authorization
 from api.dpop import Proofs, Target, proof_of
-from api.endpoint import Endpoint, FrontDesk, Receive
+from api.endpoint import Endpoint, FrontDesk
+from api.forms import Receive
 from ledger.answers import Source
 from ledger.application import Ledger
 from ledger.refusals import Refused

@@ -9,10 +9,11 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from api import errors, forms
-from api.answers import Answer, BadRequest, Replies, TokenResponse, method_not_allowed, token_answer
+from api.answers import Answer, BadRequest, Replies, Send, TokenResponse, method_not_allowed, token_answer
 from api.client_auth import ClientAuth, authorization
 from api.dpop import InvalidProof, Proofs, Target, nonce_header, proof_of
-from api.endpoint import FrontDesk, Receive, Send
+from api.endpoint import FrontDesk
+from api.forms import Receive
 from api.heads import Headers, OnceMore
 from api.metrics import Meters
 from ledger.answers import Caller, Source, TokenAnswer

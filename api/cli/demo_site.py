@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from api import forms
-from api.answers import Answer, BadRequest, Header, method_not_allowed
+from api.answers import Answer, BadRequest, Header, Send, method_not_allowed
 from api.cli import demo_html as html
 from api.cli.curl import Answer as Answered
 from api.cli.curl import Https, Request
-from api.endpoint import Receive, Send
+from api.forms import Receive
 
 FORM_BYTES_MAX: Final = 8192
 

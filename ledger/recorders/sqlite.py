@@ -47,7 +47,7 @@ moment, high above the last), and what is not here the system keeps."""
 
 
 class SQLiteStore:
-    """One SQLite database, owned by this process from `open` to `close`."""
+    """One SQLite database, owned by this process from `open` to `close`. It is not opened again."""
 
     optimistic: Final = False
     reached: Final = 1
@@ -76,8 +76,6 @@ class SQLiteStore:
         inline tables, locked, or a write-ahead log that does not check-point.
         """
         self._owner = OwnerLock.take(self.path)
-        self._readers = Readers(self.path, self.segments)
-        self._log = WriteAheadLog(self.path, self._readers.connect)
         try:
             return self._open(ring_id)
         except sqlite3.Error as error:
@@ -179,7 +177,7 @@ class SQLiteStore:
         return msgspec.json.encode([each.name for each in self.inline]).decode()
 
     def close(self) -> None:
-        """Give the file back. Safe to call twice, and in any state."""
+        """Give the file back for good. Safe to call twice, and in any state."""
         self._readers.close()
         self._log.let_go()
         if self._writer is not None:

@@ -167,8 +167,8 @@ async def opened(database: Path, log: list[str]) -> AsyncIterator[local.Asgi]:
     log.append("open")
     try:
         yield echo
+        log.append("close")  # not where the end of the loop throws it out: then nobody hears what goes wrong
     finally:
-        log.append("close")
         lock.release()
 
 

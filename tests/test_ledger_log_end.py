@@ -97,7 +97,9 @@ async def test_an_acknowledged_restore_goes_on_above_what_was_lost(tmp_path: Pat
         assert (str(last.position), report.lost_at) == (event.lost_position, event.lost_at)
         assert opened.last_position() >= last.position + 3
         assert Refusal.SUSPENDED is (await opened.refused(last)).refusal
+        assert Refusal.SUSPENDED is (await opened.refused(last)).refusal
         assert ["issued", "rollback_detected", "suspended"] == opened.topics(kept)
+        assert 1 == opened.ledger.desk.alarms["ahead_of_log"], "an alarm, once"
         await opened.act("reinstate", kept.grant_id, trust="current")
         answer = await opened.refresh(kept)
         assert answer.refresh_token not in (kept.refresh_token, last.refresh_token)

@@ -88,7 +88,13 @@ class Checking:
         self._moved_to: dict[str, int] = {}
 
     def steps(self) -> Iterator[list[Moving]]:
-        """Pieces that may take the place of their events now, for one transaction each. Raises StoreError."""
+        """Pieces that may take the place of their events now, for one transaction each. Raises StoreError.
+
+        None where the store knows another segment by this number: pieces name a segment by its number alone, so they
+        would lead to that one's lines.
+        """
+        if self._is_anothers_number():
+            return
         segments = self._store.segments
         segments.check(self._name)
         runs = (run for block in segments.blocks(self._name) for run in _runs(block))
@@ -98,6 +104,10 @@ class Checking:
                 step = [moving for run in several if (moving := self._moving(reads, judging, run)) is not None]
             if step:
                 yield step
+
+    def _is_anothers_number(self) -> bool:
+        with self._store.reader() as reads:
+            return any(name != self._name for (name,) in reads.select(archived.NAME, (self._number,)))
 
     def of_this_log(self) -> bool:
         """Whether anything of the segment has taken the place of events."""

@@ -17,7 +17,7 @@ from tests.archived_twins import archived_twin, asked, lived, log_of, rebuilt
 from tests.archives import archive, differing, reopened
 from tests.engines import alter, only_on_sqlite
 from tests.ledger_check import check_ledger
-from tests.ledgers import open_ledger
+from tests.ledgers import START, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -111,6 +111,30 @@ async def test_an_older_database_takes_over_what_was_archived_since(tmp_path: Pa
     assert expected == log_of(tmp_path / "lived")
     check_ledger(tmp_path / "lived" / "ledger.db")
     assert {} == differing(await asked(other, given, clock), await asked(tmp_path / "lived", given, clock))
+
+
+@only_on_sqlite
+@pytest.mark.usefixtures("made_small")
+async def test_a_segment_of_a_number_that_is_taken_is_put_aside(tmp_path: Path) -> None:
+    """I-23: a backup was put back without what was archived since, has archived again under the same numbers, and then
+    the files of before are put beside: pieces that name a number would lead to the other one's lines."""
+    _, clock = await lived(tmp_path / "lived", 8)
+    expected = log_of(tmp_path / "lived")
+    other, _ = await archived_twin(tmp_path / "lived", clock)
+    async with reopened(tmp_path / "lived", clock, "next") as opened:
+        assert (await archive(opened, (clock.now + START) // 2)).segments
+        folder = folder_of(opened.path)
+        own = {path.name for path in folder.iterdir()}
+        before = [path for path in folder_of(other / "ledger.db").iterdir() if path.name not in own]
+        taken = {f"{path.name}.foreign" for path in before if path.name[:7] in {name[:7] for name in own}}
+        assert taken, "the same numbers are there twice"
+        for path in before:
+            shutil.copy(path, folder)
+        await archive(opened)
+        assert taken <= {path.name for path in folder.iterdir()}
+    assert expected == log_of(tmp_path / "lived")
+    check_ledger(tmp_path / "lived" / "ledger.db")
+    assert rebuilt(tmp_path / "lived").history_holds
 
 
 @pytest.mark.usefixtures("made_small")

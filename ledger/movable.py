@@ -2,15 +2,19 @@
 
 from typing import Final, NamedTuple
 
+import msgspec
+
 from ledger import snapshots, times
 from ledger.clients import Client
-from ledger.epochs import Epoch, Subject
-from ledger.events import decode
+from ledger.epochs import Epoch, Raise, Subject, first_hit
+from ledger.events import ClientRevoked, SubjectRevoked, decode
 from ledger.grant import Grant
 from ledger.recorders.archived import MOVABLE_AFTER, MOVABLE_FIRST
+from ledger.recorders.errors import ArchiveDamaged, HistoryBroken
 from ledger.recorders.rows import Reads, StreamKey
 
 STREAMS_A_PAGE: Final = 200
+EVENTS_A_PAGE: Final = 1_000
 PART_EVENTS_MIN: Final = 128
 """Of a stream that goes on nothing moves before so many of its events may: a piece's row is to be worth its place."""
 
@@ -58,6 +62,7 @@ class Judging:
         self._reads = reads
         self._before = before
         self._epochs: dict[str, Epoch] = {}
+        self._raises: dict[str, list[Raise]] = {}
         self.last_position = int(str(reads.select("SELECT coalesce(max(position), 0) FROM events")[0][0]))
 
     def to_v(self, stream: Movable) -> int:
@@ -92,6 +97,38 @@ class Judging:
         if grant.suspension is not None:
             return "suspended", grant.suspension.reason_class, False
         return "active", None, False
+
+    def last_at(self, grant: Grant) -> int | None:
+        """When something last happened to a grant that is over: its last event, or the raise that ended it, which is
+        none of its own. None where that cannot be told any more."""
+        if grant.end is not None:
+            return grant.at
+        hits = []
+        for kind, id, number, aggregate in (
+            ("client", grant.client_id, grant.client_epoch, Client),
+            ("subject", grant.subject_id, grant.subject_epoch, Subject),
+        ):
+            if self._epoch(kind, id, aggregate).hits(number, grant.issued_at):
+                try:
+                    hit = first_hit(self._raises_of(f"{kind}:{id}"), number, grant.issued_at)
+                except (HistoryBroken, ArchiveDamaged, msgspec.DecodeError, ValueError):  # altered, or lost
+                    return None
+                if hit is None:
+                    return None
+                hits.append(hit.at)
+        ended_at, expires_at = min(hits, default=0), grant.idle_expires_at
+        return max(grant.at, ended_at) if expires_at is None or ended_at < expires_at else grant.at
+
+    def _raises_of(self, name: str) -> list[Raise]:
+        found = self._raises.get(name)
+        if found is None:
+            found, v = [], 0
+            while page := self._reads.events(name, v + 1, v + EVENTS_A_PAGE):
+                events = (decode(each.body) for each in page)
+                found += [each for each in events if isinstance(each, ClientRevoked | SubjectRevoked)]
+                v = page[-1].v
+            self._raises[name] = found
+        return found
 
     def _epoch(self, kind: str, id: str, aggregate: type[Client] | type[Subject]) -> Epoch:
         name = f"{kind}:{id}"

@@ -149,13 +149,14 @@ class Withholding:
         """The pieces in a segment whose time is over, and which of their grants still have a nonce; none as long as
         they are fewer than half of those whose grants are over, because a segment is to be written for many of them at
         once. Whether a grant is over its snapshot says, not what was written down when the piece moved: an expiry may
-        have been a wrong clock's."""
+        have been a wrong clock's. That a person's or a client's grants were ended happened to each of them, though no
+        event of theirs says so."""
         with self._store.reader() as reads:
             judging, over, names = Judging(reads, before), {}, {}
             for stream, to_v, name, v, head, state in reads.select(archived.WHOLE_IN_SEGMENT, (segment,)):
                 grant = snapshots.decode(state, name, v, head, snapshots.kind_of(name))  # type: ignore[arg-type]  # the tables are STRICT
                 if isinstance(grant, Grant) and judging.standing(grant)[2]:
-                    over[stream, to_v] = grant.at < withhold_before
+                    over[stream, to_v] = grant.at < withhold_before and _before(judging.last_at(grant), withhold_before)
                     names[stream] = str(name)
             if not any(over.values()) or sum(over.values()) * 2 < len(over):
                 return [], []
@@ -223,6 +224,10 @@ class Withholding:
             if not same:
                 raise ArchiveDamaged(f"{name}: its lines are not those of {old}, which it is to replace")
             yield before.at_byte, block
+
+
+def _before(at: int | None, moment: int) -> bool:
+    return at is not None and at < moment
 
 
 def _happened_at(body: bytes) -> int | None:

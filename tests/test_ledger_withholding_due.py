@@ -16,7 +16,7 @@ from ledger.withholding import Withholding
 from tests.archived_twins import archived_twin, lived, rebuilt
 from tests.archives import archive, reopened
 from tests.engines import alter, only_on_postgres
-from tests.ledgers import Opened, client, open_ledger, with_policy
+from tests.ledgers import SECURITY, Opened, client, open_ledger, with_policy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -148,3 +148,39 @@ async def test_what_only_the_clock_says_is_over_is_withheld_once_the_log_says_ho
         assert [1, 1, 1, 0, 0] == [none for (none,) in nonces]
         opened.check_memory()
     assert 3 == rebuilt(tmp_path).withheld_count
+
+
+@pytest.mark.parametrize("whose", ["person", "client"])
+async def test_what_ended_all_grants_at_once_happened_to_each_of_them(tmp_path: Path, whose: str) -> None:
+    """A grant that nobody had used for years, and that was ended yesterday with all of its person's or client's: its
+    history is what an inquiry asks for. One that had expired by then was not ended by that."""
+    async with open_ledger(tmp_path, clients=(client(), client("ever", policy=UNLIMITED))) as opened:
+        ended, _expired = await opened.issue("ann", client_id="ever"), await opened.issue("ann")
+        opened.clock.pass_seconds(800 * 86_400)
+        if whose == "person":
+            await opened.ledger.operators.revoke_subject(SECURITY, "ann", "stolen", None)
+        else:
+            for client_id in ("ever", "www"):
+                await opened.ledger.operators.revoke_client(SECURITY, client_id, "stolen", None)
+        of_ended = "SELECT withheld FROM archived JOIN streams ON id = stream WHERE name = ?"
+        for days, withheld, expected in ((91, 1, 0), (650, 0, 0), (91, 3, 1)):
+            await opened.issue(f"after {days}")
+            opened.clock.pass_seconds(days * 86_400)
+            assert withheld == await run_of_the_hour(opened), days
+            assert [(expected,)] == opened.rows(of_ended, f"grant:{ended.grant_id}"), days
+
+
+async def test_an_end_that_cannot_be_read_gives_up_nothing(tmp_path: Path) -> None:
+    """And ends no run: of the grants that it ended nobody can tell since when they are over."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue("ann")
+        over = await opened.issue("bob")
+        await opened.act("revoke", over.grant_id)
+        await opened.ledger.operators.revoke_subject(SECURITY, "ann", "stolen", None)
+        await opened.issue("eve")
+        await archive(opened)
+        clock = opened.clock
+    sql = "UPDATE events SET body = replace(body, '\"at\":\"2', '\"at\":\"x') WHERE body LIKE '%subject.revoked%'"
+    assert 1 == alter(tmp_path / "ledger.db", sql)
+    async with reopened(tmp_path, clock) as opened:
+        assert 2 == (await archive(opened, withhold_before=clock.now + 1)).withheld

@@ -249,9 +249,10 @@ class Segments:
 
     def remove(self, name: str) -> bool:
         """Delete a segment that nothing refers to, and that may be gone already; False where it was retired less than
-        KEPT_SECONDS ago: a backup's copy of the database, or a rebuild under way, may still name it."""
+        KEPT_SECONDS ago: a backup's copy of the database, or a rebuild under way, may still name it. A clock that was
+        put back since by less than that makes it no older."""
         with suppress(FileNotFoundError):
-            if 0 <= time.time() - os.stat(self.folder / name).st_mtime < KEPT_SECONDS:
+            if abs(time.time() - os.stat(self.folder / name).st_mtime) < KEPT_SECONDS:
                 return False
             os.unlink(self.folder / name)
         _sync(self.folder)  # A power cut before this line brings the file back, with nothing that names it later.

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from base64 import b64decode
 from pathlib import Path
 
@@ -143,6 +144,8 @@ def test_a_removed_segment_is_gone_from_the_disk_too(tmp_path: Path, monkeypatch
     kept, synced = Segments(tmp_path), []
     monkeypatch.setattr(segments, "_sync", lambda folder: synced.append(list(folder.iterdir())))
     kept.retire(name)
+    assert not kept.remove(name)
+    os.utime(tmp_path / name, (time.time() + 86_400,) * 2)  # the clock was put back since
     assert not kept.remove(name)
     assert [] == synced
     os.utime(tmp_path / name, (0, 0))

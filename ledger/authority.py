@@ -7,8 +7,11 @@ counter in the transaction it answers from: while that equals `control`, this vi
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
+
+import msgspec
 
 from ledger import snapshots
 from ledger.bounded import make_room
@@ -36,8 +39,9 @@ from ledger.events import (
 from ledger.keyring import KeyRing
 from ledger.keys import STREAM as KEYS_STREAM
 from ledger.keys import Keys
-from ledger.recorders.errors import HeadMissing
+from ledger.recorders.errors import ArchiveDamaged, HeadMissing, HistoryBroken
 from ledger.recorders.rows import Head, Reads
+from ledger.refusals import Unavailable
 from ledger.secret_hashes import secret_hash
 
 SUBJECTS_IN_MEMORY_MAX = 100_000
@@ -175,7 +179,8 @@ class Authority:
     # ------------------------------------------------------------ rules
 
     def rules(self, grant: Held) -> Rules:
-        """What bears on a decision about this grant, the end by epoch included. To be asked where `reads` may be."""
+        """What bears on a decision about this grant, the end by epoch included. To be asked where `reads` may be, and
+        before anything of the request is appended: raises Unavailable where the store cannot tell."""
         subject = self._subjects.get(grant.subject_id) or self._subject(grant.subject_id)
         client = self._clients.get(grant.client_id)
         # A raise that never was hits nothing: that is so for nearly all, and costs no question then.
@@ -223,7 +228,8 @@ class Authority:
             name = f"subject:{subject_id}"
             reads = self._reads()
             head = reads.stream(name)
-            epoch = _aggregate(reads, name, head, Subject).epoch if head is not None else _NO_RAISE
+            with _for_one_alone(name):
+                epoch = _aggregate(reads, name, head, Subject).epoch if head is not None else _NO_RAISE
             self._keep_subject(subject_id, epoch)
         return epoch
 
@@ -236,7 +242,8 @@ class Authority:
         end = self._ends.get(key)
         if end is None:
             # The first raise that hits is the end for good: no later one changes it.
-            end = self._first_end(grant)
+            with _for_one_alone(f"client:{grant.client_id} or subject:{grant.subject_id}"):
+                end = self._first_end(grant)
             make_room(self._ends, ENDS_IN_MEMORY_MAX)
             self._ends[key] = end
         return end
@@ -365,6 +372,18 @@ class Authority:
         make_room(self._raises, RAISES_IN_MEMORY_MAX)
         self._raises_folded += 1
         self._raises[event.stream] = [*raises, (self._raises_folded, event)]
+
+
+@contextmanager
+def _for_one_alone(what: str) -> Iterator[None]:
+    """Where events of one stream are not what was recorded, or lie where the archive is damaged, only who asks about a
+    grant of theirs cannot be answered; whoever stands in the same batch can."""
+    try:
+        yield
+    except msgspec.DecodeError:
+        raise Unavailable(f"{what}: an event is not what was recorded; rebuild names it") from None
+    except (ArchiveDamaged, HistoryBroken) as error:
+        raise Unavailable(str(error)) from None
 
 
 def _shown_by(client: Client) -> tuple[object, ...]:

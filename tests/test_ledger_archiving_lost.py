@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger import segments
+from ledger import movable, segments
 from ledger.answers import TokenAnswer
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.refusals import LedgerError, Unavailable
@@ -17,7 +17,7 @@ from tests.archived_twins import archived_twin, asked, lived, log_of, rebuilt
 from tests.archives import archive, differing, reopened
 from tests.engines import alter, only_on_sqlite
 from tests.ledger_check import check_ledger
-from tests.ledgers import START, open_ledger
+from tests.ledgers import SECURITY, START, client, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -75,6 +75,40 @@ async def test_a_damaged_block_keeps_nobody_else_from_being_served(tmp_path: Pat
     found = rebuilt(tmp_path)
     assert not found.history_holds
     assert {("events", "archive")} <= {(each.table, each.column) for each in found.differences}
+
+
+@pytest.mark.parametrize("harm", ["damaged", "deleted", "altered"])
+@pytest.mark.parametrize("whose", ["client", "person"])
+async def test_an_end_of_all_that_cannot_be_read_keeps_nobody_else_from_being_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, harm: str
+) -> None:
+    """Who presents a token of a grant that it ended is told to ask again, whoever stands in the same batch is served:
+    how a grant ended is told by its client's or person's events, and these have moved, or are not as recorded."""
+    monkeypatch.setattr(movable, "PART_EVENTS_MIN", 1)
+    async with open_ledger(tmp_path, clients=(client(), client("other"))) as opened:
+        over, lives = await opened.issue("ann"), await opened.issue("bob", client_id="other")
+        operators = opened.ledger.operators
+        if whose == "client":
+            await operators.revoke_client(SECURITY, "www", None, None)
+        else:
+            await operators.revoke_subject(SECURITY, "ann", None, None)
+        await opened.issue("eve")
+        if harm == "damaged":
+            await archive(opened)
+            (segment,) = opened.store.segments.names()
+    if harm == "damaged":
+        damage(tmp_path, segment)
+    else:
+        change = "DELETE FROM events" if harm == "deleted" else "UPDATE events SET body = '{' || body"
+        assert 1 == alter(tmp_path / "ledger.db", f'{change} WHERE body LIKE \'%"topic":"{TOPICS[whose]}%\'')
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        answers = await asyncio.gather(
+            opened.refresh(over), opened.refresh(lives, client_id="other"), return_exceptions=True
+        )
+        assert [Unavailable, TokenAnswer] == [type(answer) for answer in answers]
+
+
+TOPICS = {"client": "client.revoked", "person": "subject.revoked"}
 
 
 @only_on_sqlite

@@ -56,7 +56,7 @@ class Copying:
         self._over = not page
         judging = Judging(reads, self._before)
         for stream in page:
-            to_v = judging.to_v(stream)
+            to_v = _to_v(judging, stream)
             if to_v > stream.moved_v:
                 if self._writer is None:
                     self._writer = self._store.segments.write(next_number(reads, self._store.segments))
@@ -65,6 +65,15 @@ class Copying:
                 if self._writer.events >= EVENTS_A_SEGMENT:
                     return  # the next segment begins with this stream again
             self._after = stream.id
+
+
+def _to_v(judging: Judging, stream: Movable) -> int:
+    """How far a stream may move; nowhere where an event that would tell is not as it was recorded."""
+    try:
+        return judging.to_v(stream)
+    except (HistoryBroken, msgspec.DecodeError):
+        _say_broken(stream.name, stream.moved_v + 1)
+        return 0
 
 
 def _copy(reads: Reads, stream: Movable, to_v: int, writer: SegmentWriter) -> None:

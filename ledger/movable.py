@@ -68,7 +68,8 @@ class Judging:
     def to_v(self, stream: Movable) -> int:
         """The last version that may move; 0 where none may.
 
-        The log's very last event never does: where positions and times go on is read from it.
+        The log's very last event never does: where positions and times go on is read from it. Raises HistoryBroken,
+        msgspec.DecodeError where an event that is to say when it happened is not as it was recorded.
         """
         last_v = stream.v - (stream.position == self.last_position)
         if stream.aggregate is None or last_v <= stream.moved_v:

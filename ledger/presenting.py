@@ -3,6 +3,7 @@ recorded with a decision."""
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from hmac import compare_digest
 from typing import NamedTuple, Protocol, TypeAlias
@@ -327,6 +328,7 @@ def forget_nonces(batch: Batch, desk: Desk, names: Sequence[str]) -> None:
     for name in names:
         loaded = batch.load(name)
         assert loaded is not None
-        forget_nonce_if_over(batch, desk, loaded)
+        with suppress(Unavailable):  # how it ended cannot be read now: whoever presents a token of it comes again
+            forget_nonce_if_over(batch, desk, loaded)
     for name in cold:
         batch.memory.streams.pop(name, None)

@@ -12,7 +12,7 @@ import pytest
 from ledger import times
 from ledger.answers import Source
 from ledger.archiving import Report
-from ledger.movable import Judging
+from ledger.movable import PART_EVENTS_MIN, Judging
 from ledger.moving import Checking, Moving
 from ledger.recorders.rows import Reads
 from ledger.refusals import Unavailable
@@ -21,7 +21,7 @@ from tests.archived_twins import lived, log_of, rebuilt
 from tests.archives import archive, reopened
 from tests.engines import alter
 from tests.ledger_check import check_ledger
-from tests.ledgers import HOME, LOCAL_OPERATOR, caller, open_ledger
+from tests.ledgers import HOME, LOCAL_OPERATOR, SECURITY, caller, client, open_ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -197,6 +197,28 @@ async def test_a_history_that_does_not_hold_is_not_buried(tmp_path: Path) -> Non
         assert 4 == (await archive(opened)).events
         assert 5 == opened.grant_events(answer)[0].v
     assert not rebuilt(tmp_path).history_holds
+
+
+@pytest.mark.parametrize("whose", ["of a long history", "of a client's end"])
+async def test_one_altered_event_keeps_no_other_history_from_moving(tmp_path: Path, whose: str) -> None:
+    """One that is to say up to where a history is old, or how grants came to their end, and says nothing any more."""
+    async with open_ledger(tmp_path, clients=(client(), client("other"))) as opened:
+        await opened.issue()
+        long, over = await opened.issue(client_id="other"), await opened.issue(client_id="other")
+        await opened.ledger.operators.revoke_client(SECURITY, "www", None, None)
+        await opened.act("revoke", over.grant_id)
+        for _ in range(PART_EVENTS_MIN):
+            long = await opened.refresh(long, client_id="other")
+        opened.clock.pass_seconds(1)
+        await opened.refresh(long, client_id="other")
+        clock = opened.clock
+    which = f"'%{long.grant_id}%' AND v > 1" if whose == "of a long history" else "'%client.revoked%'"
+    assert alter(tmp_path / "ledger.db", f"UPDATE events SET body = '{{' || body WHERE body LIKE {which}")
+    async with reopened(tmp_path, clock) as opened:
+        await archive(opened, clock.now)
+        moved = opened.rows("SELECT name FROM archived JOIN streams ON id = stream")
+    assert (f"grant:{over.grant_id}",) in moved
+    assert (whose != "of a long history") == ((f"grant:{long.grant_id}",) in moved)
 
 
 # ------------------------------------------------------------ beside the work

@@ -96,6 +96,7 @@ class Checking:
         if self._is_anothers_number():
             return
         segments = self._store.segments
+        segments.settle(self._name)
         segments.check(self._name)
         runs = (run for block in segments.blocks(self._name) for run in _runs(block))
         for several in _several(runs):

@@ -155,6 +155,10 @@ class SegmentStore(Protocol):
     def bytes_of(self, name: str) -> int | None: ...
     def blocks(self, name: str) -> Iterator[Block]: ...
     def check(self, name: str) -> None: ...
+    def settle(self, name: str) -> None:
+        """Have a segment that was found be durable on return, as one that was written is: before anything relies on it."""
+        ...
+
     def write(self, number: int) -> "SegmentWriter": ...
     def retire(self, name: str) -> None:
         """Another segment takes the place of this one: from now on it is only for whoever still looks there."""
@@ -234,6 +238,13 @@ class Segments:
             while chunk := file.read(READ_BYTES):
                 digest.update(chunk)
         check_digest(name, digest.hexdigest())
+
+    def settle(self, name: str) -> None:
+        """Bring a segment and its name to the disk: whoever wrote it may have been killed before that, and a copy that
+        was put here may be in the system's memory alone."""
+        with _opened(self.folder / name) as file:
+            os.fsync(file.fileno())
+        _sync(self.folder)
 
     def write(self, number: int) -> "SegmentWriter":
         """Begin the segment of this number. OSError where the folder cannot be written."""

@@ -5,11 +5,13 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ledger import movable, segments
 from ledger.answers import TokenAnswer
+from ledger.archiving import Archiving
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.refusals import LedgerError, Unavailable
 from ledger.segments import folder_of
@@ -145,6 +147,41 @@ async def test_an_older_database_takes_over_what_was_archived_since(tmp_path: Pa
     assert expected == log_of(tmp_path / "lived")
     check_ledger(tmp_path / "lived" / "ledger.db")
     assert {} == differing(await asked(other, given, clock), await asked(tmp_path / "lived", given, clock))
+
+
+@only_on_sqlite
+async def test_a_segment_that_is_found_is_on_the_disk_before_events_leave_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-09: whoever wrote it was killed before its name was on the disk, or somebody has put a copy here. Else a power
+    cut takes it, and with it the events that have left the database."""
+    synced, real, switch = list[str](), os.fsync, Archiving._switch
+
+    def killed(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".archive"):
+            raise OSError(errno.EIO, "as good as killed")
+        real(descriptor)
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    async def switched(self: Archiving, *step: Any) -> None:
+        assert set(synced) >= {str(folder), *map(str, folder.iterdir())}
+        await switch(self, *step)
+
+    async with open_ledger(tmp_path) as opened:
+        over, _ = await opened.issue("ann"), await opened.issue("bob")
+        await opened.act("revoke", over.grant_id)
+        await opened.issue("eve")
+        folder = folder_of(opened.path)
+        folder.mkdir()
+        monkeypatch.setattr(os, "fsync", killed)
+        with pytest.raises(OSError, match="killed"):
+            await archive(opened)
+        monkeypatch.setattr(os, "fsync", noted)
+        monkeypatch.setattr(Archiving, "_switch", switched)
+        assert 1 == (await archive(opened)).segments
 
 
 @only_on_sqlite

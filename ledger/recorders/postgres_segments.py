@@ -117,6 +117,9 @@ class PostgresSegments:
             at_byte += len(chunk)
         check_digest(name, digest.hexdigest())
 
+    def settle(self, name: str) -> None:
+        """Nothing is to be done: what is seen of a segment was committed."""
+
     def _reading(self, name: str) -> Callable[[int], bytes]:
         """Reads a segment from front to back, many pages at once."""
         at, chunk = 0, b""

@@ -27,6 +27,7 @@ def revoke_access(batch: Batch, desk: Desk, caller: Caller, presented: Presented
     grant is suspended, must not come back with it."""
     found = access_token(batch, desk, presented)
     if found is None:
+        _check_own_if_over(batch, caller, presented)
         return
     loaded, grant, token = found
     if not grant.owned_by(caller):
@@ -37,3 +38,14 @@ def revoke_access(batch: Batch, desk: Desk, caller: Caller, presented: Presented
         at=batch.now, command_id=batch.command_id, issued_v=presented.v, client_id=caller.client_id
     )
     record(batch, desk, loaded, grant.decide(command, desk.authority.rules(grant)), None, None)
+
+
+def _check_own_if_over(batch: Batch, caller: Caller, presented: PresentedAccess) -> None:
+    """Once a grant has ended its nonce is gone, and the tag alone says that we made the token. Whoever it does not
+    belong to is refused then as before, or the answer would tell them of the end (I-18). Raises Refused."""
+    found = batch.grant(presented.grant_id)
+    if found is None:
+        return
+    loaded, grant = found
+    if (loaded.private is None or loaded.private.nonce is None) and not grant.owned_by(caller):
+        raise Refused(Refusal.UNKNOWN_TOKEN)

@@ -335,6 +335,21 @@ async def test_another_clients_token_cannot_be_given_back(tmp_path: Path) -> Non
     check_ledger(opened.path)
 
 
+async def test_another_client_cannot_tell_from_a_token_that_its_grant_has_ended(tmp_path: Path) -> None:
+    """I-18, I-19: giving back another's token is refused before the end and after it; its owner is told of no error."""
+    async with open_ledger(tmp_path, clients=[client(), client("other")]) as opened:
+        answer = await opened.issue()
+        for _ in range(2):
+            for text in (answer.refresh_token, answer.access_token):
+                with pytest.raises(Refused) as caught:
+                    await revoke(opened, text, "other")
+                assert Refusal.UNKNOWN_TOKEN is caught.value.refusal
+            await revoke(opened, answer.refresh_token)
+            assert private(opened, answer, "nonce") is None
+        await revoke(opened, answer.access_token)
+    check_ledger(opened.path)
+
+
 async def test_an_access_token_given_back_leaves_the_grant_alive(tmp_path: Path) -> None:
     """RFC 7009 2.1: that one alone is inactive; again writes nothing, and a forged one neither."""
     async with open_ledger(tmp_path) as opened:

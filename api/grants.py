@@ -214,9 +214,11 @@ def state_of(text: str | None) -> Status | None:
 
 
 def idempotency_key(text: str | None) -> str | None:
-    """Check an Idempotency-Key: 1–128 printable ASCII characters. Raises BadRequest."""
+    """Check an Idempotency-Key: 1–128 printable ASCII characters. White space around it is none of it (RFC 9110 5.5),
+    nor where a command brought it without a header. Raises BadRequest."""
     if text is None:
         return None
+    text = text.strip(" \t")
     if not 1 <= len(text) <= IDEMPOTENCY_KEY_CHARACTERS_MAX or not (text.isascii() and text.isprintable()):
         raise BadRequest(f"Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} printable ASCII characters")
     return text

@@ -131,7 +131,18 @@ async def test_a_key_with_another_body_is_422_and_of_an_ended_grant_409(tmp_path
         assert (409, "conflict") == (ended.status_code, ended.json()["error"])
 
 
-@pytest.mark.parametrize("keys", [[b""], [b"x" * 129], [b"a\tb"], [b"\xe9"], [b"a", b"a"]])
+@pytest.mark.parametrize("key", [b" k k", b"k k \t", b"\t k k "])
+async def test_white_space_around_a_key_is_none_of_it(tmp_path: Path, key: bytes) -> None:
+    """RFC 9110 5.5. A server takes it off, a command without a server does not: both are to find the same grant."""
+    async with asking(tmp_path) as ledger:
+        told = []
+        for spelling in (key, b"k k"):
+            headers = [(b"authorization", bearer("issuer")["Authorization"].encode()), (b"idempotency-key", spelling)]
+            told.append((await ledger.ask("POST", "/grants", headers=headers, json=ASKED)).json()["grant_id"])
+        assert 1 == len({*told})
+
+
+@pytest.mark.parametrize("keys", [[b""], [b" "], [b"x" * 129], [b"a\tb"], [b"\xe9"], [b"a", b"a"]])
 async def test_a_malformed_key_is_400(tmp_path: Path, keys: list[bytes]) -> None:
     """1 to 128 printable characters, given once."""
     async with asking(tmp_path) as ledger:

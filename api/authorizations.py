@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 from api.answers import Answer, json_answer
 from api.endpoint import Call
 from api.shapes import AuthorizationBody, AuthorizationResponse, given
-from ledger import scope as scopes
 from ledger.answers import AuthorizationRequest
 from ledger.operators import Operators
 
@@ -28,7 +27,9 @@ class Authorizations:
         request = AuthorizationRequest(
             client_id=body.client_id,
             subject=body.subject,
-            scope=scopes.parse(body.scope),
+            # Split, not parsed: `invalid_scope` is sent on to the client, so its address is judged before (RFC 6749
+            # 4.1.2.1). Or the page would send people wherever the link says that brought them.
+            scope=tuple(body.scope.split(" ")) if body.scope else (),
             redirect_uri=body.redirect_uri,
             challenge=body.code_challenge,
             resource=(resource,) if isinstance(resource, str) else None if resource is None else tuple(resource),

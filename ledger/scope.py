@@ -44,10 +44,13 @@ def within(words: Words, allowed: Words) -> Words:
 
 
 def granted_scope(asked: Words, allowed: Words) -> Words:
-    """The scope of a new grant. Raises Refused(INVALID_SCOPE) beyond what the client may have."""
+    """The scope of a new grant. Raises Refused(INVALID_SCOPE) beyond what the client may have, as what is no word of a
+    scope always is."""
     for word in asked:
         if word not in allowed:
-            raise Refused(Refusal.INVALID_SCOPE, detail="scope goes beyond what the client may have")
+            well_formed = all(map(_WORD_ALONE.fullmatch, asked))
+            detail = "scope goes beyond what the client may have" if well_formed else _MALFORMED
+            raise Refused(Refusal.INVALID_SCOPE, detail=detail)
     return distinct(asked)
 
 

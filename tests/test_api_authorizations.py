@@ -163,6 +163,19 @@ async def test_what_is_wrong_is_told_to_the_sign_in_page(tmp_path: Path, members
         assert events == len(ledger.opened.events())
 
 
+@pytest.mark.parametrize("scope", ["read  openid", " read", "a\tb", '"', "read admin", "caf\u00e9"])
+async def test_no_error_that_is_sent_on_comes_before_the_address_is_known_as_the_clients(
+    tmp_path: Path, scope: str
+) -> None:
+    """RFC 6749 4.1.2.1, RFC 9700 4.11: whatever else is wrong with a link, the page is told to redirect nowhere."""
+    async with asking(tmp_path) as ledger:
+        for wrong in ({"redirect_uri": "https://evil.example/"}, {"client_id": "nobody"}, {"client_id": "www"}):
+            answer = await ledger.operator("issuer", "POST", "/authorizations", agreed(**{"scope": scope, **wrong}))
+            assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+        right = await ledger.operator("issuer", "POST", "/authorizations", agreed(scope=scope))
+        assert (400, "invalid_scope") == (right.status_code, right.json()["error"])
+
+
 async def test_a_client_without_the_grant_type_is_told_apart(tmp_path: Path) -> None:
     """RFC 6749 4.1.2.1 `unauthorized_client`, which the sign-in page may send back to the client's address."""
     more = (

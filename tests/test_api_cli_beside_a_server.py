@@ -199,7 +199,8 @@ def test_a_hash_serves_in_a_clients_file(server: Server) -> None:
     assert hashed == said(server, "hash", stdin="N3w-s3cret")
     assert hashed != said(server, "hash", stdin="N3w-s3cret ")
     said(server, "hash", exit_code=2)
-    said(server, "hash", stdin="zwei\nZeilen", exit_code=2)
+    for refused_in_a_file in ("zwei\nZeilen", "caf\u00e9", "x" * 1025, hashed):
+        said(server, "hash", stdin=refused_in_a_file, exit_code=2)
     client = f'[[client]]\nid = "hashed"\nsecret_hash = "{hashed.strip()}"\nauth = "client_secret"\nscope = "read"\n'
     operator = f'[[operator]]\nname = "hashed"\ntoken_hash = "{hashed.strip()}"\nroles = ["auditor"]\n'
     file = server.folder / "more.toml"

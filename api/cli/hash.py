@@ -1,15 +1,11 @@
 """`hash`: what a clients file holds in place of a secret."""
 
-import re
-
 import click
 
 from api.cli.options import settings_option
 from api.cli.output import Failed, say
 from api.cli.stdin import read_secret
 from api.settings import Settings
-
-_SECRET = re.compile(r"[\x20-\x7e]+")  # RFC 6749 appendix A: 1*VSCHAR
 
 
 @click.command("hash")
@@ -21,9 +17,11 @@ def hash(settings: Settings) -> None:
     keys.
     """
     from ledger.keyring import KeyRing
-    from ledger.secret_hashes import secret_hash
+    from ledger.registration import secret_problem
+    from ledger.secret_hashes import is_secret_hash, secret_hash
 
     secret = read_secret("secret", "secret (not shown): ")
-    if not _SECRET.fullmatch(secret):
-        raise Failed("a secret is printable ASCII characters (RFC 6749 appendix A), and this holds others", 2)
+    # What a clients file may not hold as it is may not pass as a hash, where nobody can see it any more.
+    if problem := "is a hash already" if is_secret_hash(secret) else secret_problem(secret):
+        raise Failed(f"the secret {problem}", 2)
     say(secret_hash(KeyRing.load(settings.keys_file), secret))

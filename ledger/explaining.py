@@ -8,8 +8,8 @@ from ledger import codes, times, tokens
 from ledger.answers import Explanation
 from ledger.batch import Batch
 from ledger.commands import AccessToken, Rules
-from ledger.events import AccessTokenRevoked, AnyEvent, GrantAuthorized, GrantIssued
-from ledger.exchanging import genuine_code
+from ledger.events import AccessTokenRevoked, AnyEvent, GrantAuthorized, GrantIssued, GrantRevoked, SubjectRevoked
+from ledger.exchanging import REUSE_REASON, genuine_code
 from ledger.grant import Grant
 from ledger.grant_state import access_token_of
 from ledger.history import first_redemption, revocation
@@ -221,12 +221,13 @@ def _withheld(batch: Batch, desk: Desk, grant: Grant) -> Explanation:
 def _over(
     batch: Batch, grant: Grant, standing: Standing, what: str, generation: int | None, counted: int | None
 ) -> Explanation:
-    by = _requested_by(batch, standing.event_id)
+    said = None if standing.event_id is None else _event(batch, standing.event_id)
+    by = getattr(said, "requested_by", None)
     text = f"{what} of a grant that is {standing.status} since {_since(standing)}"
     if standing.reason_class == "rollback":
         text += ", because a genuine token came that is ahead of the log: acknowledged events were lost"
     elif standing.refusal:
-        text += f", {_spoken(standing.refusal)}"
+        text += f", {_spoken(standing.refusal, said)}"
     text += f", by {by}." if by else "."
     return Explanation(
         verdict=standing.status,
@@ -316,7 +317,13 @@ def _since(standing: Standing) -> str:
     return times.text(standing.at) if standing.at is not None else "an unknown time"
 
 
-def _spoken(refusal: Refusal) -> str:
+def _spoken(refusal: Refusal, said: AnyEvent | None) -> str:
+    """Why a grant is over, or stopped; `said` is the event that says it. Where that was reuse it was not always of a
+    token of its own: a code's is told by the reason that is recorded for nothing else."""
+    if refusal is Refusal.REUSE_DETECTED and isinstance(said, SubjectRevoked):
+        return "because a retired token of another grant of this person came back"
+    if refusal is Refusal.REUSE_DETECTED and isinstance(said, GrantRevoked) and said.reason is not None:
+        return f"because {REUSE_REASON}"
     return {
         Refusal.REUSE_DETECTED: "because a retired token came back",
         Refusal.EXPIRED_IDLE: "because it was not used for too long",

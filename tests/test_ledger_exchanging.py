@@ -192,6 +192,9 @@ async def test_a_second_use_says_why_on_record_and_in_the_log(tmp_path: Path, ca
         found = await opened.ledger.operators.explain(code.code)
         assert ("revoked", "reuse_detected", "ledger:reuse") == (found.verdict, found.reason, found.by)
         assert 2 == found.presentations_counted
+        of_token = await opened.ledger.operators.explain(bought.refresh_token or "")
+        for text in (found.text, of_token.text):
+            assert text.endswith(f", because {REUSE_REASON}, by ledger:reuse.")
     check_ledger(opened.path)
 
 

@@ -442,6 +442,9 @@ async def test_on_reuse_a_persons_other_grants_may_end_too(tmp_path: Path) -> No
         refusal = await opened.refused(other)
         event_id = f"subject:{opened.issuance(first).subject_id}/1"
         assert (Refusal.REUSE_DETECTED, event_id) == (refusal.refusal, refusal.event_id)
+        for answer, whose in ((first, "a retired token"), (other, "a retired token of another grant of this person")):
+            text = (await opened.ledger.operators.explain(answer.refresh_token or "")).text
+            assert text.endswith(f", because {whose} came back, by ledger:reuse.")
     check_ledger(opened.path)
 
 

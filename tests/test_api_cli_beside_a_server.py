@@ -192,6 +192,16 @@ def test_reuse_lists_incidents(server: Server) -> None:
     said(server, "reuse", "--since", "2999-01-01", exit_code=2)
 
 
+@pytest.mark.parametrize(
+    "question", [("grants", "--client"), ("reuse", "--since"), ("grant", "history", "0" * 32, "--at")]
+)
+def test_an_option_without_a_value_is_not_left_out(server: Server, question: tuple[str, ...]) -> None:
+    """A script whose variable is empty is told so, and not of everybody."""
+    done = server.command(*question, "")
+    told = f"token-ledger: {question[-1]} is given without a value"
+    assert (2, b"", told) == (done.returncode, done.stdout, done.stderr.decode().strip())
+
+
 def test_a_hash_serves_in_a_clients_file(server: Server) -> None:
     """As `secret_hash`, and nothing of the secret is told; a line feed at its end is not part of it."""
     hashed = said(server, "hash", stdin="N3w-s3cret\n")

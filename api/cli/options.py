@@ -88,7 +88,14 @@ def accepted(answer: Answer, instead: Mapping[str, str] = UNCHANGED) -> Answer:
 def pages(
     local: Local, path: str, query: Mapping[str, str | None], instead: Mapping[str, str] = UNCHANGED
 ) -> Iterator[Json]:
-    """Get every page of a list, one after the other. What is wrong with the question is raised at once."""
+    """Get every page of a list, one after the other. What is wrong with the question is raised at once.
+
+    An option without a value is wrong: over HTTP it would count as left out (RFC 6749 3.1), and a script whose variable
+    is empty would be told of everybody.
+    """
+    for name, value in query.items():
+        if value == "":
+            raise Failed(f"--{name.removesuffix('_id')} is given without a value", 2)
     given = {name: value for name, value in query.items() if value is not None} | {"limit": str(PAGE_MAX)}
 
     def page(cursor: Mapping[str, str]) -> Json:

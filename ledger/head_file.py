@@ -97,12 +97,15 @@ class HeadFile:
                 raise LedgerError(f"{self.path}: cannot be removed: {error.strerror}") from None
 
     def check_writable(self) -> None:
-        """Raise LedgerError where `write` would fail: no such folder, no permission, no space. Changes nothing."""
+        """Raise LedgerError where `write` would fail: no such folder, no permission, no space; and where it would put a
+        file in the place of what is none, /dev/null say. Changes nothing."""
         if self.path is None:
             return
         target = os.path.realpath(self.path)
         if os.path.isdir(target):
             raise LedgerError(f"{self.path}: cannot write the head file: it is a folder")
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise LedgerError(f"{self.path}: the head file is not a regular file; `off` does without one")
         try:
             with tempfile.NamedTemporaryFile(dir=os.path.dirname(target), prefix=".head-file.") as file:
                 file.write(b"\n")

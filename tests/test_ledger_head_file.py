@@ -103,6 +103,17 @@ def test_a_check_leaves_the_file_alone(tmp_path: Path) -> None:
     assert (Acknowledged(5, CREATED_AT), ["head"]) == (head.read(), os.listdir(tmp_path))
 
 
+def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    """Whoever means none by /dev/null, and may write beside it, would else have a file there; a pipe would be waited
+    for without end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(LedgerError, match=rf"/{name}: the head file is not a regular file; `off` does without"):
+            HeadFile(tmp_path / name).check_writable()
+    assert {"pipe", "link"} == set(os.listdir(tmp_path))
+
+
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     """SIGKILL at any moment: what is read is one of the records that were written, never half of one."""
     path = tmp_path / "head"

@@ -3,11 +3,14 @@
 Each worker writes its figures to a file of its own once a second; who is scraped reads those of the others and adds
 them to its own, which are of this moment. A worker that ended leaves its counters behind, so that no sum ever falls
 because of it; what it counted in its last second is lost where it was killed. The folder is the parent's, mode 0700.
+It lies where the system keeps what is temporary, and a server runs for years: where somebody has cleared that away it
+is made again, and what ended workers had counted is lost.
 """
 
 import asyncio
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -16,6 +19,8 @@ import msgspec
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
+from api.logs import Log
+
 SAVE_SECONDS: Final = 1.0
 ENDED: Final = "ended"
 _LIVE: Final = "live-"
@@ -23,6 +28,8 @@ _LIVE: Final = "live-"
 _LEAST: Final = frozenset({"token_ledger_ready", "process_start_time_seconds", "process_max_fds"})
 _GREATEST: Final = frozenset({"token_ledger_position"})
 _SAME: Final = "info"
+
+log = Log("api.worker_metrics")
 
 
 class Collects(Protocol):
@@ -99,6 +106,7 @@ class Shared:
 
     def begin(self) -> None:
         """Write the figures now and once a second from now on, in the running loop."""
+        self._have_folder()
         self.save()
         self._timer = asyncio.get_running_loop().call_later(SAVE_SECONDS, self.begin)
 
@@ -108,15 +116,35 @@ class Shared:
             self._timer.cancel()
         self.save()
 
+    def _have_folder(self) -> None:
+        with contextlib.suppress(OSError):  # another worker was faster, or nobody can make it
+            if not self._folder.exists():
+                self._folder.mkdir(mode=0o700)
+                log.warning("figures_lost", why=f"{self._folder} was removed")
+
+    def _is_ours(self) -> bool:
+        """Whether the folder is there, and no other user's: its name is known, once it was removed."""
+        try:
+            found = self._folder.lstat()
+        except OSError:
+            return False
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+    def _others(self) -> list[Path]:
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                return [path for path in self._folder.iterdir() if path != self._file and not path.suffix]
+        return []
+
     def save(self) -> None:
         """Write the figures; the parent, and with it the folder, may be gone."""
         with contextlib.suppress(OSError):
-            _write(self._file, families_of(self._own.collect()))
+            if self._is_ours():
+                _write(self._file, families_of(self._own.collect()))
 
     def collect(self) -> Iterator[Metric]:
-        """The figures of all workers. Called at each scrape."""
-        others = (_read(path) for path in self._folder.iterdir() if path != self._file and not path.suffix)
-        for family in added([families_of(self._own.collect()), *others]):
+        """The figures of all workers, or where the folder has just been removed its own. Called at each scrape."""
+        for family in added([families_of(self._own.collect()), *(_read(path) for path in self._others())]):
             metric = Metric(family.name, family.text, family.kind)
             metric.samples = [Sample(each.name, each.labels, each.value) for each in family.samples]
             yield metric

@@ -1,6 +1,8 @@
 """Figures of several processes as one: what adds up, what does not, and what outlives a process."""
 
+import asyncio
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,4 +94,34 @@ def test_a_file_that_is_not_whole_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     one = shared(tmp_path, 1, Figures(1), monkeypatch)
     (tmp_path / "live-9").write_bytes(b'[["token_')
     (tmp_path / "live-8.new").write_bytes(b"[]")
+    assert 'token_ledger_refreshes_total{kind="a"} 1.0' in lines(one)
+
+
+def test_a_folder_that_was_cleared_away_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies among what is temporary, and a server lives for years: until it is there again each tells of itself."""
+    folder = tmp_path / "figures"
+    folder.mkdir(mode=0o700)
+    both = [shared(folder, pid, Figures(pid), monkeypatch) for pid in (1, 2)]
+    shutil.rmtree(folder)
+    assert 'token_ledger_refreshes_total{kind="a"} 1.0' in lines(both[0])
+
+    async def begun() -> None:
+        for each in both:
+            each.begin()
+
+    asyncio.run(begun())
+    assert 0o700 == folder.stat().st_mode & 0o777
+    for each in both:
+        assert 'token_ledger_refreshes_total{kind="a"} 3.0' in lines(each)
+
+
+def test_a_folder_that_may_be_somebody_elses_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was faster to make it would else tell figures in our name."""
+    folder = tmp_path / "figures"
+    folder.mkdir(mode=0o700)
+    one = shared(folder, 1, Figures(1), monkeypatch)
+    shared(folder, 2, Figures(2), monkeypatch).save()
+    folder.chmod(0o750)
+    one.save()
+    assert ["live-2"] == os.listdir(folder)
     assert 'token_ledger_refreshes_total{kind="a"} 1.0' in lines(one)

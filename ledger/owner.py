@@ -8,6 +8,7 @@ itself stays: removing it would let two processes lock two files of one name.
 import contextlib
 import fcntl
 import os
+from pathlib import Path
 from types import TracebackType
 
 from ledger.refusals import LedgerError
@@ -65,6 +66,11 @@ class OwnerLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.release()
+
+
+def followed(database: Path) -> Path:
+    """The database's own name, which what lies beside it is named by: where this one is a link, that of its file."""
+    return Path(os.path.realpath(database)) if database.is_symlink() else database
 
 
 def _holds(process: bytes, file: os.stat_result) -> bool:

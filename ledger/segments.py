@@ -25,6 +25,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from ledger.owner import followed
 from ledger.recorders.errors import ArchiveDamaged
 
 BLOCK_BYTES: Final = 65_536
@@ -80,8 +81,11 @@ def withheld(line: bytes) -> bytes:
 
 
 def folder_of(database: Path) -> Path:
-    """Where the segments of a SQLite database lie: `<database>.archive` beside it."""
-    return database.with_name(database.name + ".archive")
+    """Where the segments of a SQLite database lie: `<database>.archive` beside it, by whatever link it is reached. One
+    that an earlier release has made beside the link stays there."""
+    beside_link = database.with_name(database.name + ".archive")
+    real = followed(database)
+    return beside_link if beside_link.exists() else real.with_name(real.name + ".archive")
 
 
 def number_of(name: str) -> int:

@@ -374,3 +374,19 @@ def test_a_log_that_was_long_once_is_cut(database: Path, monkeypatch: pytest.Mon
         commit(store, 1, 5)
     assert log_pages(database) <= 100
     store.close()
+
+
+def test_the_log_is_watched_by_whatever_link_its_database_is_reached(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite makes it beside the file, not beside the link."""
+    monkeypatch.setattr(sqlite_log, "bytes_watched", lambda: 20 * sqlite_log.PAGE_BYTES)
+    monkeypatch.setattr(sqlite_log, "LOG_WATCHED_EVERY_COMMITS", 1)
+    link = tmp_path / "elsewhere.db"
+    link.symlink_to(database)
+    store = SQLiteStore(link, INLINE)
+    store.open(RING)
+    for _ in range(100):
+        append(store, "audit", 1)  # and nobody moves it
+    assert log_pages(database) < 60
+    store.close()

@@ -166,3 +166,13 @@ def test_blocks_in_memory_are_few(tmp_path: Path) -> None:
 def test_the_archive_lies_beside_its_database() -> None:
     """As the write-ahead log does."""
     assert Path("data/token-ledger.db.archive") == folder_of(Path("data/token-ledger.db"))
+
+
+def test_segments_lie_beside_the_file_by_whatever_link_it_is_reached(tmp_path: Path) -> None:
+    """Whoever opens it by its own name, or backs up its folder, has them; but for those of before, beside the link."""
+    (tmp_path / "data").mkdir()
+    link = tmp_path / "link.db"
+    link.symlink_to("data/token-ledger.db")
+    assert tmp_path / "data" / "token-ledger.db.archive" == folder_of(link)
+    (tmp_path / "link.db.archive").mkdir()
+    assert tmp_path / "link.db.archive" == folder_of(link)

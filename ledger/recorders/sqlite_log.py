@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from ledger.owner import followed
 from ledger.recorders.errors import StoreBroken, StoreError
 
 PAGE_BYTES = 4096
@@ -61,7 +62,7 @@ class WriteAheadLog:
     def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection]) -> None:
         """`connect` makes a connection that only reads."""
         self._database = path
-        self._path = Path(f"{path}-wal")
+        self._path = Path(f"{followed(path)}-wal")  # where SQLite makes it
         self._connect = connect
         self._file: int | None = None
         self._mark: sqlite3.Connection | None = None

@@ -8,8 +8,10 @@ line. What looks like a token or a credential is cut out of every line, whoever 
 no caller passes one.
 """
 
+import contextlib
 import logging
 import re
+import select
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -32,6 +34,7 @@ _SECRET = re.compile(
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _RESERVED = frozenset({"at", "level", "logger", "event", "message", "exception"})
 _OURS = "token_ledger"  # marks the handler that `configure` has set, so that it can be set again
+_READER_WAITED_FOR_SECONDS = 1.0
 _FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "asyncio")
 
 
@@ -79,6 +82,9 @@ class Log:
             self._logger.log(level, event, exc_info=error, extra={"fields": fields})
 
 
+log = Log("api.logs")
+
+
 def configure(level: LogLevel = "info", form: LogFormat = "console", stream: TextIO | None = None) -> None:
     """Send every log line of the process to standard output, uvicorn's and asyncio's too. May be called again."""
     stream = stream or sys.stdout
@@ -98,7 +104,31 @@ def configure(level: LogLevel = "info", form: LogFormat = "console", stream: Tex
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines. One that cannot be written is lost, and whoever is served does not notice."""
+    """Writes lines. One that cannot be written is lost, and whoever is served does not notice.
+
+    That holds where whoever reads them has stopped doing so, too: writing would wait for it without end, and with it
+    all that is served, and the end of the process. It is waited for once; lines are lost then until there is room.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lost = 0
+        self._room: select.poll | None = None
+        with contextlib.suppress(OSError, ValueError):  # it is no file of the system's, or closed
+            descriptor = stream.fileno()
+            self._room = select.poll()
+            self._room.register(descriptor, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, and before it how many were lost."""
+        wait_seconds = 0.0 if self._lost else _READER_WAITED_FOR_SECONDS
+        if self._room is not None and not self._room.poll(wait_seconds * 1000):
+            self._lost += 1
+            return
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            log.error("lines_lost", lines=lost, why="nobody read them")
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Whoever reads the log is gone, or its disk is full: a traceback for each line would help nobody."""

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -176,3 +178,27 @@ def test_a_line_that_cannot_be_written_is_lost_in_silence(capsys: pytest.Capture
     logs.configure("debug", "console", Gone(ZeroDivisionError()))
     logs.Log("api.token").info("reuse_detected", grant="018f")
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_reader_that_stopped_reading_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that is full: it is waited for once, then lines are lost, and how many is told once there is room."""
+    monkeypatch.setattr(logs, "_READER_WAITED_FOR_SECONDS", 0.05)
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as reader:
+        with os.fdopen(writing, "w") as stream:
+            logs.configure("info", "console", stream)
+            writes = threading.Thread(target=write_lines, args=(3000,), daemon=True)
+            writes.start()
+            writes.join(10)
+            assert not writes.is_alive()
+            read = os.read(reading, 1 << 20).decode()
+            write_lines(1)
+            logs.configure("info", "console", io.StringIO())
+        first, second = reader.read().splitlines()
+    assert f'level=error event=lines_lost lines={3000 - read.count(" event=odd ")} why="nobody read them"' in first
+    assert "event=odd number=0" in second
+
+
+def write_lines(count: int) -> None:
+    for number in range(count):
+        logs.Log("api.server").info("odd", number=number)

@@ -30,7 +30,7 @@ MEANINGS = {
     "request_timeout_seconds": "to send a request, and to answer it",
     "keep_alive_seconds": "until a silent connection is closed",
     "refresh_burst": "refreshes at once of one grant of a public client; 0: no limit",
-    "refresh_per_second": "and how fast more are allowed",
+    "refresh_per_second": "and how fast more are allowed; 0: no limit",
     "archive_after_days": "archive what is older, every hour",
     "archive_retention_days": "give up ended grants' events in the archive",
     "log_level": "debug, info, warning or error",

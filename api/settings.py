@@ -26,6 +26,7 @@ DAYS_MAX: Final = 36_500
 _SQLITE: Final = "sqlite:///"
 _POSTGRESQL: Final = "postgresql://"
 _BESIDE_KEYS_FILE: Final = Path("<KEYS_FILE>.head")  # a default that depends on another setting
+_OF_THE_DATABASE: Final = ("", "-wal", "-shm", "-journal", ".lock", ".sock", ".archive")
 _DEFAULT_ISSUER: Final = ""
 _READ_OTHERWISE: Final = (
     *("authorization", "connection", "content-length", "content-type", "dpop", "expect", "host", "idempotency-key"),
@@ -228,6 +229,13 @@ class Settings:
                 if file is not None and os.path.realpath(file) == os.path.realpath(self.head_file):
                     setting = "database_url" if name == "sqlite_path" else name
                     raise SettingsError(f"TOKEN_LEDGER_HEAD_FILE: this file is TOKEN_LEDGER_{setting.upper()}'s")
+        if self.sqlite_path is not None:  # SQLite empties and removes what it keeps there: a key ring would be gone
+            database = os.path.realpath(self.sqlite_path)
+            beside = {database + ending for ending in _OF_THE_DATABASE}
+            for name in ("keys_file", "head_file"):
+                file = getattr(self, name)
+                if file is not None and os.path.realpath(file) in beside:
+                    raise SettingsError(f"TOKEN_LEDGER_{name.upper()}: this file is one of the database's own")
         if self.issuer == _DEFAULT_ISSUER:
             object.__setattr__(self, "issuer", self._issuer_on(self.port))
         if self.issuer.startswith("http:") and not self.allow_plain_http:

@@ -233,6 +233,16 @@ def test_the_head_file_is_no_other_settings_file(tmp_path: Path, name: str) -> N
         load(env(HEAD_FILE=str(tmp_path / "link"), **given))
 
 
+@pytest.mark.parametrize("name", ["KEYS_FILE", "HEAD_FILE"])
+@pytest.mark.parametrize("ending", ["-wal", "-shm", "-journal", ".lock", ".sock"])
+def test_no_file_lies_where_the_database_has_its_own(tmp_path: Path, name: str, ending: str) -> None:
+    """SQLite removes its log when it is closed, and a key ring that stood there is gone."""
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    given = {name: str(tmp_path / f"there{ending}")}
+    with pytest.raises(SettingsError, match=f"^TOKEN_LEDGER_{name}: this file is one of the database's own$"):
+        load(env(DATABASE_URL=f"sqlite:///{tmp_path / 'link'}", **given))
+
+
 def test_the_head_file_stands_beside_the_key_ring_and_can_be_off() -> None:
     """The last acknowledged position must not lie inside the database it vouches for."""
     assert Path("/etc/ring.head") == load(env(KEYS_FILE="/etc/ring")).head_file

@@ -5,7 +5,7 @@ A connection is always in one of five states, each with its own bound:
 - opened, nothing received yet: REQUEST_TIMEOUT_SECONDS from accept, the TLS handshake included
 - receiving a request: REQUEST_TIMEOUT_SECONDS from its first byte to its last
 - answering: the application's own time; but what it has written must be read within REQUEST_TIMEOUT_SECONDS
-- idle between requests: KEEP_ALIVE_SECONDS, less where more than a thousand are idle
+- idle between requests: KEEP_ALIVE_SECONDS, less where more than a thousand are idle, or half of all that there may be
 - closing: a moment for the rest of what the client sends, so that it gets to read why, then nothing
 
 One sweep over all connections (`Server`) looks at the deadlines; no request costs a timer.

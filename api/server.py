@@ -170,9 +170,11 @@ class Server:
                 connection.expire()
             elif connection.idle and not connection.listener.local:
                 idle.append(connection)
-        if len(idle) > IDLE_MAX:
+        # Where files are few, too, whoever waits for nothing makes room for who comes.
+        idle_max = min([IDLE_MAX, *(listener.connections_max // 2 for listener in self._listeners)])
+        if len(idle) > idle_max:
             idle.sort(key=lambda connection: connection.deadline)  # all idle ones got the same time: the oldest first
-            for connection in idle[: len(idle) - IDLE_MAX]:
+            for connection in idle[: len(idle) - idle_max]:
                 connection.expire()
 
     def _open(self) -> list[Connection]:

@@ -27,6 +27,9 @@ _SQLITE: Final = "sqlite:///"
 _POSTGRESQL: Final = "postgresql://"
 _BESIDE_KEYS_FILE: Final = Path("<KEYS_FILE>.head")  # a default that depends on another setting
 _OF_THE_DATABASE: Final = ("", "-wal", "-shm", "-journal", ".lock", ".sock", ".archive")
+_OF_A_SERVICE: Final = re.compile(
+    r"\w+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_[0-9]+_[A-Z]+(?:_PROTO|_PORT|_ADDR)?)=.*|\w+_PORT=[a-z]+://.*"
+)
 _DEFAULT_ISSUER: Final = ""
 _READ_OTHERWISE: Final = (
     *("authorization", "connection", "content-length", "content-type", "dpop", "expect", "host", "idempotency-key"),
@@ -297,6 +300,11 @@ def load(environment: Mapping[str, str], file: Path | None = None) -> Settings:
     for name, text in environment.items():
         if name.startswith(PREFIX):
             setting = name.removeprefix(PREFIX).lower()
+            if _OF_A_SERVICE.fullmatch(f"{name}={text}"):
+                raise SettingsError(
+                    f"{one_line(name)[:80]}: Kubernetes has set it for a service of such a name; set"
+                    " enableServiceLinks: false for the pod, or give the service another name"
+                )
             if name != PREFIX + setting.upper() or setting not in _PARSERS:
                 raise SettingsError(_unknown(name, [PREFIX + known.upper() for known in _PARSERS]))
             if text:

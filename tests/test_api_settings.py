@@ -84,6 +84,25 @@ def test_an_unknown_name_is_an_error_that_names_it_and_what_was_meant(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "tcp://10.96.0.7:8443"),
+        ("SERVICE_HOST", "10.96.0.7"),
+        ("SERVICE_PORT", "8443"),
+        ("SERVICE_PORT_HTTPS", "8443"),
+        ("PORT_8443_TCP", "tcp://10.96.0.7:8443"),
+        ("PORT_8443_TCP_ADDR", "10.96.0.7"),
+        ("DB_PORT", "tcp://10.96.0.8:5432"),
+        ("DB_SERVICE_HOST", "10.96.0.8"),
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_of_this_name_is_told(name: str, value: str) -> None:
+    """It does so in every pod that starts after the service `token-ledger` was made: the first start went well."""
+    with pytest.raises(SettingsError, match=f"^TOKEN_LEDGER_{name}: Kubernetes has set it .*ServiceLinks"):
+        load(env(**{name: value}))
+
+
+@pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
         ("PORT", SECRET, "a whole number from 0 to 65535"),

@@ -140,17 +140,23 @@ def apply(
 
 def decide_keys(batch: Batch, decide: Callable[[Keys, Act], KeyEvent | None]) -> Keys:
     """One decision on the keys; returns them as they stand then."""
-    loaded = batch.load_or_create(KEYS)
-    keys = loaded.aggregate
-    assert isinstance(keys, Keys)
+    keys = _keys_of(batch)
     event = decide(keys, Act(at=batch.now, command_id=batch.command_id, requested_by=_LOCALLY))
     if event is not None:
-        batch.append(loaded, [event])
+        batch.append(batch.load_or_create(KEYS), [event])
+    return keys
+
+
+def _keys_of(batch: Batch) -> Keys:
+    keys = batch.load_or_create(KEYS).aggregate
+    assert isinstance(keys, Keys)
     return keys
 
 
 def first_keys(batch: Batch, ring: KeyRing) -> None:
-    """Let a new log name the keys of its ring, and the youngest sign."""
+    """Let a new log name the keys of its ring, and the youngest sign; nothing where another node has just done so."""
+    if _keys_of(batch).created_at:
+        return
     for key_id in sorted(ring.keys):
         decide_keys(batch, rotation(ring, key_id))
     decide_keys(batch, lambda keys, act: keys.decide_activation(max(ring.keys), act))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from ledger.head_file import HeadFile
+from ledger.keyring import KeyRing
+from ledger.operating import first_keys
 from ledger.recorders.errors import StoreError
 from ledger.refusals import LedgerError, Unavailable
 from tests.engines import alter
@@ -30,6 +32,14 @@ async def test_a_new_ledger_has_the_rings_key_and_says_so(tmp_path: Path, caplog
     head = HeadFile(tmp_path / "ledger.head").read()
     assert head is not None
     assert opened.last_position() == head.position
+
+
+async def test_keys_that_another_node_has_just_named_are_not_named_again(tmp_path: Path) -> None:
+    """Two that were opened on one new log at the same moment: the later finds it done, which is no fault."""
+    async with open_ledger(tmp_path, clients=None) as opened:
+        ring = KeyRing.load(tmp_path / "ledger.keys")
+        await opened.ledger._commits.submit(lambda batch: first_keys(batch, ring), ours=True)
+        assert ["keys.rotated", "keys.activated"] == [event.topic for event in opened.events()]
 
 
 async def test_opened_again_it_goes_on(tmp_path: Path) -> None:

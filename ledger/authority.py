@@ -39,9 +39,10 @@ from ledger.events import (
 from ledger.keyring import KeyRing
 from ledger.keys import STREAM as KEYS_STREAM
 from ledger.keys import Keys
-from ledger.recorders.errors import ArchiveDamaged, HeadMissing, HistoryBroken
+from ledger.recorded import recorded
+from ledger.recorders.errors import ArchiveDamaged, HeadMissing, HistoryBroken, Withheld
 from ledger.recorders.rows import Head, Reads
-from ledger.refusals import Unavailable
+from ledger.refusals import Forgotten, Unavailable
 from ledger.secret_hashes import secret_hash
 
 SUBJECTS_IN_MEMORY_MAX = 100_000
@@ -238,6 +239,8 @@ class Authority:
         self._subjects[subject_id] = epoch
 
     def _end(self, grant: Held) -> EpochEnd:
+        """Raises Unavailable, Forgotten where the raise is not as it was recorded, or not there any more: then whoever
+        asks about this grant cannot be answered, and nobody else is concerned."""
         key = (grant.client_id, grant.client_epoch, grant.subject_id, grant.subject_epoch, grant.issued_at)
         end = self._ends.get(key)
         if end is None:
@@ -264,7 +267,7 @@ class Authority:
         after them those that only this process has."""
         reads = self._reads()
         last_v = from_v = above  # raise n stands at version n or later
-        while page := reads.events(stream, from_v + 1, from_v + PAGE_EVENTS):
+        while page := recorded(reads, stream, from_v + 1, from_v + PAGE_EVENTS):
             for stored in page:
                 event = decode(stored.body)
                 if isinstance(event, ClientRevoked | SubjectRevoked) and event.epoch > above:
@@ -376,12 +379,14 @@ class Authority:
 
 @contextmanager
 def _for_one_alone(what: str) -> Iterator[None]:
-    """Where events of one stream are not what was recorded, or lie where the archive is damaged, only who asks about a
-    grant of theirs cannot be answered; whoever stands in the same batch can."""
+    """Where events of one stream are not what was recorded, are not there any more, or lie where the archive is
+    damaged, only who asks about a grant of theirs cannot be answered; whoever stands in the same batch can."""
     try:
         yield
     except msgspec.DecodeError:
         raise Unavailable(f"{what}: an event is not what was recorded; rebuild names it") from None
+    except Withheld as error:
+        raise Forgotten(str(error)) from None
     except (ArchiveDamaged, HistoryBroken) as error:
         raise Unavailable(str(error)) from None
 
@@ -412,7 +417,7 @@ def _aggregate(reads: Reads, name: str, head: Head, kind: type[_Aggregate]) -> _
 
 def _replayed(reads: Reads, name: str, kind: type[_Aggregate]) -> _Aggregate:
     aggregate, last_v = kind(), 0
-    while page := reads.events(name, last_v + 1, last_v + PAGE_EVENTS):
+    while page := recorded(reads, name, last_v + 1, last_v + PAGE_EVENTS):
         for stored in page:
             aggregate.evolve(decode(stored.body))
         last_v = page[-1].v

@@ -11,6 +11,7 @@ from ledger.grant import Grant
 from ledger.inline import grants_tables
 from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
+from ledger.recorded import recorded
 from ledger.recorders.errors import ArchiveDamaged, EventsAltered, HeadMissing, HistoryBroken, Withheld
 from ledger.recorders.premises import Written
 from ledger.recorders.private_rows import PROBE
@@ -256,7 +257,7 @@ class Batch:
         reader = self.store.within()
         from_v = 1
         try:
-            while page := reader.events(name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
+            while page := recorded(reader, name, from_v, from_v + REPLAY_PAGE_EVENTS - 1):
                 for stored in page:
                     aggregate.evolve(decode(stored.body))
                     from_v += 1

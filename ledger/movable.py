@@ -9,6 +9,7 @@ from ledger.clients import Client
 from ledger.epochs import Epoch, Raise, Subject, first_hit
 from ledger.events import ClientRevoked, SubjectRevoked, decode
 from ledger.grant import Grant
+from ledger.recorded import recorded
 from ledger.recorders.archived import MOVABLE_AFTER, MOVABLE_FIRST
 from ledger.recorders.errors import ArchiveDamaged, HistoryBroken
 from ledger.recorders.rows import Reads, StreamKey
@@ -124,7 +125,7 @@ class Judging:
         found = self._raises.get(name)
         if found is None:
             found, v = [], 0
-            while page := self._reads.events(name, v + 1, v + EVENTS_A_PAGE):
+            while page := recorded(self._reads, name, v + 1, v + EVENTS_A_PAGE):
                 events = (decode(each.body) for each in page)
                 found += [each for each in events if isinstance(each, ClientRevoked | SubjectRevoked)]
                 v = page[-1].v

@@ -13,6 +13,7 @@ from ledger.clients import Client
 from ledger.commands import EpochEnd
 from ledger.epochs import Raise, Subject, first_hit
 from ledger.events import AnyEvent, ClientRevoked, SubjectRevoked, decode
+from ledger.recorded import recorded
 from ledger.recorders.rows import Reads, StoredEvent
 from projections.current_tokens import Row
 
@@ -22,9 +23,9 @@ _T = TypeVar("_T", bound=snapshots.Aggregate)
 
 
 def stored_events(reads: Reads, name: str) -> Iterator[StoredEvent]:
-    """A stream's events, oldest first, read in pages."""
+    """A stream's events, oldest first, read in pages. Raises HistoryBroken where one is not as it was recorded."""
     last_v = 0
-    while page := reads.events(name, last_v + 1, last_v + PAGE_EVENTS):
+    while page := recorded(reads, name, last_v + 1, last_v + PAGE_EVENTS):
         yield from page
         last_v = page[-1].v
 

@@ -6,10 +6,8 @@ beside it; `event_id`, `position` and `disclosed` are not stored. The epoch that
 Nothing is told of an event but what the next one, or the stream's head, holds the hash of (I-14).
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -17,7 +15,8 @@ from msgspec import UNSET, UnsetType
 from ledger import times
 from ledger.events import AnyEvent, decode
 from ledger.grant import Grant
-from ledger.recorders.errors import EventsAltered, Withheld
+from ledger.recorded import recorded
+from ledger.recorders.errors import HeadMissing, Withheld
 from ledger.recorders.rows import Reads, StoredEvent
 from projections.as_of import PAGE_EVENTS, Outside, Passed, aggregate, last_reached
 from projections.current_tokens import Row, folded, one
@@ -137,7 +136,8 @@ class _Stream:
         self.name = f"grant:{grant_id}"
         self._reads = reads
         head = reads.stream(self.name)
-        assert head is not None, "a row comes with its first event"
+        if head is None:  # a row comes with its first event
+            raise HeadMissing(self.name)
         self.last_v = head.v
 
     def last(self, reached: Callable[[StoredEvent], bool]) -> int:
@@ -160,7 +160,7 @@ class _Stream:
 
     def _own(self, from_v: int, to_v: int) -> list[_Entry]:
         try:
-            return [(stored, decode(stored.body)) for stored in _linked(self._reads, self.name, from_v, to_v)]
+            return [(stored, decode(stored.body)) for stored in recorded(self._reads, self.name, from_v, to_v)]
         except Withheld:
             return [self._one(v) for v in range(from_v, to_v + 1)]
 
@@ -172,53 +172,18 @@ class _Stream:
         return stored, decode(stored.body)
 
     def _epoch(self, passed: Passed) -> tuple[StoredEvent, AnyEvent]:
-        (stored,) = _linked(self._reads, passed.event.stream, passed.event.v, passed.event.v)
+        (stored,) = recorded(self._reads, passed.event.stream, passed.event.v, passed.event.v)
         return stored, passed.event
 
     def _event_at(self, v: int) -> StoredEvent:
-        (stored,) = _linked(self._reads, self.name, v, v)
+        (stored,) = recorded(self._reads, self.name, v, v)
         return stored
-
-
-class _Link(msgspec.Struct):
-    """Of a stored event what links it to the one before."""
-
-    prev: str | None = None
-
-
-_link_of: Final = msgspec.json.Decoder(_Link).decode
 
 
 def _linked_events(reads: Reads, name: str, to_v: int) -> Iterator[StoredEvent]:
     """A stream's events up to a version, oldest first, read in pages."""
     for from_v in range(1, to_v + 1, PAGE_EVENTS):
-        yield from _linked(reads, name, from_v, min(from_v + PAGE_EVENTS - 1, to_v))
-
-
-def _linked(reads: Reads, name: str, from_v: int, to_v: int) -> list[StoredEvent]:
-    """Events of a stream, each of which is the one whose hash the next one holds, or the head. Raises HistoryBroken.
-
-    One more is read than is asked for. Where the archive's time is over for that one, it links nothing any more.
-    """
-    try:
-        found = reads.events(name, from_v, to_v + 1)
-    except Withheld:
-        found = reads.events(name, from_v, to_v)
-    for each, after in pairwise(found):
-        try:
-            prev = _link_of(after.body).prev
-        except msgspec.DecodeError:
-            raise EventsAltered(f"{name}/{after.v}") from None
-        if prev != _hash(each).hex():
-            raise EventsAltered(f"{name}/{each.v}")
-    head = reads.stream(name)
-    if found and head is not None and found[-1].v == head.v and head.head != _hash(found[-1]):
-        raise EventsAltered(f"{name}/{head.v}")
-    return found[: to_v - from_v + 1]
-
-
-def _hash(stored: StoredEvent) -> bytes:
-    return hashlib.sha256(stored.body.encode()).digest()
+        yield from recorded(reads, name, from_v, min(from_v + PAGE_EVENTS - 1, to_v))
 
 
 def _told(entry: _Entry, disclosure: Disclosure | None) -> Told:

@@ -183,7 +183,7 @@ def test_an_altered_event_without_which_nothing_opens_is_named(known: Place) -> 
     connection.close()
     found = known.here("grants")
     assert (2, 1) == (found.returncode, found.stderr.count("\n"))
-    assert found.stderr.endswith(": of clients, operators or keys an event is not as recorded; rebuild names it\n")
+    assert found.stderr.endswith("/1: what is stored is not what was recorded; rebuild names it\n")
     found = known.here("rebuild")
     assert (1, "") == (found.returncode, found.stderr)
     assert "key client:www/1, column body: the stored bytes are no event" in found.stdout

@@ -1,5 +1,6 @@
 """A history that is not as it was recorded is never told for the truth, and whoever does not ask for it is served."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,71 @@ async def test_an_epoch_that_was_altered_is_not_told(
         statement = way(each_store).replace("control", "epoch")
         change(opened, statement, stream, 1)
         await refused(opened, issued.grant_id)
+
+
+def hits_nobody(each_store: str) -> str:
+    return BODY.format("replace(body, '\"epoch\":1', '\"epoch\":0')")
+
+
+def to_come(each_store: str) -> str:
+    return BODY.format('replace(body, \'"at":"2026\', \'"at":"2027\')')
+
+
+def no_time(each_store: str) -> str:
+    return BODY.format('replace(body, \'"at":"2026\', \'"at":"202x\')')
+
+
+@pytest.mark.parametrize("way", [hits_nobody, to_come, no_time, no_event, no_text, gone])
+async def test_nothing_is_decided_or_told_by_an_epoch_that_was_altered(
+    tmp_path: Path, each_store: str, way: Callable[[str], str]
+) -> None:
+    """Whose end it was is neither shown as alive nor said to have expired, and nothing of that gets into the log; all
+    others are served."""
+    async with open_ledger(tmp_path) as opened:
+        ended, other = await opened.issue(), await opened.issue("bob")
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", "left", None)
+        stream = f"subject:{opened.issuance(ended).subject_id}"
+        change(opened, way(each_store), stream, 1)
+        opened.ledger.authority.distrust()  # as after a start
+        presented = opened.refresh(ended), opened.ledger.operators.explain(ended.refresh_token or "")
+        asking = opened.ledger.introspect(caller(), ended.access_token)
+        answers = await asyncio.gather(*presented, asking, opened.refresh(other), return_exceptions=True)
+        assert [Unavailable] * 3 == [type(each) for each in answers[:3]]
+        assert {stream} == {str(each).split("/")[0].partition(": of versions")[0] for each in answers[:3]}
+        assert not isinstance(answers[3], BaseException)
+        now = opened.clock.now
+        with pytest.raises(Unavailable, match="rebuild names"):
+            await asked(opened, lambda reads: grant(reads, ended.grant_id, now, lambda row: True))
+        await refused(opened, ended.grant_id)
+        head = await asked(opened, lambda reads: reads.stream(f"grant:{ended.grant_id}"))
+        assert (1, []) == (head.v, opened.fatal)
+
+
+@pytest.mark.parametrize("kind", ["grant", "client", "subject"])
+async def test_no_altered_event_is_replayed_where_a_snapshot_is_gone(tmp_path: Path, kind: str) -> None:
+    """Who may write to the database needs no hash for that: the stream is folded anew, and its links are looked at."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await opened.issue()
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", "left", opened.clock.now - 86_400_000_000)
+        issuance = opened.issuance(issued)
+        of_kind = {"grant": issuance.stream, "client": "client:www", "subject": f"subject:{issuance.subject_id}"}
+        alter(opened.path, f"UPDATE streams SET state = head WHERE name = '{of_kind[kind]}'")
+        opened.ledger.memory.forget_everything()
+        opened.ledger.authority.distrust()
+        issued = await opened.refresh(issued)
+        alter(opened.path, f"UPDATE streams SET state = head WHERE name = '{of_kind[kind]}'")
+        change(opened, BODY.format('replace(body, \'"at":"2026\', \'"at":"2025\')'), of_kind[kind], 1)
+        opened.ledger.authority.distrust()
+        with pytest.raises(Unavailable):
+            await opened.refresh(issued)
+
+
+async def test_a_grant_whose_head_is_gone_is_named(tmp_path: Path) -> None:
+    """Its row is there, and its events; only nobody knows where they end."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await opened.issue()
+        alter(opened.path, f"DELETE FROM streams WHERE name = 'grant:{issued.grant_id}'")
+        assert f"grant:{issued.grant_id}: there are events" in await refused(opened, issued.grant_id)
 
 
 @pytest.mark.parametrize("way", [no_event, no_text, gone])

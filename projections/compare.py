@@ -17,12 +17,15 @@ DIFFERENCES_MAX: Final = 1_000
 SHOWN_CHARACTERS_MAX: Final = 80
 STREAMS: Final = "streams"
 EVENTS: Final = "events"
+FILE: Final = "file"
+"""Stands for a table where the file itself is damaged."""
 POSITION: Final = "position"
 """The column of every inline table that says where the event lies that made the row."""
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """One place where live and replayed differ, or (table `events`) where the history does not hold.
+    """One place where live and replayed differ, or where the history (table `events`) or the database's file (`file`)
+    does not hold.
 
     `live` and `replayed` are None where there is no such row, or where the value is not for showing.
     """

@@ -3,7 +3,8 @@
 The comparison is made inside one read transaction, events and live rows of the same moment, so it is safe while
 serving; nothing waits for it, but the write-ahead log cannot shrink while it reads. What differs is then written anew
 under the writer's lock, a few keys at a time, from a replay that has caught up there. Where the history itself does
-not hold, nothing is written: rows that follow from altered events would only spread the damage.
+not hold, nothing is written: rows that follow from altered events would only spread the damage. From a file that is
+damaged nothing is even replayed: an index that lacks rows, or a page that is another's, would make it tell anything.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ledger.inline import Inline
 from ledger.recorders.rows import Reads
 from projections.compare import (
     DIFFERENCES_MAX,
+    FILE,
     STREAMS,
     Difference,
     Found,
@@ -83,6 +85,8 @@ def rebuild(
     with closing(Replay(inline)) as replay:
         found = Found(replay)
         with readers() as reads:
+            if damage := reads.damage(lambda: progress(0, 1)):
+                return _damaged(damage)
             total = _last_position(reads)
             for _ in replay.check_segments(reads):
                 progress(0, total)
@@ -105,6 +109,19 @@ def rebuild(
         healed=healed,
         withheld=withheld,
         withheld_count=withheld_count,
+    )
+
+
+def _damaged(lines: Sequence[str]) -> Rebuilt:
+    differences = [Difference(table=FILE, key="database", column="page", problem=line) for line in lines]
+    return Rebuilt(
+        events=0,
+        streams=0,
+        rows={},
+        differences=differences,
+        difference_count=len(differences),
+        history_holds=False,
+        healed=False,
     )
 
 

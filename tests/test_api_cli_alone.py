@@ -130,6 +130,25 @@ def test_rebuild_names_what_differed_and_heals_it(known: Place) -> None:
     assert 0 == asked(known, "grant", "show", issued["grant_id"])["generation"]
 
 
+def test_rebuild_names_a_damaged_file_and_replays_nothing(known: Place) -> None:
+    """What no table shows, an index that lacks a row, is damage too: exit code 1, each time."""
+    asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
+    path = known.folder / "token-ledger.db"
+    with sqlite3.connect(path) as connection:
+        sql = "SELECT rootpage FROM sqlite_master WHERE name = 'current_tokens_v1_client'"
+        page, size = connection.execute(sql).fetchone()[0], connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    content = path.read_bytes()
+    at = content.index(b"www", size * (page - 1))
+    path.write_bytes(content[:at] + b"wwv" + content[at + 3 :])
+    for _ in range(2):
+        found = known.here("rebuild")
+        assert (1, "") == (found.returncode, found.stderr)
+        *lines, last = found.stdout.splitlines()
+        assert "differed: table file, key database, column page: row 1 missing from index" in lines[0]
+        assert "nothing replayed or healed: the file of the database is damaged" in last
+
+
 @pytest.mark.parametrize("damage", DAMAGED_AUTHORITY)
 def test_rebuild_heals_heads_without_which_nothing_opens(known: Place, damage: str) -> None:
     """Who there is, and which keys, nobody can tell: every other command says so and what to do, in one line."""

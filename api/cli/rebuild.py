@@ -11,6 +11,7 @@ from api.local import Local
 from api.settings import Settings
 
 EVENTS = "events"
+FILE = "file"
 
 
 @click.command("rebuild")
@@ -20,7 +21,8 @@ def rebuild(as_json: bool, settings: Settings) -> None:
     """Replay all events aside, compare every row and snapshot, then put the replayed ones in their place.
 
     Safe while serving. Exit code 1 where something differed, with table, key and column; the next run then exits 0.
-    Not so where events themselves differ from what was recorded: that is named, and nothing is written.
+    Not so where events themselves differ from what was recorded, or where the file of the database is damaged: that is
+    named, and nothing is written.
     """
     with reached(settings, to_heal=True) as local:
         found = _run(local, not as_json and sys.stderr.isatty())
@@ -43,13 +45,15 @@ def rebuild(as_json: bool, settings: Settings) -> None:
 
 def _line(difference: Json) -> str:
     line = f"differed: table {difference['table']}, key {difference['key']}, column {difference['column']}"
-    return f"{line}: {difference['problem']}" if difference["table"] == EVENTS else line
+    return f"{line}: {difference['problem']}" if difference["table"] in (EVENTS, FILE) else line
 
 
 def _outcome(found: Json) -> str:
     count = f"{found['difference_count']} difference{'' if found['difference_count'] == 1 else 's'}"
     if found["healed"]:
         return f"{count}, healed by this run"
+    if found["differences"][0]["table"] == FILE:
+        return f"{count}, nothing replayed or healed: the file of the database is damaged, a backup has what was there"
     if found["history_holds"]:
         return f"{count}, not all of them healed: run it again"
     return f"{count}, nothing healed: events (table {EVENTS}) are not as they were recorded, a backup has them"

@@ -9,7 +9,7 @@ whatever the stream's length (I-22). Where that way ends before the version want
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -69,6 +69,8 @@ GRANTS = (
 _RAW_GRANTS = GRANTS.replace("p.subject_id", "CAST(p.subject_id AS BLOB)", 1)
 
 POSITION_MAX = 2**63 - 1
+DAMAGE_MAX: Final = 100
+_STEPS: Final = 100_000  # of SQLite's own, some milliseconds
 
 
 class StoreReader(ABC):
@@ -215,6 +217,11 @@ class StoreReader(ABC):
     def check_segment(self, name: str) -> None:
         """Read a whole segment and compare its bytes with its name. Raises ArchiveDamaged."""
 
+    def damage(self, step: Callable[[], None]) -> list[str]:
+        """What is wrong with the files beneath the tables, as far as that can be asked for; a line each, the first
+        DAMAGE_MAX of them. `step` is called now and then, and may raise."""
+        return []
+
 
 def _stored(name: str, position: int, stream: StreamKey, v: int, back: int, body: bytes) -> StoredEvent:
     try:
@@ -283,3 +290,28 @@ class Reader(StoreReader):
     def check_segment(self, name: str) -> None:
         """Read a whole segment and compare its bytes with its name. Raises ArchiveDamaged."""
         self._segments.check(name)
+
+    def damage(self, step: Callable[[], None]) -> list[str]:
+        """Pages that cannot be read, and indexes that lack rows, which whoever asks by them would not be told of."""
+        stopped: list[BaseException] = []
+
+        def go_on() -> bool:  # what it raises SQLite would swallow
+            try:
+                step()
+            except BaseException as error:
+                stopped.append(error)
+            return bool(stopped)
+
+        self._connection.set_progress_handler(go_on, _STEPS)
+        try:
+            found = self._connection.execute(f"PRAGMA integrity_check({DAMAGE_MAX})").fetchall()
+        except sqlite3.DatabaseError as error:
+            if stopped:
+                raise stopped[0] from None
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise translated(error) from None
+            found = [(str(error),)]
+        finally:
+            self._connection.set_progress_handler(None, 0)
+        lines = [line for (told,) in found for line in str(told).splitlines() if not line.startswith("***")]
+        return [] if lines == ["ok"] else lines

@@ -1,6 +1,6 @@
 """What one transaction writes, and what reading gives back: plain values between the commit path and a recorder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
@@ -151,6 +151,7 @@ class Reads(Protocol):
     def of_segment(self, segment: int) -> list[Piece]: ...
     def lines(self, piece: Piece) -> list[bytes]: ...
     def check_segment(self, name: str) -> None: ...
+    def damage(self, step: Callable[[], None]) -> list[str]: ...
 
 
 class Lends(Protocol):

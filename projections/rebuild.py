@@ -94,6 +94,9 @@ def rebuild(
                 progress(position, total)
             found.break_off()
             compare_streams(replay, reads, found)
+            if not found.broken:
+                for each in replay.check_control(reads):
+                    found.breaks(*each)
             rows = {table.name: compare_rows(table, replay, reads, found) for table in tables(inline)}
         events, streams = replay.events, _count(replay, "replayed")
         history_holds = not found.broken

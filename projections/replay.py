@@ -7,7 +7,8 @@ later from where it stopped.
 
 Links checked on the way (I-14): versions without gap, `back` to the event before, `prev` the hash of its stored bytes,
 columns equal to the members they repeat, one stream a name, what the archive's rows say of its lines
-(`archive_rows.py`). What is wrong breaks that stream: nothing after it is folded.
+(`archive_rows.py`). What is wrong breaks that stream: nothing after it is folded. Beside them: how often authority had
+changed when an event of a grant was decided (`authority_changes.py`).
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from ledger.inline import Inline, Write
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.rows import Piece, RawEvent, Reads, StreamKey
 from projections.archive_rows import ARCHIVE, UNFOUNDED, Claims, check_withheld, decoded, events_of
+from projections.authority_changes import AuthorityChanges
 
 PAGE_EVENTS: Final = 1_000
 PAGE_PIECES: Final = 100
@@ -104,6 +106,7 @@ class Replay:
             "CREATE TABLE withheld (id ANY PRIMARY KEY, name TEXT NOT NULL UNIQUE, to_v INTEGER NOT NULL) STRICT"
         )
         self.scratch.execute("CREATE TABLE names (name TEXT PRIMARY KEY, id ANY NOT NULL) STRICT, WITHOUT ROWID")
+        self._changes = AuthorityChanges(self.scratch)
         for each in self.inline:
             for statement in each.ddl:
                 self.scratch.execute(statement)
@@ -142,6 +145,13 @@ class Replay:
             broken = id in self._broken_streams
             return None if broken else snapshots.decode(state, name, v, head, snapshots.kind_of(name))
         return None if reads.stream(name) is not None else snapshots.kind_of(name)()
+
+    def check_control(self, reads: Reads) -> list[Broken]:
+        """Hold the changes of authority against what was decided under them. Where events do not hold anyway, or are
+        withheld, nobody can count them."""
+        ((withheld,),) = self.scratch.execute("SELECT count(*) FROM withheld WHERE substr(name, 1, 6) <> 'grant:'")
+        problem = None if self.broken or withheld else self._changes.problem(reads)
+        return [] if problem is None else [Broken(*problem)]
 
     def check_segments(self, reads: Reads) -> Iterator[None]:
         """Hold every segment against its name, and against what names it; a step each."""
@@ -280,6 +290,7 @@ class Replay:
         self._open[stored.stream] = known
         self._folded[stored.stream] = None
         self._claims.moved_on(stored.stream, known.aggregate)
+        self._changes.heed(event, stored.position)
         key = (stored.stream, event.command_id)
         if key != self._key:
             self._project()
@@ -310,6 +321,7 @@ class Replay:
                 if rows:
                     self.scratch.executemany(statement, rows)
                     rows.clear()
+        self._changes.write()
 
     # ------------------------------------------------------------ streams out of memory
 

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -310,6 +311,42 @@ def test_a_first_event_copied_into_another_stream_is_found(copied: Copied, kind:
     assert names
 
 
+@pytest.mark.parametrize("kind", ["client:app", "keys", "subject:%", "operator:%"])
+def test_a_stream_of_authority_that_is_gone_with_its_head_is_found(copied: Copied, kind: str) -> None:
+    """Nothing of its own is left to tell: a person's end would never have been. The grants that were decided on
+    afterwards say how often authority had changed."""
+    [(id, name), *_] = copied.rows("SELECT id, name FROM streams WHERE name LIKE ?", kind)
+    copied.change("DELETE FROM streams WHERE id = ?", id)
+    copied.change("DELETE FROM events WHERE stream = ?", id)
+    (found,) = broken(copied)
+    assert found.startswith("grant:"), name
+    copied.change("DELETE FROM events WHERE stream IN (SELECT id FROM streams WHERE name LIKE 'grant:%')")
+    copied.change("DELETE FROM streams WHERE name LIKE 'grant:%'")
+    assert {"control"} == broken(copied)
+
+
+def test_an_end_that_stands_elsewhere_in_the_log_is_found(copied: Copied) -> None:
+    """Whoever was refused after it, or served before it: no stream's own links tell where it stood among others'."""
+    sql = "SELECT position, stream, body FROM events ORDER BY position"
+    (one, first), (other, second) = next(
+        ((a[:2]), (b[:2]))
+        for a, b in pairwise(copied.rows(sql))
+        if '"control"' in a[2] and "subject.revoked" in b[2] and a[1] != b[1]
+    )
+    for id, old, new in ((first, one, -1), (second, other, one), (first, -1, other)):
+        copied.change("UPDATE events SET position = ? WHERE position = ?", new, old)
+        copied.change("UPDATE events SET back = ? WHERE stream = ? AND back = ?", new, id, old)
+        copied.change("UPDATE streams SET position = ? WHERE id = ? AND position = ?", new, id, old)
+    assert 1 == len(broken(copied))
+
+
+@pytest.mark.parametrize("change", ["UPDATE control SET counter = counter - 1", "DELETE FROM control"])
+def test_a_counter_that_is_not_what_the_log_comes_to_is_found(copied: Copied, change: str) -> None:
+    """With it, whoever cuts off the last change of authority would leave no trace."""
+    copied.change(change)
+    assert {"control"} == broken(copied)
+
+
 def test_an_altered_event_does_not_spread_into_the_rows(copied: Copied) -> None:
     """The twin that would heal anyway would write the forged scope into the row."""
     [(position, grant_id)] = copied.rows("SELECT position, grant_id FROM current_tokens_v1 LIMIT 1")
@@ -398,6 +435,7 @@ def test_an_empty_database_is_in_order(copied: Copied) -> None:
     """Nothing to replay, nothing to compare."""
     for table in ("events", "streams", "current_tokens_v1", "reuse_incidents_v1"):
         copied.change(f"DELETE FROM {table}")
+    copied.change("UPDATE control SET counter = 0")
     found = copied.rebuild()
     assert ([], 0, 0, True) == (found.differences, found.events, found.streams, found.healed)
 

@@ -2,6 +2,7 @@
 
 An event holds `SHA-256(JSON [salt, name, value])` in place of a context, device, session or reason. What is told here
 is that triple, so that whoever reads it can recompute the commitment; once the private rows are erased, nothing is.
+A text that somebody has put there since opens no commitment and is told to nobody: it would name another culprit.
 """
 
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 import msgspec
 
 from ledger.events import AnyEvent
-from ledger.private import context_value
+from ledger.private import commitment, context_value
 from ledger.recorders.rows import Reads, StreamKey
 
 _CONTEXTS: Final = ("context", "first_context", "last_context")
@@ -48,39 +49,41 @@ class Disclosure:
         """For each commitment among an event's members whose text is still there: member → what opens it."""
         found = {}
         for member in _CONTEXTS:
-            commitment = getattr(event, member, None)
-            if commitment is not None and (opened := self.context(event.stream, commitment)) is not None:
+            said = getattr(event, member, None)
+            if said is not None and (opened := self.context(event.stream, said)) is not None:
                 found[member] = opened
         for member in ("device", "session"):
-            if getattr(event, member, None) is not None and (opened := self._given(event.stream, member)) is not None:
+            said = getattr(event, member, None)
+            if said is not None and (opened := self._given(event.stream, member, said)) is not None:
                 found[member] = opened
-        if getattr(event, "reason", None) is not None and (opened := self.reason(event.event_id)) is not None:
+        said = getattr(event, "reason", None)
+        if said is not None and (opened := self.reason(event.event_id, said)) is not None:
             found["reason"] = opened
         return found
 
-    def context(self, stream: str, commitment: str) -> Disclosed | None:
+    def context(self, stream: str, said: str) -> Disclosed | None:
         """Where a request of a grant came from: `<address>` line feed `<User-Agent>`."""
         grant = self._grant(stream)
         if grant is None:
             return None
         rows = self._reads.select(
             "SELECT address, user_agent FROM private_contexts WHERE stream = ? AND commitment = ?",
-            (grant.stream, commitment),
+            (grant.stream, said),
         )
         if not rows:
             return None
         address, user_agent = rows[0]
-        return Disclosed(grant.salt.hex(), "context", context_value(str(address), str(user_agent)))
+        return _opened(said, grant.salt, "context", context_value(str(address), str(user_agent)))
 
-    def reason(self, event_id: str) -> Disclosed | None:
+    def reason(self, event_id: str, said: str) -> Disclosed | None:
         """Why an operator acted, in their own words."""
         found = self._reads.reason(event_id)
-        return None if found is None else Disclosed(found[0].hex(), "reason", found[1])
+        return None if found is None else _opened(said, found[0], "reason", found[1])
 
-    def _given(self, stream: str, name: str) -> Disclosed | None:
+    def _given(self, stream: str, name: str, said: str) -> Disclosed | None:
         grant = self._grant(stream)
         value = None if grant is None else getattr(grant, name)
-        return None if grant is None or value is None else Disclosed(grant.salt.hex(), name, value)
+        return None if grant is None or value is None else _opened(said, grant.salt, name, value)
 
     def _grant(self, stream: str) -> _Grant | None:
         if stream not in self._grants:
@@ -91,3 +94,7 @@ class Disclosure:
             )
             self._grants[stream] = _Grant(*rows[0]) if rows else None  # type: ignore[arg-type]  # the table is STRICT
         return self._grants[stream]
+
+
+def _opened(said: str, salt: bytes, name: str, value: str) -> Disclosed | None:
+    return Disclosed(salt.hex(), name, value) if commitment(salt, name, value) == said else None

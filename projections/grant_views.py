@@ -134,7 +134,7 @@ def _end(row: Row, judged: Standing, passed: Passed | None) -> End:
 def _why(end: End, disclosure: Disclosure) -> dict[str, Disclosed] | UnsetType:
     if end.reason is UNSET or end.event_id is UNSET:
         return UNSET
-    opened = disclosure.reason(end.event_id)
+    opened = disclosure.reason(end.event_id, end.reason)
     return UNSET if opened is None else {"reason": opened}
 
 

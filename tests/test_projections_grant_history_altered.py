@@ -268,3 +268,36 @@ async def test_what_nobody_altered_is_told_on_either_store(tmp_path: Path) -> No
                 after += limit
             assert 8 == seen
     check_ledger(opened.path)
+
+
+FORGED = [
+    ("private_contexts", "address = '192.0.2.1'", {"context", "first_context"}),
+    ("private_grants", "device = 'tv'", {"device"}),
+    ("private_grants", "session = 's-9'", {"session"}),
+    ("private_reasons", "text = 'all is well'", {"reason"}),
+]
+
+
+@pytest.mark.parametrize(("table", "what", "members"), FORGED)
+async def test_a_text_that_opens_no_commitment_is_told_to_nobody(
+    tmp_path: Path, table: str, what: str, members: set[str]
+) -> None:
+    """A place, a device or a reason that somebody has put in since: an incident would name another culprit."""
+    async with open_ledger(tmp_path) as opened:
+        first, *_ = await lived(opened)
+        other = await opened.issue("bob", device="phone", session="s-1")
+        await opened.act("revoke", other.grant_id, reason="lost")
+        before = await disclosed(opened, first.grant_id, other.grant_id)
+        alter(opened.path, f"UPDATE {table} SET {what}")  # words of ours alone
+        assert before - members == await disclosed(opened, first.grant_id, other.grant_id)
+        assert members <= before
+
+
+async def disclosed(opened: Opened, *grant_ids: str) -> set[str]:
+    """The members that are opened in any answer."""
+    now = opened.clock.now
+    found = [event.disclosed for each in grant_ids for event in (await told(opened, each)).events]
+    page = await asked(opened, lambda reads: grants(reads, now, limit=9, discloses=lambda row: True))
+    found += [each.disclosed for each in page.grants]
+    found += [each.disclosed for each in (await asked(opened, lambda reads: incidents(reads, now, limit=9))).incidents]
+    return {member for each in found if each for member in each}

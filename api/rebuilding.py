@@ -101,7 +101,7 @@ class _Work:
     def run(self) -> Any:
         store = self._ledger.store
         try:
-            found = rebuild(store.settled, store.inline, self._heal, self._progress)
+            found = rebuild(store.settled, store.inline, self._heal, self._progress, self._ledger.lookup)
         except BrokenOff:
             return {"error": "temporarily_unavailable", "error_description": "the rebuild was broken off"}
         except StoreError as error:

@@ -31,6 +31,7 @@ from ledger.memory import Memory
 from ledger.operators import Operators
 from ledger.presentations import Bursts
 from ledger.presenting import Desk, parse_access
+from ledger.private import subject_lookup
 from ledger.randomness import Randomness
 from ledger.recorders.errors import HistoryBroken, StoreError
 from ledger.recorders.store import Store
@@ -171,6 +172,10 @@ class Ledger:
             self.store.close()
 
     # ------------------------------------------------------------ clients
+
+    def lookup(self, subject: str) -> bytes:
+        """The key of a person's row."""
+        return subject_lookup(self.desk.ring, subject)
 
     def is_refresh_token(self, token: str) -> bool:
         """Whether a text is a refresh token of ours by its shape and tag, which costs no look-up. Whether it is worth

@@ -104,6 +104,7 @@ class Found:
         self.differences: list[Difference] = []
         self.count = 0
         self.broken = False
+        self.lost = False
         self._replay = replay
         replay.scratch.execute(
             "CREATE TABLE to_heal (name TEXT NOT NULL, key ANY NOT NULL, PRIMARY KEY (name, key)) STRICT"
@@ -126,6 +127,11 @@ class Found:
         """The history does not hold."""
         self.broken = True
         self._note(Difference(table=EVENTS, key=event_id, column=column, problem=problem))
+
+    def unlike(self, table: str, key: str, column: str) -> None:
+        """A private row is not what an event commits to: no replay has it."""
+        self.lost = True
+        self._note(Difference(table=table, key=key, column=column, problem="it is not what was recorded"))
 
     def break_off(self) -> None:
         """Add what the replay found on its way: first, so that no number of rows keeps it from being named."""

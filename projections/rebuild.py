@@ -27,6 +27,7 @@ from projections.compare import (
     compare_streams,
     tables,
 )
+from projections.private_rows import Lookup
 from projections.replay import Replay
 
 HEALED_AT_ONCE: Final = 100
@@ -78,10 +79,11 @@ def rebuild(
     inline: Sequence[Inline],
     apply_heal: ApplyHeal,
     progress: Progress = lambda done, total: None,
+    lookup: Lookup | None = None,
 ) -> Rebuilt:
     """Replay, compare, heal. `readers` gives a view of one committed moment at which nothing was on its way into the
-    log, so that what comes later stands behind it. Constant memory; takes as long as one pass over all events. Raises
-    StoreError."""
+    log, so that what comes later stands behind it. `lookup` tells the key of a person's row, where the key ring is at
+    hand. Constant memory; takes as long as one pass over all events. Raises StoreError."""
     with closing(Replay(inline)) as replay:
         found = Found(replay)
         with readers() as reads:
@@ -94,6 +96,9 @@ def rebuild(
                 progress(position, total)
             found.break_off()
             compare_streams(replay, reads, found)
+            for stream in replay.private.of_no_grant(reads, replay.tells_of):
+                found.breaks(f"stream {stream}/1", "v", "there are private rows of a grant, the log has none of it")
+            replay.private.compare(reads, found.unlike, lookup)
             if not found.broken:
                 for each in replay.check_control(reads):
                     found.breaks(*each)
@@ -101,7 +106,7 @@ def rebuild(
         events, streams = replay.events, _count(replay, "replayed")
         history_holds = not found.broken
         withheld_count, withheld = replay.withheld(DIFFERENCES_MAX)
-        healed = history_holds and _heal(replay, readers, apply_heal, found)
+        healed = history_holds and _heal(replay, readers, apply_heal, found) and not found.lost
     return Rebuilt(
         events=events,
         streams=streams,

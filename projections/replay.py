@@ -23,6 +23,7 @@ from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.rows import Piece, RawEvent, Reads, StreamKey
 from projections.archive_rows import ARCHIVE, UNFOUNDED, Claims, check_withheld, decoded, events_of
 from projections.authority_changes import AuthorityChanges
+from projections.private_rows import PrivateRows
 
 PAGE_EVENTS: Final = 1_000
 PAGE_PIECES: Final = 100
@@ -107,6 +108,7 @@ class Replay:
         )
         self.scratch.execute("CREATE TABLE names (name TEXT PRIMARY KEY, id ANY NOT NULL) STRICT, WITHOUT ROWID")
         self._changes = AuthorityChanges(self.scratch)
+        self.private = PrivateRows(self.scratch)
         for each in self.inline:
             for statement in each.ddl:
                 self.scratch.execute(statement)
@@ -232,6 +234,10 @@ class Replay:
         rows = self.scratch.execute("SELECT name || '/' || to_v FROM withheld ORDER BY id LIMIT ?", (limit,))
         return count, [name for (name,) in rows]
 
+    def tells_of(self, id: StreamKey) -> bool:
+        """Whether a stream is named elsewhere, for what is wrong with it or because it is withheld."""
+        return id in self._broken_streams or self.withholds(id)
+
     def stream_is_broken(self, id: StreamKey) -> bool:
         """Whether a stream's history does not hold; it was then folded only as far as it seemed to."""
         return id in self._broken_streams
@@ -291,6 +297,7 @@ class Replay:
         self._folded[stored.stream] = None
         self._claims.moved_on(stored.stream, known.aggregate)
         self._changes.heed(event, stored.position)
+        self.private.heed(event, stored.stream)
         key = (stored.stream, event.command_id)
         if key != self._key:
             self._project()
@@ -322,6 +329,7 @@ class Replay:
                     self.scratch.executemany(statement, rows)
                     rows.clear()
         self._changes.write()
+        self.private.write()
 
     # ------------------------------------------------------------ streams out of memory
 

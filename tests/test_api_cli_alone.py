@@ -130,6 +130,21 @@ def test_rebuild_names_what_differed_and_heals_it(known: Place) -> None:
     assert 0 == asked(known, "grant", "show", issued["grant_id"])["generation"]
 
 
+def test_rebuild_names_a_private_row_that_was_altered(known: Place) -> None:
+    """Also whose name it is, which needs the key ring; what it holds is not shown."""
+    asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        connection.execute("UPDATE private_subjects SET subject = 'mallory'")
+    connection.close()
+    for _ in range(2):
+        found = known.here("rebuild")
+        assert (1, "") == (found.returncode, found.stderr)
+        first, last = found.stdout.splitlines()
+        assert first.startswith("differed: table private_subjects, key ")
+        assert first.endswith(", column subject: it is not what was recorded")
+        assert "healed by this run but for private rows" in last
+
+
 def test_rebuild_names_a_damaged_file_and_replays_nothing(known: Place) -> None:
     """What no table shows, an index that lacks a row, is damage too: exit code 1, each time."""
     asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")

@@ -19,6 +19,8 @@ from ledger.clients import Client
 from ledger.events import AnyEvent, ScopeReduced
 from ledger.grant import Grant
 from ledger.inline import Inline
+from ledger.keyring import KeyRing
+from ledger.private import subject_lookup
 from ledger.recorders import reading
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Reads, Work
@@ -27,7 +29,7 @@ from projections import INLINE, compare, replay
 from projections.current_tokens import CurrentTokens
 from projections.rebuild import Heal, Rebuilt, rebuild
 from tests.earlier import of_format_2
-from tests.stocked import ELSEWHERE, Stocked, incident, stocked, world
+from tests.stocked import ELSEWHERE, OPERATOR, Stocked, incident, stocked, world
 
 
 class Copied:
@@ -37,6 +39,10 @@ class Copied:
         self.path = path
         self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._segments = Segments(folder_of(path))
+        self._ring = KeyRing.load(path.with_name("ledger.keys"))
+
+    def lookup(self, subject: str) -> bytes:
+        return subject_lookup(self._ring, subject)
 
     def change(self, sql: str, *parameters: object) -> int:
         return self.connection.execute(sql, parameters).rowcount
@@ -74,7 +80,7 @@ class Copied:
         self.connection.execute("COMMIT")
 
     def rebuild(self, inline: Sequence[Inline] = INLINE) -> Rebuilt:
-        return rebuild(self.reader, inline, self.heal)
+        return rebuild(self.reader, inline, self.heal, lookup=self.lookup)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +92,8 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
         async with stocked(folder) as at:
             await world(at, Random(5), 80)
             await incident(at)
+            last = await at.issue("nora")
+            await at.ledger.operators.act_on_grant(OPERATOR, last.grant_id, "revoke", "lost", None)
 
     asyncio.run(lived())
     return folder / "ledger.db"
@@ -95,6 +103,7 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(past: Path, tmp_path: Path) -> Copied:
     """That past, a copy for each test."""
     shutil.copy(past, tmp_path / "copy.db")
+    shutil.copy(past.with_name("ledger.keys"), tmp_path)
     return Copied(tmp_path / "copy.db")
 
 
@@ -322,6 +331,7 @@ def test_a_stream_of_authority_that_is_gone_with_its_head_is_found(copied: Copie
     assert found.startswith("grant:"), name
     copied.change("DELETE FROM events WHERE stream IN (SELECT id FROM streams WHERE name LIKE 'grant:%')")
     copied.change("DELETE FROM streams WHERE name LIKE 'grant:%'")
+    copied.change("DELETE FROM private_grants")
     assert {"control"} == broken(copied)
 
 
@@ -354,6 +364,52 @@ def test_an_altered_event_does_not_spread_into_the_rows(copied: Copied) -> None:
     assert broken(copied)
     assert [] == copied.rows("SELECT * FROM current_tokens_v1 WHERE granted_scope LIKE '%admin%'")
     assert grant_id
+
+
+# ---------------------------------------------------------------- private rows
+
+
+def test_a_grant_that_is_gone_but_for_its_rows_is_found(copied: Copied) -> None:
+    """Healing would delete the row that no event made, and with it the last trace that there was such a grant."""
+    [(id, name)] = copied.rows("SELECT id, name FROM streams WHERE name LIKE 'grant:%' AND v > 4 LIMIT 1")
+    copied.change("DELETE FROM streams WHERE id = ?", id)
+    copied.change("DELETE FROM events WHERE stream = ?", id)
+    assert {f"stream {id}/1"} == broken(copied), name
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "forged"),
+    [
+        ("private_grants", "nonce", "randomblob(32)"),
+        ("private_grants", "client_id", "'app2'"),
+        ("private_grants", "subject_id", "'somebody'"),
+        ("private_grants", "device", "'tv'"),
+        ("private_grants", "session", "NULL"),
+        ("private_contexts", "address", "'192.0.2.1'"),
+        ("private_reasons", "text", "'all is well'"),
+        ("private_subjects", "subject", "'not ' || subject"),
+    ],
+)
+def test_a_private_row_that_was_altered_is_named_each_time(
+    copied: Copied, table: str, column: str, forged: str
+) -> None:
+    """No replay has it, and it decides whose a token is, and is told for the truth. All else is healed."""
+    assert [] == copied.rebuild().differences
+    assert copied.change(f"UPDATE {table} SET {column} = {forged} WHERE {column} IS NOT NULL") > 0
+    copied.change("UPDATE streams SET generation = 99 WHERE name LIKE 'grant:%'")
+    found = copied.rebuild()
+    assert {(table, column), ("streams", "generation")} == named(found)
+    assert (True, False) == (found.history_holds, found.healed)
+    assert {None} == {each.live for each in found.differences if each.table == table}, "nothing private is shown"
+    again = copied.rebuild()
+    assert ({(table, column)}, False) == (named(again), again.healed)
+
+
+def test_an_erased_person_is_no_difference(copied: Copied) -> None:
+    """What is gone may have been erased: every commitment stands, and nothing is left to hold against it."""
+    for table in ("private_contexts", "private_reasons", "private_grants", "private_subjects"):
+        assert copied.change(f"DELETE FROM {table}") > 0
+    assert [] == copied.rebuild().differences
 
 
 # ---------------------------------------------------------------- the file beneath
@@ -433,7 +489,7 @@ def test_progress_ends_at_the_last_position(copied: Copied) -> None:
 
 def test_an_empty_database_is_in_order(copied: Copied) -> None:
     """Nothing to replay, nothing to compare."""
-    for table in ("events", "streams", "current_tokens_v1", "reuse_incidents_v1"):
+    for table in ("events", "streams", "current_tokens_v1", "reuse_incidents_v1", "private_grants"):
         copied.change(f"DELETE FROM {table}")
     copied.change("UPDATE control SET counter = 0")
     found = copied.rebuild()

@@ -45,7 +45,8 @@ def rebuild(as_json: bool, settings: Settings) -> None:
 
 def _line(difference: Json) -> str:
     line = f"differed: table {difference['table']}, key {difference['key']}, column {difference['column']}"
-    return f"{line}: {difference['problem']}" if difference["table"] in (EVENTS, FILE) else line
+    told = difference["table"] in (EVENTS, FILE) or _is_private(difference)
+    return f"{line}: {difference['problem']}" if told else line
 
 
 def _outcome(found: Json) -> str:
@@ -54,9 +55,15 @@ def _outcome(found: Json) -> str:
         return f"{count}, healed by this run"
     if found["differences"][0]["table"] == FILE:
         return f"{count}, nothing replayed or healed: the file of the database is damaged, a backup has what was there"
+    if found["history_holds"] and any(map(_is_private, found["differences"])):
+        return f"{count}, healed by this run but for private rows, which no event has: a backup has them"
     if found["history_holds"]:
         return f"{count}, not all of them healed: run it again"
     return f"{count}, nothing healed: events (table {EVENTS}) are not as they were recorded, a backup has them"
+
+
+def _is_private(difference: Json) -> bool:
+    return str(difference["table"]).startswith("private_")
 
 
 def _run(local: Local, progress: bool) -> dict[str, Json]:

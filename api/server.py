@@ -86,10 +86,16 @@ class Server:
         self._listeners: list[Listener] = []
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._stop_asked = asyncio.Event()
+        self._ends_at: float | None = None
         self._impatient = False
         self._reloading = asyncio.Lock()
         # Deadlines are set earlier by two looks' time: one until the next look, one for a look at thousands at once.
         self._sweep_seconds = min(0.25, settings.request_timeout_seconds / 20)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the end may still take; None where it was not asked for."""
+        return None if self._ends_at is None else max(0.0, self._ends_at - asyncio.get_running_loop().time())
 
     @property
     def connections(self) -> int:
@@ -263,7 +269,8 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         seconds = self.settings.request_timeout_seconds
-        give_up_at = loop.time() + seconds - min(1.0, seconds / 4)
+        self._ends_at = loop.time() + seconds
+        give_up_at = self._ends_at - min(1.0, seconds / 4)
         self.draining = True
         for listener in self._listeners:
             listener.draining = True

@@ -36,6 +36,9 @@ from ledger.registration import TLS_AUTHS
 
 RESTORE_POLL_SECONDS: Final = 0.2
 COLLECT_EVERY_OBJECTS: Final = 50_000
+GIVE_BACK_SECONDS: Final = 0.5
+"""So much of the time that an end may take is kept for giving back a store that does not answer."""
+
 _NO_CERTIFICATES: Final = "TOKEN_LEDGER_TLS_CLIENT_CA, or any way to see certificates"
 
 InFront = Callable[[App, Settings], Asgi]
@@ -166,7 +169,11 @@ class Serving:
         os.close(seat.ready)
 
     async def close(self, server: Server | None = None) -> None:
-        """Flush, record the end, give the store back. Safe to repeat."""
+        """Flush, record the end, give the store back, in what is left of the time that the end may take. Safe to
+        repeat."""
+        left = None if server is None else server.seconds_left
+        if self._ledger is not None and left is not None:
+            self._ledger.commits.end_within(left - min(GIVE_BACK_SECONDS, left / 2))
         if self._waiting is not None:
             self._waiting.cancel()
         if self._shared is not None:

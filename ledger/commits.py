@@ -9,6 +9,7 @@ failing means for whom is in `failed_batches.py`.
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -45,6 +46,9 @@ nothing stands on its having begun."""
 UNREADY_AFTER_SECONDS = 5.0
 PROBE_AFTER_SECONDS = 2.0
 HANGING_COMMIT_SECONDS = 5.0
+HANGING_COMMIT_SECONDS_MIN = 0.25
+"""So long the end waits for a commit that is still under way: where the end has a time, less, but never less than
+this."""
 
 
 class Commits:
@@ -65,6 +69,7 @@ class Commits:
         self._memory = memory
         self._batch: type[Batch] = OptimisticBatch if store.optimistic else Batch
         self._deadline_seconds = deadline_seconds
+        self._ends_at = math.inf
         self._on_acknowledged = on_acknowledged
         self._loop = asyncio.get_running_loop()
         self._line = Line(self._loop.time)
@@ -101,10 +106,10 @@ class Commits:
         now = self._loop.time()
         line = self._line
         awake = self._awake is None or ours or self._awake.hears(now)
-        if line.closed or len(line.waiting) >= WAITING_MAX or not awake:
+        if line.closed or len(line.waiting) >= WAITING_MAX or not awake or now >= self._ends_at:
             future.set_exception(Unavailable())
             return
-        deadline = now + self._deadline_seconds
+        deadline = min(now + self._deadline_seconds, self._ends_at)
         line.waiting.append(Waiting(decide, self._memory.new_command_id(), future, deadline, ours, about))
         if line.unserved_since is None:
             line.unserved_since = now
@@ -342,6 +347,11 @@ class Commits:
         if self._idle is not None and not self._idle.done() and not self._line.somebody_waits():
             self._idle.set_result(None)
 
+    def end_within(self, seconds: float) -> None:
+        """The process is to end: whoever comes from now on waits for so long at most, all of them together. It has
+        several last words, and where the store hangs each would wait for as long as a request may take."""
+        self._ends_at = self._loop.time() + seconds
+
     async def close(self) -> bool:
         """Take nobody in any more, answer who is in line, and end the thread. The store stays open; False where a
         commit still hangs in it: it must not be touched any more then.
@@ -359,5 +369,6 @@ class Commits:
         if self._sent is not None:
             self._sent.close()
         self._handover.put(None)
-        await asyncio.to_thread(self._thread.join, HANGING_COMMIT_SECONDS)
+        left = max(HANGING_COMMIT_SECONDS_MIN, min(HANGING_COMMIT_SECONDS, self._ends_at - self._loop.time()))
+        await asyncio.to_thread(self._thread.join, left)
         return not self._thread.is_alive()

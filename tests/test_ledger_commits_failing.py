@@ -12,6 +12,7 @@ from ledger.answers import TokenAnswer
 from ledger.recorders.errors import LostRace, StoreError
 from ledger.recorders.rows import Work
 from ledger.refusals import Unavailable
+from ledger.waiting import nothing
 from tests.committing import BROKEN, BUSY, FULL, HASTY, fault_after, grants, hanging, unavailable, until
 from tests.faulty_store import Fault, FaultyStore, Held, after, faulty, instead, locked_by_another_process
 from tests.ledgers import LOCAL_OPERATOR, SECURITY, Opened, check_ledger, client, open_ledger
@@ -49,6 +50,23 @@ async def test_at_its_deadline_who_waits_for_a_busy_store_is_told(tmp_path: Path
         assert before == opened.last_position()
         await opened.refresh(issued)
         opened.check_memory()
+    check_ledger(opened.path)
+
+
+async def test_the_last_words_of_an_end_wait_for_its_time_all_together(tmp_path: Path) -> None:
+    """What was counted, the record of the end, and whoever comes late: not each for as long as a request may take."""
+    async with open_ledger(tmp_path) as opened:
+        issued = await opened.issue()
+        await opened.act("revoke", issued.grant_id)
+        await opened.refused(issued)
+        commits, time = opened.ledger.commits, asyncio.get_running_loop().time
+        with locked_by_another_process(opened.path):
+            began = time()
+            commits.end_within(0.5)
+            await opened.ledger.stopped()
+            await unavailable(commits.submit(nothing))
+            assert await commits.close()
+            assert 0.5 <= time() - began < 2.0
     check_ledger(opened.path)
 
 

@@ -112,6 +112,21 @@ def test_a_node_that_is_parted_says_that_it_does_not_know(
         record_property("answers of 503", sum(chain.statuses[503] for chain in everybody))
 
 
+def test_a_node_that_is_parted_ends_in_time(tmp_path: Path, postgres: Postgres) -> None:
+    """Told to end it does so with 0, in the time that a request may take, though nothing of what it would still say
+    reaches the database."""
+    with two_nodes(tmp_path, postgres, settings=SHORT) as nodes:
+        one = nodes.one
+        grant = one.issue("std")
+        one.revoke(grant.client, grant.refresh_token)
+        assert 400 == one.refresh(grant.client, grant.refresh_token).status, "counted, and in no event yet"
+        nodes.way.silent.set()
+        began = time.monotonic()
+        assert 0 == one.terminate(), one.tail()
+        assert time.monotonic() - began < REQUEST_SECONDS + 1.0, one.tail()
+        nodes.way.silent.clear()
+
+
 # ---------------------------------------------------------------- frozen
 
 

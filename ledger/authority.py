@@ -6,7 +6,7 @@ counter in the transaction it answers from: while that equals `control`, this vi
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -58,6 +58,13 @@ CREDENTIALS: Final = (
 """The settings of a client that say who it is, how it has to show it, and what else is looked at before a request gets
 in line."""
 
+_HEADS: Final = "SELECT name, id, v, position, head, state FROM streams WHERE position > ? AND "
+# ";" follows ":" in the order of bytes. Three questions in one, because each is led by the index on names.
+_MOVED: Final = (
+    f"{_HEADS}name >= 'client:' AND name < 'client;'"
+    f" UNION ALL {_HEADS}name >= 'operator:' AND name < 'operator;'"
+    f" UNION ALL {_HEADS}name = '{KEYS_STREAM}'"
+)
 _NO_RAISE: Final = Epoch()  # shared by all subjects that nothing ever ended; never folded into
 _Aggregate = TypeVar("_Aggregate", bound=snapshots.Aggregate)
 _EndKey: TypeAlias = tuple[str, int, str, int, int]
@@ -101,6 +108,11 @@ class Authority:
         self._keys = Keys()
         self._client_rules: dict[str, ClientRules] = {}
         self._origins: frozenset[str] | None = None  # gathered when first asked for after a change
+        self._read_to = 0
+        self._clear_asked()
+
+    def _clear_asked(self) -> None:
+        """Forget what is read when it is asked for."""
         self._subjects: dict[str, Epoch] = {}
         self.rules_now: dict[tuple[str, int], Rules] = {}
         self._ends: dict[_EndKey, EpochEnd] = {}
@@ -298,25 +310,41 @@ class Authority:
         self._control = -1
 
     def reload(self, reads: Reads, control: int) -> None:
-        """Read everything anew: somebody else moved the counter, or what was folded here did not happen after all.
+        """Read everything anew: what was folded here did not happen after all, or nobody knows what happened.
 
         All is read before any of it takes the old one's place: where reading has to wait, who authenticates meanwhile
         must not meet half a view.
         """
         self._control = -1  # if reading fails: a view of another moment stands for no store
-        clients, operators = [*_all(reads, "client", Client)], [*_all(reads, "operator", Operator)]
-        head = reads.stream(KEYS_STREAM)
-        if head is None and reads.headless(KEYS_STREAM):  # else a key that is distrusted would be trusted again
-            raise HeadMissing(KEYS_STREAM)
-        keys = Keys() if head is None else _aggregate(reads, KEYS_STREAM, head, Keys)
+        found = _moved(reads, -1)
+        if not any(name == KEYS_STREAM for name, _, _ in found) and reads.headless(KEYS_STREAM):
+            raise HeadMissing(KEYS_STREAM)  # else a key that is distrusted would be trusted again
         self._clear()
-        self._keys = keys
-        for name, client in clients:
-            self._clients[name] = client
-            self._know_client(client)
-        for name, operator in operators:
-            self._know_operator(self._operators.get(name), operator)
+        self._take(found)
         self._control = control
+
+    def follow(self, reads: Reads, control: int) -> bool:
+        """Somebody else moved the counter of the store that this view stands for: read what has moved. Nearly always
+        that is a person's epoch, which is read when it is next asked about, and no client, operator or key. Returns
+        whether what authentication goes by has. As with `reload` all is read before any of it counts."""
+        self._control = -1
+        found = _moved(reads, self._read_to)
+        before = {name: self.credentials_of(name) for name, _, _ in found}
+        self._clear_asked()
+        self._take(found)
+        self._control = control
+        return any(said is not None and self.credentials_of(name) != said for name, said in before.items())
+
+    def _take(self, found: Sequence[tuple[str, int, snapshots.Aggregate]]) -> None:
+        for name, position, aggregate in found:
+            self._read_to = max(self._read_to, position)
+            if isinstance(aggregate, Client):
+                self._clients[name.partition(":")[2]] = aggregate
+                self._know_client(aggregate)
+            elif isinstance(aggregate, Operator):
+                self._know_operator(self._operators.get(name.partition(":")[2]), aggregate)
+            elif isinstance(aggregate, Keys):
+                self._keys = aggregate
 
     def evolve(self, event: AnyEvent) -> None:
         """Follow an event that this process appends. Events that are none of authority's change nothing."""
@@ -399,15 +427,14 @@ def _known_by(operator: Operator) -> tuple[object, ...]:
     return operator.enabled, operator.token_hashes, operator.roles, operator.clients
 
 
-def _all(reads: Reads, kind: str, aggregate: type[_Aggregate]) -> Iterator[tuple[str, _Aggregate]]:
-    """Every aggregate of a kind, with what its stream's name says after the colon."""
-    # ";" follows ":" in the order of bytes.
-    rows: list[tuple[Any, ...]] = reads.select(
-        "SELECT name, id, v, position, head, state FROM streams WHERE name >= ? AND name < ?", (f"{kind}:", f"{kind};")
-    )
-    for name, id, v, position, digest, state in rows:
-        head = Head(id, v, position, digest, state)
-        yield name.partition(":")[2], _aggregate(reads, name, head, aggregate)
+def _moved(reads: Reads, above: int) -> list[tuple[str, int, snapshots.Aggregate]]:
+    """Every client, operator and the keys, of those whose last event stands above a position, with that position: all
+    of one moment. What moves authority has the log to itself, so nothing can appear below what was seen."""
+    rows: list[tuple[Any, ...]] = reads.select(_MOVED, (above,) * 3)
+    return [
+        (name, position, _aggregate(reads, name, Head(id, v, position, digest, state), snapshots.kind_of(name)))
+        for name, id, v, position, digest, state in rows
+    ]
 
 
 def _aggregate(reads: Reads, name: str, head: Head, kind: type[_Aggregate]) -> _Aggregate:

@@ -110,8 +110,8 @@ class Memory:
         return control == self.authority.control and self.store.reached == self._reached
 
     def read_anew(self, control: int) -> None:
-        """Somebody else has moved the control counter to `control`, and who knows what else: believe nothing. Nor
-        where the same counter is told by another server: a standby that has taken over may lack what the last one had,
+        """Somebody else has moved the control counter to `control`: read what has moved. Where another server tells the
+        counter believe nothing, though it be the same: a standby that has taken over may lack what the last one had,
         and whoever writes there gives the same numbers, versions and positions to other events."""
         self.position = self.store.last()
         reached = self.store.reached
@@ -123,10 +123,13 @@ class Memory:
             self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
         else:
             self.forget_everything()
-        before = self.authority.credentials()
-        self.authority.reload(self.store.within(), control)
-        after = self.authority.credentials()
-        self.credentials_moved |= any(after.get(who) != said for who, said in before.items())
+        if self.authority.control >= 0:
+            self.credentials_moved |= self.authority.follow(self.store.within(), control)
+        else:
+            before = self.authority.credentials()
+            self.authority.reload(self.store.within(), control)
+            after = self.authority.credentials()
+            self.credentials_moved |= any(after.get(who) != said for who, said in before.items())
         self._reached = reached
 
     def trim(self) -> None:

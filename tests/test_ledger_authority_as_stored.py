@@ -17,6 +17,7 @@ from ledger.batch import Batch
 from ledger.clients import Operator
 from ledger.epochs import Epoch
 from ledger.events import AnyEvent
+from ledger.recorders.rows import Reads
 from tests.authority_houses import WWW, Grant, House
 
 
@@ -134,6 +135,25 @@ def assert_always_like_fresh(house: House, acts: list[tuple[str, int, str]]) -> 
         assert_like_fresh(house, grants)
 
 
+def assert_followed(house: House, acts: list[tuple[str, int, str]], other: Authority) -> None:
+    """Another node's view, which only hears that something has moved, answers like one that has just read the store,
+    and knows when what authentication goes by has moved."""
+    reads = house.store.within()
+    other.reload(reads, house.store.control()[0])
+    for grants in live_through(house, acts):
+        control = house.store.control()[0]
+        if control == other.control:
+            continue
+        before = other.credentials()
+        moved = other.follow(reads, control)
+        after, fresh = other.credentials(), house.fresh()
+        assert moved == any(after[who] != said for who, said in before.items())
+        assert (fresh.clients, fresh.operators, fresh.keys) == (other.clients, other.operators, other.keys)
+        assert fresh._operators_by_hash == other._operators_by_hash
+        for grant in grants:
+            assert fresh.rules(grant) == other.rules(grant)
+
+
 @given(acts=ACTS)
 @settings(max_examples=settings().max_examples // 8)  # each on a database of its own
 def test_the_view_is_at_every_moment_what_the_store_says(
@@ -145,6 +165,58 @@ def test_the_view_is_at_every_moment_what_the_store_says(
         assert_always_like_fresh(house, acts)
     finally:
         house.store.close()
+
+
+@given(acts=ACTS)
+@settings(max_examples=settings().max_examples // 8)
+def test_who_reads_only_what_has_moved_knows_all_that_the_store_says(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, str]]
+) -> None:
+    """The same of a view that follows what another node does (I-06)."""
+    house = House(tmp_path_factory.mktemp("house"))
+    try:
+        assert_followed(house, acts, Authority(house.store.within, clock_skew_seconds=7))
+    finally:
+        house.store.close()
+
+
+class KeepsPersons(Authority):
+    """A broken twin: what is known of persons outlives what others have done."""
+
+    def _clear_asked(self) -> None:
+        if not hasattr(self, "_subjects"):
+            super()._clear_asked()
+
+
+class ReadsTooLittle(Authority):
+    """A broken twin: what has moved is looked for behind the place where it stands."""
+
+    def follow(self, reads: Reads, control: int) -> bool:
+        self._read_to += 2
+        return super().follow(reads, control)
+
+
+@pytest.mark.parametrize("twin", [KeepsPersons, ReadsTooLittle])
+def test_a_view_that_follows_badly_is_caught(house: House, twin: type[Authority]) -> None:
+    """The broken twins of the property above, on one short life."""
+    life = [("register", 0, "next batch"), ("register", 1, "next batch"), ("end subject", 0, "next batch")]
+    with pytest.raises(AssertionError):
+        assert_followed(house, life, twin(house.store.within, clock_skew_seconds=7))
+
+
+def test_a_view_that_could_not_follow_stands_for_no_store(house: House) -> None:
+    """What was read before is left as it is, and is read again: also what this node is yet to hear of."""
+    with house.batch() as batch:
+        house.register(batch)
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise OSError("input/output error")
+
+    with pytest.raises(OSError, match="input/output error"):
+        house.authority.follow(Broken(), house.authority.control + 1)
+    assert -1 == house.authority.control
+    assert house.authority.client("www") is not None
 
 
 class ForgetsEnds(Authority):

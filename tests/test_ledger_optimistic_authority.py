@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from api import rebuilding
-from ledger import batch
+from ledger import authority, batch
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.optimistic import OptimisticBatch, W
@@ -52,6 +52,35 @@ async def _end(node: Opened, answer: TokenAnswer, how: str) -> None:
             await node.ledger.operators.revoke_client(SECURITY, "www", None, None)
         case _:
             await node.apply(client("another"), operators=OPERATORS)
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_an_end_of_a_person_makes_no_other_node_read_its_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a node does for each end elsewhere does not grow with the clients there are: with a thousand, a site whose
+    persons end their sessions would keep all others busy reading."""
+    read: list[str] = []
+    aggregate = authority._aggregate
+
+    def noted(reads: Any, name: str, head: Any, kind: Any) -> Any:
+        read.append(name)
+        return aggregate(reads, name, head, kind)
+
+    monkeypatch.setattr(authority, "_aggregate", noted)
+    async with two_nodes(tmp_path) as (one, other):
+        await one.apply(client(), client("another"), operators=OPERATORS)
+        answer = await other.refresh(await other.issue("bob"))
+        await one.issue("alice")
+        read.clear()
+        await one.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        answer = await other.refresh(answer)
+        assert not read
+        known = other.ledger.authority.client("another")
+        await one.apply(client(scope=("read",)), client("another"), operators=OPERATORS)
+        assert ("read",) == (await other.refresh(answer)).scope
+        assert ["client:www"] == read
+        assert other.ledger.authority.client("another") is known
 
 
 @pytest.mark.usefixtures("nobody_looks")

@@ -35,6 +35,7 @@ _MOMENT: Final = (
 
 # All in one message: frozen at whatever line, this process does not keep the lock. Batches wait for those under way.
 _SETTLED: Final = f"BEGIN; SELECT pg_advisory_lock({LOCK}); COMMIT; {_BEGIN}; SELECT pg_advisory_unlock({LOCK})"
+_HELD_BACK: Final = "a transaction that writes has been open for seconds: see pg_stat_activity, pg_prepared_xacts"
 _HOLDS: Final = "SELECT to_regclass('events') IS NOT NULL AND to_regclass('current_tokens_v1') IS NOT NULL"
 
 
@@ -127,7 +128,7 @@ class PostgresReaders:
                 return int(horizon)
             connection.execute("ROLLBACK", prepare=False)
             if time.monotonic() > deadline:
-                raise StoreBusy("a transaction that writes has been open for seconds: see pg_stat_activity")
+                raise StoreBusy(_HELD_BACK)
             time.sleep(pause)
 
     def _give_back(self, connection: Connection) -> None:

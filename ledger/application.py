@@ -356,7 +356,9 @@ class Ledger:
             )
         if access is not None:
             return await self._decisions.decided(
-                lambda batch: introspecting.introspect_access(batch, self.desk, own, access), spends
+                lambda batch: introspecting.introspect_access(batch, self.desk, own, access),
+                spends,
+                about=f"grant:{access.grant_id}",
             )
         if own is not None:
             await self._decisions.spend(own)

@@ -6,7 +6,7 @@ counter in the transaction it answers from: while that equals `control`, this vi
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -58,7 +58,9 @@ CREDENTIALS: Final = (
 """The settings of a client that say who it is, how it has to show it, and what else is looked at before a request gets
 in line."""
 
-_HEADS: Final = "SELECT name, id, v, position, head, state FROM streams WHERE position > ? AND "
+_HEAD: Final = "SELECT name, id, v, position, head, state FROM streams WHERE "
+_NAMED: Final = f"{_HEAD}name IN"
+_HEADS: Final = f"{_HEAD}position > ? AND "
 # ";" follows ":" in the order of bytes. Three questions in one, because each is led by the index on names.
 _MOVED: Final = (
     f"{_HEADS}name >= 'client:' AND name < 'client;'"
@@ -304,6 +306,18 @@ class Authority:
                 subject := snapshots.decode(head.state, f"subject:{subject_id}", head.v, head.head, Subject)
             ) is not None:
                 self._keep_subject(subject_id, subject.epoch)
+
+    def ask_for_subjects(self, subject_ids: Iterable[str]) -> None:
+        """Know the epochs of these persons: those that are not known yet are read in one question. After a raise, of
+        whomever, none is known."""
+        unknown = [each for each in dict.fromkeys(subject_ids) if each not in self._subjects]
+        if not unknown:
+            return
+        names = [f"subject:{each}" for each in unknown]
+        names += names[-1:] * ((1 << (len(names) - 1).bit_length()) - len(names))  # few statements, not one a number
+        rows: list[tuple[Any, ...]] = self._reads().select(f"{_NAMED} ({', '.join('?' * len(names))})", names)
+        heads = {name.partition(":")[2]: Head(*head) for name, *head in rows}
+        self.hold_subjects({each: heads.get(each) for each in unknown})
 
     def distrust(self) -> None:
         """Stand for no store: what was folded here did not happen, or nobody knows. `reload` comes next."""

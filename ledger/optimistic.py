@@ -14,6 +14,7 @@ from msgspec.structs import force_setattr
 from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.events import decode
+from ledger.grant import Grant
 from ledger.memory import Loaded, Memory
 from ledger.private import PrivateGrant
 from ledger.recorders.premises import BASE, CheckedWork, Written
@@ -111,6 +112,10 @@ class OptimisticBatch(Batch):
         if self._may_wait and (cold := self._cold(names)):
             raise Cold(*cold)
         super().ask_for(names)
+        if not self._may_wait:  # with a grant that is read its person's epoch is, too
+            known = filter(None, map(self._uses.known, names))
+            grants = [each.aggregate for each in known if isinstance(each.aggregate, Grant)]
+            self.memory.authority.ask_for_subjects([grant.subject_id for grant in grants])
 
     def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
         if self._may_wait and not self._uses.used and name not in self._fetched:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from ledger.answers import TokenAnswer
 from ledger.batch import Batch
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.rows import GrantsFound
-from ledger.refusals import Refusal
-from tests.ledgers import two_nodes
+from ledger.refusals import Refusal, Refused
+from tests.ledgers import SECURITY, two_nodes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
@@ -72,6 +73,28 @@ async def test_grants_that_the_other_node_has_moved_are_fetched_in_one_question(
         answers = await asyncio.gather(*(other.refresh(each) for each in answers))
         assert (1, batches + 1) == (len(asked), other.ledger.commits.batches)
         assert [3] * 20 == [one.topics(each).count("token_rotated") for each in answers]
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_persons_are_asked_for_in_one_question_once_an_end_was_heard_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was ended, what is known of anybody's epoch counts no more: of grants that are in memory all the same it
+    is read together. Who was ended is refused among all others."""
+    async with two_nodes(tmp_path) as (one, other):
+        answers = [await other.refresh(await other.issue(f"person-{n}")) for n in range(20)]
+        bystander, ended = await other.issue(), answers[7]
+        await one.ledger.operators.revoke_subject(SECURITY, "person-7", None, None)
+        await other.refresh(bystander)
+        asked = questions(monkeypatch)
+        await asyncio.gather(*(other.refresh(each) for each in answers if each is not ended))
+        assert 1 == len(asked)
+        await one.ledger.operators.revoke_subject(SECURITY, "person-8", None, None)
+        await other.refresh(bystander)
+        found = await asyncio.gather(*(other.refresh(each) for each in answers), return_exceptions=True)
+        told = {n: each.refusal for n, each in enumerate(found) if isinstance(each, Refused)}
+        assert {7: Refusal.REVOKED_BY_SUBJECT, 8: Refusal.REVOKED_BY_SUBJECT} == told
+        assert 18 == sum(isinstance(each, TokenAnswer) for each in found)
 
 
 async def test_an_unknown_grant_is_asked_for_once(tmp_path: Path) -> None:

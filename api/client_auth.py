@@ -159,8 +159,12 @@ class ClientAuth:
             found = None if client is None else self._without_secret(client, extensions)
             return found or self._fail(who, address, authorization)
         number = secret_matches(self._ledger.desk.ring, candidates, client.secret_hashes if client is not None else ())
-        if client is None or number is None or shown.method not in METHODS.get(client.auth, _NOBODY):
+        if client is None or number is None:
             self._fail(who, address, authorization)
+        if shown.method not in METHODS.get(client.auth, _NOBODY):
+            # Not counted: whoever has the secret guesses nothing. Go's oauth2 tries the header first, each time anew.
+            self._meters.failed_clients += 1
+            raise InvalidClient(challenge=authorization is not None)
         self._meters.secret_used(client.client_id, number)
         proof = None if extensions is None else self._certificates.proof(extensions)
         caller = Caller(client_id=client.client_id, authenticated=True, auth_method=shown.method, proof_x5t_s256=proof)

@@ -216,6 +216,25 @@ async def test_the_tenth_failure_makes_even_a_right_secret_wait(tmp_path: Path) 
         assert said(auth.caller(right, {}, "a")) == ("www", True, BASIC)
 
 
+@pytest.mark.parametrize("client_id", ["basic", "post"])
+async def test_a_right_secret_by_the_other_method_is_refused_and_is_no_guess(tmp_path: Path, client_id: str) -> None:
+    """TE-8, D5: golang.org/x/oauth2 tries the header, then the body; a program that starts anew each minute does so
+    every time, and would else never get in again after ten of them."""
+    async with asking(tmp_path) as ledger:
+        auth, meters, throttle, _ = auth_of(ledger)
+        secret = str(SECRETS[client_id])
+        by_header: tuple[bytes | None, dict[str, str]] = encoded(f"{client_id}:{secret}"), {}
+        by_body: tuple[bytes | None, dict[str, str]] = None, {"client_id": client_id, "client_secret": secret}
+        its_own, other = (by_header, by_body) if client_id == "basic" else (by_body, by_header)
+        for _ in range(20):
+            with pytest.raises(InvalidClient) as refused:
+                auth.caller(other[0], other[1], "a")
+            assert refused.value.challenge is (client_id == "post")
+        assert (20, 0) == (meters.failed_clients, len(throttle))
+        right = auth.caller(its_own[0], its_own[1], "a")
+        assert (client_id, True) == (right.client_id, right.authenticated)
+
+
 async def test_all_unknown_clients_count_as_one(tmp_path: Path) -> None:
     """TE-8: trying one id after the other is guessing too; saying nothing at all is not."""
     async with asking(tmp_path) as ledger:

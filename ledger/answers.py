@@ -31,6 +31,11 @@ class Caller(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     proof_x5t_s256: str | None = None
     single_use: tuple[SingleUse, ...] = ()
 
+    @property
+    def stream(self) -> str:
+        """The client's stream, by name."""
+        return f"client:{self.client_id}"
+
 
 class TokenAnswer(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     """A successful token response (RFC 6749 5.1). Lifetimes in whole seconds, None where unlimited; `position` is that

@@ -215,9 +215,11 @@ class Ledger:
         answer: TokenAnswer
         try:
             if caller.single_use or self.behind is not None:
-                answer = await self._decisions.decided(redeem, caller.single_use, about=presented.stream)
+                answer = await self._decisions.decided(
+                    redeem, caller.single_use, about=presented.stream, by=caller.stream
+                )
             else:
-                answer = await self._commits.submit(redeem, about=presented.stream)
+                answer = await self._commits.submit(redeem, about=presented.stream, by=caller.stream)
         except Refused as refusal:
             self.not_refreshed(refusal, caller)
             raise
@@ -247,7 +249,7 @@ class Ledger:
         if presented is None:
             return False
         refreshing = Refreshing(self, caller, source, presented, tell, prepare)
-        self._commits.put(refreshing.redeem, refreshing, about=presented.stream)
+        self._commits.put(refreshing.redeem, refreshing, about=presented.stream, by=caller.stream)
         return True
 
     def answered(self, answer: TokenAnswer) -> TokenAnswer:
@@ -313,6 +315,7 @@ class Ledger:
                     batch, self.desk, caller, source, presented, challenge, redirect_uri, resource
                 ),
                 caller.single_use,
+                by=caller.stream,
             )
         except Refused as refusal:
             if refusal.refusal is Refusal.REUSE_DETECTED and not refusal.counts:
@@ -336,10 +339,13 @@ class Ledger:
                 lambda batch: revoking.revoke(batch, self.desk, caller, source, presented),
                 caller.single_use,
                 about=presented.stream,
+                by=caller.stream,
             )
         elif access is not None:
             await self._decisions.decided(
-                lambda batch: revoking.revoke_access(batch, self.desk, caller, access), caller.single_use
+                lambda batch: revoking.revoke_access(batch, self.desk, caller, access),
+                caller.single_use,
+                by=caller.stream,
             )
         else:
             await self._decisions.spend(caller)
@@ -347,18 +353,23 @@ class Ledger:
     async def introspect(self, asker: Caller | Operator, token: str) -> Introspection | None:
         """What an active token is worth (RFC 7662); None: inactive, or not for this asker."""
         own, spends = (asker, asker.single_use) if isinstance(asker, Caller) else (None, ())
+        by = asker.stream if isinstance(asker, Caller) else asker.requested_by
         presented = access = None
         with contextlib.suppress(Refused):
             presented, access = self._ring_file.read(tokens.parse, token), self._ring_file.read(parse_access, token)
         if presented is not None:
             return await self._decisions.decided(
-                lambda batch: introspecting.introspect(batch, self.desk, own, presented), spends, about=presented.stream
+                lambda batch: introspecting.introspect(batch, self.desk, own, presented),
+                spends,
+                about=presented.stream,
+                by=by,
             )
         if access is not None:
             return await self._decisions.decided(
                 lambda batch: introspecting.introspect_access(batch, self.desk, own, access),
                 spends,
                 about=f"grant:{access.grant_id}",
+                by=by,
             )
         if own is not None:
             await self._decisions.spend(own)

@@ -337,17 +337,19 @@ class Authority:
         self._take(found)
         self._control = control
 
-    def follow(self, reads: Reads, control: int) -> bool:
+    def follow(self, reads: Reads, control: int) -> frozenset[str]:
         """Somebody else moved the counter of the store that this view stands for: read what has moved. Nearly always
         that is a person's epoch, which is read when it is next asked about, and no client, operator or key. Returns
-        whether what authentication goes by has. As with `reload` all is read before any of it counts."""
+        of which streams credentials were taken back. As with `reload` all is read before any of it counts."""
         self._control = -1
         found = _moved(reads, self._read_to)
         before = {name: self.credentials_of(name) for name, _, _ in found}
         self._clear_asked()
         self._take(found)
         self._control = control
-        return any(said is not None and self.credentials_of(name) != said for name, said in before.items())
+        return frozenset(
+            name for name, said in before.items() if said is not None and taken_back(said, self.credentials_of(name))
+        )
 
     def _take(self, found: Sequence[tuple[str, int, snapshots.Aggregate]]) -> None:
         for name, position, aggregate in found:
@@ -417,6 +419,17 @@ class Authority:
         make_room(self._raises, RAISES_IN_MEMORY_MAX)
         self._raises_folded += 1
         self._raises[event.stream] = [*raises, (self._raises_folded, event)]
+
+
+def taken_back(before: tuple[object, ...], now: tuple[object, ...] | None) -> bool:
+    """Whether somebody who showed what one of `credentials` went by before may not count any more. Another secret or
+    token beside those that were there takes nothing back: that is how they are changed without an outage."""
+    if now is None or (*before[:1], *before[2:]) != (*now[:1], *now[2:]):
+        return True
+    (_, had, *_), (_, has, *_) = before, now
+    assert isinstance(had, tuple)
+    assert isinstance(has, tuple)
+    return not set(had) <= set(has)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import ClassVar, TypeVar
 import msgspec
 
 from ledger import snapshots
+from ledger.authority import taken_back
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.inline import grants_tables
@@ -87,8 +88,8 @@ class Batch:
         self._also_changed: set[str] = set()
         self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
         self._authority_touched = False
-        # Whether it has changed what authentication goes by: whoever is decided after that showed what counted before.
-        self.credentials_moved = False
+        # Whose credentials, by stream, it has changed: who is decided after that showed what counted before.
+        self.credentials_moved: frozenset[str] = frozenset()
         # What this batch has made and no look-up in the store can find yet.
         self.idempotency: dict[bytes, str] = {}
         self.single_use: dict[bytes, int] = {}
@@ -321,7 +322,8 @@ class Batch:
         before = authority.credentials_of(name)
         for event in events:
             authority.evolve(event)
-        self.credentials_moved |= before is not None and authority.credentials_of(name) != before
+        if before is not None and taken_back(before, authority.credentials_of(name)):
+            self.credentials_moved |= {name}
         authority.control = self.control
 
     def private(self, loaded: Loaded | None, sql: str, *parameters: object) -> None:

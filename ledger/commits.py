@@ -92,16 +92,17 @@ class Commits:
 
     # ------------------------------------------------------------ coming in
 
-    def submit(self, decide: Decide[T], *, ours: bool = False, about: str = "") -> asyncio.Future[T]:
+    def submit(self, decide: Decide[T], *, ours: bool = False, about: str = "", by: str = "") -> asyncio.Future[T]:
         """Put a request in line. The future gives what `decide` returned once its events are durable, raises the
         Refused or LedgerError it raised (what stood in the same batch is durable then too), or Unavailable. `ours`:
         it is the ledger's own, so it stands on nobody's authentication. `about` is the stream of the grant that it is
-        about, by name, so that those of a batch which are not in memory are read together."""
+        about, by name, so that those of a batch which are not in memory are read together; `by` that of the client or
+        operator on whose authentication alone it stands."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self.put(decide, future, ours, about)
+        self.put(decide, future, ours, about, by)
         return future
 
-    def put(self, decide: Decide[T], future: AnswerTo[T], ours: bool = False, about: str = "") -> None:
+    def put(self, decide: Decide[T], future: AnswerTo[T], ours: bool = False, about: str = "", by: str = "") -> None:
         """As `submit`, for one who is answered in another way than by a future. May answer before it returns."""
         now = self._loop.time()
         line = self._line
@@ -110,7 +111,7 @@ class Commits:
             future.set_exception(Unavailable())
             return
         deadline = min(now + self._deadline_seconds, self._ends_at)
-        line.waiting.append(Waiting(decide, self._memory.new_command_id(), future, deadline, ours, about))
+        line.waiting.append(Waiting(decide, self._memory.new_command_id(), future, deadline, ours, about, by))
         if line.unserved_since is None:
             line.unserved_since = now
             if self._sweeper is None:
@@ -164,7 +165,7 @@ class Commits:
             batch.ask_for([each.about for each in taken if each.about])
             done = batch.decide_all(taken, decided)
             if batch.credentials_moved:
-                self._line.refuse_askers()
+                self._line.refuse_askers(batch.credentials_moved)
             batch.write()
             must_commit = batch.must_commit
             if not must_commit:
@@ -229,7 +230,7 @@ class Commits:
         done, again = batch.settle(done)
         self._line.waiting.extendleft(reversed(again))
         if batch.credentials_moved and again:
-            self._line.refuse_askers()
+            self._line.refuse_askers(batch.credentials_moved)
         self.batches += 1
         self._memory.trim()
         healthy = batch.writes or self._failed.last_error is None  # a full disk is none to who only reads

@@ -23,14 +23,20 @@ class Decisions:
         self._afterwards = afterwards
 
     async def decided(
-        self, decide: Decide[T], spends: tuple[SingleUse, ...] = (), *, ours: bool = False, about: str = ""
+        self,
+        decide: Decide[T],
+        spends: tuple[SingleUse, ...] = (),
+        *,
+        ours: bool = False,
+        about: str = "",
+        by: str = "",
     ) -> T:
-        """What was decided, once that is durable; `about` as in `Commits.submit`. Raises Refused, Unavailable."""
+        """What was decided, once that is durable; the rest as in `Commits.submit`. Raises Refused, Unavailable."""
         self._log_end.check_whole()
         if spends:
             decide = spending(self._desk.ring, spends, decide)
         try:
-            return await self._commits.submit(decide, ours=ours, about=about)
+            return await self._commits.submit(decide, ours=ours, about=about, by=by)
         finally:
             if self._desk.foreign:
                 self._afterwards.record_foreign_soon()

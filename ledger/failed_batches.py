@@ -118,8 +118,8 @@ class FailedBatches:
             line.waiting.clear()
         else:
             line.waiting.extendleft(reversed(taken))
-            line.refuse_askers()
-        memory.credentials_moved = memory.lost_some = False
+            line.refuse_askers(memory.credentials_moved)
+        memory.credentials_moved, memory.lost_some = frozenset(), False
         self._abandon(batch)
 
     def halt(self, error: StoreError) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from ledger import snapshots
 from ledger.answers import Source
-from ledger.authority import Authority
+from ledger.authority import Authority, taken_back
 from ledger.bounded import make_room
 from ledger.commands import Rules
 from ledger.private import PrivateGrant
@@ -73,7 +73,8 @@ class Loaded(msgspec.Struct, eq=False, gc=False):
 class Memory:
     """What one process knows of its store. Owned by the event loop.
 
-    `credentials_moved`: somebody else has changed what authentication goes by, and nobody has heeded it yet.
+    `credentials_moved`: the streams of which somebody else has changed what authentication goes by, and nobody has
+    heeded it yet.
     `holds_all` is asked whenever the store was reached anew whether it has what was acknowledged; `lost_some`: it said
     no, and nobody has heeded it yet. `heads_are_whole`: every stream of the log that is none of a grant was found to
     have its head, in a store that only this process writes to.
@@ -86,7 +87,7 @@ class Memory:
         self.clock = clock
         self.randomness = randomness
         self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
-        self.credentials_moved = False
+        self.credentials_moved: frozenset[str] = frozenset()
         self.holds_all: Callable[[Reads], bool] = lambda reads: True
         self.lost_some = False
         self.heads_are_whole = False
@@ -129,7 +130,7 @@ class Memory:
             before = self.authority.credentials()
             self.authority.reload(self.store.within(), control)
             after = self.authority.credentials()
-            self.credentials_moved |= any(after.get(who) != said for who, said in before.items())
+            self.credentials_moved |= {who for who, said in before.items() if taken_back(said, after.get(who))}
         self._reached = reached
 
     def trim(self) -> None:

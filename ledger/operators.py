@@ -64,21 +64,25 @@ class Operators:
         """A new grant, or the one that this Idempotency-Key made before. `body` is the request's canonical JSON."""
         _check_subject(request.subject)
         answer = await self._decisions.decided(
-            lambda batch: issuing.issue(batch, self._desk, operator, request, idempotency_key, body)
+            lambda batch: issuing.issue(batch, self._desk, operator, request, idempotency_key, body),
+            by=operator.requested_by,
         )
         return signed(self._desk.ring, answer)
 
     async def authorize(self, operator: Operator, request: AuthorizationRequest) -> AuthorizationAnswer:
         """Put a person's consent on record; the code that the client exchanges (RFC 6749 4.1.2). Durable on return."""
         _check_subject(request.subject)
-        return await self._decisions.decided(lambda batch: authorizing.authorize(batch, self._desk, operator, request))
+        return await self._decisions.decided(
+            lambda batch: authorizing.authorize(batch, self._desk, operator, request), by=operator.requested_by
+        )
 
     async def act_on_grant(
         self, operator: Operator, grant_id: str, act: GrantAct, reason: str | None, trust: str | None = None
     ) -> None:
         """Revoke, suspend or reinstate a grant. After it returns no refresh against it succeeds (I-06)."""
         await self._decisions.decided(
-            lambda batch: operating.act_on_grant(batch, self._desk, operator, grant_id, act, reason, trust)
+            lambda batch: operating.act_on_grant(batch, self._desk, operator, grant_id, act, reason, trust),
+            by=operator.requested_by,
         )
 
     async def revoke_subject(
@@ -86,7 +90,8 @@ class Operators:
     ) -> EpochAnswer:
         """End all grants of a person at once (I-06)."""
         return await self._decisions.decided(
-            lambda batch: operating.revoke_subject(batch, self._desk, operator, subject, reason, before)
+            lambda batch: operating.revoke_subject(batch, self._desk, operator, subject, reason, before),
+            by=operator.requested_by,
         )
 
     async def revoke_client(
@@ -94,7 +99,7 @@ class Operators:
     ) -> EpochAnswer:
         """End all grants of a client at once (I-06)."""
         return await self._decisions.decided(
-            lambda batch: operating.revoke_client(batch, operator, client_id, reason, before)
+            lambda batch: operating.revoke_client(batch, operator, client_id, reason, before), by=operator.requested_by
         )
 
     async def explain(self, token: str) -> Explanation:
@@ -116,7 +121,9 @@ class Operators:
 
     async def record_read(self, operator: Operator, question: str, grant_id: str | None = None) -> None:
         """Record that an operator asked a question."""
-        await self._decisions.decided(lambda batch: operating.record_read(batch, operator, question, grant_id))
+        await self._decisions.decided(
+            lambda batch: operating.record_read(batch, operator, question, grant_id), by=operator.requested_by
+        )
 
     async def subject_id(self, subject: str) -> str | None:
         """What events call a person; None: never seen, or erased."""
@@ -125,7 +132,8 @@ class Operators:
     async def erase(self, operator: Operator, subject: str) -> bool:
         """Remove a person's data; False: never seen. What was erased has left the file and its log on return."""
         known = await self._decisions.decided(
-            lambda batch: subjects.erase(batch, self._desk.ring, subject, operator.requested_by)
+            lambda batch: subjects.erase(batch, self._desk.ring, subject, operator.requested_by),
+            by=operator.requested_by,
         )
         await self._truncate_log()  # also where nobody is known any more: the command before may have broken off here
         return known

@@ -33,8 +33,9 @@ class AnswerTo(Protocol[T_contra]):
 
 class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
     """A request in line: what to decide, whom to answer, and until when. `ours`: nobody had to say who they are.
-    `about`: the name of the grant's stream that is going to be asked for, "" where that is not known yet. `lost`: how
-    often it was decided alone, and a race was lost all the same."""
+    `about`: the name of the grant's stream that is going to be asked for, "" where that is not known yet. `by`: that of
+    the client or operator who has said who they are, "" where it may be anybody's. `lost`: how often it was decided
+    alone, and a race was lost all the same."""
 
     decide: Decide[T]
     command_id: str
@@ -42,7 +43,12 @@ class Waiting(msgspec.Struct, Generic[T], frozen=True, eq=False):
     deadline: float
     ours: bool = False
     about: str = ""
+    by: str = ""
     lost: int = 0
+
+    def stands_on(self, moved: frozenset[str]) -> bool:
+        """Whether its sender may have shown what does not count any more, where that of those streams has changed."""
+        return bool(moved) and not self.ours and (not self.by or self.by in moved)
 
 
 class Line:
@@ -115,13 +121,14 @@ class Line:
         alone = any(not future.done() for _, future in self.exclusive)
         return flying or alone or bool(self.waiting or self.alone)
 
-    def refuse_askers(self) -> None:
-        """What authentication goes by has changed. Who is in line showed what counted before: a secret that was taken
-        back must not buy anything any more, so all of them have to say again who they are. The ledger's own stay."""
+    def refuse_askers(self, moved: frozenset[str]) -> None:
+        """What authentication of those streams goes by has changed. Who is in line showed what counted before: a secret
+        that was taken back must not buy anything any more, so they have to say again who they are. Everybody else and
+        the ledger's own stay: some programs take any error for the end."""
         those = [*self.alone, *self.waiting]
         self.alone.clear()
-        self.waiting = deque(each for each in those if each.ours)
-        refuse(each for each in those if not each.ours)
+        self.waiting = deque(each for each in those if not each.stands_on(moved))
+        refuse(each for each in those if each.stands_on(moved))
 
     def refuse_all(self) -> None:
         """Refuse whoever is in line, and whoever comes."""
@@ -136,7 +143,7 @@ class Line:
 
 def decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
     """The answer of a request, and whether it is a refusal. Raises what is neither: a defect, or the store's error."""
-    if batch.credentials_moved and not each.ours:
+    if batch.credentials_moved and each.stands_on(batch.credentials_moved):
         return Unavailable(), True  # it has to say again who it is
     batch.command_id = each.command_id
     try:

@@ -15,6 +15,7 @@ from api.app import App, create_app
 from api.endpoint import Call
 from api.remote_keys import RemoteKeys
 from api.settings import Settings
+from ledger.answers import TokenAnswer
 from ledger.authority import CREDENTIALS
 from ledger.batch import Batch
 from ledger.client_keys import VerifyingKey, verifying_keys
@@ -190,7 +191,8 @@ async def test_a_batch_that_passes_over_its_own_change_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broken twin of the test above."""
-    monkeypatch.setattr(Batch, "credentials_moved", property(lambda batch: False, lambda batch, moved: None))
+    nothing: frozenset[str] = frozenset()
+    monkeypatch.setattr(Batch, "credentials_moved", property(lambda batch: nothing, lambda batch, moved: None))
     _, _, behind = await _in_one_batch(tmp_path)
     assert not isinstance(behind, Unavailable)
 
@@ -202,6 +204,27 @@ async def test_who_is_in_line_behind_the_batch_says_again_who_they_are(
     monkeypatch.setattr("ledger.waiting.BATCH_MAX", 2)
     _, _, behind = await _in_one_batch(tmp_path)
     assert isinstance(behind, Unavailable)
+
+
+@pytest.mark.parametrize("taken_together", [2, 256])
+async def test_who_showed_nothing_that_was_taken_back_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_together: int
+) -> None:
+    """Another client, and one that only has one more secret, in the batch of the change and behind it: there are
+    programs to which any error is the end."""
+    monkeypatch.setattr("ledger.waiting.BATCH_MAX", taken_together)
+    more = msgspec.structs.replace(client(), secrets=("Changed!", "Secr3t!"))
+    async with open_ledger(tmp_path) as opened:
+        await opened.apply(client(), client("other"), client("changed"), operators=OPERATORS)
+        names = ("www", "other", "changed")
+        tokens = {name: await opened.issue(name, client_id=name) for name in names}
+        _, *answers, taken_back = await asyncio.gather(
+            opened.apply(more, client("other"), client("changed", secret="Changed!"), operators=OPERATORS),
+            *(opened.refresh(tokens[name], client_id=name) for name in names),
+            return_exceptions=True,
+        )
+        assert [TokenAnswer, TokenAnswer] == [type(answer) for answer in answers]
+        assert isinstance(taken_back, Unavailable)
 
 
 async def test_who_was_known_by_a_snapshot_that_was_healed_says_again_who_they_are(tmp_path: Path) -> None:
@@ -282,3 +305,38 @@ async def test_a_setting_that_no_node_would_ask_anew_for_is_caught(
     monkeypatch.setattr("ledger.authority.CREDENTIALS", tuple(name for name in CREDENTIALS if name != cut))
     status, _ = await _cut_elsewhere(tmp_path, cut)
     assert 200 == status
+
+
+@pytest.mark.usefixtures("on_postgres", "nobody_looks")
+@pytest.mark.parametrize("more", [ENTRY, ENTRY.replace('"xx-Secret"', '["Changed!", "xx-Secret"]')])
+async def test_a_change_elsewhere_costs_nobody_who_showed_nothing_of_it_an_answer(tmp_path: Path, more: str) -> None:
+    """CASES, a secret changed without an outage: the first refresh on a node that has heard nothing yet is served, of
+    a client that has one more secret, and of one of which nothing was changed."""
+    clock, options = Clock(), msgspec.structs.replace(OPTIONS, issuer=ISSUER_URL)
+    async with (
+        open_ledger(tmp_path, clock=clock, options=options, clients=None) as one,
+        open_ledger(tmp_path, clock=clock, seed=2, options=options, clients=None) as other,
+    ):
+        here, there = (
+            Asking(each, create_app(each.ledger, Settings(issuer=ISSUER_URL), monotonic=Seconds()), Seconds())
+            for each in (one, other)
+        )
+        oth = '\n[[client]]\nid = "y"\nsecret = "{}"\nscope = "read openid profile"\n'
+        await apply(here, ENTRY + oth.format("yy-Secret"))
+        issued = await here.issue("x")
+        assert await other.ledger.introspect(SECURITY, issued["access_token"])
+        await apply(here, more + oth.format("Changed!"))
+        fields = {
+            "grant_type": "refresh_token", "refresh_token": issued["refresh_token"], "client_id": "x",
+            "client_secret": "xx-Secret",
+        }  # fmt: skip
+        assert 200 == (await there.form("/token", fields)).status_code
+
+
+@pytest.mark.usefixtures("on_postgres", "nobody_looks")
+async def test_a_sign_in_does_not_fail_for_a_secret_changed_elsewhere(tmp_path: Path) -> None:
+    """The login page's own token is as good as before."""
+    async with open_ledger(tmp_path) as one, open_ledger(tmp_path, seed=2, clients=None) as other:
+        await other.issue("alice")
+        await one.apply(client(secret="Changed!"), operators=OPERATORS)
+        assert isinstance(await other.issue("bob"), TokenAnswer)

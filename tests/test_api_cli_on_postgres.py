@@ -59,6 +59,7 @@ def test_init_makes_tables_and_is_safe_to_repeat(there: Place, postgres: Postgre
     ring = (there.folder / "token-ledger.keys").read_bytes()
     again = told(there.run("init"))
     assert 2 == again.count("there already, unchanged")
+    assert again.endswith("; its functions are those of this release\n")
     assert ring == (there.folder / "token-ledger.keys").read_bytes()
 
     (there.folder / "token-ledger.keys").unlink()

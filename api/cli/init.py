@@ -38,7 +38,7 @@ def init(settings: Settings) -> None:
     name = f"database {database}" if settings.sqlite_path is not None else str(database)
     kept = "there already, unchanged"
     say(f"key ring {settings.keys_file}: {'created' if ring_is_new else kept}")
-    functions = "" if settings.sqlite_path is not None else ", but for functions of another release"
+    functions = "" if settings.sqlite_path is not None else "; its functions are those of this release"
     say(f"{name}: {'created' if database_is_new else kept + functions}")
     if ring_is_new:
         say("back up the database together with the key ring, never one without the other")

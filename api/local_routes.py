@@ -167,4 +167,5 @@ class LocalRoutes:
         if report is None:
             raise Refused(Refusal.CONFLICT, detail="the log has lost nothing that it had acknowledged")
         members = msgspec.structs.asdict(report)
+        members |= {name: str(members[name]) for name in ("from_position", "lost_position")}  # as in every answer
         return json_answer(200, {name: value for name, value in members.items() if value is not None})

@@ -16,6 +16,7 @@ from tests.server_process import eventually
 from tests.servers import Server, clients_toml, running
 from tests.wire import Json
 
+POSITIONS = ("from_position", "lost_position")
 MORE = '[[client]]\nid = "more"\nsecret = "M0re!"\nauth = "client_secret"\nscope = "read"\n'
 
 
@@ -128,6 +129,7 @@ def test_a_restored_backup_waits_for_its_acknowledgement_beside_the_running_serv
     done = own_server.command("restore", "acknowledge", "--json")
     assert 0 == done.returncode, done
     report = json.loads(done.stdout)
+    assert {"from_position": str, "lost_position": str} == {name: type(report[name]) for name in POSITIONS}
     assert int(report["lost_position"]) > int(report["from_position"])
     own_server.wait_ready()
     eventually(
@@ -145,13 +147,40 @@ def restored(server: Server) -> Json:
     shutil.copyfile(server.database, server.folder / "backup.db")
     server.start()
     lost = server.issue("www")
+    put_back(server)
+    return lost
+
+
+def put_back(server: Server) -> None:
+    """Kill the server, put `backup.db` in its database's place."""
     time.sleep(1.5)  # the head file is written about once a second
     server.kill()
     for path in server.folder.glob("token-ledger.db*"):
         if path.suffix != ".lock":
             path.unlink()
     shutil.copyfile(server.folder / "backup.db", server.database)
-    return lost
+
+
+def test_a_backup_beside_the_ring_of_today_knows_what_is_newer(own_server: Server) -> None:
+    """I-15: so the guide leaves the ring where it is. Distrust is lost with the backup, and said to be repeated; no
+    number of a key is given twice."""
+    grant = own_server.issue("www")
+    assert 0 == own_server.terminate()
+    shutil.copyfile(own_server.database, own_server.folder / "backup.db")
+    own_server.start()
+    for act in (("rotate",), ("activate", "2"), ("distrust", "1")):
+        assert 0 == own_server.command("keys", *act).returncode
+    newer = own_server.refresh("www", grant.refresh_token).json()["refresh_token"]
+    put_back(own_server)
+    own_server.start(wait=False)
+    eventually(lambda: 200 == own_server.health("/healthz"), what="/healthz 200", within_seconds=20)
+    done = own_server.command("restore", "acknowledge")
+    assert (0, "distrust" in str(done.stdout)) == (done.returncode, True)
+    own_server.wait_ready()
+    listed = json.loads(own_server.command("keys", "list", "--json").stdout)["keys"]
+    assert {1: "verifying", 3: "active"} == {key["id"]: key["state"] for key in listed}
+    assert "ahead" == json.loads(own_server.command("explain", "--json", stdin=newer).stdout)["verdict"]
+    assert "suspended" == own_server.refresh("www", newer).json()["reason"]
 
 
 def test_a_store_that_cannot_be_served_leaves_port_and_files_alone(tmp_path: Path) -> None:

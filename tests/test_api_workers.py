@@ -174,6 +174,7 @@ def test_workers_go_on_when_a_command_has_acknowledged_a_restore(together: Toget
     assert 503 == together.refresh("www", token).status
     done = together.command("restore", "acknowledge")
     assert 0 == done.returncode, done
+    assert f"key 2 signs now: copy {together.keys_file} to every node" in done.stdout.decode()
     eventually(lambda: {200} == {together.health("/readyz") for _ in range(24)}, what="both ready")
     for _ in range(12):
         token = together.refresh("www", token).json()["refresh_token"]

@@ -26,4 +26,6 @@ def acknowledge(as_json: bool, settings: Settings) -> None:
         say_json(report)
         return
     say_members(report)
-    say("every revocation, disabling and erasure of that span is lost with it and must be repeated")
+    say("every revocation, suspension, disabling, erasure and distrust of that span is lost and must be repeated")
+    if settings.sqlite_path is None:
+        say(f"key {report['key_id']} signs now: copy {settings.keys_file} to every node, which is unready without it")

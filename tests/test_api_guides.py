@@ -13,10 +13,12 @@ import api
 from api.errors import TABLE
 from api.guides import GUIDES
 from api.openapi import document
+from api.settings import Settings
 from ledger.policy import PRESETS, Policy
 from tests.asking import asking
 
 FOLDER = Path(api.__file__).parent / "docs"
+HOUSE = FOLDER.parent.parent
 
 
 @pytest.mark.parametrize("path", ["/docs", *(f"/docs/{name}" for name in GUIDES)])
@@ -94,3 +96,27 @@ def test_the_guide_for_running_has_every_field_of_every_preset() -> None:
         standard = cells[list(PRESETS).index("standard")]
         told = {name: cell or standard for name, cell in zip(PRESETS, cells, strict=True)}
         assert {name: str(getattr(policy, field)) for name, policy in PRESETS.items()} == told, field
+
+
+def test_the_guide_for_running_tells_each_line_of_the_log_that_warns() -> None:
+    """Whoever is woken by one finds it there."""
+    guide = (FOLDER / "running.md").read_text("utf-8")
+    section = guide[guide.index("## The log\n") : guide.index("## Certificates and updates\n")]
+    told = set(re.findall(r"[a-z_]+", section))
+    says = re.compile(r'\blog\.(?:warning|error|critical|exception)\(\s*"(\w+)"')
+    sources = [file.read_text("utf-8") for folder in ("api", "ledger") for file in (HOUSE / folder).rglob("*.py")]
+    warned = {name for source in sources for name in says.findall(source)}
+    assert {"reuse_detected", "store_broken", "request_failed"} < warned
+    assert warned <= told, warned - told
+    assert {"unknown_grant", "wrong_secret", "ahead_of_log"} <= told
+
+
+async def test_guides_name_only_metrics_and_settings_that_there_are(tmp_path: Path) -> None:
+    """A rule for an alarm, or a setting, is copied from there."""
+    text = "\n".join(file.read_text("utf-8") for file in FOLDER.iterdir())
+    async with asking(tmp_path) as ledger:
+        families = set(re.findall(r"^# TYPE (\w+) ", (await ledger.ask("GET", "/metrics")).text, re.MULTILINE))
+    metrics = set(re.findall(r"\btoken_ledger_\w+", text))
+    assert metrics <= families, metrics - families
+    settings = {name.removeprefix("TOKEN_LEDGER_").lower() for name in re.findall(r"\bTOKEN_LEDGER_[A-Z_]+", text)}
+    assert settings <= set(Settings.__dataclass_fields__), settings - set(Settings.__dataclass_fields__)

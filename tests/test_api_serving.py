@@ -1,17 +1,29 @@
 """What `serve` does around the server: opening, recording, reading again, waiting for a restore, closing in order."""
 
+import asyncio
 import errno
 import json
+import re
 import shutil
 import sqlite3
 import ssl
+import stat
+import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import api
 from api.cli.certificate import write_certificate
+from api.settings import Settings
+from api.wiring import open_ledger
+from tests.bulk import issue_many, persons
 from tests.chaos.shims import Faults
+from tests.places import Place
 from tests.server_process import eventually
 from tests.servers import Server, clients_toml, running
 from tests.wire import Json
@@ -181,6 +193,49 @@ def test_a_backup_beside_the_ring_of_today_knows_what_is_newer(own_server: Serve
     assert {1: "verifying", 3: "active"} == {key["id"]: key["state"] for key in listed}
     assert "ahead" == json.loads(own_server.command("explain", "--json", stdin=newer).stdout)["verdict"]
     assert "suspended" == own_server.refresh("www", newer).json()["reason"]
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="there is no sqlite3 here to copy the database with")
+def test_the_guides_copy_is_of_one_moment_beside_refreshes(own_server: Server, tmp_path: Path) -> None:
+    """Of several megabytes, while each refresh changes the database: `.backup` alone would begin anew at each, and not
+    end where there are many."""
+    guide = (Path(api.__file__).parent / "docs" / "running.md").read_text("utf-8")
+    (command,) = re.findall(r"^    (umask .*sqlite3 .*)$", guide, re.MULTILINE)
+    assert 0 == own_server.terminate()
+    asyncio.run(fill(own_server, 4_000))
+    own_server.start()
+    stop = threading.Event()
+
+    def refresh(token: str) -> None:
+        while not stop.is_set():
+            token = own_server.refresh("www", token).json()["refresh_token"]
+
+    with ThreadPoolExecutor() as pool:
+        loads = [pool.submit(refresh, own_server.issue("www").refresh_token) for _ in range(4)]
+        try:
+            done = subprocess.run(["sh", "-c", command], cwd=own_server.folder, capture_output=True, timeout=20)
+        finally:
+            stop.set()
+        for load in loads:
+            load.result()
+    assert 0 == done.returncode, done
+    copied = own_server.folder / "copy.db"
+    assert 0o600 == stat.S_IMODE(copied.stat().st_mode)
+    with closing(sqlite3.connect(copied)) as connection:
+        assert [(int(done.stdout),)] == connection.execute("SELECT max(position) FROM events").fetchall()
+    place = Place(tmp_path / "elsewhere")
+    shutil.move(copied, place.folder / "token-ledger.db")
+    shutil.copy(own_server.keys_file, place.folder / "token-ledger.keys")
+    assert 0 == place.here("rebuild").returncode
+
+
+async def fill(server: Server, grants: int) -> None:
+    """So many grants more in the database of a server that has ended."""
+    head = server.keys_file.with_name(server.keys_file.name + ".head")
+    settings = Settings(database_url=f"sqlite:///{server.database}", keys_file=server.keys_file, head_file=head)
+    async with open_ledger(settings, create=False) as ledger:
+        async for _ in issue_many(ledger, persons(grants, client_id="www", scope=("read",))):
+            pass
 
 
 def test_a_store_that_cannot_be_served_leaves_port_and_files_alone(tmp_path: Path) -> None:

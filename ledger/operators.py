@@ -37,6 +37,9 @@ from ledger.recorders.store import Store
 from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.ring_file import RingFile
 
+CLEARING_TRIES_MAX = 100
+CLEARING_PAUSE_SECONDS = 0.05
+
 
 class Operators:
     """The operators' side of one `Ledger`."""
@@ -211,12 +214,14 @@ class Operators:
 
     async def _truncate_log(self) -> None:
         """Readers that look at an older moment keep the log; they are short, so try again for a while."""
-        for _ in range(100):
+        for _ in range(CLEARING_TRIES_MAX):
             with contextlib.suppress(StoreError):
                 if await self._truncated():
                     return
-            await asyncio.sleep(0.05)
-        raise Unavailable("erased, but the write-ahead log is still being read; repeat the command")
+            await asyncio.sleep(CLEARING_PAUSE_SECONDS)
+        raise Unavailable(
+            "erased, but an older reader, such as a dump, still sees it; repeat the command once that ended"
+        )
 
 
 def _check_subject(subject: str) -> None:

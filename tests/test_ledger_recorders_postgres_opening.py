@@ -11,6 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from ledger import operators
+from ledger.clients import LOCAL_OPERATOR
 from ledger.recorders import postgres as postgres_store
 from ledger.recorders import postgres_opening
 from ledger.recorders.errors import StoreError
@@ -20,6 +22,7 @@ from ledger.refusals import LedgerError, Unavailable
 from projections import INLINE
 from tests.engines import url_of
 from tests.ledgers import Clock, Opened, check_ledger, open_ledger, two_nodes
+from tests.server_process import eventually
 from tests.test_ledger_recorders_postgres import OURS, asked, refreshed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
@@ -138,6 +141,33 @@ def test_who_may_not_clear_pages_does_not_say_that_it_has(postgres_url: str, ser
     for told in ("warning", "debug5"):  # whoever owns them has, however much else the server tells
         owned = PostgresStore(f"{postgres_url}&options=-cclient_min_messages%3D{told}", INLINE)
         assert owned.truncate_log()
+
+
+def test_what_an_older_transaction_still_sees_is_not_said_to_be_cleared(postgres_url: str, serving: str) -> None:
+    """`erase` beside a dump: the server keeps rows for it, and nothing would clear them after it."""
+    store = PostgresStore(postgres_url, INLINE)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO private_subjects VALUES ('a', 'b', 'somebody')")
+        with psycopg.connect(postgres_url) as dump:
+            dump.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            dump.execute("SELECT count(*) FROM events")
+            connection.execute("DELETE FROM private_subjects")
+            assert not store.truncate_log()
+    eventually(store.truncate_log, what="cleared once the dump has ended")
+
+
+async def test_an_erasure_that_a_dump_still_sees_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while; whoever repeats it, once the dump has ended, is not told so again."""
+    monkeypatch.setattr(operators, "CLEARING_TRIES_MAX", 2)
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue("somebody")
+        with psycopg.connect(url_of(opened.path) or "") as dump:
+            dump.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            dump.execute("SELECT count(*) FROM events")
+            with pytest.raises(Unavailable, match="an older reader, such as a dump, still sees it"):
+                await opened.ledger.operators.erase(LOCAL_OPERATOR, "somebody")
+        monkeypatch.undo()
+        assert not await opened.ledger.operators.erase(LOCAL_OPERATOR, "somebody")
 
 
 async def test_a_store_that_could_lose_what_it_acknowledged_is_refused(tmp_path: Path, postgres_url: str) -> None:

@@ -68,7 +68,12 @@ _PLANS: Final = (
 )
 # A commit of nothing: it returns when the standbys have whatever can be seen already.
 _CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'token-ledger', '')"
-_CLEAR: Final = "VACUUM private_grants, private_contexts, private_reasons, private_subjects, idempotency_keys"
+# Persons first: rows of theirs go with an erasure alone, so that none is left there says that no older transaction kept
+# the server from clearing it, nor the tables after it.
+_CLEAR: Final = "VACUUM private_subjects, private_grants, private_contexts, private_reasons, idempotency_keys"
+_UNCLEARED: Final = "SELECT pg_stat_get_dead_tuples('private_subjects'::regclass)"
+_COUNTED_LATER_BEFORE: Final = 15_00_00  # until then a process of its own counts, and tells twice a second
+_COUNTED_SECONDS: Final = 0.6
 _NOWHERE: Final = 2**63 - 1
 
 
@@ -344,7 +349,8 @@ class PostgresStore:
         """Clear what was erased out of its pages, on a connection of its own: nobody waits for it. What takes longer
         than a statement may is left to the server, which does it by itself. Its log keeps it as its backups do.
 
-        Raises Unavailable where this user may not: the server passes over such tables with no more than a warning."""
+        False where it is not cleared yet: a dump, or another transaction of before, still sees it. Raises Unavailable
+        where this user may not: the server passes over such tables with no more than a warning."""
         said: list[str | None] = []
         try:
             connection = self.address.connect()
@@ -353,8 +359,11 @@ class PostgresStore:
         connection.add_notice_handler(lambda notice: said.append(notice.severity_nonlocalized))
         try:
             connection.execute(_CLEAR)
+            if connection.info.server_version < _COUNTED_LATER_BEFORE:
+                time.sleep(_COUNTED_SECONDS)
+            uncleared = connection.execute(_UNCLEARED).fetchone()
         except psycopg.errors.QueryCanceled:
-            pass
+            uncleared = None
         except psycopg.Error:
             return False
         finally:
@@ -363,7 +372,7 @@ class PostgresStore:
             raise Unavailable(
                 "erased, but only the owner of the tables may clear their pages: let it repeat the command"
             )
-        return True
+        return uncleared is None or uncleared[0] == 0
 
     def reader(self) -> AbstractContextManager[PostgresReader]:
         """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""

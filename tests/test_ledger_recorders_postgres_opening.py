@@ -156,6 +156,15 @@ def test_what_an_older_transaction_still_sees_is_not_said_to_be_cleared(postgres
     eventually(store.truncate_log, what="cleared once the dump has ended")
 
 
+def test_what_takes_too_long_to_clear_is_not_said_to_be_cleared(
+    postgres_url: str, serving: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`erase`: of a few rows among millions the server would clear none by itself, so what does is named."""
+    monkeypatch.setattr(postgres_store, "_CLEAR", "DO $$ BEGIN RAISE query_canceled; END $$")  # as a time limit does
+    with pytest.raises(Unavailable, match="let the tables' owner run DO "):
+        PostgresStore(postgres_url, INLINE).truncate_log()
+
+
 async def test_an_erasure_that_a_dump_still_sees_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while; whoever repeats it, once the dump has ended, is not told so again."""
     monkeypatch.setattr(operators, "CLEARING_TRIES_MAX", 2)

@@ -346,11 +346,12 @@ class PostgresStore:
         self._taken = None
 
     def truncate_log(self) -> bool:
-        """Clear what was erased out of its pages, on a connection of its own: nobody waits for it. What takes longer
-        than a statement may is left to the server, which does it by itself. Its log keeps it as its backups do.
+        """Clear what was erased out of its pages, on a connection of its own: nobody waits for it. The server's log
+        keeps it as its backups do.
 
         False where it is not cleared yet: a dump, or another transaction of before, still sees it. Raises Unavailable
-        where this user may not: the server passes over such tables with no more than a warning."""
+        where it takes longer than a statement may (of a few rows among many the server would clear none by itself),
+        and where this user may not: the server passes over such tables with no more than a warning."""
         said: list[str | None] = []
         try:
             connection = self.address.connect()
@@ -363,7 +364,7 @@ class PostgresStore:
                 time.sleep(_COUNTED_SECONDS)
             uncleared = connection.execute(_UNCLEARED).fetchone()
         except psycopg.errors.QueryCanceled:
-            uncleared = None
+            raise Unavailable(f"erased, but clearing takes long here: let the tables' owner run {_CLEAR}") from None
         except psycopg.Error:
             return False
         finally:
@@ -372,7 +373,7 @@ class PostgresStore:
             raise Unavailable(
                 "erased, but only the owner of the tables may clear their pages: let it repeat the command"
             )
-        return uncleared is None or uncleared[0] == 0
+        return uncleared == (0,)
 
     def reader(self) -> AbstractContextManager[PostgresReader]:
         """A read-only view of one committed moment, for one thread at a time; it sees every acknowledged write."""

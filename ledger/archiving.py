@@ -113,12 +113,22 @@ class Archiving:
         for name in await in_thread(self._unfinished):
             await self._move(name, before, found)
         copying = Copying(self._store, before)
-        while (copied := await in_thread(copying.segment)) is not None:
+        while (copied := await self._copied(copying)) is not None:
             await self._move(copied, before, found)
         if withhold_before is not None:
             found.withheld = await self._withholding.run(before, withhold_before, regular=regular)
         self._withholding.say_damage()
         return found.report()
+
+    async def _copied(self, copying: Copying) -> str | None:
+        """The next segment, closed and durable; None where nothing more may move."""
+        try:
+            while not await in_thread(copying.go_on):
+                pass
+            return await in_thread(copying.segment)
+        except BaseException:
+            await in_thread(copying.abandon)
+            raise
 
     def _unfinished(self) -> list[str]:
         """Segments that are whole, and whose lines may still lie in the store too."""

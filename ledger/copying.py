@@ -31,22 +31,24 @@ class Copying:
         self._over = False
         self._writer: SegmentWriter | None = None
 
+    def go_on(self) -> bool:
+        """Look at some more streams: True where a segment is full, or there are no more. A little at a time, so that a
+        run can be broken off within it, however many streams there are."""
+        if not self._over and (self._writer is None or self._writer.events < EVENTS_A_SEGMENT):
+            self._store.segments.keep()
+            with self._store.reader() as reads:
+                self._page(reads)
+        return self._over or (self._writer is not None and self._writer.events >= EVENTS_A_SEGMENT)
+
     def segment(self) -> str | None:
-        """The next segment, closed and durable; None where nothing more may move."""
-        try:
-            while not self._over and (self._writer is None or self._writer.events < EVENTS_A_SEGMENT):
-                self._store.segments.keep()
-                with self._store.reader() as reads:
-                    self._page(reads)
-        except BaseException:
-            self._abandon()
-            raise
+        """The segment that has been begun, closed and durable; None where nothing more may move."""
         if self._writer is not None and not self._writer.events:
-            self._abandon()
+            self.abandon()
         writer, self._writer = self._writer, None
         return None if writer is None else writer.close()
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Let there be no segment of what was copied since the last one."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.abandon()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from ledger import times
+from ledger import movable, times
 from ledger.answers import Source
 from ledger.archiving import Report
 from ledger.movable import PART_EVENTS_MIN, Judging
 from ledger.moving import Checking, Moving
-from ledger.recorders.rows import Reads
+from ledger.recorders.rows import Reads, StreamKey
 from ledger.refusals import Unavailable
 from projections import grant_history
 from tests.archived_twins import lived, log_of, rebuilt
@@ -264,6 +265,37 @@ async def test_a_run_that_is_broken_off_is_finished_by_the_next(tmp_path: Path) 
         assert Report() == await archive(opened)
     assert expected == log_of(tmp_path / "lived")
     check_ledger(tmp_path / "lived" / "ledger.db")
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_a_run_is_broken_off_before_it_has_looked_at_every_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is told to stop waits for it, and no longer than a request may take; there may be millions."""
+    pages: list[StreamKey | None] = []
+    real = movable.streams
+
+    def slow(reads: Reads, after: StreamKey | None) -> list[movable.Movable]:
+        pages.append(after)
+        time.sleep(0.05)
+        return real(reads, after)
+
+    async with open_ledger(tmp_path) as opened:
+        for _ in range(60):
+            over = await opened.issue()
+        await opened.act("revoke", over.grant_id)
+        await opened.issue()
+        with monkeypatch.context() as patched:
+            patched.setattr(movable, "streams", slow)
+            task = asyncio.ensure_future(archive(opened))
+            while not pages:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        assert len(pages) < 5
+        assert 2 == (await archive(opened)).events
+    check_ledger(opened.path)
 
 
 async def test_a_refresh_takes_at_most_300_bytes_in_the_archive(tmp_path: Path) -> None:

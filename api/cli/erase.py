@@ -29,6 +29,6 @@ def erase(subject: str, as_json: bool, settings: Settings) -> None:
         say("erased: the grants are ended and the person's data is gone from the database")
         say("backups made before still hold it: erase again in one that is ever put back")
         if settings.sqlite_path is None:
-            say("PostgreSQL's own write-ahead log holds it, too, until that is recycled")
+            say("PostgreSQL's write-ahead log and free places in its pages hold bytes of it until written over")
         else:
             say("its write-ahead log does not hold it any more")

@@ -347,7 +347,7 @@ class PostgresStore:
 
     def truncate_log(self) -> bool:
         """Clear what was erased out of its pages, on a connection of its own: nobody waits for it. The server's log
-        keeps it as its backups do.
+        keeps it as its backups do, and a page the bytes, now and then, until something is written over them.
 
         False where it is not cleared yet: a dump, or another transaction of before, still sees it. Raises Unavailable
         where it takes longer than a statement may (of a few rows among many the server would clear none by itself),

@@ -74,6 +74,29 @@ async def test_withheld_lines_are_the_hashes_of_what_they_were_and_the_rest_is_a
 
 
 @pytest.mark.usefixtures("made_small")
+async def test_a_life_in_two_segments_of_which_one_is_withheld(tmp_path: Path) -> None:
+    """Its row says what the grant had come to when the piece moved, which was more than the piece tells."""
+    async with open_ledger(tmp_path) as opened:
+        grant = await opened.chain(await opened.issue(), 6)
+        opened.clock.pass_seconds(1)
+        before = opened.clock.now
+        grant = await opened.chain(grant, 4)
+        assert 13 == (await archive(opened, before)).events
+        await opened.act("revoke", grant.grant_id)
+        opened.clock.pass_seconds(10)
+        due = opened.clock.now
+        for _ in range(3):
+            await opened.act("revoke", (await opened.issue()).grant_id)
+        await opened.issue()
+        opened.clock.pass_seconds(1)
+        assert 13 == (await archive(opened, withhold_before=due)).withheld
+        assert "revoked_by_operator" == (await opened.refused(grant)).refusal.value
+        check_ledger(opened.path)
+    found = rebuilt(tmp_path)
+    assert ([], [f"grant:{grant.grant_id}/13"]) == (found.differences, found.withheld)
+
+
+@pytest.mark.usefixtures("made_small")
 async def test_what_can_be_told_without_the_events_is_told_as_before(tmp_path: Path) -> None:
     """I-23: standing, ends and lists; explanations, introspection and refusals of refresh tokens; the rest says that it
     is withheld, and nothing else."""

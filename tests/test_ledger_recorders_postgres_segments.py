@@ -80,8 +80,11 @@ async def test_one_process_archives_at_a_time(tmp_path: Path) -> None:
         assert turned_away.value.refusal is Refusal.CONFLICT
         first.release(0.0)
         assert second.claim(regular=False)
-        assert 1 == alter(one.path, "UPDATE archiver SET until = now() - interval '1 second'")
-        assert first.claim(regular=False)
+        assert 1 == alter(one.path, "UPDATE archiver SET until = now() + interval '59 minutes'")
+        assert not first.claim(regular=False)
+        for until in ("now() - interval '1 second'", "now() + interval '1 day'"):  # as where a clock was put back
+            assert 1 == alter(one.path, f"UPDATE archiver SET until = {until}")
+            assert first.claim(regular=False)
         for act in (lambda: second.write(1), lambda: second._written(postgres_segments._KEEP)):
             with pytest.raises(StoreBusy, match="another process archives this store by now"):
                 act()

@@ -28,7 +28,9 @@ KEEP_EVERY_SECONDS: Final = 10.0
 
 _CLAIM: Final = (
     "UPDATE archiver SET holder = $1, until = clock_timestamp() + make_interval(secs => $2::float)"
-    " WHERE until < clock_timestamp() OR ($3::boolean AND holder = '') RETURNING 1"
+    " WHERE until < clock_timestamp() OR ($3::boolean AND holder = '')"
+    # Nobody says so late a moment: the server's clock was put back since.
+    " OR until > clock_timestamp() + interval '1 hour' RETURNING 1"
 )
 _RELEASE: Final = (
     "UPDATE archiver SET holder = '', until = clock_timestamp() + make_interval(secs => $2::float)"

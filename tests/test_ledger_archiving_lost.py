@@ -55,6 +55,18 @@ async def test_a_store_without_its_segments_is_not_served(tmp_path: Path, harm: 
         check_ledger(opened.path)
 
 
+@only_on_sqlite
+async def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path) -> None:
+    """As where another user has archived while no server ran. Root may look into any, so here it is a file."""
+    await archived_grants(tmp_path)
+    folder = folder_of(tmp_path / "ledger.db")
+    folder.rename(tmp_path / "elsewhere")
+    folder.touch()
+    with pytest.raises(LedgerError, match=f"{folder}: cannot be looked into: Not a directory"):
+        async with open_ledger(tmp_path, seed=2, clients=None):
+            pass
+
+
 async def test_a_damaged_block_keeps_nobody_else_from_being_served(tmp_path: Path, each_store: str) -> None:
     """Whoever asks for what lies in it is told to ask again; everyone else gets their answer. A rebuild names it."""
     over, lives = await archived_grants(tmp_path)

@@ -168,7 +168,10 @@ class SQLiteStore:
     def _check_archive(self, writer: sqlite3.Connection) -> None:
         """Events that were moved are nowhere else: without their segments nobody is served (I-23)."""
         for name, size in writer.execute("SELECT name, bytes FROM segments WHERE finished < 2 ORDER BY id").fetchall():
-            found = self.segments.bytes_of(name)
+            try:
+                found = self.segments.bytes_of(name)
+            except OSError as error:  # of another user, for one, who archived while no server ran
+                raise LedgerError(f"{self.segments.folder}: cannot be looked into: {error.strerror}") from None
             if found != size:
                 problem = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise LedgerError(f"{self.segments.folder}: the archive segment {name} {problem}; put it back")

@@ -129,10 +129,10 @@ def apply(
         hash_secret=lambda secret: secret_hash(desk.ring, secret),
     )
     if not dry_run:
-        for event in events:  # each that cannot be appended refuses all of them
-            batch.load_or_create(event.stream)
-        for event in events:
-            batch.append(batch.load_or_create(event.stream), [event])
+        # Each that cannot be appended refuses all of them, and none is asked for twice: there may be thousands.
+        streams = [batch.load_or_create(event.stream) for event in events]
+        for loaded, event in zip(streams, events, strict=True):
+            batch.append(loaded, [event])
         if serial is not None and serial != last_serial:
             batch.serial = batch.work.serial = serial
     return ApplyReport(differences=differences, serial=serial, dry_run=dry_run)

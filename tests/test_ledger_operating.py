@@ -10,8 +10,10 @@ from msgspec.structs import replace
 
 from ledger import times
 from ledger.answers import TokenAnswer
+from ledger.batch import Batch
 from ledger.clients import Operator
 from ledger.events import AuditRead, GrantFact, GrantRevoked, SubjectRevoked
+from ledger.memory import Loaded
 from ledger.refusals import LedgerError, Refusal, Refused
 from tests.ledgers import (
     HOME,
@@ -278,6 +280,23 @@ async def test_a_dry_run_tells_the_same_and_records_nothing(tmp_path: Path) -> N
         wet = await opened.ledger.operators.apply(specs, [], serial=1)
         assert dry.lines() == wet.lines() != ["nothing changes"]
         assert ["nothing changes"] == (await opened.ledger.operators.apply(specs, [], serial=1)).lines()
+    check_ledger(opened.path)
+
+
+async def test_each_client_of_a_file_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is asked for each that it does not have yet: of thousands over a network that takes seconds."""
+    asked: list[str] = []
+    known = Batch.load_or_create
+
+    def load_or_create(batch: Batch, name: str) -> Loaded:
+        asked.append(name)
+        return known(batch, name)
+
+    async with open_ledger(tmp_path) as opened:
+        with monkeypatch.context() as patched:
+            patched.setattr(Batch, "load_or_create", load_or_create)
+            await opened.apply(client(), *map(client, "abc"), operators=OPERATORS)
+    assert ["client:a", "client:b", "client:c"] == asked
     check_ledger(opened.path)
 
 

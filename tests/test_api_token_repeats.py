@@ -21,6 +21,7 @@ from api.answers import Replies
 from api.client_auth import ClientAuth
 from api.heads import Headers, Proven, Repeating
 from api.token import TokenEndpoint
+from ledger.head_file import Acknowledged
 from tests.asking import Asking, asking
 from tests.server_process import eventually
 from tests.servers import SECRETS, Server, basic, clients_toml, running
@@ -262,6 +263,15 @@ async def trial_of_once_more(folder: Path) -> None:
         assert await repeated.once_more(fields(token[:-1] + ("A" if token[-1] != "A" else "B"))) is None
         assert await repeated.once_more(fields(of_another_key(token))) is None
         assert await repeated.once_more({**fields(token), "grant_type": "refresh_tokem"}) is None
+
+        ledger.ledger.log_end.behind = Acknowledged(position=1, at=1)
+        assert await repeated.once_more(fields(token)) is None
+        ledger.ledger.log_end.behind = None
+
+        narrowing, narrowed = Repeated(ledger), (await ledger.issue("www"))["refresh_token"]
+        for _ in range(4):
+            narrowed = (await narrowing.asked(fields(narrowed, scope="read")))["refresh_token"]
+        assert await narrowing.once_more(fields(narrowed, scope="read")) is None
 
         await ledger.operator("security", "POST", f"/grants/{issued['grant_id']}/suspend", {})
         answer = await repeated.once_more(fields(token))

@@ -113,9 +113,11 @@ class OptimisticBatch(Batch):
             raise Cold(*cold)
         super().ask_for(names)
         if not self._may_wait:  # with a grant that is read its person's epoch is, too
+            authority = self.memory.authority
             known = filter(None, map(self._uses.known, names))
-            grants = [each.aggregate for each in known if isinstance(each.aggregate, Grant)]
-            self.memory.authority.ask_for_subjects([grant.subject_id for grant in grants])
+            moved = [each.aggregate for each in known if each.rules_of is not authority.rules_now]
+            if moved:  # seldom: whose rules are known needs no epoch
+                authority.ask_for_subjects([each.subject_id for each in moved if isinstance(each, Grant)])
 
     def _found_grant(self, name: str) -> tuple[Head, PrivateGrant | None] | None:
         if self._may_wait and not self._uses.used and name not in self._fetched:

@@ -321,8 +321,25 @@ async def test_an_input_output_error_inside_a_decision_ends_everything_too(tmp_p
         assert ["the database failed: SQLITE_ERROR"] == opened.fatal
 
 
-async def test_a_batch_that_cannot_begin_leaves_nobody_waiting(tmp_path: Path) -> None:
+async def test_a_batch_that_cannot_begin_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Authority that another node changed and that cannot be made out here: nothing can be decided, by nobody."""
+
+    def no_sense(*_: object) -> None:
+        raise ValueError("not to be made out")
+
+    async with open_ledger(tmp_path) as opened:
+        issued = await grants(opened, 3)
+        connection = opened.connection
+        monkeypatch.setattr(opened.ledger.authority, "follow", no_sense)
+        connection.execute("UPDATE control SET counter = counter + 1")
+        answers = await asyncio.gather(*map(opened.refresh, issued), return_exceptions=True)
+        assert [Unavailable] * 3 == [type(answer) for answer in answers]
+        assert ["the authority cannot be read: ValueError"] == opened.fatal
+        assert not connection.in_transaction
+
+
+async def test_authority_that_was_altered_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody is served, the log says which event it is, and once that is as it was, all are."""
     async with open_ledger(tmp_path) as opened:
         issued = await grants(opened, 3)
         connection = opened.connection
@@ -331,8 +348,12 @@ async def test_a_batch_that_cannot_begin_leaves_nobody_waiting(tmp_path: Path) -
         connection.execute("UPDATE control SET counter = counter + 1")
         answers = await asyncio.gather(*map(opened.refresh, issued), return_exceptions=True)
         assert [Unavailable] * 3 == [type(answer) for answer in answers]
-        assert ["the authority cannot be read: ValidationError"] == opened.fatal
-        assert not connection.in_transaction
+        fields = [getattr(record, "fields", {}) for record in caplog.records]
+        assert any("/1: what is stored is not what was recorded" in str(each.get("problem")) for each in fields)
+        connection.execute("UPDATE events SET body = replace(body, 'client.unheard_of', 'client.registered')")
+        connection.execute("UPDATE control SET counter = counter - 1")
+        await opened.refresh(issued[0])
+        assert [] == opened.fatal
 
 
 async def test_what_cannot_be_read_again_after_a_failure_ends_everything(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def nothing_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node serves on, as one does that has acknowledged nothing of what is gone: what follows is about what it knew.
     It does nothing by itself: it must not meet the standby before that has got another history."""
     monkeypatch.setattr(application, "TICK_SECONDS", 3600.0)
-    monkeypatch.setattr(Commits, "_ask", lambda self, decide: None)
+    monkeypatch.setattr(Commits, "look", lambda self, decide: None)
     monkeypatch.setattr(LogEnd, "meet", lambda self, reads: True)
 
 

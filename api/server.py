@@ -26,6 +26,9 @@ from api.sockets import LOCAL_BODY_BYTES_MAX, StartError, bind_local, bind_tcp
 
 IDLE_MAX: Final = 1000
 _DRAIN_SECONDS: Final = 0.5
+LAST_SECONDS: Final = 1.0
+"""So long before the end has to be over nobody is answered any more; a quarter of that time where it is short."""
+
 _POLL_SECONDS: Final = 0.02
 _OPEN_FILES_WANTED: Final = 65_536
 _OPEN_FILES_KEPT: Final = 128  # for the store, the key ring, what a request opens
@@ -42,10 +45,10 @@ class Server:
     """One application on its sockets. Lives in one event loop, and nothing here may be called from another thread.
 
     `app` and what the acceptor calls before a handshake may be set by `on_startup`, which runs when the port is bound
-    and nothing listens yet. `on_ready` runs when connections are accepted, `on_shutdown` after the last answer,
-    `on_reload` on SIGHUP after the certificate. A local path adds a socket there (mode 0600) whose requests carry
-    `state["local"]`: whoever may open the file is `local`. `sockets` are bound already, to the port of `settings`: for
-    one of several workers.
+    and nothing listens yet. `on_ready` runs when connections are accepted, `on_drain` when the end begins,
+    `on_shutdown` after the last answer, `on_reload` on SIGHUP after the certificate. A local path adds a socket there
+    (mode 0600) whose requests carry `state["local"]`: whoever may open the file is `local`. `sockets` are bound
+    already, to the port of `settings`: for one of several workers.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Server:
         local_path: Path | None = None,
         on_startup: Hook | None = None,
         on_ready: Hook | None = None,
+        on_drain: Hook | None = None,
         on_shutdown: Hook | None = None,
         on_reload: Hook | None = None,
         parser: Parser = "auto",
@@ -68,7 +72,13 @@ class Server:
         self.draining = False
         self.exit_code = 0
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
-        self._hooks = {"startup": on_startup, "ready": on_ready, "shutdown": on_shutdown, "reload": on_reload}
+        self._hooks = {
+            "startup": on_startup,
+            "ready": on_ready,
+            "drain": on_drain,
+            "shutdown": on_shutdown,
+            "reload": on_reload,
+        }
         self._protocol = protocol_class(parser)
         self._config = Config(
             _no_app,
@@ -270,11 +280,12 @@ class Server:
         loop = asyncio.get_running_loop()
         seconds = self.settings.request_timeout_seconds
         self._ends_at = loop.time() + seconds
-        give_up_at = self._ends_at - min(1.0, seconds / 4)
+        give_up_at = self._ends_at - min(LAST_SECONDS, seconds / 4)
         self.draining = True
         for listener in self._listeners:
             listener.draining = True
         log.info("draining", connections=self.connections)
+        await self._run_hook("drain")
         moment_ends_at = loop.time() + min(_DRAIN_SECONDS, seconds / 4)
         while self.connections and not self._impatient and loop.time() < moment_ends_at:
             await asyncio.sleep(_POLL_SECONDS)

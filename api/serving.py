@@ -23,7 +23,7 @@ from api.clients_file import ClientsFile
 from api.local import socket_path
 from api.logs import Log
 from api.metadata import auth_methods
-from api.server import Server
+from api.server import LAST_SECONDS, Server
 from api.settings import Settings, SettingsError
 from api.throttle import Throttle
 from api.tls import Anchors
@@ -36,6 +36,9 @@ from ledger.registration import TLS_AUTHS
 
 RESTORE_POLL_SECONDS: Final = 0.2
 COLLECT_EVERY_OBJECTS: Final = 50_000
+ANSWERED_SECONDS: Final = 0.5
+"""So long before it gives up a server that ends has whoever still waits for the store told that it does not answer."""
+
 GIVE_BACK_SECONDS: Final = 0.5
 """So much of the time that an end may take is kept for giving back a store that does not answer."""
 
@@ -168,6 +171,11 @@ class Serving:
             os.write(seat.ready, b"1")  # the parent listens to its first worker alone
         os.close(seat.ready)
 
+    async def drain(self, server: Server) -> None:
+        """Let nobody wait for a store that does not answer until the server gives them up: they are told so before."""
+        if self._ledger is not None and (left := server.seconds_left) is not None:
+            self._ledger.commits.end_within(left - min(ANSWERED_SECONDS + LAST_SECONDS, left / 2))
+
     async def close(self, server: Server | None = None) -> None:
         """Flush, record the end, give the store back, in what is left of the time that the end may take. Safe to
         repeat."""
@@ -254,6 +262,7 @@ def _run(settings: Settings, serving: Serving, sockets: Sequence[socket.socket])
         local_path=None if settings.sqlite_path is None else socket_path(settings.sqlite_path),
         on_startup=serving.start,
         on_ready=serving.ready,
+        on_drain=serving.drain,
         on_shutdown=serving.close,
         on_reload=serving.reload,
     )

@@ -298,7 +298,7 @@ class Commits:
 
     def _sweep(self) -> None:
         self._sweeper = None
-        self._line.expire()
+        self._line.expire(everybody=self._loop.time() >= self._ends_at)
         if self._sent is not None:
             self._sent.leave()
         self._tell_idle()
@@ -349,8 +349,8 @@ class Commits:
             self._idle.set_result(None)
 
     def end_within(self, seconds: float) -> None:
-        """The process is to end: whoever comes from now on waits for so long at most, all of them together. It has
-        several last words, and where the store hangs each would wait for as long as a request may take."""
+        """The process is to end: whoever waits, or comes from now on, does so for so long at most, all of them
+        together. It has several last words, and where the store hangs each would wait for as long as a request may."""
         self._ends_at = self._loop.time() + seconds
 
     async def close(self) -> bool:

@@ -104,10 +104,10 @@ class Line:
             self.failed_at = self._time()
         refuse(taken)
 
-    def expire(self) -> None:
-        """Refuse whoever's deadline is over. What is being committed is only given up on, not undone: its outcome is
-        unknown to whoever waited."""
-        now = self._time()
+    def expire(self, *, everybody: bool = False) -> None:
+        """Refuse whoever's deadline is over, or everybody. What is being committed is only given up on, not undone: its
+        outcome is unknown to whoever waited."""
+        now = math.inf if everybody else self._time()
         those = [*(each for each, _, _ in self.in_flight), *self.waiting, *self.alone]
         refuse(each for each in those if each.deadline < now)
         if any(each.future.done() for each in self.waiting):

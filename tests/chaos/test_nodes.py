@@ -114,15 +114,23 @@ def test_a_node_that_is_parted_says_that_it_does_not_know(
 
 def test_a_node_that_is_parted_ends_in_time(tmp_path: Path, postgres: Postgres) -> None:
     """Told to end it does so with 0, in the time that a request may take, though nothing of what it would still say
-    reaches the database."""
+    reaches the database; who has asked something just before is answered that nobody knows."""
     with two_nodes(tmp_path, postgres, settings=SHORT) as nodes:
         one = nodes.one
-        grant = one.issue("std")
+        grant, living = one.issue("std"), one.issue("std")
         one.revoke(grant.client, grant.refresh_token)
         assert 400 == one.refresh(grant.client, grant.refresh_token).status, "counted, and in no event yet"
         nodes.way.silent.set()
-        began = time.monotonic()
-        assert 0 == one.terminate(), one.tail()
+        with one.connect() as connection:
+            raw = one.refresh_request(living.client, living.refresh_token)
+            connection.send(raw)
+            time.sleep(0.1)
+            began = time.monotonic()
+            one.signal(signal.SIGTERM)
+            answer = one.checked(raw, connection.answer())
+        assert (503, "close") == (answer.status, answer.header("Connection"))
+        assert one.process is not None
+        assert 0 == one.process.wait(20.0), one.tail()
         assert time.monotonic() - began < REQUEST_SECONDS + 1.0, one.tail()
         nodes.way.silent.clear()
 

@@ -198,6 +198,16 @@ def test_the_guide_shows_what_was_measured() -> None:
         assert table in guide
 
 
+def test_requests_oauthlib_must_not_hold_offline_access_that_was_not_granted(world: World) -> None:
+    """The one word that is left out instead of refused: this library takes that for another scope, as the guide says,
+    and the token that came is lost."""
+    _, tokens, library = world.library("requests-oauthlib")
+    with pytest.raises(Warning, match="Scope has changed"):
+        library.narrow("read offline_access")
+    assert tokens["refresh_token"] == vars(library)["session"].token["refresh_token"]
+    assert "read" == library.narrow("read"), "the same token again: a retry, served"
+
+
 def test_a_line_that_loses_nothing_is_noticed(world: World) -> None:
     """The broken twin of the lost answer: without the loss no retry is on record."""
     grant_id, _, library = world.library("requests_oauth2client")

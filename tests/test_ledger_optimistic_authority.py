@@ -34,6 +34,22 @@ async def test_an_end_on_one_node_stops_the_other(tmp_path: Path, how: str) -> N
         assert 1 == other.topics(answer).count("token_rotated")
 
 
+async def test_an_end_in_a_batch_that_loses_a_grant_is_heard_all_the_same(tmp_path: Path) -> None:
+    """I-06: the control counter moves with all of a batch or not at all; an end that was written without it would be
+    acknowledged here and unknown there."""
+    async with two_nodes(tmp_path) as (one, other):
+        held = await other.refresh(await other.issue("bob"))
+        contested = await one.refresh(await one.issue("alice"))
+        won = await other.refresh(contested)
+        batches = one.ledger.commits.batches
+        again, _ = await asyncio.gather(
+            one.refresh(contested), one.ledger.operators.revoke_subject(SECURITY, "bob", None, None)
+        )
+        assert won.refresh_token == again.refresh_token
+        assert batches + 2 == one.ledger.commits.batches, "one that lost a grant, one that decided both again"
+        assert Refusal.REVOKED_BY_SUBJECT is (await other.refused(held)).refusal
+
+
 _ENDED = {
     "grant": {Refusal.REVOKED_BY_OPERATOR},
     "subject": {Refusal.REVOKED_BY_SUBJECT},

@@ -221,9 +221,8 @@ class OptimisticBatch(Batch):
 
     def _make_real(self, base: int, lost: frozenset[int]) -> None:
         work, shift = self.work, base - BASE
-        for name, (loaded, _) in self._touched.items():
-            if not lost or work.unit_of[name] not in lost:
-                loaded.position += shift
+        for loaded, _ in self._touched.values():  # those that were lost are forgotten below
+            loaded.position += shift
         if not lost:
             if work.events:
                 self.position = work.events[-1][0] + shift

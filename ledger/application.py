@@ -33,7 +33,7 @@ from ledger.presentations import Bursts
 from ledger.presenting import Desk, parse_access
 from ledger.private import subject_lookup
 from ledger.randomness import Randomness
-from ledger.recorders.errors import HistoryBroken, StoreError
+from ledger.recorders.errors import HeadMissing, HistoryBroken, StoreError
 from ledger.recorders.store import Store
 from ledger.refreshing import Refreshing
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
@@ -143,6 +143,8 @@ class Ledger:
         reads = self.store.within()
         try:
             self.authority.reload(reads, self.store.control()[0])
+            for name in reads.headless_persons():
+                raise HeadMissing(name)
             if self.authority.keys.created_at:
                 return False
             if not reads.select("SELECT 1 FROM events UNION ALL SELECT 1 FROM archived LIMIT 1"):

@@ -164,6 +164,22 @@ def test_rebuild_names_a_damaged_file_and_replays_nothing(known: Place) -> None:
         assert "nothing replayed or healed: the file of the database is damaged" in last
 
 
+@pytest.mark.parametrize("damage", ["DELETE FROM streams WHERE {}", "UPDATE streams SET name = 'subject:x' WHERE {}"])
+def test_a_person_who_was_ended_is_not_back_where_their_head_is_gone(known: Place, damage: str) -> None:
+    """Without it nothing says that they were; what was ended would be served from the next start on."""
+    issued = asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
+    asked(known, "revoke", "--subject", "pia", "--reason", "left")
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        assert connection.execute(damage.format("name LIKE 'subject:%'")).rowcount == 1
+    connection.close()
+    for command in (("keys", "list"), ("init",)):
+        found = known.here(*command)
+        assert (2, 1) == (found.returncode, found.stderr.count("\n"))
+        assert "there are events that no stream's head speaks of; rebuild puts it back" in found.stderr
+    assert known.here("rebuild").stdout.endswith(", healed by this run\n")
+    assert "revoked" == asked(known, "grant", "show", issued["grant_id"])["status"]
+
+
 @pytest.mark.parametrize("damage", DAMAGED_AUTHORITY)
 def test_rebuild_heals_heads_without_which_nothing_opens(known: Place, damage: str) -> None:
     """Who there is, and which keys, nobody can tell: every other command says so and what to do, in one line."""

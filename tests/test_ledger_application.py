@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,10 @@ async def test_a_stream_that_has_lost_its_head_is_not_begun_again(tmp_path: Path
         await opened.ledger.started()
         await opened.ledger.operators.record_read(SECURITY, "grants")
     before = opened.last_position()
-    assert 1 == alter(opened.path, f"DELETE FROM streams WHERE name LIKE '{name}%'")
+    lost = partial(alter, opened.path, f"DELETE FROM streams WHERE name LIKE '{name}%'")
+    done = 0 if name == "subject:" else lost()  # of a person it is seen at the start, where the engine finds it
     async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        assert 1 == (done or lost())
         ledger = opened.ledger
         acts: dict[str, Callable[[], Awaitable[object]]] = {
             "subject:": lambda: ledger.operators.revoke_subject(SECURITY, "alice", None, None),
@@ -109,8 +112,8 @@ async def test_a_reuse_that_ends_a_person_whose_head_is_gone_records_nothing(tmp
         first = await opened.issue()
         await opened.refresh(await opened.refresh(first))
     before = opened.last_position()
-    assert 1 == alter(opened.path, "DELETE FROM streams WHERE name LIKE 'subject:%'")
     async with open_ledger(tmp_path, seed=2, clients=None, clock=opened.clock) as opened:
+        assert 1 == alter(opened.path, "DELETE FROM streams WHERE name LIKE 'subject:%'")
         for _ in range(2):
             with pytest.raises(Unavailable, match="there are events that no stream's head speaks of; rebuild puts it"):
                 await opened.refresh(first)

@@ -43,6 +43,11 @@ _HEADLESS = (
     " UNION ALL SELECT 1 FROM archived a WHERE a.from_v = 1 AND a.stream < ?"
     " AND NOT EXISTS (SELECT 1 FROM streams s WHERE s.id = a.stream) LIMIT 1"
 )
+_HEADLESS_PERSONS = (
+    "SELECT json_extract(e.body, '$.stream') FROM events e LEFT JOIN streams s ON s.id = e.stream"
+    ' WHERE e.v % 64 = 1 AND e.v = 1 AND e.stream < ? AND e.body LIKE \'%"stream":"subject:%\' AND json_valid(e.body)'
+    " AND s.name IS NOT json_extract(e.body, '$.stream') LIMIT 1"
+)
 _AT_POSITION = (
     "SELECT e.position, e.stream, e.v, e.back, CAST(e.body AS BLOB) FROM events e JOIN streams s ON s.id = e.stream"
     " WHERE e.position = ? AND s.name = ?"
@@ -119,6 +124,11 @@ class StoreReader(ABC):
     @abstractmethod
     def headless(self, name: str) -> bool:
         """Whether the log may have events of a stream that has no head, and is none of a grant."""
+
+    def headless_persons(self) -> list[str]:
+        """A stream of a person of which the log has events and no head of that name, as far as the engine finds one
+        without a look at every stream. Whom such a stream has ended would seem never to have been ended."""
+        return []
 
     def grants(self, names: Sequence[str]) -> GrantsFound:
         """Many grants in one question, with what is needed to decide on them. Those that do not exist are left out."""
@@ -271,6 +281,10 @@ class Reader(StoreReader):
         """Here nobody knows what number the stream had: whether any that was counted has lost its head. It looks at
         the first event of each, so ask seldom."""
         return bool(self._rows(_HEADLESS, (COUNTED_BELOW, COUNTED_BELOW)))
+
+    def headless_persons(self) -> list[str]:
+        """It looks at the first event of each stream that is none of a grant, so ask at a start."""
+        return [name for (name,) in self._rows(_HEADLESS_PERSONS, (COUNTED_BELOW,))]
 
     def reason(self, event_id: str) -> tuple[bytes, str] | None:
         """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from api.reading import Reading
 from ledger.answers import TokenAnswer
 from ledger.recorders.rows import Reads
 from ledger.refusals import Unavailable
-from projections import grant_history
+from projections import INLINE, grant_history
 from projections.grant_history import History
 from projections.grant_views import grant, grants
+from projections.rebuild import rebuild
 from projections.reuse_incidents import incidents
 from tests.engines import alter
 from tests.ledgers import ELSEWHERE, SECURITY, Opened, caller, check_ledger, open_ledger
@@ -291,6 +293,26 @@ async def test_a_text_that_opens_no_commitment_is_told_to_nobody(
         alter(opened.path, f"UPDATE {table} SET {what}")  # words of ours alone
         assert before - members == await disclosed(opened, first.grant_id, other.grant_id)
         assert members <= before
+        found = await asyncio.to_thread(
+            rebuild, opened.store.settled, INLINE, heals_nothing, lookup=opened.ledger.lookup
+        )
+        assert ({table}, True, False) == ({each.table for each in found.differences}, found.history_holds, found.healed)
+
+
+async def test_a_name_that_changed_places_is_found(tmp_path: Path) -> None:
+    """Whoever asked about a token was told that it is another person's. It stands under a key that the ring alone
+    makes."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.issue()
+        whole = partial(rebuild, opened.store.settled, INLINE, heals_nothing, lookup=opened.ledger.lookup)
+        assert [] == (await asyncio.to_thread(whole)).differences
+        alter(opened.path, "UPDATE private_subjects SET subject = 'bob'")
+        [difference] = (await asyncio.to_thread(whole)).differences
+        assert ("private_subjects", "subject", None) == (difference.table, difference.column, difference.live)
+
+
+def heals_nothing(_: object) -> None:
+    raise AssertionError("there is nothing to heal")
 
 
 async def disclosed(opened: Opened, *grant_ids: str) -> set[str]:

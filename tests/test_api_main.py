@@ -1,13 +1,15 @@
-"""The process itself: what it does where it is started without standard streams, as some supervisors do it."""
+"""The process itself: what it does where it is started without standard streams, as some supervisors do it, and where
+it is told something before it can hear."""
 
 import json
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from tests.places import Place
-from tests.server_process import program
+from tests.server_process import PROJECT, program
 from tests.servers import clients_toml
 
 
@@ -45,3 +47,26 @@ def test_a_command_without_standard_streams_does_what_it_says(made: Place, close
     _, err = process.communicate(timeout=30)
     assert (0, "") == (process.returncode, err)
     assert 1 == len(json.loads(made.here("grants", "--json").stdout)["grants"])
+
+
+HUNG_UP = """
+import os, signal
+from api import serving
+from api.cli import run
+serving.run = lambda settings: os.kill(os.getpid(), signal.SIGHUP) or 0
+raise SystemExit(run(["serve"]))
+"""
+
+
+def test_a_hangup_while_a_server_begins_does_not_end_it(made: Place) -> None:
+    """Whoever renews a certificate may just then tell it to read that again; for systemd it would have ended in order,
+    and stay away. The start reads all files anyway."""
+    done = subprocess.run(
+        [sys.executable, "-c", HUNG_UP],
+        cwd=PROJECT,
+        env=made.environment(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (0, b"") == (done.returncode, done.stderr)

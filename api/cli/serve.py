@@ -1,5 +1,6 @@
 """`serve`: the server."""
 
+import signal
 from dataclasses import fields
 
 import click
@@ -67,6 +68,8 @@ def serve(settings: Settings) -> None:
 
     On a new SQLite file it does what `init` does, and says so.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop hears it: the start reads all files anyway
+
     from api import logs, serving
 
     logs.configure(settings.log_level, settings.log_format)

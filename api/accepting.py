@@ -143,7 +143,10 @@ class Acceptor:
     def _begun(self, begun: asyncio.Future[Any]) -> None:
         self.handshakes.discard(begun)
         error = None if begun.cancelled() else begun.exception()
-        if error is not None and not isinstance(error, OSError):  # who left, or does not speak TLS, is no event
+        if isinstance(error, OSError):  # who left, or does not speak TLS, is no event
+            # But whoever sets up a client hears nothing else of why: uvloop ends it without an alert.
+            log.debug("handshake_ended", why=str(error) or type(error).__name__)
+        elif error is not None:
             log.exception("handshake_failed", error)
 
     def _maker(self, listener: Listener) -> Callable[[], Connection]:

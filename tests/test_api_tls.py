@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 import ssl
 import time
@@ -184,7 +185,7 @@ def test_old_versions_of_tls_are_refused(files: Files) -> None:
 
 @pytest.mark.parametrize("parser", PARSERS)
 def test_who_does_not_speak_tls_is_no_event(files: Files, parser: Parser) -> None:
-    """Plain HTTP, garbage and a cut connection at the handshake leave no word in the log."""
+    """Plain HTTP, garbage and a cut connection at the handshake leave a word in the log for debugging alone."""
     fast = parser == "httptools"
     with (
         logged() as lines,
@@ -199,6 +200,9 @@ def test_who_does_not_speak_tls_is_no_event(files: Files, parser: Parser) -> Non
             good.cut()
         time.sleep(0.1)
     check_quiet(lines)
+    ended = [record for record in lines.records if record.getMessage() == "handshake_ended"]
+    assert 3 == len(ended)
+    assert {logging.DEBUG} == {record.levelno for record in ended}
 
 
 @pytest.mark.parametrize("parser", PARSERS)

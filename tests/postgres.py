@@ -20,7 +20,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, LiteralString
@@ -347,17 +347,3 @@ def postgres_url(postgres: Server) -> Iterator[str]:
     url = postgres.create_database()
     yield url
     postgres.drop_database(url)
-
-
-@pytest.fixture
-def make_database(postgres: Server) -> Iterator[Callable[[], str]]:
-    """Makes as many empty databases as a test asks for."""
-    made: list[str] = []
-
-    def make() -> str:
-        made.append(postgres.create_database())
-        return made[-1]
-
-    yield make
-    for url in made:
-        postgres.drop_database(url)

@@ -108,7 +108,7 @@ class Outside:
 
     def ended_by(self, row: Row) -> Passed | None:
         """The raise that ended a grant by epoch: the first in the log, of its client or subject, that hits it."""
-        issued_at = times.micros(row.issued_at)
+        issued_at = row.issued_at_us
         found: list[Passed] = []
         if self.client(row.client_id).epoch.hits(row.client_epoch, issued_at):
             found += self._first(f"client:{row.client_id}", row.client_epoch, issued_at)

@@ -69,7 +69,8 @@ class GrantPage(msgspec.Struct, frozen=True, kw_only=True):
 
 def judge(reads: Reads, row: Row, at: int, epoch_end: EpochEnd | None) -> Standing:
     """The standing of a grant at a moment not before its row's last change: as the aggregate's own `judge`, which is
-    asked where the event that told is not there any more as it was.
+    asked where the event that told is not there any more as it was. That one also knows when something last happened:
+    where that was after an expiry, and the clock was put back before it since, it says expired and this does not.
 
     The earliest end counts, also one that no event says yet; an end of the grant's own is final (I-07).
     """
@@ -84,8 +85,7 @@ def judge(reads: Reads, row: Row, at: int, epoch_end: EpochEnd | None) -> Standi
     expires_at = row.idle_expires_at_us
     if epoch_end is not None and (expires_at is None or epoch_end.at < expires_at):
         return standing.ended_by_epoch(epoch_end)
-    last_at = row.last_redeemed_at_us or row.issued_at_us
-    if expires_at is not None and (epoch_end is not None or max(at, last_at) >= expires_at):
+    if expires_at is not None and (epoch_end is not None or at >= expires_at):
         kind = "absolute" if row.idle_expires_at == row.absolute_expires_at else "idle"
         return standing.expired(kind, expires_at, None)
     if isinstance(said, GrantSuspended):

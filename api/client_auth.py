@@ -67,6 +67,14 @@ class TooManyFailures(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class _Unproven(Exception):
+    """What came does not show who sent it, as far as is known here; `who` this counts against."""
+
+    def __init__(self, *who: str) -> None:
+        super().__init__("the client has not shown who it is")
+        self.who = who
+
+
 class Presented(msgspec.Struct, frozen=True):
     """What a request says about its caller. `pairs` are the readings of one id and one secret, none where unreadable;
     a secret of None was not sent. `method` is the RFC 8414 name, empty where it is none that we know; an assertion that
@@ -106,24 +114,38 @@ class ClientAuth:
         *,
         headers: Headers | None = None,
     ) -> Caller:
-        """As `asserted` where the form has an assertion, else as `caller`."""
-        if ASSERTION_TYPE in form:
-            return await self.asserted(authorization, form, address, extensions)
-        return self.caller(authorization, form, address, extensions, headers=headers)
+        """As `caller`, also for a form with an assertion (RFC 7523). Raises Unavailable where the client's keys are
+        away. Who has just been registered at another node, or has changed what they show, is not refused for that:
+        what others have changed is heard of before a failure counts."""
 
-    async def asserted(
+        async def judged() -> Caller:
+            if ASSERTION_TYPE in form:
+                return await self._asserted(authorization, form, address, extensions)
+            return self._proved(authorization, form, address, extensions, headers)
+
+        try:
+            return await judged()
+        except _Unproven as unproven:
+            if not await self._ledger.hear():
+                self._fail(unproven.who, address, authorization)
+        try:
+            return await judged()
+        except _Unproven as unproven:
+            self._fail(unproven.who, address, authorization)
+
+    async def _asserted(
         self, authorization: bytes | None, form: Mapping[str, str], address: str, extensions: Extensions
     ) -> Caller:
-        """As `caller`, for a form with an assertion (RFC 7523). Raises Unavailable where the client's keys are away."""
         shown = presented(authorization, form)
-        client, _ = self._named(shown, address)
+        named, _ = self._named(shown, address)
+        client = named[0] if named else None
         who = self._waited(client, address)
         once = None
         if shown.assertion is not None:
             once = await self._assertions.proven(client, shown.assertion)
         # Its keys may have been away for seconds, and by what it is judged may have been taken back meanwhile.
         if client is None or once is None or not self._ledger.authority.still(client):
-            self._fail(who, address, authorization)
+            raise _Unproven(who)
         return Caller(
             client_id=client.client_id,
             authenticated=True,
@@ -136,7 +158,7 @@ class ClientAuth:
         """Tell whether a refusal is that of an assertion used before: then it is a failed authentication like any
         other, and this raises what that comes to."""
         if refusal.used == "assertion":
-            self._fail(caller.client_id, address, None)
+            self._fail((caller.client_id,), address, None)
 
     def caller(
         self,
@@ -150,17 +172,33 @@ class ClientAuth:
         """Return who sent this form. `authorization` is the header's value as received, None where there is none;
         `extensions` are those of the ASGI scope, where a certificate stands. Beside `headers` a right secret is kept
         for `again`, for as long as they live."""
+        try:
+            return self._proved(authorization, form, address, extensions, headers)
+        except _Unproven as unproven:
+            self._fail(unproven.who, address, authorization)
+
+    def _proved(
+        self,
+        authorization: bytes | None,
+        form: Mapping[str, str],
+        address: str,
+        extensions: Extensions,
+        headers: Headers | None,
+    ) -> Caller:
         shown = presented(authorization, form)
         if shown.method == NONE and not shown.pairs:
             raise InvalidClient(challenge=False)  # nobody was named, so nothing was guessed
-        client, candidates = self._named(shown, address)
+        named, candidates = self._named(shown, address)
+        client = named[0] if named else None
         who = self._waited(client, address)
         if shown.method == NONE:
             found = None if client is None else self._without_secret(client, extensions)
-            return found or self._fail(who, address, authorization)
+            if found is None:
+                raise _Unproven(who)
+            return found
         number = secret_matches(self._ledger.desk.ring, candidates, client.secret_hashes if client is not None else ())
         if client is None or number is None:
-            self._fail(who, address, authorization)
+            raise _Unproven(who, *(each.client_id for each in named[1:]))
         if shown.method not in METHODS.get(client.auth, _NOBODY):
             # Not counted: whoever has the secret guesses nothing. Go's oauth2 tries the header first, each time anew.
             self._meters.failed_clients += 1
@@ -216,29 +254,26 @@ class ClientAuth:
             client_id=client.client_id, authenticated=True, auth_method=client.auth, proof_x5t_s256=shown.x5t_s256
         )
 
-    def _named(self, shown: Presented, address: str) -> tuple[Client | None, tuple[str, ...]]:
-        """The client that a reading of the id names, and every reading of the secret, known or not. Raises
-        TooManyFailures where the id names more than one, and one of them has to wait."""
+    def _named(self, shown: Presented, address: str) -> tuple[Sequence[Client], tuple[str, ...]]:
+        """Which clients the readings of the id name, first the one whose secret it is, and every reading of the secret,
+        known or not. Raises TooManyFailures where there are several, and one of them has to wait."""
         client_of = self._ledger.authority.client
         if len(shown.pairs) == 1:  # nearly always
             name, secret = shown.pairs[0]
-            return client_of(name), (secret or "",)
+            found = client_of(name)
+            return (() if found is None else (found,)), (secret or "",)
         secrets = tuple(dict.fromkeys(secret or "" for _, secret in shown.pairs)) or ("",)
-        found = (client_of(name) for name, _ in shown.pairs)
-        named = [*{each.client_id: each for each in found if each is not None}.values()]
-        return (named[0] if len(named) == 1 else self._whose(named, secrets, address)), secrets
+        readings = (client_of(name) for name, _ in shown.pairs)
+        named = [*{each.client_id: each for each in readings if each is not None}.values()]
+        return (named if len(named) <= 1 else self._by_secret(named, secrets, address)), secrets
 
-    def _whose(self, named: Sequence[Client], secrets: tuple[str, ...], address: str) -> Client | None:
-        """Whose secret it is where one id is read as two: "a+b" is "a b", form-encoded. It is a guess at both."""
+    def _by_secret(self, named: Sequence[Client], secrets: tuple[str, ...], address: str) -> Sequence[Client]:
+        """One id that is read as two: "a+b" is "a b", form-encoded. The one whose secret it is; where it is nobody's
+        all of them, for it was a guess at each."""
         for each in named:
             self._waited(each, address)
         ring = self._ledger.desk.ring
-        for each in named:
-            if secret_matches(ring, secrets, each.secret_hashes) is not None:
-                return each
-        for each in named[1:]:
-            self._throttle.failed(each.client_id, address)
-        return named[0] if named else None  # whose failure is counted by who asks
+        return [each for each in named if secret_matches(ring, secrets, each.secret_hashes) is not None][:1] or named
 
     def _waited(self, client: Client | None, address: str) -> str:
         """Whom a failure counts against. Raises TooManyFailures while it has failed too often."""
@@ -249,9 +284,9 @@ class ClientAuth:
             raise TooManyFailures(wait)
         return who
 
-    def _fail(self, who: str, address: str, authorization: bytes | None) -> NoReturn:
+    def _fail(self, who: Sequence[str], address: str, authorization: bytes | None) -> NoReturn:
         self._meters.failed_clients += 1
-        wait = self._throttle.failed(who, address)
+        wait, *_ = [self._throttle.failed(each, address) for each in who]
         if wait:
             raise TooManyFailures(wait)
         raise InvalidClient(challenge=authorization is not None)

@@ -161,7 +161,7 @@ class Operated(Endpoint):
             may(operator, *roles)
             return operator
 
-        who()
+        may(await self._operators.newest(scope["headers"], address), *roles)
         return await handler(Call(who, scope, receive, self._desk.body_bytes_max, address, user_agent))
 
 

@@ -98,7 +98,7 @@ class IntrospectionEndpoint(Endpoint):
             return await self._clients.by_any_method(header, form.fields, address, scope.get("extensions"))
         if CREDENTIALS & form.fields.keys():
             raise BadRequest("the request authenticates by more than one method")
-        return self._operators.caller(headers, address)
+        return await self._operators.newest(headers, address)
 
     def _shape(self, found: Introspection) -> IntrospectionResponse:
         access = found.token_use == "access_token"

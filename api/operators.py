@@ -27,6 +27,10 @@ class Unauthorized(Exception):
 class Operators(Protocol):
     """Tells which operator sends a request."""
 
+    async def newest(self, headers: Sequence[Header], address: str) -> Operator:
+        """As `caller`, and who is known to another node alone is no failure: what others have changed is heard of."""
+        ...
+
     def caller(self, headers: Sequence[Header], address: str) -> Operator:
         """Return who is calling. Raises Unauthorized, TooManyFailures, BadRequest."""
         ...
@@ -40,6 +44,17 @@ class ByToken:
         self._throttle = throttle
         self._meters = meters
 
+    async def newest(self, headers: Sequence[Header], address: str) -> Operator:
+        """As `Operators` says."""
+        header = authorization(headers)
+        if header is not None and self._of(header) is None and not self._throttle.wait_seconds(OPERATORS, address):
+            await self._ledger.hear()
+        return self.caller(headers, address)
+
+    def _of(self, header: bytes) -> Operator | None:
+        token = bearer_token(header)
+        return None if token is None else self._ledger.authority.operator_by_token(self._ledger.desk.ring, token)
+
     def caller(self, headers: Sequence[Header], address: str) -> Operator:
         """As `Operators` says."""
         header = authorization(headers)
@@ -49,8 +64,7 @@ class ByToken:
         if wait:
             self._meters.throttled_operators += 1
             raise TooManyFailures(wait)
-        token = bearer_token(header)
-        operator = None if token is None else self._ledger.authority.operator_by_token(self._ledger.desk.ring, token)
+        operator = self._of(header)
         if operator is None:
             self._meters.failed_operators += 1
             wait = self._throttle.failed(OPERATORS, address)
@@ -60,6 +74,10 @@ class ByToken:
 
 class Local:
     """Whoever reaches the socket beside the database is the operator `local`: its file mode let them in."""
+
+    async def newest(self, headers: Sequence[Header], address: str) -> Operator:
+        """As `caller`."""
+        return self.caller(headers, address)
 
     def caller(self, headers: Sequence[Header], address: str) -> Operator:
         """As `Operators` says; headers tell nothing here."""

@@ -25,6 +25,7 @@ from ledger.commits import Commits
 from ledger.decisions import Decisions
 from ledger.events import LedgerStarted, LedgerStopped, ReuseDetected, Words
 from ledger.head_file import Acknowledged, HeadFile
+from ledger.hearing import Hearing
 from ledger.keyring import KeyNotHeld, KeyRing
 from ledger.log_end import LogEnd
 from ledger.memory import Memory
@@ -95,6 +96,7 @@ class Ledger:
         )
         self.afterwards = Afterwards(self._commits, self.desk, self.log_end)
         self._decisions = Decisions(self._commits, self.desk, self.log_end, self.afterwards)
+        self._hearing = Hearing(self._commits, self.authority)
         self.archiving = Archiving(store, self._decisions, self.desk)
         self.operators = Operators(store, self._commits, self._decisions, self.desk, self.log_end, self._ring_file)
 
@@ -174,6 +176,11 @@ class Ledger:
             self.store.close()
 
     # ------------------------------------------------------------ clients
+
+    async def hear(self) -> bool:
+        """Whether other nodes have changed who there is, and how they show it, and that was not known here yet. To be
+        asked before somebody is refused for it. False at once where nobody else writes to the store."""
+        return self.store.optimistic and await self._hearing.hear()
 
     def lookup(self, subject: str) -> bytes:
         """The key of a person's row."""

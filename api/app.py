@@ -206,6 +206,7 @@ def _read_by_pages(
     about = Metadata(
         metadata(
             settings.issuer,
+            authorization_endpoint=settings.authorization_endpoint,
             grant_types=grant_types,
             auth_methods=auth_methods(settings),
             assertion_algs=ASSERTION_ALGS,

@@ -1,8 +1,8 @@
 """Authorization server metadata (RFC 8414): where the endpoints are and what they take, for clients that look it up.
 
 Everything here is said by whoever does it: grant types by the token endpoint, methods of authentication by the table
-that judges them. What this server does not have is left out, `authorization_endpoint` above all: people sign in on a
-page of the operating side, whose address is not known here. Clients that need it are told of it some other way.
+that judges them. What this server does not have is left out, `authorization_endpoint` too where nobody has said which
+page of the operating side people sign in on: clients that need it are told of it some other way then.
 """
 
 from collections.abc import Collection, Sequence
@@ -65,6 +65,7 @@ def auth_methods(settings: Settings) -> set[str]:
 def metadata(
     issuer: str,
     *,
+    authorization_endpoint: str | None = None,
     grant_types: Collection[str],
     auth_methods: Collection[str],
     assertion_algs: Sequence[str] = (),
@@ -77,6 +78,7 @@ def metadata(
     code = AUTHORIZATION_CODE in grant_types
     return ServerMetadata(
         issuer=issuer,
+        authorization_endpoint=authorization_endpoint,
         token_endpoint=url(issuer, TOKEN),
         token_endpoint_auth_methods_supported=methods,
         token_endpoint_auth_signing_alg_values_supported=algs,

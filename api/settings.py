@@ -126,17 +126,21 @@ def _one_of(*values: str) -> Callable[[object], str]:
     return parse
 
 
-def _issuer(raw: object) -> str:
-    text = raw if isinstance(raw, str) else ""
-    try:
-        parts = urlsplit(text)
-        port_fits = parts.port != 0
-    except ValueError:
-        port_fits = False
-    plain = re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]+", text) is not None
-    if not plain or not port_fits or parts.scheme not in ("https", "http") or not parts.hostname or {*"?#@"} & {*text}:
-        raise ValueError("an https URL without query, fragment or user (RFC 8414)")
-    return text
+def _url_without(signs: str, allowed: str) -> Callable[[object], str]:
+    def parse(raw: object) -> str:
+        text = raw if isinstance(raw, str) else ""
+        try:
+            parts = urlsplit(text)
+            port_fits = parts.port != 0
+        except ValueError:
+            port_fits = False
+        plain = re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]+", text) is not None
+        web = plain and port_fits and parts.scheme in ("https", "http") and bool(parts.hostname)
+        if not web or set(signs) & {*text}:
+            raise ValueError(allowed)
+        return text
+
+    return parse
 
 
 def _networks(raw: object) -> tuple[Network, ...]:
@@ -184,6 +188,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8443
     issuer: str = _DEFAULT_ISSUER
+    authorization_endpoint: str | None = None
     workers: int = 1
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -241,10 +246,11 @@ class Settings:
                     raise SettingsError(f"TOKEN_LEDGER_{name.upper()}: this file is one of the database's own")
         if self.issuer == _DEFAULT_ISSUER:
             object.__setattr__(self, "issuer", self._issuer_on(self.port))
-        if self.issuer.startswith("http:") and not self.allow_plain_http:
-            raise SettingsError(
-                "TOKEN_LEDGER_ISSUER: allowed is an https URL; http needs TOKEN_LEDGER_ALLOW_PLAIN_HTTP"
-            )
+        for name in ("issuer", "authorization_endpoint"):
+            if (getattr(self, name) or "").startswith("http:") and not self.allow_plain_http:
+                raise SettingsError(
+                    f"TOKEN_LEDGER_{name.upper()}: allowed is an https URL; http needs TOKEN_LEDGER_ALLOW_PLAIN_HTTP"
+                )
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -270,7 +276,8 @@ _PARSERS: Final[Mapping[str, Callable[[object], object]]] = {
     "clients_file": _path,
     "host": _text,
     "port": _whole(0, 65535),
-    "issuer": _issuer,
+    "issuer": _url_without("?#@", "an https URL without query, fragment or user (RFC 8414)"),
+    "authorization_endpoint": _url_without("#@", "an https URL without fragment or user (RFC 6749 3.1)"),
     "workers": _whole(1, 64),
     "tls_cert": _path,
     "tls_key": _path,

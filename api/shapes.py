@@ -138,9 +138,12 @@ class ErrorResponse(Shape, frozen=True, kw_only=True):
 
 
 class ServerMetadata(Shape, frozen=True, kw_only=True):
-    """What clients may look up about this server (RFC 8414 2). It has no authorization endpoint of its own."""
+    """What clients may look up about this server (RFC 8414 2)."""
 
     issuer: Annotated[str, Meta(description="Who issues the tokens; compared character by character.")]
+    authorization_endpoint: Annotated[
+        str | None, Meta(description="The page of the operating side where people sign in, where it is set.")
+    ] = None
     token_endpoint: str
     token_endpoint_auth_methods_supported: Names
     token_endpoint_auth_signing_alg_values_supported: Names | None = None

@@ -221,7 +221,7 @@ class GoogleAuth:
 class RequestsOauth2client:
     def __init__(self, place: Place, tokens: Json = None) -> None:
         self.client = requests_oauth2client.OAuth2Client.from_discovery_document(
-            requests.get(place.issuer + METADATA_PATH, timeout=30).json() | {"authorization_endpoint": SIGN_IN},
+            requests.get(place.issuer + METADATA_PATH, timeout=30).json(),
             issuer=place.issuer,
             client_id=place.client_id,
             client_secret=place.secret,

@@ -87,7 +87,10 @@ def library_server(folder: Path, clients: str = CLIENTS, **settings: str) -> Ite
     with (
         line() as between,
         running(
-            folder, tls=True, clients=clients_toml(more=clients), settings={"ISSUER": between.url, **settings}
+            folder,
+            tls=True,
+            clients=clients_toml(more=clients),
+            settings={"ISSUER": between.url, "AUTHORIZATION_ENDPOINT": SIGN_IN, **settings},
         ) as server,
     ):
         server.secrets.append(SECRET)

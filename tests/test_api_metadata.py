@@ -18,6 +18,7 @@ from tests.wire import Json
 FILE = Path("a.pem")
 BEHIND: dict[str, Json] = {"tls_client_cert_header": "client-cert", "trusted_proxies": (ip_network("10.0.0.0/8"),)}
 EVERY: dict[str, Json] = {
+    "authorization_endpoint": "https://login.example/authorize?for=all",
     "grant_types": ("refresh_token", "authorization_code"),
     "auth_methods": ("none", "client_secret_basic", "private_key_jwt"),
     "assertion_algs": ("PS256", "ES256"),
@@ -67,6 +68,7 @@ def test_all_that_there_can_be_is_said_where_it_is_there() -> None:
         "revocation_endpoint_auth_signing_alg_values_supported": algorithms,
         "introspection_endpoint_auth_methods_supported": methods,
         "introspection_endpoint_auth_signing_alg_values_supported": algorithms,
+        "authorization_endpoint": "https://login.example/authorize?for=all",
         "grant_types_supported": ["authorization_code", "refresh_token"],
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],

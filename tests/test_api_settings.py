@@ -27,6 +27,7 @@ def test_without_any_setting_the_embedded_default_rules() -> None:
         "host": "127.0.0.1",
         "port": 8443,
         "issuer": "https://localhost:8443",
+        "authorization_endpoint": None,
         "workers": 1,
         "tls_cert": None,
         "tls_key": None,
@@ -125,6 +126,8 @@ def test_what_kubernetes_sets_for_a_service_of_this_name_is_told(name: str, valu
         ("ISSUER", f"https://me:{SECRET}@a.example", "an https URL without query, fragment or user (RFC 8414)"),
         ("ISSUER", "https://a.example:99999", "an https URL without query, fragment or user (RFC 8414)"),
         ("ISSUER", "localhost", "an https URL without query, fragment or user (RFC 8414)"),
+        ("AUTHORIZATION_ENDPOINT", "/authorize", "an https URL without fragment or user (RFC 6749 3.1)"),
+        ("AUTHORIZATION_ENDPOINT", "https://a.example/#f", "an https URL without fragment or user (RFC 6749 3.1)"),
         ("TRUSTED_PROXIES", "10.0.0.1/8", "networks or addresses without host bits, separated by commas"),
         ("TRUSTED_PROXIES", "proxy", "networks or addresses without host bits, separated by commas"),
         ("DATABASE_URL", f"mysql://me:{SECRET}@db/x", "sqlite:///FILE (sqlite:////FILE for an absolute path) or"),
@@ -229,6 +232,9 @@ def test_the_issuer_follows_port_and_scheme_unless_it_is_set() -> None:
     assert "https://id.example/a/" == load(env(ISSUER="https://id.example/a/")).issuer
     with pytest.raises(SettingsError, match="http needs TOKEN_LEDGER_ALLOW_PLAIN_HTTP"):
         load(env(ISSUER="http://id.example"))
+    with pytest.raises(SettingsError, match="http needs TOKEN_LEDGER_ALLOW_PLAIN_HTTP"):
+        load(env(AUTHORIZATION_ENDPOINT="http://login.example"))
+    assert load(env(AUTHORIZATION_ENDPOINT="http://login.example", ALLOW_PLAIN_HTTP="1")).authorization_endpoint
 
 
 def test_a_port_given_by_the_system_moves_the_default_issuer_along() -> None:

@@ -19,6 +19,7 @@ MEANINGS = {
     "host": "address to listen at",
     "port": "0 takes any free one",
     "issuer": "URL that clients know this server by",
+    "authorization_endpoint": "URL of your page where people sign in, for clients that look it up",
     "workers": "processes; above 1 on PostgreSQL only",
     "tls_cert": "PEM; may hold the key as well",
     "tls_key": "PEM; the same file where TLS_CERT holds the key",

@@ -13,7 +13,7 @@ const [library, issuer, tokenUrl, id, secret, scope, tokensText] = process.argv.
 const tokens = JSON.parse(tokensText); // null where the client is to sign a person in
 const here = new URL(issuer);
 const back = "https://app.example/back";
-const signIn = "https://login.example/authorize"; // which the metadata does not know
+const signIn = "https://login.example/authorize";
 const verifier = openid.randomPKCECodeVerifier();
 const code_challenge = await openid.calculatePKCECodeChallenge(verifier);
 const pkce = { code_challenge, code_challenge_method: "S256" };
@@ -41,9 +41,7 @@ function signingKey(jwk) {
 
 const libraries = {
   "openid-client": async (auth) => {
-    const found = await openid.discovery(here, id, secret, auth, { algorithm: "oauth2" });
-    const metadata = { ...found.serverMetadata(), authorization_endpoint: signIn };
-    const config = new openid.Configuration(metadata, id, secret, auth);
+    const config = await openid.discovery(here, id, secret, auth, { algorithm: "oauth2" });
     return keeping(
       (token, parameters) => openid.refreshTokenGrant(config, token, parameters),
       () => openid.buildAuthorizationUrl(config, { redirect_uri: back, scope, state, ...pkce }).href,
@@ -114,7 +112,6 @@ const libraries = {
     const store = new WebStorageStateStore({ store: new InMemoryWebStorage() });
     const settings = {
       authority: issuer,
-      metadataSeed: { authorization_endpoint: signIn },
       client_id: id,
       client_secret,
       redirect_uri: back,

@@ -357,12 +357,16 @@ class Commits:
         """Take nobody in any more, answer who is in line, and end the thread. The store stays open; False where a
         commit still hangs in it: it must not be touched any more then.
 
-        Nobody waits longer than their deadline, so this does not either.
+        Nobody waits longer than their deadline, so this does not either; nor, where the end has a time, for the
+        connection on behalf of who was cut off and has none.
         """
         self._line.closed = True
         while self.broken is None and self._line.somebody_waits():
             self._idle = self._loop.create_future()
-            await self._idle
+            left = None if self._ends_at == math.inf else max(0.0, self._ends_at - self._loop.time())
+            await asyncio.wait((self._idle,), timeout=left)
+            if self._loop.time() >= self._ends_at:
+                self._line.expire(everybody=True)
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._awake is not None:

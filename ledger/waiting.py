@@ -105,8 +105,9 @@ class Line:
         refuse(taken)
 
     def expire(self, *, everybody: bool = False) -> None:
-        """Refuse whoever's deadline is over, or everybody. What is being committed is only given up on, not undone: its
-        outcome is unknown to whoever waited."""
+        """Refuse whoever's deadline is over, or everybody; whoever wants the connection too then, though nobody may be
+        left who asked. What is being committed is only given up on, not undone: its outcome is unknown to whoever
+        waited."""
         now = math.inf if everybody else self._time()
         those = [*(each for each, _, _ in self.in_flight), *self.waiting, *self.alone]
         refuse(each for each in those if each.deadline < now)
@@ -114,6 +115,8 @@ class Line:
             self.waiting = deque(each for each in self.waiting if not each.future.done())
         if any(each.future.done() for each in self.alone):
             self.alone = deque(each for each in self.alone if not each.future.done())
+        if everybody:
+            self._refuse_exclusive()
 
     def somebody_waits(self) -> bool:
         """Whether anybody is in line, or in flight and still to be answered."""
@@ -134,10 +137,13 @@ class Line:
         """Refuse whoever is in line, and whoever comes."""
         self.closed = True
         refuse((*self.alone, *self.waiting))
-        for _, future in self.exclusive:
-            tell(future, Unavailable())
         self.alone.clear()
         self.waiting.clear()
+        self._refuse_exclusive()
+
+    def _refuse_exclusive(self) -> None:
+        for _, future in self.exclusive:
+            tell(future, Unavailable())
         self.exclusive.clear()
 
 

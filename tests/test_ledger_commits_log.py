@@ -111,6 +111,30 @@ async def test_a_log_that_hangs_keeps_nobody_from_ending(tmp_path: Path, monkeyp
     check_ledger(opened.path)
 
 
+async def test_nor_does_who_wanted_the_connection_and_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server's end does with whoever erases: nobody is left then who would give up at a deadline."""
+    monkeypatch.setattr(commits_module, "HANGING_COMMIT_SECONDS", 0.2)
+    async with open_ledger(tmp_path, store=FaultyStore) as opened:
+        held, ran = Held(), list[int]()
+        faulty(opened).on_checkpoint.append(held)
+        await opened.issue()
+        await held.arrival()
+        cut_off = asyncio.ensure_future(opened.ledger.commits.exclusively(lambda: ran.append(1)))
+        await asyncio.sleep(0)
+        cut_off.cancel()
+        opened.ledger.commits.end_within(0.2)
+        try:
+            async with asyncio.timeout(5):
+                assert await opened.ledger.commits.close() is False
+        finally:
+            held.go_on.set()
+        await asyncio.sleep(0.05)
+    assert [] == ran
+    check_ledger(opened.path)
+
+
 @pytest.mark.parametrize("said", [FULL, BROKEN])
 async def test_after_a_commit_that_failed_the_log_is_left_alone(tmp_path: Path, said: StoreError) -> None:
     """I-12: nothing is asked of a file that the system may lie about; and whoever was refused is not kept waiting."""

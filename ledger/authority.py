@@ -287,6 +287,8 @@ class Authority:
                 if isinstance(event, ClientRevoked | SubjectRevoked) and event.epoch > above:
                     yield 0, stored.position, event
             last_v = from_v = page[-1].v
+            if len(page) < PAGE_EVENTS:  # there is no other: for each grant that an epoch has ended this is asked
+                break
         for number, event in self._raises.get(stream, ()):
             if event.v > last_v and event.epoch > above:
                 yield 1, number, event

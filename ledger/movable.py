@@ -129,6 +129,8 @@ class Judging:
                 events = (decode(each.body) for each in page)
                 found += [each for each in events if isinstance(each, ClientRevoked | SubjectRevoked)]
                 v = page[-1].v
+                if len(page) < EVENTS_A_PAGE:
+                    break
             self._raises[name] = found
         return found
 

@@ -35,8 +35,10 @@ def recorded(reads: Reads, name: str, from_v: int, to_v: int) -> list[StoredEven
             raise EventsAltered(f"{name}/{after.v}") from None
         if prev != _hash(each).hex():
             raise EventsAltered(f"{name}/{each.v}")
+    if not found:
+        return []
     head = reads.stream(name)
-    if found and head is not None and found[-1].v == head.v and head.head != _hash(found[-1]):
+    if head is not None and found[-1].v == head.v and head.head != _hash(found[-1]):
         raise EventsAltered(f"{name}/{head.v}")
     return found[: to_v - from_v + 1]
 

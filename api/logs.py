@@ -10,9 +10,12 @@ no caller passes one.
 
 import contextlib
 import logging
+import os
 import re
 import select
+import stat
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from typing import Literal, TextIO
@@ -35,6 +38,8 @@ _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _RESERVED = frozenset({"at", "level", "logger", "event", "message", "exception"})
 _OURS = "token_ledger"  # marks the handler that `configure` has set, so that it can be set again
 _READER_WAITED_FOR_SECONDS = 1.0
+_NOT_WAITED_AGAIN_SECONDS = 60.0
+_PIECE_CHARACTERS = select.PIPE_BUF // 10  # none takes more bytes, whatever a terminal's encoding makes of it
 _FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "asyncio")
 
 
@@ -107,28 +112,57 @@ class _Handler(logging.StreamHandler[TextIO]):
     """Writes lines. One that cannot be written is lost, and whoever is served does not notice.
 
     That holds where whoever reads them has stopped doing so, too: writing would wait for it without end, and with it
-    all that is served, and the end of the process. It is waited for once; lines are lost then until there is room.
+    all that is served, and the end of the process. It is waited for once a minute at most; whenever else there is no
+    room, lines are lost.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._lost = 0
+        self._torn = False
+        self._waits_again_at = 0.0
         self._room: select.poll | None = None
-        with contextlib.suppress(OSError, ValueError):  # it is no file of the system's, or closed
+        self._is_pipe = False
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it is no file of the system's, or closed
             descriptor = stream.fileno()
+            self._is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
             self._room = select.poll()
             self._room.register(descriptor, select.POLLOUT)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, and before it how many were lost."""
-        wait_seconds = 0.0 if self._lost else _READER_WAITED_FOR_SECONDS
-        if self._room is not None and not self._room.poll(wait_seconds * 1000):
-            self._lost += 1
-            return
-        if self._lost:
+        if self._lost and self._has_room():
             lost, self._lost = self._lost, 0
             log.error("lines_lost", lines=lost, why="nobody read them")
-        super().emit(record)
+        try:
+            line = ("\n" if self._torn else "") + self.format(record) + self.terminator
+            for number, piece in enumerate(self._pieces(line)):
+                if not self._has_room():
+                    self._lost += 1
+                    self._torn = self._torn or number > 0
+                    return
+                self.stream.write(piece)
+                self.flush()
+                self._torn = False
+        except Exception:
+            self.handleError(record)
+
+    def _has_room(self) -> bool:
+        """Whether a line can be written now, or once its reader was waited for. In a pipe: one of PIPE_BUF bytes."""
+        if self._room is None or self._room.poll(0):
+            return True
+        if time.monotonic() < self._waits_again_at:
+            return False
+        if self._room.poll(_READER_WAITED_FOR_SECONDS * 1000):
+            return True
+        self._waits_again_at = time.monotonic() + _NOT_WAITED_AGAIN_SECONDS
+        return False
+
+    def _pieces(self, line: str) -> list[str]:
+        """A line in pieces that go into a pipe which has any room; what is longer would wait for more of it."""
+        if not self._is_pipe or len(line.encode(self.stream.encoding, "backslashreplace")) <= select.PIPE_BUF:
+            return [line]
+        return [line[at : at + _PIECE_CHARACTERS] for at in range(0, len(line), _PIECE_CHARACTERS)]
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Whoever reads the log is gone, or its disk is full: a traceback for each line would help nobody."""

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -197,6 +198,49 @@ def test_a_reader_that_stopped_reading_holds_nobody_up(monkeypatch: pytest.Monke
         first, second = reader.read().splitlines()
     assert f'level=error event=lines_lost lines={3000 - read.count(" event=odd ")} why="nobody read them"' in first
     assert "event=odd number=0" in second
+
+
+def test_a_line_longer_than_the_room_that_a_pipe_has_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback, where its reader stops in the midst of it: what is left of it is lost, and the next line begins on a
+    line of its own. Until the pipe is full, and where somebody reads, it is written whole."""
+    monkeypatch.setattr(logs, "_READER_WAITED_FOR_SECONDS", 0.05)
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as reader:
+        with os.fdopen(writing, "w") as stream:
+            logs.configure("info", "console", stream)
+            writes = threading.Thread(target=write_long_lines, args=(10,), daemon=True)
+            writes.start()
+            writes.join(10)
+            assert not writes.is_alive()
+            *whole, torn = os.read(reading, 1 << 20).decode().splitlines()
+            write_lines(1)
+            logs.configure("info", "console", io.StringIO())
+        nothing, first, second = reader.read().splitlines()
+    assert 1 < len(whole) == sum(line.endswith(f'{"é" * 5000}"') for line in whole)
+    assert torn.endswith("é")
+    assert "" == nothing
+    assert f"event=lines_lost lines={10 - len(whole)} " in first
+    assert "event=odd number=0" in second
+
+
+def test_a_reader_that_is_too_slow_is_not_waited_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a page whenever it was given up: each time that would cost all that is served another second."""
+    monkeypatch.setattr(logs, "_READER_WAITED_FOR_SECONDS", 0.2)
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as stream:
+        logs.configure("info", "console", stream)
+        write_lines(2000)
+        began = time.monotonic()
+        for _ in range(20):
+            os.read(reading, 4096)
+            write_lines(100)
+        assert time.monotonic() - began < 2
+        logs.configure("info", "console", io.StringIO())
+
+
+def write_long_lines(count: int) -> None:
+    for number in range(count):
+        logs.Log("api.server").info("odd", number=number, name=" " + "é" * 5000)
 
 
 def write_lines(count: int) -> None:

@@ -193,10 +193,17 @@ def test_reuse_lists_incidents(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "question", [("grants", "--client"), ("reuse", "--since"), ("grant", "history", "0" * 32, "--at")]
+    "question",
+    [
+        ("grants", "--client"),
+        ("grants", "--subject", "pia", "--client"),
+        ("grants", "--subject"),
+        ("reuse", "--since"),
+        ("grant", "history", "0" * 32, "--at"),
+    ],
 )
 def test_an_option_without_a_value_is_not_left_out(server: Server, question: tuple[str, ...]) -> None:
-    """A script whose variable is empty is told so, and not of everybody."""
+    """A script whose variable is empty is told so, and not of everybody, nor that there is nothing."""
     done = server.command(*question, "")
     told = f"token-ledger: {question[-1]} is given without a value"
     assert (2, b"", told) == (done.returncode, done.stdout, done.stderr.decode().strip())

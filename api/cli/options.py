@@ -16,6 +16,7 @@ from api.local import Answer, Json, Local, reach
 from api.settings import Settings, load
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Value = TypeVar("_Value")
 
 PAGE_MAX = 1000
 UNCHANGED: Mapping[str, str] = {}
@@ -88,15 +89,8 @@ def accepted(answer: Answer, instead: Mapping[str, str] = UNCHANGED) -> Answer:
 def pages(
     local: Local, path: str, query: Mapping[str, str | None], instead: Mapping[str, str] = UNCHANGED
 ) -> Iterator[Json]:
-    """Get every page of a list, one after the other. What is wrong with the question is raised at once.
-
-    An option without a value is wrong: over HTTP it would count as left out (RFC 6749 3.1), and a script whose variable
-    is empty would be told of everybody.
-    """
-    for name, value in query.items():
-        if value == "":
-            raise Failed(f"--{name.removesuffix('_id')} is given without a value", 2)
-    given = {name: value for name, value in query.items() if value is not None} | {"limit": str(PAGE_MAX)}
+    """Get every page of a list, one after the other. What is wrong with the question is raised at once."""
+    given = _given(query) | {"limit": str(PAGE_MAX)}
 
     def page(cursor: Mapping[str, str]) -> Json:
         return ask(local, "GET", f"{path}?{urlencode({**given, **cursor})}", instead=instead)
@@ -106,12 +100,21 @@ def pages(
 
 def searched_grants(local: Local, body: Mapping[str, Json]) -> Iterator[Json]:
     """Get every page of a search for grants, whose question stands in the body because it names a person."""
-    given = {name: value for name, value in body.items() if value is not None} | {"limit": PAGE_MAX}
+    given = {**_given(body), "limit": PAGE_MAX}
 
     def page(cursor: Mapping[str, str]) -> Json:
         return ask(local, "POST", "/grants/search", {**given, **cursor})
 
     return _followed(page, page({}))
+
+
+def _given(options: Mapping[str, _Value | None]) -> dict[str, _Value]:
+    """The options that are given. One without a value is wrong: over HTTP it would count as left out (RFC 6749 3.1) or
+    find nobody, and a script whose variable is empty would be told of everybody, or that there is nothing."""
+    for name, value in options.items():
+        if value == "":
+            raise Failed(f"--{name.removesuffix('_id')} is given without a value", 2)
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _followed(page: Callable[[Mapping[str, str]], Json], found: Json) -> Iterator[Json]:

@@ -259,7 +259,7 @@ def test_the_head_file_is_no_other_settings_file(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["KEYS_FILE", "HEAD_FILE"])
-@pytest.mark.parametrize("ending", ["-wal", "-shm", "-journal", ".lock", ".sock"])
+@pytest.mark.parametrize("ending", ["-wal", "-shm", "-journal", ".lock", ".sock", ".archive"])
 def test_no_file_lies_where_the_database_has_its_own(tmp_path: Path, name: str, ending: str) -> None:
     """SQLite removes its log when it is closed, and a key ring that stood there is gone."""
     (tmp_path / "link").symlink_to(tmp_path / "there")

@@ -350,6 +350,19 @@ def test_an_end_that_stands_elsewhere_in_the_log_is_found(copied: Copied) -> Non
     assert 1 == len(broken(copied))
 
 
+def test_an_act_of_authority_that_stands_behind_what_was_decided_under_it_is_found(copied: Copied) -> None:
+    """Whoever moves an end behind a refresh that it forbade makes it look allowed; their number stays."""
+    [(last,)] = copied.rows("SELECT max(position) + 1 FROM events")
+    [(moved, name)] = copied.rows(
+        "SELECT s.position, s.name FROM streams s WHERE s.name LIKE 'client:%' OR s.name LIKE 'subject:%'"
+        " ORDER BY s.position LIMIT 1"
+    )
+    copied.change("UPDATE events SET position = ? WHERE position = ?", last, moved)
+    copied.change("UPDATE streams SET position = ? WHERE position = ?", last, moved)
+    (found,) = broken(copied)
+    assert found.startswith("grant:"), name
+
+
 @pytest.mark.parametrize("change", ["UPDATE control SET counter = counter - 1", "DELETE FROM control"])
 def test_a_counter_that_is_not_what_the_log_comes_to_is_found(copied: Copied, change: str) -> None:
     """With it, whoever cuts off the last change of authority would leave no trace."""

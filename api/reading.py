@@ -7,6 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from api.logs import Log
+from ledger import times
 from ledger.recorders.errors import ArchiveDamaged, HistoryBroken, StoreError, Withheld
 from ledger.recorders.rows import Reads
 from ledger.recorders.store import Store
@@ -38,6 +39,8 @@ class Reading:
             raise Refused(Refusal.NOT_FOUND, detail="the archive's time for what was true then is over") from None
         except (ArchiveDamaged, HistoryBroken) as error:
             raise Unavailable(str(error)) from None  # no wait heals it: who asks is told what to look at
+        except times.NoTime as error:
+            raise Unavailable(f"{error}; rebuild names it") from None
         except msgspec.DecodeError:
             raise Unavailable("an event that tells it is not what was recorded; rebuild names it") from None
         except (StoreError, TimeoutError) as error:

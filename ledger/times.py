@@ -7,6 +7,8 @@ import re
 from datetime import UTC, datetime
 from functools import lru_cache
 
+import msgspec
+
 SECOND = 1_000_000
 """One second in the ledger's unit, microseconds."""
 
@@ -14,6 +16,10 @@ _RFC_3339 = re.compile(
     r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:(?P<second>\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII
 )  # the library's own parser takes more of ISO 8601, and each version of it something else
 _MICROSECONDS_MAX = 253_402_300_799 * SECOND + 999_999  # the last moment of year 9999: the text form ends there
+
+
+class NoTime(msgspec.DecodeError):
+    """What is stored as a time is none: somebody has altered it, as they may an event until it cannot be read."""
 
 
 @lru_cache(maxsize=4096)
@@ -46,17 +52,25 @@ def _day_value(text: str) -> int:
 
 @lru_cache(maxsize=4096)  # a batch has one clock reading: its events share nearly all their times
 def text(microseconds: int) -> str:
-    """Write a moment as `2026-11-25T17:18:50.000000Z`. Years 1970–9999; later moments read as the last one."""
+    """Write a moment as `2026-11-25T17:18:50.000000Z`. Years 1970–9999; later moments read as the last one. Raises
+    NoTime where it lies before all years."""
     if microseconds > _MICROSECONDS_MAX:
         microseconds = _MICROSECONDS_MAX
     seconds, rest = divmod(microseconds, SECOND)
-    return _second_text(seconds) + _fraction_text(rest)
+    try:
+        return _second_text(seconds) + _fraction_text(rest)
+    except (ValueError, OverflowError, OSError):  # as the system's own calendar puts it
+        raise NoTime("a time that tells it lies before all years") from None
 
 
 @lru_cache(maxsize=4096)
 def micros(stored: str) -> int:
-    """Read back what `text` wrote. Stored texts only: anything else is a programmer's error."""
-    return _second_value(stored[:19]) * SECOND + _fraction_value(stored[20:])
+    """Read back what `text` wrote. Stored texts only. Raises NoTime where somebody has altered one so that nothing can
+    be made of it; `known` looks closer."""
+    try:
+        return _second_value(stored[:19]) * SECOND + _fraction_value(stored[20:])
+    except ValueError:
+        raise NoTime("a time that tells it is none") from None
 
 
 def known(stored: str) -> int | None:
@@ -64,8 +78,13 @@ def known(stored: str) -> int | None:
     try:
         moment = micros(stored)
         return moment if text(moment) == stored else None
-    except (ValueError, OverflowError):
+    except NoTime:
         return None
+
+
+def is_moment(microseconds: int) -> bool:
+    """Whether a number can be a moment of the years that `text` writes."""
+    return 0 <= microseconds <= _MICROSECONDS_MAX
 
 
 def moment(stored: str | None) -> int | None:

@@ -207,9 +207,9 @@ _SELECT: Final = (
 
 
 def one(reads: Reads, grant_id: str) -> Row | None:
-    """A grant's row, None where there never was such a grant."""
+    """A grant's row, None where there never was such a grant. Raises NoTime where a time in it is none any more."""
     rows = reads.select(f"{_SELECT} WHERE t.grant_id = ?", (grant_id,))
-    return Row(*rows[0]) if rows else None  # type: ignore[arg-type]  # the table is STRICT
+    return _read(rows[0]) if rows else None
 
 
 def page(
@@ -225,7 +225,7 @@ def page(
     """At most `limit` rows after a position and below the horizon, oldest first; each filter left out lets all pass.
 
     `clients` limits to some clients (an operator's own). Constant memory; a client's and a subject's rows are found by
-    index, an issuer's and those of several clients by reading on until there are enough.
+    index, an issuer's and those of several clients by reading on until there are enough. Raises as `one` does.
     """
     if clients is not None and not clients:
         return []
@@ -242,7 +242,19 @@ def page(
         terms.append(f"{column} IN ({', '.join('?' * len(clients))})")
         values.extend(clients)
     rows = reads.select(f"{_SELECT} WHERE {' AND '.join(terms)} ORDER BY t.position LIMIT ?", (*values, limit))
-    return [Row(*row) for row in rows]  # type: ignore[arg-type]  # the table is STRICT
+    return [_read(row) for row in rows]
+
+
+def _read(values: Sequence[object]) -> Row:
+    """A row as it lies there: somebody may have altered a time in it until it is none."""
+    row = Row(*values)  # type: ignore[arg-type]  # the table is STRICT
+    for name, stored in (("issued_at", row.issued_at), ("absolute_expires_at", row.absolute_expires_at)):
+        if stored is not None and times.known(stored) is None:
+            raise times.NoTime(f"grant:{row.grant_id}: {name} is no time")
+    for name, at in (("last_redeemed_at", row.last_redeemed_at_us), ("idle_expires_at", row.idle_expires_at_us)):
+        if at is not None and not times.is_moment(at):
+            raise times.NoTime(f"grant:{row.grant_id}: {name} is no time")
+    return row
 
 
 def folded(stored: Iterable[StoredEvent]) -> Row | None:

@@ -323,3 +323,43 @@ async def disclosed(opened: Opened, *grant_ids: str) -> set[str]:
     found += [each.disclosed for each in page.grants]
     found += [each.disclosed for each in (await asked(opened, lambda reads: incidents(reads, now, limit=9))).incidents]
     return {member for each in found if each for member in each}
+
+
+@pytest.mark.parametrize(
+    ("damage", "member"),
+    [
+        ("current_tokens_v1 SET issued_at = '2026-11-25X10:00:00.000000Z'", "issued_at"),
+        ("current_tokens_v1 SET issued_at = '2026-21-25T10:00:00.000000Z'", "issued_at"),
+        ("current_tokens_v1 SET absolute_expires_at = 'never'", "absolute_expires_at"),
+        ("streams SET idle_expires_at = -9223372036854775807 WHERE name LIKE 'grant:%'", "idle_expires_at"),
+        ("streams SET idle_expires_at = 4611686018427387904 WHERE name LIKE 'grant:%'", "idle_expires_at"),
+        ("streams SET last_redeemed_at = -1 WHERE name LIKE 'grant:%'", "last_redeemed_at"),
+    ],
+)
+async def test_a_row_with_a_time_that_is_none_is_named(tmp_path: Path, damage: str, member: str) -> None:
+    """One flipped bit is enough. Whoever asks is told whose row it is, as of events; no fault, no other time."""
+    async with open_ledger(tmp_path) as opened:
+        issued, now = await opened.issue(), opened.clock.now
+        await opened.refresh(issued)
+        assert alter(opened.path, f"UPDATE {damage}") == 1
+        expected = f"grant:{issued.grant_id}: {member} is no time; rebuild names it"
+        questions: list[Callable[[Reads], Any]] = [
+            lambda reads: grants(reads, now, limit=9, discloses=lambda row: True),
+            lambda reads: grant(reads, issued.grant_id, now, lambda row: True),
+            lambda reads: grant_history.history(reads, issued.grant_id, now, limit=9, discloses=lambda row: True),
+        ]
+        for question in questions:
+            with pytest.raises(Unavailable, match=expected):
+                await asked(opened, question)
+        store = opened.ledger.store
+        found = await asyncio.to_thread(rebuild, store.settled, INLINE, lambda derive: None)
+        assert {member} == {each.column for each in found.differences}
+
+
+async def test_an_event_with_a_time_that_is_none_is_told_by_nobody(tmp_path: Path) -> None:
+    """It can be read, and what follows from it cannot: as an event that cannot be read."""
+    async with open_ledger(tmp_path) as opened:
+        first, *_ = await lived(opened)
+        change(opened, BODY.format('replace(body, \'"at":"2026-\', \'"at":"2026x\')'), f"grant:{first.grant_id}", 8)
+        with pytest.raises(Unavailable, match="a time that tells it is none; rebuild names it"):
+            await asked(opened, lambda reads: grant(reads, first.grant_id, opened.clock.now, lambda row: True))

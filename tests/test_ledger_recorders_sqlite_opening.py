@@ -194,3 +194,22 @@ def test_what_an_earlier_life_left_in_the_log_is_in_the_file_before_serving(data
     assert 0 == log.stat().st_size
     assert 3 == store.last()
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'["current_tokens_v1"', b'["c\xf5rrent_tokens_v1"'),  # a row of `meta`
+        (b"tablemetameta", b"table\xedetameta"),  # the engine's own words about it are no text then, either
+    ],
+)
+def test_a_text_without_which_nothing_opens_that_is_none_any_more(database: Path, old: bytes, new: bytes) -> None:
+    """One flipped bit, one line; and no rebuild is promised that could not open it, either."""
+    store = SQLiteStore(database, INLINE)
+    store.open(RING)
+    store.close()
+    content = database.read_bytes()
+    assert old in content
+    database.write_bytes(content.replace(old, new))
+    expected = "what it says of its tables is not as it was written; a backup has what was there"
+    assert expected in refusal(database)

@@ -23,7 +23,7 @@ import msgspec
 from ledger.inline import Inline
 from ledger.owner import OwnerLock
 from ledger.recorders import sqlite_log
-from ledger.recorders.errors import LostRace, StoreBroken, StoreBusy, StoreError
+from ledger.recorders.errors import HistoryBroken, LostRace, StoreBroken, StoreBusy, StoreError
 from ledger.recorders.premises import Written
 from ledger.recorders.readers import Readers, any_text
 from ledger.recorders.reading import Reader
@@ -40,6 +40,7 @@ _MOVE = (
     "UPDATE streams SET v = ?, position = ?, head = ?, state = ?, generation = ?, last_redeemed_at = ?,"
     " idle_expires_at = ? WHERE id = ? AND v = ?"
 )
+_NO_TEXT = "what it says of its tables is not as it was written; a backup has what was there"
 
 CACHE_KIBIBYTES = 16_384
 """Not more: whenever a page is split SQLite walks through its whole cache at the commit (it numbers pages anew for a
@@ -85,7 +86,12 @@ class SQLiteStore:
                 raise LedgerError(f"{self.path}: the database is locked by another program; stop it first") from None
             if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
                 raise LedgerError(f"{self.path}: this file is no SQLite database") from None
+            if isinstance(problem, HistoryBroken):  # a rebuild, too, must open it first
+                raise LedgerError(f"{self.path}: cannot be opened: {_NO_TEXT}") from None
             raise LedgerError(f"{self.path}: cannot be opened: {problem}") from None
+        except UnicodeDecodeError:  # of the engine's own words, where they quote the definition of a table
+            self.close()
+            raise LedgerError(f"{self.path}: cannot be opened: {_NO_TEXT}") from None
         except BaseException:
             self.close()
             raise

@@ -34,7 +34,8 @@ from ledger.presentations import Bursts
 from ledger.presenting import Desk, parse_access
 from ledger.private import subject_lookup
 from ledger.randomness import Randomness
-from ledger.recorders.errors import HeadMissing, HistoryBroken, StoreError
+from ledger.recorders.errors import HeadMissing, HistoryBroken, PositionsSpent, StoreError
+from ledger.recorders.reading import LAST_POSITION_MAX
 from ledger.recorders.store import Store
 from ledger.refreshing import Refreshing
 from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
@@ -145,6 +146,8 @@ class Ledger:
         reads = self.store.within()
         try:
             self.authority.reload(reads, self.store.control()[0])
+            if self.store.end() > LAST_POSITION_MAX:
+                raise PositionsSpent
             for name in reads.headless_persons():
                 raise HeadMissing(name)
             if self.authority.keys.created_at:

@@ -28,6 +28,8 @@ _AT = (
     "SELECT CAST(e.body AS BLOB), e.v, CAST(s.name AS BLOB), s.v, s.head FROM events e"
     " LEFT JOIN streams s ON s.id = e.stream WHERE e.position = ?"
 )
+_FLOOR = "SELECT coalesce(max(position_floor), 0) FROM control"
+_FLOOR_AND_LAST = "SELECT coalesce(max(position_floor), 0), (SELECT max(position) FROM events) FROM control"
 
 
 class LogEnd:
@@ -124,7 +126,7 @@ class LogEnd:
         here, too, none of those is given twice."""
         if self.behind is None:
             return
-        ((floor, last),) = reads.select("SELECT position_floor, (SELECT max(position) FROM events) FROM control")
+        ((floor, last),) = reads.select(_FLOOR_AND_LAST)
         floor, end = int(str(floor)), int(str(last or 0))
         if floor > self.position and max(floor, end) >= self.behind.position:
             self.position, self._at = self._read_end(reads)
@@ -167,7 +169,7 @@ def _lacks(reads: Reads, end: int, known: Acknowledged) -> bool:
     """
     if known.position > end:
         return True
-    ((floor,),) = reads.select("SELECT position_floor FROM control")
+    ((floor,),) = reads.select(_FLOOR)
     # First where it may have moved from: each question may see a moment of its own.
     rows: list[tuple[Any, ...]] = reads.select(_AT, (known.position,))
     if known.position <= int(str(floor)) or reads.select(archived.ANY_AFTER, (known.position - 1,)):

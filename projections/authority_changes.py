@@ -60,13 +60,13 @@ class AuthorityChanges:
             fits_first = count == control and first > since
             if not fits_first or (until is not None and last > until):
                 said = f"it was decided when authority had changed {control} times, and the log says otherwise"
-                return _event_at(reads, last if fits_first else first), "control", said
+                return event_at(reads, last if fits_first else first), "control", said
         while until is not None:
             count, until = count + 1, _next(changes)
         counters = reads.select("SELECT counter FROM control")
         if counters == [(count,)]:
             return None
-        says = f"it says that authority has changed {counters[0][0]} times" if counters else "it is gone"
+        says = f"it says that authority has changed {counters[0][0]} times"
         return "control", "counter", f"{says}, and the log that it has changed {count} times"
 
 
@@ -75,7 +75,7 @@ def _next(positions: sqlite3.Cursor) -> int | None:
     return None if row is None else int(row[0])
 
 
-def _event_at(reads: Reads, position: int) -> str:
+def event_at(reads: Reads, position: int) -> str:
     """The id of the event at a position; of one in the archive, the position."""
     for name, v in reads.select(_EVENT_AT, (position,)):
         return f"{name}/{v}"

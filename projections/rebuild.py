@@ -99,9 +99,10 @@ def rebuild(
             for stream in replay.private.of_no_grant(reads, replay.tells_of):
                 found.breaks(f"stream {stream}/1", "v", "there are private rows of a grant, the log has none of it")
             replay.private.compare(reads, found.unlike, lookup)
-            if not found.broken:
-                for each in replay.check_control(reads):
-                    found.breaks(*each)
+            for each in [] if found.broken else replay.check_control(reads):
+                found.breaks(*each)
+            for each in replay.check_positions(reads):
+                found.breaks(*each)
             rows = {table.name: compare_rows(table, replay, reads, found) for table in tables(inline)}
         events, streams = replay.events, _count(replay, "replayed")
         history_holds = not found.broken

@@ -20,9 +20,10 @@ from ledger import snapshots
 from ledger.events import AnyEvent
 from ledger.inline import Inline, Write
 from ledger.recorders.errors import ArchiveDamaged
+from ledger.recorders.reading import LAST_POSITION_MAX
 from ledger.recorders.rows import Piece, RawEvent, Reads, StreamKey
 from projections.archive_rows import ARCHIVE, UNFOUNDED, Claims, check_withheld, decoded, events_of
-from projections.authority_changes import AuthorityChanges
+from projections.authority_changes import AuthorityChanges, event_at
 from projections.private_rows import PrivateRows
 
 PAGE_EVENTS: Final = 1_000
@@ -33,6 +34,8 @@ _OF_AUTHORITY: Final = "SELECT id, v, head, state FROM replayed WHERE name = ? A
 _SEGMENTS: Final = (
     "SELECT s.name, s.finished, EXISTS (SELECT 1 FROM archived a WHERE a.segment = s.id) FROM segments s ORDER BY s.id"
 )
+_SPENT: Final = "SELECT position FROM events WHERE position > ? ORDER BY position LIMIT 9"
+_NO_MORE: Final = "no log comes to such a position, above which none is left"
 _SAME_NAME: Final = "another stream of the log has this name"
 _HEADLESS: Final = "its events are withheld, and no head tells what they came to"
 
@@ -150,10 +153,22 @@ class Replay:
 
     def check_control(self, reads: Reads) -> list[Broken]:
         """Hold the changes of authority against what was decided under them. Where events do not hold anyway, or are
-        withheld, nobody can count them."""
+        withheld, nobody can count them; that nothing counts them any more is so all the same."""
+        if not reads.select("SELECT 1 FROM control"):
+            return [Broken("control", "counter", "its row is gone: how often authority has changed it does not say")]
         ((withheld,),) = self.scratch.execute("SELECT count(*) FROM withheld WHERE substr(name, 1, 6) <> 'grant:'")
         problem = None if self.broken or withheld else self._changes.problem(reads)
         return [] if problem is None else [Broken(*problem)]
+
+    def check_positions(self, reads: Reads) -> list[Broken]:
+        """Look for a position above which none is left: nothing could be appended, and no page leads to it."""
+        found = [
+            Broken(event_at(reads, int(str(position))), "position", _NO_MORE)
+            for (position,) in reads.select(_SPENT, (LAST_POSITION_MAX,))
+        ]
+        if reads.select("SELECT 1 FROM control WHERE position_floor > ?", (LAST_POSITION_MAX,)):
+            found.append(Broken("control", "position_floor", _NO_MORE))
+        return found
 
     def check_segments(self, reads: Reads) -> Iterator[None]:
         """Hold every segment against its name, and against what names it; a step each."""

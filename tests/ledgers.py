@@ -265,6 +265,7 @@ async def open_ledger(
     options: Options = OPTIONS,
     store: StoreMaker = default_store,
     clients: Sequence[ClientSpec] | None = (client(),),
+    to_heal: bool = False,
 ) -> AsyncIterator[Opened]:
     """Open the ledger of a folder, a new one where there is none, and let `clients` exist in it (None: as they are).
 
@@ -286,6 +287,7 @@ async def open_ledger(
             clock=clock,
             randomness=Random(f"{seed} {folder.name}").randbytes,
             on_fatal=fatal.append,
+            to_heal=to_heal,
         )
     except BaseException:
         opened_store.close()

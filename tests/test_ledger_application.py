@@ -13,6 +13,8 @@ from ledger.keyring import KeyRing
 from ledger.operating import first_keys
 from ledger.recorders.errors import StoreError
 from ledger.refusals import LedgerError, Unavailable
+from projections import INLINE
+from projections.rebuild import rebuild
 from tests.engines import alter
 from tests.faulty_store import locked_by_another_process
 from tests.ledgers import OPERATORS, SECURITY, Clock, check_ledger, client, open_ledger, with_policy
@@ -118,6 +120,33 @@ async def test_a_reuse_that_ends_a_person_whose_head_is_gone_records_nothing(tmp
             with pytest.raises(Unavailable, match="there are events that no stream's head speaks of; rebuild puts it"):
                 await opened.refresh(first)
         assert before == opened.store.end()
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("DELETE FROM control", "the row of the table control is not in the store; rebuild names it"),
+        (f"UPDATE control SET position_floor = {2**63 - 1}", "ends where no position is left; rebuild names"),
+        (f"UPDATE control SET position_floor = {2**63 - 2}", "ends where no position is left; rebuild names"),
+        (f"UPDATE events SET position = {2**63 - 1} WHERE body LIKE '%audit.read%'", "no position is left; rebuild"),
+        (f"UPDATE events SET position = {2**63 - 2} WHERE body LIKE '%audit.read%'", "no position is left; rebuild"),
+    ],
+)
+async def test_where_nothing_could_be_appended_it_is_not_opened(tmp_path: Path, damage: str, expected: str) -> None:
+    """One line, no fault, and nothing is recorded; for a rebuild it is opened, which names what was altered."""
+    async with open_ledger(tmp_path) as opened:
+        await opened.ledger.operators.record_read(SECURITY, "grants")
+        await opened.issue()
+    assert 1 == alter(opened.path, damage)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=expected):
+            async with open_ledger(tmp_path, seed=2, clients=None):
+                pass
+    async with open_ledger(tmp_path, seed=2, clients=None, to_heal=True) as opened:
+        store = opened.store
+        found = await asyncio.to_thread(rebuild, store.settled, INLINE, lambda derive: None)
+    assert not found.history_holds
+    assert {"position", "position_floor", "counter"} & {each.column for each in found.differences}
 
 
 async def test_a_server_says_when_it_serves(tmp_path: Path) -> None:

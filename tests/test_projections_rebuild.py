@@ -370,6 +370,16 @@ def test_a_counter_that_is_not_what_the_log_comes_to_is_found(copied: Copied, ch
     assert {"control"} == broken(copied)
 
 
+@pytest.mark.parametrize("position", [2**63 - 1, 2**63 - 2])
+def test_a_position_above_which_none_is_left_is_found(copied: Copied, position: int) -> None:
+    """Nothing could be appended any more; no page of the log leads to the last one of all, and no head need tell."""
+    copied.change("INSERT INTO events VALUES (?, 9999, 2, 1, '{}')", position)
+    assert f"position {position}" in broken(copied)
+    copied.change("DELETE FROM events WHERE position = ?", position)
+    copied.change("UPDATE control SET position_floor = ?", position)
+    assert {"control"} == broken(copied)
+
+
 def test_an_altered_event_does_not_spread_into_the_rows(copied: Copied) -> None:
     """The twin that would heal anyway would write the forged scope into the row."""
     [(position, grant_id)] = copied.rows("SELECT position, grant_id FROM current_tokens_v1 LIMIT 1")

@@ -34,6 +34,20 @@ class HistoryBroken(StoreError):
     each such stream."""
 
 
+class ControlMissing(HistoryBroken):
+    """The one row of the table `control` is gone: how often authority has changed nobody can tell."""
+
+    def __init__(self) -> None:
+        super().__init__("the row of the table control is not in the store; rebuild names it")
+
+
+class PositionsSpent(HistoryBroken):
+    """The log seems to end where no position is left above it."""
+
+    def __init__(self) -> None:
+        super().__init__("the log, or position_floor, ends where no position is left; rebuild names what was altered")
+
+
 class EventsMissing(HistoryBroken):
     """Events that a stream's head counts are not there: somebody has deleted them."""
 

@@ -31,7 +31,7 @@ from ledger.recorders import (
     postgres_schema,
     postgres_work,
 )
-from ledger.recorders.errors import StoreBroken, StoreBusy, StoreError, StoreUnreachable
+from ledger.recorders.errors import ControlMissing, StoreBroken, StoreBusy, StoreError, StoreUnreachable
 from ledger.recorders.hops import Hops
 from ledger.recorders.postgres_append import Appending, Told
 from ledger.recorders.postgres_calls import Call
@@ -94,7 +94,7 @@ class PostgresStore:
         self.segments = PostgresSegments(self.address)
         self._readers = PostgresReaders(self.address)
         self._hops = Hops()
-        self._told = (0, 0)
+        self._told: tuple[int, int] | None = (0, 0)
         self._failures = 0
         self._retry_at = 0.0
         self._unreachable = ""
@@ -202,11 +202,16 @@ class PostgresStore:
         """The control counter and serial as they were when this process last heard; StoreBusy without a connection."""
         if self._connection is None:
             self._hops.ask(self._connected)
+        if self._told is None:
+            raise ControlMissing
         return self._told
 
     def control(self) -> tuple[int, int]:
-        """The control counter and serial as the store says now."""
-        return self._asked(_control)
+        """The control counter and serial as the store says now. Raises ControlMissing."""
+        told = self._asked(_control)
+        if told is None:
+            raise ControlMissing
+        return told
 
     def last(self) -> int:
         """Positions are given when a batch is written; until then they are places in it."""
@@ -425,7 +430,6 @@ def _found(connection: Connection, work: CheckedWork) -> Written | None:
     return Written(base or 0, frozenset(range(work.units)) - there, unknown)
 
 
-def _control(connection: Connection) -> tuple[int, int]:
+def _control(connection: Connection) -> tuple[int, int] | None:
     row = connection.execute("SELECT counter, serial FROM control").fetchone()
-    assert row is not None
-    return row[0], row[1]
+    return None if row is None else (row[0], row[1])

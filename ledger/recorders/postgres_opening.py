@@ -15,6 +15,7 @@ from ledger.inline import Inline
 from ledger.recorders import postgres_append, postgres_archive, postgres_moves, postgres_refresh, postgres_schema
 from ledger.recorders.postgres_connections import Address, Connection, Place
 from ledger.recorders.postgres_sql import POSITION_BITS
+from ledger.recorders.reading import LAST_POSITION_MAX
 from ledger.refusals import LedgerError
 
 _ALONE: Final = f"SELECT pg_advisory_xact_lock({postgres_schema.LOCK})"
@@ -34,7 +35,8 @@ SELECT string_agg(lacking, ', ' ORDER BY lacking) FROM (
       AND pg_function_is_visible(oid) AND NOT has_function_privilege(oid, 'EXECUTE')
 ) AS each
 """
-_TOO_LOW: Final = f"SELECT coalesce(({postgres_schema.END}), 0) >= {_HORIZON}"
+# Above a position that no log comes to nothing goes on: whoever opens the ledger is told of that.
+_TOO_LOW: Final = f"SELECT coalesce(({postgres_schema.END}), 0) BETWEEN {_HORIZON} AND {LAST_POSITION_MAX}"
 _LIFT: Final = f"UPDATE control SET position_offset = position_offset + ({postgres_schema.END}) + 1 - ({_HORIZON})"  # noqa: S608  # words of ours alone
 
 

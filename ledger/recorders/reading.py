@@ -74,6 +74,8 @@ GRANTS = (
 _RAW_GRANTS = GRANTS.replace("p.subject_id", "CAST(p.subject_id AS BLOB)", 1)
 
 POSITION_MAX = 2**63 - 1
+LAST_POSITION_MAX: Final = POSITION_MAX - 2**32
+"""Above it nothing is appended. No log comes so far: where one seems to, somebody has altered a position."""
 DAMAGE_MAX: Final = 100
 _STEPS: Final = 100_000  # of SQLite's own, some milliseconds
 

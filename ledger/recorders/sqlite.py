@@ -23,7 +23,15 @@ import msgspec
 from ledger.inline import Inline
 from ledger.owner import OwnerLock
 from ledger.recorders import sqlite_log
-from ledger.recorders.errors import HistoryBroken, LostRace, StoreBroken, StoreBusy, StoreError
+from ledger.recorders.errors import (
+    ControlMissing,
+    HistoryBroken,
+    LostRace,
+    PositionsSpent,
+    StoreBroken,
+    StoreBusy,
+    StoreError,
+)
 from ledger.recorders.premises import Written
 from ledger.recorders.readers import Readers, any_text
 from ledger.recorders.reading import Reader
@@ -225,15 +233,17 @@ class SQLiteStore:
             raise
 
     def control(self) -> tuple[int, int]:
-        """The control counter and the clients file's last serial (0: none), as of now or of the open transaction."""
-        counter, serial = self._select("SELECT counter, serial FROM control", ())[0]
-        return counter, serial
+        """The control counter and the clients file's last serial (0: none), as of now or of the open transaction.
+        Raises ControlMissing."""
+        for counter, serial in self._select("SELECT counter, serial FROM control", ()):
+            return counter, serial
+        raise ControlMissing
 
     def last(self) -> int:
         """The last position, 0 where there is none yet."""
         try:
             position = self._connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()[0]
-            floor = self._connection.execute("SELECT position_floor FROM control").fetchone()[0]
+            floor = self._connection.execute("SELECT ifnull(max(position_floor), 0) FROM control").fetchone()[0]
             return int(max(position, floor))
         except sqlite3.Error as error:
             raise translated(error) from None
@@ -279,6 +289,8 @@ class SQLiteStore:
                 connection.execute("UPDATE control SET counter = ?", (work.control,))
             if work.serial is not None:
                 connection.execute("UPDATE control SET serial = ?", (work.serial,))
+        except OverflowError:  # of a position, when the log was altered beneath us; all else was read from there
+            raise PositionsSpent from None
         except sqlite3.Error as error:
             raise translated(error) from None
 

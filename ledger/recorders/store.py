@@ -52,7 +52,7 @@ class Store(Protocol):
         ...
 
     def control(self) -> tuple[int, int]:
-        """The control counter and serial as the store says now."""
+        """The control counter and serial as the store says now. Raises ControlMissing."""
         ...
 
     def last(self) -> int:

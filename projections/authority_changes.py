@@ -1,16 +1,24 @@
-"""How often authority has changed, held against what events of grants say of it, and against the counter itself.
+"""How often authority has changed, held against what events of grants say of it, and the table `control` against both.
 
 Each event of a client, an operator, a person or the keys moves the control counter by one, in its own transaction, and
 each event of a grant says how far that was when it was decided (I-06). So a stream of theirs that is gone with its
 head, or that stands elsewhere among the events of grants, shows here; its own links would tell nothing.
+
+The clients file's last serial stands in the events of what it changed, and a file that changed nothing raises it all
+the same: so only how low it may be is known. Positions go on above `position_floor` since a restore was acknowledged:
+not below what was lost, and not above the event that says so.
 """
 
 import sqlite3
+from collections.abc import Iterator
 from typing import Final
 
 from ledger.batch import is_authority
-from ledger.events import AnyEvent, GrantFact
+from ledger.events import AnyEvent, GrantFact, LedgerRestored
 from ledger.recorders.rows import Reads
+
+CONTROL: Final = "control"
+"""Stands for the event where the one row of that table does not fit."""
 
 _WIDEN: Final = (
     "INSERT INTO controls VALUES (?, ?, ?) ON CONFLICT (control) DO UPDATE SET first = min(first, excluded.first),"
@@ -27,6 +35,7 @@ class AuthorityChanges:
         self._scratch = scratch
         self._changed: list[tuple[int]] = []
         self._decided: dict[int, tuple[int, int]] = {}
+        self._serial = self._lost = self._restored = 0
         scratch.execute("CREATE TABLE changes (position INTEGER PRIMARY KEY) STRICT")
         scratch.execute(
             "CREATE TABLE controls (control INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL) STRICT"
@@ -39,6 +48,11 @@ class AuthorityChanges:
             self._decided[event.control] = min(first, position), max(last, position)
         elif is_authority(event.stream):
             self._changed.append((position,))
+            self._serial = max(self._serial, getattr(event, "serial", None) or 0)
+        elif isinstance(event, LedgerRestored):
+            self._restored = max(self._restored, position)
+            if event.lost_position.isdecimal():  # it is no other but where somebody has altered it
+                self._lost = max(self._lost, int(event.lost_position[:20]))
 
     def write(self) -> None:
         """Put aside what has come."""
@@ -47,7 +61,18 @@ class AuthorityChanges:
         self._changed.clear()
         self._decided.clear()
 
-    def problem(self, reads: Reads) -> tuple[str, str, str] | None:
+    def problems(self, reads: Reads) -> Iterator[tuple[str, str, str]]:
+        """What does not fit: the event, or `control`, the column, and what is wrong."""
+        if (problem := self._problem(reads)) is not None:
+            yield problem
+        for serial, floor in reads.select("SELECT serial, position_floor FROM control"):
+            if int(str(serial)) < self._serial:
+                said = f"it says {serial}, and an event that a clients file with serial {self._serial} was applied"
+                yield CONTROL, "serial", said
+            if not self._lost <= int(str(floor)) <= self._restored:
+                yield CONTROL, "position_floor", f"it says {floor}, and the log tells of no restore that left it there"
+
+    def _problem(self, reads: Reads) -> tuple[str, str, str] | None:
         """The first event that does not fit, the column, and what is wrong; None where all do, and the counter too.
 
         All others that do not fit are wrong by as much.
@@ -67,7 +92,7 @@ class AuthorityChanges:
         if counters == [(count,)]:
             return None
         says = f"it says that authority has changed {counters[0][0]} times"
-        return "control", "counter", f"{says}, and the log that it has changed {count} times"
+        return CONTROL, "counter", f"{says}, and the log that it has changed {count} times"
 
 
 def _next(positions: sqlite3.Cursor) -> int | None:

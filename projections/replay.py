@@ -23,7 +23,7 @@ from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.reading import LAST_POSITION_MAX
 from ledger.recorders.rows import Piece, RawEvent, Reads, StreamKey
 from projections.archive_rows import ARCHIVE, UNFOUNDED, Claims, check_withheld, decoded, events_of
-from projections.authority_changes import AuthorityChanges, event_at
+from projections.authority_changes import CONTROL, AuthorityChanges, event_at
 from projections.private_rows import PrivateRows
 
 PAGE_EVENTS: Final = 1_000
@@ -152,13 +152,12 @@ class Replay:
         return None if reads.stream(name) is not None else snapshots.kind_of(name)()
 
     def check_control(self, reads: Reads) -> list[Broken]:
-        """Hold the changes of authority against what was decided under them. Where events do not hold anyway, or are
-        withheld, nobody can count them; that nothing counts them any more is so all the same."""
+        """Hold the changes of authority against what was decided under them, and the table `control` against both.
+        Where events do not hold anyway, or are withheld, nobody can count; that its row is gone is so all the same."""
         if not reads.select("SELECT 1 FROM control"):
-            return [Broken("control", "counter", "its row is gone: how often authority has changed it does not say")]
+            return [Broken(CONTROL, "counter", "its row is gone: how often authority has changed it does not say")]
         ((withheld,),) = self.scratch.execute("SELECT count(*) FROM withheld WHERE substr(name, 1, 6) <> 'grant:'")
-        problem = None if self.broken or withheld else self._changes.problem(reads)
-        return [] if problem is None else [Broken(*problem)]
+        return [] if self.broken or withheld else [Broken(*each) for each in self._changes.problems(reads)]
 
     def check_positions(self, reads: Reads) -> list[Broken]:
         """Look for a position above which none is left: nothing could be appended, and no page leads to it."""
@@ -167,7 +166,7 @@ class Replay:
             for (position,) in reads.select(_SPENT, (LAST_POSITION_MAX,))
         ]
         if reads.select("SELECT 1 FROM control WHERE position_floor > ?", (LAST_POSITION_MAX,)):
-            found.append(Broken("control", "position_floor", _NO_MORE))
+            found.append(Broken(CONTROL, "position_floor", _NO_MORE))
         return found
 
     def check_segments(self, reads: Reads) -> Iterator[None]:

@@ -15,6 +15,8 @@ from ledger.log_end import LogEnd
 from ledger.recorders.errors import StoreBusy
 from ledger.refusals import Refusal, Unavailable
 from ledger.times import SECOND
+from projections import INLINE
+from projections.rebuild import rebuild
 from tests.engines import alter, back_up, lose, put_back
 from tests.ledgers import HOME, SECURITY, Opened, caller, check_ledger, client, open_ledger
 
@@ -286,6 +288,28 @@ async def test_a_lost_access_token_is_not_taken_for_the_one_that_has_its_place_n
         await opened.ledger.revoke_token(caller(), HOME, last.access_token)
         assert await opened.ledger.introspect(caller(), again.access_token) is not None
     check_ledger(folder / "ledger.db")
+
+
+async def test_the_floor_of_positions_is_what_restores_have_left(tmp_path: Path) -> None:
+    """Whoever raises it lets a log that lacks what was acknowledged pass for one of which that is known."""
+
+    async def named() -> set[tuple[str, str]]:
+        found = await asyncio.to_thread(rebuild, opened.store.settled, INLINE, lambda derive: None)
+        return {(each.key, each.column) for each in found.differences}
+
+    folder, kept, last = await restored(tmp_path, lost=3)
+    async with open_ledger(folder, seed=3, clients=None) as opened:
+        before = opened.last_position()
+        alter(opened.path, f"UPDATE control SET position_floor = {before}")
+        assert {("control", "position_floor")} == await named()
+        alter(opened.path, "UPDATE control SET position_floor = 0")
+        assert set() == await named()
+        await asyncio.gather(*(opened.ledger.operators.restore_acknowledge() for _ in range(3)))
+        assert set() == await named()
+        await opened.refresh(kept)
+        for floor in (0, last.position - 1, opened.last_position()):
+            alter(opened.path, f"UPDATE control SET position_floor = {floor}")
+            assert {("control", "position_floor")} == await named()
 
 
 async def test_no_key_id_is_spent_while_the_log_is_behind(tmp_path: Path) -> None:

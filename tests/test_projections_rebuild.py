@@ -370,6 +370,23 @@ def test_a_counter_that_is_not_what_the_log_comes_to_is_found(copied: Copied, ch
     assert {"control"} == broken(copied)
 
 
+async def test_a_lowered_serial_is_found(tmp_path: Path) -> None:
+    """With it a clients file that was replaced could be applied again, and whom it knew would be back. A file that
+    changes nothing raises it without an event: so it may be higher than all events say."""
+    async with stocked(tmp_path) as at:
+        await at.clients("www", "app", serial=3)
+        await at.clients("www", serial=7)
+        await at.clients("www", serial=9)
+    copied = Copied(tmp_path / "ledger.db")
+    assert [] == copied.rebuild().differences
+    for serial in (8, 7):
+        copied.change("UPDATE control SET serial = ?", serial)
+        assert [] == copied.rebuild().differences
+    for serial in (6, 3, 0, -1):
+        copied.change("UPDATE control SET serial = ?", serial)
+        assert {"control"} == broken(copied)
+
+
 @pytest.mark.parametrize("position", [2**63 - 1, 2**63 - 2])
 def test_a_position_above_which_none_is_left_is_found(copied: Copied, position: int) -> None:
     """Nothing could be appended any more; no page of the log leads to the last one of all, and no head need tell."""

@@ -101,7 +101,8 @@ class _Work:
     def run(self) -> Any:
         store = self._ledger.store
         try:
-            found = rebuild(store.settled, store.inline, self._heal, self._progress, self._ledger.lookup)
+            at = self._ledger.memory.clock()
+            found = rebuild(store.settled, store.inline, self._heal, self._progress, self._ledger.lookup, at)
         except BrokenOff:
             return {"error": "temporarily_unavailable", "error_description": "the rebuild was broken off"}
         except StoreError as error:

@@ -128,10 +128,10 @@ class Found:
         self.broken = True
         self._note(Difference(table=EVENTS, key=event_id, column=column, problem=problem))
 
-    def unlike(self, table: str, key: str, column: str) -> None:
+    def unlike(self, table: str, key: str, column: str, problem: str = "it is not what was recorded") -> None:
         """A private row is not what an event commits to: no replay has it."""
         self.lost = True
-        self._note(Difference(table=table, key=key, column=column, problem="it is not what was recorded"))
+        self._note(Difference(table=table, key=key, column=column, problem=problem))
 
     def break_off(self) -> None:
         """Add what the replay found on its way: first, so that no number of rows keeps it from being named."""

@@ -1,6 +1,7 @@
 """What lies outside the events and may be erased, held against what they commit to; nothing of it can be replayed.
 
-A row that is gone may have been erased, so only what is there is looked at. A person's own name stands under a keyed
+A row that is gone may have been erased, so only what is there is looked at; but for the nonce of a grant that lives,
+which nothing erases and without which it is refused for ever. A person's own name stands under a keyed
 look-up, which no event has: whoever has the key ring can hold the two against each other.
 """
 
@@ -29,9 +30,9 @@ Lookup = Callable[[str], bytes]
 
 
 class Unlike(Protocol):
-    """Told of a row that is not what was recorded: table, key and column."""
+    """Told of a row that is not what was recorded: table, key and column, and the problem where it is another."""
 
-    def __call__(self, table: str, key: str, column: str) -> None: ...
+    def __call__(self, table: str, key: str, column: str, problem: str = ...) -> None: ...
 
 
 class PrivateRows:
@@ -45,6 +46,7 @@ class PrivateRows:
             "CREATE TABLE begun (id ANY PRIMARY KEY, name TEXT NOT NULL, client_id TEXT NOT NULL,"
             " subject_id TEXT NOT NULL, nonce TEXT NOT NULL, device TEXT, session TEXT) STRICT"
         )
+        scratch.execute("CREATE TABLE nonces (id ANY PRIMARY KEY) STRICT")
         scratch.execute("CREATE TABLE reasons (event_id TEXT PRIMARY KEY, reason TEXT NOT NULL) STRICT, WITHOUT ROWID")
 
     def heed(self, event: AnyEvent, stream: StreamKey) -> None:
@@ -73,6 +75,8 @@ class PrivateRows:
     def compare(self, reads: Reads, unlike: Unlike, lookup: Lookup | None) -> None:
         """Tell of whatever is not as it was recorded. Nothing is ever said of what it holds."""
         for stream, client_id, subject_id, nonce, salt, device, session in _pages(reads, _GRANTS, ("stream",)):
+            if nonce is not None:
+                self._scratch.execute("INSERT INTO nonces VALUES (?)", (stream,))
             begun = self._of(stream)
             if begun is None:
                 continue

@@ -80,10 +80,12 @@ def rebuild(
     apply_heal: ApplyHeal,
     progress: Progress = lambda done, total: None,
     lookup: Lookup | None = None,
+    at: int | None = None,
 ) -> Rebuilt:
     """Replay, compare, heal. `readers` gives a view of one committed moment at which nothing was on its way into the
     log, so that what comes later stands behind it. `lookup` tells the key of a person's row, where the key ring is at
-    hand. Constant memory; takes as long as one pass over all events. Raises StoreError."""
+    hand; `at` is the wall clock (microseconds), where grants that live are to be told from those that have expired.
+    Constant memory; takes as long as one pass over all events. Raises StoreError."""
     with closing(Replay(inline)) as replay:
         found = Found(replay)
         with readers() as reads:
@@ -99,6 +101,8 @@ def rebuild(
             for stream in replay.private.of_no_grant(reads, replay.tells_of):
                 found.breaks(f"stream {stream}/1", "v", "there are private rows of a grant, the log has none of it")
             replay.private.compare(reads, found.unlike, lookup)
+            for name in () if at is None else replay.living_without_nonce(reads, at):
+                found.unlike("private_grants", name, "nonce", "it is gone, and the grant lives")
             for each in [] if found.broken else replay.check_control(reads):
                 found.breaks(*each)
             for each in replay.check_positions(reads):

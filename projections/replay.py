@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from ledger import snapshots
 from ledger.events import AnyEvent
+from ledger.grant import Grant
 from ledger.inline import Inline, Write
 from ledger.recorders.errors import ArchiveDamaged
 from ledger.recorders.reading import LAST_POSITION_MAX
@@ -31,6 +32,11 @@ PAGE_PIECES: Final = 100
 STREAMS_IN_MEMORY_MAX: Final = 8_000
 _FLUSHED_STREAMS: Final = STREAMS_IN_MEMORY_MAX // 2
 _OF_AUTHORITY: Final = "SELECT id, v, head, state FROM replayed WHERE name = ? AND substr(name, 1, 6) <> 'grant:'"
+_WITHOUT_NONCE: Final = (
+    "SELECT id, name, v, head, state FROM replayed WHERE substr(name, 1, 6) = 'grant:'"
+    " AND id NOT IN (SELECT id FROM nonces)"
+)
+_EXPIRED_AS_IT_MOVED: Final = "SELECT 1 FROM archived WHERE stream = ? AND state = 'expired' LIMIT 1"
 _SEGMENTS: Final = (
     "SELECT s.name, s.finished, EXISTS (SELECT 1 FROM archived a WHERE a.segment = s.id) FROM segments s ORDER BY s.id"
 )
@@ -168,6 +174,22 @@ class Replay:
         if reads.select("SELECT 1 FROM control WHERE position_floor > ?", (LAST_POSITION_MAX,)):
             found.append(Broken(CONTROL, "position_floor", _NO_MORE))
         return found
+
+    def living_without_nonce(self, reads: Reads, at: int) -> Iterator[str]:
+        """Grants that have not ended by a moment and yet hold no nonce, by name; to be asked after private rows were
+        compared. Where nobody can tell whether one has ended, or a clock once said so, it is passed by."""
+        for id, name, v, head, state in self.scratch.execute(_WITHOUT_NONCE):
+            grant = snapshots.decode(state, name, v, head, Grant)
+            if grant is None or id in self._broken_streams or grant.judge(at, None).ended:
+                continue
+            client = self._authority(reads, f"client:{grant.client_id}")
+            subject = self._authority(reads, f"subject:{grant.subject_id}")
+            if client is None or client.epoch.hits(grant.client_epoch, grant.issued_at):
+                continue
+            if subject is None or subject.erased or subject.epoch.hits(grant.subject_epoch, grant.issued_at):
+                continue
+            if not reads.select(_EXPIRED_AS_IT_MOVED, (id,)):
+                yield name
 
     def check_segments(self, reads: Reads) -> Iterator[None]:
         """Hold every segment against its name, and against what names it; a step each."""

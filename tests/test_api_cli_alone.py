@@ -145,6 +145,21 @@ def test_rebuild_names_a_private_row_that_was_altered(known: Place) -> None:
         assert "healed by this run but for private rows" in last
 
 
+def test_rebuild_names_a_living_grant_whose_nonce_is_gone(known: Place) -> None:
+    """Nobody could say why it is refused."""
+    issued = asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")
+    assert {"differences": []} == asked(known, "rebuild")
+    with sqlite3.connect(known.folder / "token-ledger.db") as connection:
+        connection.execute("DELETE FROM private_grants")
+    connection.close()
+    found = known.here("rebuild")
+    assert (1, "") == (found.returncode, found.stderr)
+    line, last = found.stdout.splitlines()
+    expected = f"table private_grants, key grant:{issued['grant_id']}, column nonce: it is gone, and the grant lives"
+    assert f"differed: {expected}" == line
+    assert last.endswith("a backup has them")
+
+
 def test_rebuild_names_a_damaged_file_and_replays_nothing(known: Place) -> None:
     """What no table shows, an index that lacks a row, is damage too: exit code 1, each time."""
     asked(known, "issue", "--client", "www", "--subject", "pia", "--scope", "read")

@@ -24,7 +24,7 @@ class Slow:
         self.begun = self.ended = 0
         self.go_on = True
 
-    def __call__(self, readers: Any, inline: Any, apply_heal: Any, progress: Any, lookup: Any) -> Rebuilt:
+    def __call__(self, readers: Any, inline: Any, apply_heal: Any, progress: Any, lookup: Any, at: Any) -> Rebuilt:
         self.begun += 1
         try:
             while self.go_on:

@@ -25,11 +25,12 @@ from ledger.recorders import reading
 from ledger.recorders.reading import Reader
 from ledger.recorders.rows import Reads, Work
 from ledger.segments import Segments, folder_of
+from ledger.times import SECOND
 from projections import INLINE, compare, replay
 from projections.current_tokens import CurrentTokens
 from projections.rebuild import Heal, Rebuilt, rebuild
 from tests.earlier import of_format_2
-from tests.stocked import ELSEWHERE, OPERATOR, Stocked, incident, stocked, world
+from tests.stocked import DAY, ELSEWHERE, OPERATOR, Stocked, incident, stocked, world
 
 
 class Copied:
@@ -450,6 +451,32 @@ def test_an_erased_person_is_no_difference(copied: Copied) -> None:
     for table in ("private_contexts", "private_reasons", "private_grants", "private_subjects"):
         assert copied.change(f"DELETE FROM {table}") > 0
     assert [] == copied.rebuild().differences
+
+
+@pytest.mark.parametrize("how", ["DELETE FROM private_grants", "UPDATE private_grants SET nonce = NULL"])
+async def test_a_living_grant_without_a_nonce_is_named_and_no_other(tmp_path: Path, how: str) -> None:
+    """It is refused for ever, as one that has ended elsewhere; all others have lost theirs by right, or may have."""
+    async with stocked(tmp_path) as at:
+        await at.issue("expired")
+        at.pass_seconds(40 * DAY)
+        act, revoke = at.ledger.operators.act_on_grant, at.ledger.operators.revoke_subject
+        ended, living, stopped, *_ = [await at.issue(name) for name in ("end", "living", "stop", "left", "erased")]
+        await act(OPERATOR, ended.grant_id, "revoke", None, None)
+        await revoke(OPERATOR, "left", None, None)
+        await at.ledger.operators.erase(OPERATOR, "erased")
+        await act(OPERATOR, stopped.grant_id, "suspend", None, None)
+        later = at.now
+    copied = Copied(tmp_path / "ledger.db")
+    assert [] == rebuild(copied.reader, INLINE, copied.heal, at=later).differences
+    copied.change(how)
+    for _ in range(2):
+        found = rebuild(copied.reader, INLINE, copied.heal, at=later)
+        names = {(each.table, each.key, each.column, each.problem) for each in found.differences}
+        alive = [("private_grants", f"grant:{each.grant_id}", "nonce") for each in (living, stopped)]
+        assert {(*each, "it is gone, and the grant lives") for each in alive} == names
+        assert (True, False) == (found.history_holds, found.healed)
+    much_later = later + 400 * DAY * SECOND
+    assert [] == rebuild(copied.reader, INLINE, copied.heal, at=much_later).differences
 
 
 # ---------------------------------------------------------------- the file beneath

@@ -163,6 +163,33 @@ async def test_what_is_wrong_is_told_to_the_sign_in_page(tmp_path: Path, members
         assert events == len(ledger.opened.events())
 
 
+async def test_a_sign_in_that_no_access_token_has_room_for_gets_no_code(tmp_path: Path) -> None:
+    """RFC 6749 4.1.2: its code could never be exchanged. `POST /grants` says the same of it."""
+    long = {"acr": "a" * 200, "amr": ["m" * 200] * 6}
+    async with asking(tmp_path, more=PAGE) as ledger:
+        events = len(ledger.opened.events())
+        answer = await ledger.operator("issuer", "POST", "/authorizations", agreed("jwts", **long))
+        grant = {"client_id": "jwts", "subject": "alice", "scope": "read openid profile", **long}
+        directly = await ledger.operator("issuer", "POST", "/grants", grant)
+        assert (400, "invalid_request") == (answer.status_code, answer.json()["error"])
+        assert directly.json() == answer.json()
+        assert events == len(ledger.opened.events())
+        fits = await authorize(ledger, "jwts", acr="a" * 200, amr=["m" * 200] * 4)
+        assert 200 == (await exchange(ledger, fits["code"], "jwts")).status_code
+        opaque = await authorize(ledger, "page", **long)
+        assert 200 == (await exchange(ledger, opaque["code"], "page")).status_code
+
+
+async def test_a_sign_in_that_has_room_for_one_of_its_resources_is_exchanged_for_it(tmp_path: Path) -> None:
+    """RFC 8707 2.2: the exchange may ask for less than was granted."""
+    many = [f"https://{'r' * 200}.example/{number}" for number in range(8)]
+    registered = PAGE.replace('"https://api.example", ', f"{json.dumps(many)[1:-1]}, ")
+    async with asking(tmp_path, more=registered) as ledger:
+        code = (await authorize(ledger, "jwts", resource=many))["code"]
+        assert "invalid_request" == (await exchange(ledger, code, "jwts")).json()["error"]
+        assert 200 == (await exchange(ledger, code, "jwts", resource=many[0])).status_code
+
+
 @pytest.mark.parametrize("scope", ["read  openid", " read", "a\tb", '"', "read admin", "caf\u00e9"])
 async def test_no_error_that_is_sent_on_comes_before_the_address_is_known_as_the_clients(
     tmp_path: Path, scope: str

@@ -333,7 +333,7 @@ class Authority:
         """
         self._control = -1  # if reading fails: a view of another moment stands for no store
         found = _moved(reads, -1)
-        if not any(name == KEYS_STREAM for name, _, _ in found) and reads.headless(KEYS_STREAM):
+        if not any(name == KEYS_STREAM for name, _, _ in found) and reads.headless((KEYS_STREAM,)):
             raise HeadMissing(KEYS_STREAM)  # else a key that is distrusted would be trusted again
         self._clear()
         self._take(found)

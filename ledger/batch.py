@@ -46,6 +46,7 @@ class Batch:
         "_also_changed",
         "_authority_touched",
         "_fetched",
+        "_heads",
         "_touched",
         "command_id",
         "control",
@@ -87,6 +88,7 @@ class Batch:
         self._touched: dict[str, tuple[Loaded, int]] = {}
         self._also_changed: set[str] = set()
         self._fetched: dict[str, tuple[Head, PrivateGrant | None] | None] = {}
+        self._heads: dict[str, Head | None] = {}
         self._authority_touched = False
         # Whose credentials, by stream, it has changed: who is decided after that showed what counted before.
         self.credentials_moved: frozenset[str] = frozenset()
@@ -230,7 +232,7 @@ class Batch:
         )
 
     def _loaded(self, name: str) -> Loaded | None:
-        head = self.store.head(name)
+        head = self._heads[name] if name in self._heads else self.store.head(name)
         if head is None:
             return None
         kind = snapshots.kind_of(name)
@@ -275,14 +277,26 @@ class Batch:
         return Loaded(name, 0, 0, 0, None, aggregate, is_authority=is_authority(name))
 
     def load_or_create(self, name: str) -> Loaded:
-        """A stream by name, none of a grant, made where nothing ever happened to it. To be asked for before anything of
-        the request is appended: raises Unavailable where its events may be there, and its head is gone."""
-        loaded = self.load(name)
-        if loaded is None and not self.memory.heads_are_whole:
-            if self.store.within().headless(name):
-                raise Unavailable(str(HeadMissing(name)))
+        """As `load_or_create_all`, of one."""
+        return self.load_or_create_all((name,))[0]
+
+    def load_or_create_all(self, names: Sequence[str]) -> list[Loaded]:
+        """Streams by name, none of a grant, made where nothing ever happened to one; all together, for there may be
+        thousands. To be asked for before anything of the request is appended: raises Unavailable where events of one
+        may be there, and its head is gone."""
+        cold = self._cold(names)
+        heads = self.store.within().heads(cold)
+        self._heads = {name: heads.get(name) for name in cold}
+        try:
+            found = [self.load(name) for name in names]
+        finally:
+            self._heads = {}
+        new = [name for name, loaded in zip(names, found, strict=True) if loaded is None]
+        if new and not self.memory.heads_are_whole:
+            if (lost := self.store.within().headless(new)) is not None:
+                raise Unavailable(str(HeadMissing(lost)))
             self.memory.heads_are_whole = not self.store.optimistic
-        return loaded or self.create(name, snapshots.kind_of(name)())
+        return [each or self.create(name, snapshots.kind_of(name)()) for name, each in zip(names, found, strict=True)]
 
     def append(self, loaded: Loaded, events: Sequence[AnyEvent]) -> list[int]:
         """Append one command's events to a stream: bytes made, linked, folded, projected. Returns their positions.

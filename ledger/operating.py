@@ -129,8 +129,8 @@ def apply(
         hash_secret=lambda secret: secret_hash(desk.ring, secret),
     )
     if not dry_run:
-        # Each that cannot be appended refuses all of them, and none is asked for twice: there may be thousands.
-        streams = [batch.load_or_create(event.stream) for event in events]
+        # Each that cannot be appended refuses all of them.
+        streams = batch.load_or_create_all([event.stream for event in events])
         for loaded, event in zip(streams, events, strict=True):
             batch.append(loaded, [event])
         if serial is not None and serial != last_serial:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -285,18 +285,18 @@ async def test_a_dry_run_tells_the_same_and_records_nothing(tmp_path: Path) -> N
 
 async def test_each_client_of_a_file_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store is asked for each that it does not have yet: of thousands over a network that takes seconds."""
-    asked: list[str] = []
-    known = Batch.load_or_create
+    asked: list[list[str]] = []
+    known = Batch.load_or_create_all
 
-    def load_or_create(batch: Batch, name: str) -> Loaded:
-        asked.append(name)
-        return known(batch, name)
+    def load_or_create_all(batch: Batch, names: Sequence[str]) -> list[Loaded]:
+        asked.append([*names])
+        return known(batch, names)
 
     async with open_ledger(tmp_path) as opened:
         with monkeypatch.context() as patched:
-            patched.setattr(Batch, "load_or_create", load_or_create)
+            patched.setattr(Batch, "load_or_create_all", load_or_create_all)
             await opened.apply(client(), *map(client, "abc"), operators=OPERATORS)
-    assert ["client:a", "client:b", "client:c"] == asked
+    assert [["client:a", "client:b", "client:c"]] == asked
     check_ledger(opened.path)
 
 

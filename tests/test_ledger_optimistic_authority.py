@@ -17,7 +17,19 @@ from ledger.refusals import LedgerError, Refusal, Refused, Unavailable
 from ledger.times import SECOND
 from ledger.waiting import nothing
 from tests.appending import Appending
-from tests.ledgers import OPERATORS, SECURITY, START, Clock, Opened, client, open_ledger, two_nodes, with_policy
+from tests.engines import alter
+from tests.ledgers import (
+    OPERATORS,
+    SECURITY,
+    START,
+    Clock,
+    Opened,
+    check_ledger,
+    client,
+    open_ledger,
+    two_nodes,
+    with_policy,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
@@ -354,3 +366,36 @@ async def test_notes_of_a_batch_that_was_not_written_are_caught(
     monkeypatch.setattr(OptimisticBatch, "settle", kept)
     with pytest.raises(AssertionError, match="not written"):
         await present_while_authority_moves(tmp_path)
+
+
+async def test_many_new_clients_cost_a_few_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, thousands take longer than a request may: a first file of them would never be applied."""
+    asked: list[str] = []
+    ask = PostgresStore._asked
+
+    def counted(self: PostgresStore, question: Any) -> Any:
+        asked.append(repr(question))
+        return ask(self, question)
+
+    async with open_ledger(tmp_path) as opened:
+        with monkeypatch.context() as patched:
+            patched.setattr(PostgresStore, "_asked", counted)
+            patched.setattr(postgres_reading, "STREAMS_AT_ONCE", 10)
+            await opened.apply(client(), *(client(f"new-{number}") for number in range(40)), operators=OPERATORS)
+        assert 4 + 4 == len(asked), "which heads are there, and whether events of those that are not"
+        await opened.refresh(await opened.issue(client_id="new-39"), client_id="new-39")
+    check_ledger(opened.path)
+
+
+async def test_of_many_clients_the_one_that_has_lost_its_head_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the file is recorded then, whichever question finds it."""
+    monkeypatch.setattr(postgres_reading, "STREAMS_AT_ONCE", 2)
+    async with open_ledger(tmp_path, clients=(client(), client("app"))) as opened:
+        before = opened.last_position()
+    assert 1 == alter(opened.path, "DELETE FROM streams WHERE name = 'client:app'")
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        with pytest.raises(Unavailable, match=r"^client:app: there are events that no stream's head speaks of"):
+            await opened.apply(*map(client, ("a", "b", "c", "app", "d")), operators=OPERATORS)
+        assert before == opened.store.end()

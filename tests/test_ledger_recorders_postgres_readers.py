@@ -114,6 +114,13 @@ def test_streams_and_their_events(twice: Twice) -> None:
         twice.ask(lambda reads, *asked: reads.event_at(*asked), name, last)
 
 
+def test_many_streams_at_once(twice: Twice) -> None:
+    """Of which there are heads, and that none of them has lost its own."""
+    names = ("keys", "client:nobody", "client:www")
+    assert ["client:www", "keys"] == twice.ask(lambda reads: sorted(reads.heads(names)))
+    assert twice.ask(lambda reads: reads.headless(names)) is None
+
+
 def test_the_log_in_its_order(twice: Twice) -> None:
     """By pages, as texts and as bytes, and told with names and by topics."""
     position = 0
@@ -173,6 +180,7 @@ def test_no_question_reads_a_whole_table(twice: Twice, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(PostgresReader, "_rows", explained)
     test_streams_and_their_events(twice)
+    test_many_streams_at_once(twice)
     test_the_log_in_its_order(twice)
     test_histories(twice)
     test_incidents(twice)

@@ -20,11 +20,14 @@ from ledger.recorders.postgres_keys import key_of
 from ledger.recorders.postgres_schema import SUBJECTS
 from ledger.recorders.postgres_sql import numbered
 from ledger.recorders.reading import AFTER, GRANTS, MARK, OF_GRANT, StoreReader
-from ledger.recorders.rows import GrantsOf, Piece
+from ledger.recorders.rows import GrantsOf, Head, Piece
 from ledger.segments import BlocksInMemory, block_at, check_digest, number_of
 
 PAGES_A_BLOCK: Final = 3
 """A block nearly always lies in so many pages of its segment: one question."""
+
+STREAMS_AT_ONCE: Final = 1000
+"""Of so many one question asks: it is answered in some milliseconds, and its text and its answer stay small."""
 
 # One row a step, by the index, whatever the planner believes of a table that it has not counted yet.
 _WALK = (
@@ -36,10 +39,13 @@ _WALK = (
     ") SELECT position, stream, v, back, textsend(body) FROM chain WHERE v <= $3"
 )
 _HEAD = "SELECT id, v, position, head, state FROM streams WHERE id = $1"
+_HEADS = "SELECT name, id, v, position, head, state FROM streams WHERE id = ANY ($1::uuid[])"
+# Each by the index, too: what is asked for one row cannot become a walk through all of them.
 _HEADLESS = (
-    "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM streams WHERE id = $1)"
-    " AND (EXISTS (SELECT 1 FROM events WHERE stream = $1 AND v % 64 = 1 AND v = 1)"
-    " OR EXISTS (SELECT 1 FROM archived WHERE stream = $1))"
+    "SELECT n.place FROM unnest($1::uuid[]) WITH ORDINALITY AS n (id, place)"
+    " WHERE (SELECT 1 FROM streams WHERE id = n.id LIMIT 1) IS NULL"
+    " AND ((SELECT 1 FROM events WHERE stream = n.id AND v % 64 = 1 AND v = 1 LIMIT 1) IS NOT NULL"
+    " OR (SELECT 1 FROM archived WHERE stream = n.id LIMIT 1) IS NOT NULL) LIMIT 1"
 )
 _AT_POSITION = "SELECT position, stream, v, back, textsend(body) FROM events WHERE position = $1 AND stream = $2"
 _TOLD = (
@@ -96,9 +102,20 @@ class PostgresReader(StoreReader):
     def _keys(self, names: Sequence[str]) -> str:
         return "{" + ",".join(map(key_of, names)) + "}"
 
-    def headless(self, name: str) -> bool:
-        """Whether the log has events of a stream that has no head, all of one moment."""
-        return bool(self._rows(_HEADLESS, (key_of(name),)))
+    def heads(self, names: Sequence[str]) -> dict[str, Head]:
+        """The heads of many streams, asked for together."""
+        found: dict[str, Head] = {}
+        for first in range(0, len(names), STREAMS_AT_ONCE):
+            rows = self._rows(_HEADS, (self._keys(names[first : first + STREAMS_AT_ONCE]),))
+            found |= {name: Head(*head) for name, *head in rows}
+        return found
+
+    def headless(self, names: Sequence[str]) -> str | None:
+        """One of these streams of which the log has events and no head, both of one moment."""
+        for first in range(0, len(names), STREAMS_AT_ONCE):
+            for (place,) in self._rows(_HEADLESS, (self._keys(names[first : first + STREAMS_AT_ONCE]),)):
+                return names[first + int(place) - 1]
+        return None
 
     def reason(self, event_id: str) -> tuple[bytes, str] | None:
         """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""

@@ -123,9 +123,13 @@ class StoreReader(ABC):
             return Head(*row)
         return None
 
+    def heads(self, names: Sequence[str]) -> dict[str, Head]:
+        """The heads of many streams. Those to which nothing ever happened are left out."""
+        return {name: head for name in names if (head := self.stream(name)) is not None}
+
     @abstractmethod
-    def headless(self, name: str) -> bool:
-        """Whether the log may have events of a stream that has no head, and is none of a grant."""
+    def headless(self, names: Sequence[str]) -> str | None:
+        """One of these streams, none of a grant, of which the log may have events and has no head."""
 
     def headless_persons(self) -> list[str]:
         """A stream of a person of which the log has events and no head of that name, as far as the engine finds one
@@ -279,10 +283,10 @@ class Reader(StoreReader):
         lacking.difference_update([row[0] for row in found])
         return found + super()._grant_rows([*lacking]) if lacking else found
 
-    def headless(self, name: str) -> bool:
-        """Here nobody knows what number the stream had: whether any that was counted has lost its head. It looks at
-        the first event of each, so ask seldom."""
-        return bool(self._rows(_HEADLESS, (COUNTED_BELOW, COUNTED_BELOW)))
+    def headless(self, names: Sequence[str]) -> str | None:
+        """Here nobody knows what number a stream had: the first, where any that was counted has lost its head. It looks
+        at the first event of each, so ask seldom."""
+        return names[0] if self._rows(_HEADLESS, (COUNTED_BELOW, COUNTED_BELOW)) else None
 
     def headless_persons(self) -> list[str]:
         """It looks at the first event of each stream that is none of a grant, so ask at a start."""

@@ -21,9 +21,10 @@ from ledger.presenting import (
     check_own,
     presenter_of,
     record,
+    standing_of,
     unsigned_jwt,
 )
-from ledger.refusals import Forgotten, Refusal, Refused
+from ledger.refusals import Forgotten, Refusal, Refused, Unavailable
 from ledger.subjects import committed_reason, keep_reason, subject_of
 
 REUSE_REASON = "its authorization code was presented a second time"
@@ -91,12 +92,16 @@ def genuine_code(desk: Desk, loaded: Loaded, presented: codes.Presented) -> bool
     return codes.genuine(desk.ring, presented, loaded.private.nonce)
 
 
-def _began(batch: Batch, loaded: Loaded) -> AnyEvent:
+def _began(batch: Batch, desk: Desk, loaded: Loaded, grant: Grant) -> AnyEvent:
     """A grant's first event. Once the archive's time for it is over nobody can tell whose code this is."""
     try:
         return batch.event_at(loaded.name, 1)
     except Forgotten:
         raise Refused(Refusal.UNKNOWN_TOKEN) from None
+    except Unavailable as error:
+        if standing_of(batch, desk, grant).status == "active":  # a second use would end it
+            batch.when_done.append(partial(desk.not_judged, grant.grant_id, 0, str(error)))
+        raise
 
 
 def _genuine(
@@ -104,7 +109,7 @@ def _genuine(
 ) -> tuple[Loaded, Grant, GrantAuthorized]:
     """The grant of a code of the caller's own, its secret checked, and how it began. Everyone else is refused alike."""
     found = batch.grant(presented.grant_id)
-    authorized = None if found is None else _began(batch, found[0])
+    authorized = None if found is None else _began(batch, desk, *found)
     if found is None or not isinstance(authorized, GrantAuthorized):
         batch.when_done.append(partial(desk.alarm, "unknown_grant", presented.grant_id))
         raise Refused(Refusal.UNKNOWN_TOKEN)

@@ -29,6 +29,7 @@ from ledger.subjects import end_subject
 log = logging.getLogger("ledger")
 
 HANDED_OUT_MAX = 100_000
+UNJUDGED_MAX = 1_000
 
 _ENDS = frozenset({GrantRevoked, GrantExpired})
 
@@ -50,10 +51,20 @@ class Desk:
 
     `handed_out` are the refresh tokens that this process made last, one a grant and key, by the characters that name
     both: one that is found here (`made`) need not be taken apart, for its tag and secret are those that were given to
-    it.
+    it. `unjudged` are grants of whose older tokens reuse was not told, for their history cannot be read.
     """
 
-    __slots__ = ("alarms", "authority", "bursts", "foreign", "handed_out", "issuer", "presentations", "ring")
+    __slots__ = (
+        "alarms",
+        "authority",
+        "bursts",
+        "foreign",
+        "handed_out",
+        "issuer",
+        "presentations",
+        "ring",
+        "unjudged",
+    )
 
     def __init__(self, ring: KeyRing, authority: Authority, bursts: Bursts, issuer: str) -> None:
         self.ring = ring
@@ -63,6 +74,7 @@ class Desk:
         self.presentations = Presentations()
         self.handed_out: dict[str, tokens.Presented] = {}
         self.foreign: list[Foreign] = []
+        self.unjudged: dict[str, None] = {}
         self.alarms: dict[str, int] = {"unknown_grant": 0, "wrong_secret": 0, "ahead_of_log": 0}
 
     def hand_out(self, made: tokens.Presented) -> None:
@@ -82,6 +94,15 @@ class Desk:
         """Count it, and say it in one log line: a token with our tag that the log does not account for."""
         self.alarms[kind] += 1
         log.warning(kind, extra={"fields": {"grant": grant_id}})
+
+    def not_judged(self, grant_id: str, generation: int, problem: str) -> None:
+        """Say in one log line that an older token of a grant that lives was presented, and whether that is reuse cannot
+        be told, so nothing is recorded and nothing ends: once a grant, until it can be told again."""
+        if grant_id not in self.unjudged:
+            make_room(self.unjudged, UNJUDGED_MAX)
+            self.unjudged[grant_id] = None
+            fields = {"grant": grant_id, "generation": generation, "problem": problem}
+            log.error("reuse_not_judged", extra={"fields": fields})
 
 
 def check_keys(ring: KeyRing, served: Served) -> None:

@@ -24,7 +24,7 @@ from ledger.presenting import (
     record,
     unsigned_jwt,
 )
-from ledger.refusals import Refusal, Refused
+from ledger.refusals import Refusal, Refused, Unavailable
 from ledger.subjects import subject_of
 
 
@@ -64,7 +64,7 @@ def redeem(
         resource=resource,
         first_redemption=None
         if generation == grant.generation
-        else _first_redemption(batch, loaded, grant, generation, rules),
+        else _first_redemption(batch, desk, loaded, grant, generation, rules),
         retry_after_seconds=None if caller.authenticated else _retry_after(batch, desk, presented.grant_id),
     )
     try:
@@ -73,7 +73,7 @@ def redeem(
         except StateMayBeStale:
             batch.reload(loaded.name)
             loaded, grant = _found(batch, presented.grant_id)
-            first = _first_redemption(batch, loaded, grant, generation, rules)
+            first = _first_redemption(batch, desk, loaded, grant, generation, rules)
             decision = grant.decide(replace(command, fresh=True, first_redemption=first), rules)
             if any(isinstance(event, RollbackDetected) for event in decision.events):
                 batch.when_done.append(partial(desk.alarm, "ahead_of_log", presented.grant_id))
@@ -113,14 +113,22 @@ def _found(batch: Batch, grant_id: str) -> tuple[Loaded, Grant]:
 
 
 def _first_redemption(
-    batch: Batch, loaded: Loaded, grant: Grant, generation: int, rules: Rules
+    batch: Batch, desk: Desk, loaded: Loaded, grant: Grant, generation: int, rules: Rules
 ) -> FirstRedemption | None:
-    """Only a generation two or more behind of a grant that lives needs its history; halving finds it."""
+    """Only a generation two or more behind of a grant that lives needs its history; halving finds it. Raises
+    Unavailable where that cannot be read: there is no event of a reuse without it, and somebody has to be told."""
     if grant.generation is None or generation > grant.generation - 2:
         return None
     if grant.judge(batch.now, rules.epoch_end).status != "active":
         return None
-    return first_redemption(batch, loaded.name, grant.v, generation)
+    try:
+        found = first_redemption(batch, loaded.name, grant.v, generation)
+    except Unavailable as error:
+        batch.when_done.append(partial(desk.not_judged, grant.grant_id, generation, str(error)))
+        raise
+    if desk.unjudged:
+        desk.unjudged.pop(grant.grant_id, None)
+    return found
 
 
 def _retry_after(batch: Batch, desk: Desk, grant_id: str) -> int | None:

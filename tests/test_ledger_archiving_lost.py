@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.archives import archive, differing, reopened
 from tests.engines import alter, only_on_sqlite
 from tests.ledger_check import check_ledger
 from tests.ledgers import SECURITY, START, client, open_ledger
+from tests.sign_ins import app, exchanged, sign_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_store")]
 
@@ -123,6 +125,72 @@ async def test_an_end_of_all_that_cannot_be_read_keeps_nobody_else_from_being_se
 
 
 TOPICS = {"client": "client.revoked", "person": "subject.revoked"}
+
+
+@pytest.mark.parametrize("harm", ["damaged", "deleted", "altered"])
+async def test_an_older_token_of_which_reuse_cannot_be_told_is_one_line_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    """I-05: no event of a reuse can be recorded without its first redeemer. Somebody is told, once a grant, without the
+    token; what reads whole again is judged again, and the current token works all along."""
+    monkeypatch.setattr(movable, "PART_EVENTS_MIN", 4)
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        second = await opened.refresh(first)
+        current = await opened.chain(second, 12, every_seconds=100)
+        if harm == "damaged":
+            await archive(opened)
+            (segment,) = opened.store.segments.names()
+        clock = opened.clock
+    ledger, redeemed = tmp_path / "ledger.db", "body LIKE '%\"generation\":1,%grant.token_redeemed%'"
+    if harm == "damaged":
+        damage(tmp_path, segment)
+    elif harm == "altered":
+        assert 1 == alter(ledger, f"UPDATE events SET body = '{{' || body WHERE {redeemed}")
+    else:
+        assert 1 == alter(ledger, f"DELETE FROM events WHERE {redeemed}")
+    async with open_ledger(tmp_path, seed=2, clients=None, clock=clock) as opened:
+        with caplog.at_level(logging.WARNING, "ledger"):
+            for token in (second, second, second):
+                with pytest.raises(Unavailable):
+                    await opened.refresh(token)
+        (told,) = caplog.records
+        assert ("reuse_not_judged", logging.ERROR) == (told.message, told.levelno)
+        fields = told.fields  # type: ignore[attr-defined]  # ours
+        assert {"grant": first.grant_id, "generation": 1, "problem": fields["problem"]} == fields
+        assert fields["problem"]
+        assert (second.refresh_token or "")[4:] not in str(fields)
+        await opened.refresh(current)
+        if harm == "altered":
+            assert 1 == alter(ledger, "UPDATE events SET body = substr(body, 2) WHERE body LIKE '{{%'")
+            assert "reuse_detected" == (await opened.refused(second)).refusal.value
+
+
+async def test_a_code_of_which_a_second_use_cannot_be_told_is_one_line_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RFC 6749 4.1.2: whose code it was stands in the grant's first event. Once it has ended nobody need be told."""
+    monkeypatch.setattr(movable, "PART_EVENTS_MIN", 4)
+    async with open_ledger(tmp_path, clients=(app(),)) as opened:
+        code = await sign_in(opened)
+        bought = await exchanged(opened, code)
+        for _ in range(8):
+            opened.clock.pass_seconds(100)
+            bought = await opened.refresh(bought, client_id="app")
+        await archive(opened)
+        (segment,) = opened.store.segments.names()
+        clock = opened.clock
+    damage(tmp_path, segment)
+    async with open_ledger(tmp_path, seed=2, clients=None, clock=clock) as opened:
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await exchanged(opened, code)
+        assert [("reuse_not_judged", logging.ERROR)] == [(each.message, each.levelno) for each in caplog.records]
+        await opened.act("revoke", bought.grant_id)
+        opened.ledger.desk.unjudged.clear()
+        with pytest.raises(Unavailable):
+            await exchanged(opened, code)
+        assert 1 == len(caplog.records)
 
 
 @only_on_sqlite

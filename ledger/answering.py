@@ -92,6 +92,7 @@ def unmade(
     private = loaded.private
     assert private is not None
     assert private.nonce is not None
+    loaded.known_access = served.access_token  # whom it is shown to asks about it soon
     position = loaded.position if loaded.v == served.last_v else batch.position_at(loaded, served.last_v)
     return Unmade(desk, desk.ring, loaded.name[6:], private.nonce, served, position, batch.now, grant.at, jwt)
 

@@ -350,6 +350,7 @@ class Batch:
     def forget_person(self, subject_id: str) -> None:
         """Their private rows are deleted in this batch: nothing that it decides afterwards may use or add to them."""
         self.erased.add(subject_id)
+        self.memory.subjects.pop(subject_id, None)
         for name, loaded in self.memory.streams.items():
             if isinstance(loaded.aggregate, Grant) and loaded.aggregate.subject_id == subject_id:
                 loaded.private = None

@@ -241,6 +241,15 @@ class GrantState(msgspec.Struct, gc=False, array_like=True):
         """Whether the access token that event `issued_v` minted was given back, or is long past."""
         return issued_v <= self.dead_through_v or any(issued_v == v for v, _ in self.revoked_access_tokens)
 
+    def remembered_access_token(self, v: int) -> AccessToken | None:
+        """The access token that event `v` minted, where it is one of those that retries may ask for."""
+        for redemption in (self.redeemed, self.previous):
+            if redemption is not None:
+                for token in (redemption.token, *redemption.minted):
+                    if token.v == v:
+                        return token
+        return None
+
     def evolve(self, event: GrantEvent) -> None:
         """Follow one event of this grant, the next in its stream."""
         self.v = event.v

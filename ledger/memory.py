@@ -12,7 +12,7 @@ from ledger import snapshots
 from ledger.answers import Source
 from ledger.authority import Authority, taken_back
 from ledger.bounded import make_room
-from ledger.commands import Rules
+from ledger.commands import AccessToken, Rules
 from ledger.private import PrivateGrant
 from ledger.randomness import Randomness
 from ledger.recorders.rows import Reads, StreamKey
@@ -20,6 +20,7 @@ from ledger.recorders.store import Store
 from ledger.uses import Uses
 
 STREAMS_IN_MEMORY_MAX = 200_000
+SUBJECTS_IN_MEMORY_MAX = 100_000
 COMMAND_IDS_DRAWN = 64
 CONTEXTS_MAX = 16
 
@@ -29,7 +30,8 @@ class Loaded(msgspec.Struct, eq=False, gc=False):
 
     `source` and `context` are the last source that acted on it and its commitment, so that it costs no hash, and
     `contexts` those before; `private` is the grant's private row, None for other streams; `rules` are what bore on the
-    grant when authority was `rules_of`.
+    grant when authority was `rules_of`. `known_position` and `known_access` are of the event, and the access token, of
+    this grant that were asked for or made last.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Loaded(msgspec.Struct, eq=False, gc=False):
     rules: Rules | None = None
     rules_of: object = None
     known_position: tuple[int, int] | None = None
+    known_access: AccessToken | None = None
 
     def __repr__(self) -> str:  # a struct's own would show addresses and user agents
         return f"<Loaded {self.name}/{self.v}>"
@@ -77,7 +80,8 @@ class Memory:
     heeded it yet.
     `holds_all` is asked whenever the store was reached anew whether it has what was acknowledged; `lost_some`: it said
     no, and nobody has heeded it yet. `heads_are_whole`: every stream of the log that is none of a grant was found to
-    have its head, in a store that only this process writes to.
+    have its head, in a store that only this process writes to. `subjects` are persons by id as issuers call them, of
+    those who were told of last: for grants that were found to live alone, as an erasure ends all others.
     """
 
     def __init__(self, store: Store, authority: Authority, *, clock: Callable[[], int], randomness: Randomness) -> None:
@@ -87,6 +91,7 @@ class Memory:
         self.clock = clock
         self.randomness = randomness
         self.streams: dict[str, Loaded] = Uses() if store.optimistic else {}
+        self.subjects: dict[str, str] = {}
         self.credentials_moved: frozenset[str] = frozenset()
         self.holds_all: Callable[[Reads], bool] = lambda reads: True
         self.lost_some = False
@@ -105,6 +110,7 @@ class Memory:
     def forget_everything(self) -> None:
         """Know nothing any more: every stream is read anew when it is next asked for."""
         self.streams.clear()
+        self.subjects.clear()
 
     def stands_on(self, control: int) -> bool:
         """Whether what is known is that of the store as it is reached now, where its control counter is `control`."""
@@ -121,6 +127,7 @@ class Memory:
             self.authority.distrust()
             self.lost_some |= not self.holds_all(self.store.within())
         if isinstance(self.streams, Uses):
+            self.subjects.clear()  # one may have been erased
             self.streams.forget_authority()  # whether a grant's stream has moved is found out by itself
         else:
             self.forget_everything()

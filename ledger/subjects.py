@@ -4,9 +4,11 @@ from typing import Final
 
 from ledger.acts import Act
 from ledger.batch import Batch
+from ledger.bounded import make_room
 from ledger.epochs import Subject
 from ledger.inline import grants_tables
 from ledger.keyring import KeyRing
+from ledger.memory import SUBJECTS_IN_MEMORY_MAX
 from ledger.private import commitment, new_salt, subject_lookup
 from ledger.recorders.private_rows import (
     CLAIM_GRANT,
@@ -47,9 +49,16 @@ def known_id_of(batch: Batch, ring: KeyRing, subject: str) -> str | None:
 
 
 def subject_of(batch: Batch, subject_id: str) -> str | None:
-    """The person as issuers call them; None once they were erased."""
-    rows = batch.store.within().select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
-    return str(rows[0][0]) if rows else None
+    """The person as issuers call them, of a grant that was found to live; None once they were erased. An erasure moves
+    authority, so what is remembered here of somebody who was erased elsewhere is no answer's: it is decided again."""
+    known = batch.memory.subjects
+    if (subject := known.get(subject_id)) is None:
+        rows = batch.store.within().select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
+        subject = str(rows[0][0]) if rows else None
+        if subject is not None and subject_id not in batch.erased:
+            make_room(known, SUBJECTS_IN_MEMORY_MAX)
+            known[subject_id] = subject
+    return subject
 
 
 def keep_subject(batch: Batch, ring: KeyRing, subject: str, subject_id: str) -> None:

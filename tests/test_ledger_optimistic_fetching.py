@@ -12,7 +12,7 @@ from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_reading import PostgresReader
 from ledger.recorders.rows import GrantsFound
 from ledger.refusals import Refusal, Refused
-from tests.ledgers import SECURITY, two_nodes
+from tests.ledgers import LOCAL_OPERATOR, SECURITY, open_ledger, two_nodes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
@@ -105,3 +105,41 @@ async def test_an_unknown_grant_is_asked_for_once(tmp_path: Path) -> None:
             patch.setattr(PostgresReader, "grants", lambda self, names: GrantsFound({}, {}))
             assert Refusal.UNKNOWN_TOKEN is (await other.refused(answer)).refusal
         await other.refresh(answer)
+
+
+async def test_what_a_remembered_grant_handed_out_last_is_introspected_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resource server asks for each request that it gets. The store still checks what is told (I-06): an end, or an
+    erasure, on another node is heard, and no name is remembered after it."""
+    async with two_nodes(tmp_path) as (one, other):
+        first = await one.issue()
+        assert await one.ledger.introspect(SECURITY, first.access_token) is not None  # who it is has to be read once
+        second, again = await one.refresh(first), await one.refresh(first)
+        asked = questions(monkeypatch)
+        for answer in (second, again):
+            found = await one.ledger.introspect(SECURITY, answer.access_token)
+            assert found is not None
+            assert "alice" == found.subject
+        assert [] == asked
+        one.ledger.memory.streams.clear()
+        assert await one.ledger.introspect(SECURITY, second.access_token) is not None
+        assert 1 == len(asked), "of the grant, whose state holds the token that a retry may ask for"
+        assert await one.ledger.introspect(SECURITY, first.access_token) is not None
+        assert 4 == len(asked), "an older one is its event's to tell"
+        await other.ledger.operators.erase(LOCAL_OPERATOR, "alice")
+        assert await one.ledger.introspect(SECURITY, second.access_token) is None
+        assert {} == one.ledger.memory.subjects
+
+
+async def test_who_was_erased_is_not_remembered_by_who_erased_them(tmp_path: Path) -> None:
+    """Nor by what was asked in the same batch."""
+    async with open_ledger(tmp_path) as opened:
+        answer = await opened.issue()
+        assert await opened.ledger.introspect(SECURITY, answer.access_token) is not None
+        assert ["alice"] == [*opened.ledger.memory.subjects.values()]
+        await asyncio.gather(
+            opened.ledger.operators.erase(LOCAL_OPERATOR, "alice"),
+            opened.ledger.introspect(SECURITY, answer.access_token),
+        )
+        assert {} == opened.ledger.memory.subjects

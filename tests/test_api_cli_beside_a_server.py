@@ -287,7 +287,9 @@ def test_erase_removes_a_person(server: Server) -> None:
     assert 400 == server.refresh("www", grant.refresh_token).status
     assert "subject" not in asked(server, "grant", "show", grant.grant_id)
     assert {"known": False} == asked(server, "erase", "--subject", "kim-of-the-north", exit_code=1)
-    said(server, "erase", "--subject", "kim-of-the-north", exit_code=1)
+    again = said(server, "erase", "--subject", "kim-of-the-north", exit_code=1)
+    assert "nobody of this name is known" in again
+    assert "what was erased before is cleared now" in again
     stored = b"".join(path.read_bytes() for path in server.folder.iterdir() if path.is_file())
     assert b"kim-of-the-north" not in stored
 

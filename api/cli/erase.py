@@ -14,8 +14,8 @@ from api.settings import Settings
 def erase(subject: str, as_json: bool, settings: Settings) -> None:
     """Remove a person's data: end their live grants, then delete every text about them.
 
-    Events stay and stay provable; they name the person only by a number that now names nobody. Exit code 1 where no
-    such subject was ever seen.
+    Events stay and stay provable; they name the person only by a number that now names nobody. Exit code 1 where
+    nobody of this name is known (any more): what was erased before is cleared then, too.
     """
     with reached(settings) as local:
         found = ask(local, "POST", "/local/erase", {"subject": subject})
@@ -24,7 +24,11 @@ def erase(subject: str, as_json: bool, settings: Settings) -> None:
     if not found["known"]:
         if as_json:
             raise click.exceptions.Exit(1)
-        raise Failed("no such subject was ever seen, nothing was done; subjects are compared byte for byte", 1)
+        # Whoever repeats it, because something still saw what was erased, comes here too: the name is gone since.
+        raise Failed(
+            "nobody of this name is known, byte for byte, so nobody was erased; what was erased before is cleared now",
+            1,
+        )
     if not as_json:
         say("erased: the grants are ended and the person's data is gone from the database")
         say("backups made before still hold it: erase again in one that is ever put back")

@@ -72,6 +72,8 @@ class _Worker:
         self.number = number
         self.sockets = sockets
         self.pid = 0
+        self.ready = -1  # what tells when it serves: the reading end of its pipe, as long as it runs
+        self.serves = False
         self.started_at = 0.0
         self.start_at = 0.0
         self.failures = 0
@@ -125,12 +127,9 @@ class Workers:
 
     def _run(self) -> int:
         first = self._workers[0]
-        ready = self._start(first)
-        try:
-            if not self._wait_for(first, ready):
-                return self._exit_code
-        finally:
-            os.close(ready)
+        self._start(first)
+        if not self._wait_for(first):
+            return self._exit_code
         self._serving = True
         while not self._stopping:
             self._tend()  # which starts the others
@@ -138,8 +137,8 @@ class Workers:
 
     # ------------------------------------------------------------ starting
 
-    def _start(self, worker: _Worker) -> int:
-        """Start a worker; what tells when it serves. Raises OSError where the system lacks room for it."""
+    def _start(self, worker: _Worker) -> None:
+        """Start a worker. Raises OSError where the system lacks room for it."""
         for sock in worker.sockets:
             hear_again(sock)  # the one before may have ended in order
         reading, writing = os.pipe()
@@ -149,17 +148,17 @@ class Workers:
         try:
             pid = os.fork()
             if pid == 0:
-                self._be(worker, reading, writing, before)
+                os.close(reading)
+                self._be(worker, writing, before)
         except OSError:
             os.close(reading)
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(writing)
-        worker.pid, worker.started_at = pid, time.monotonic()
-        return reading
+        worker.pid, worker.ready, worker.serves, worker.started_at = pid, reading, False, time.monotonic()
 
-    def _be(self, worker: _Worker, reading: int, writing: int, mask: Iterable[int]) -> NoReturn:
+    def _be(self, worker: _Worker, writing: int, mask: Iterable[int]) -> NoReturn:
         """In the new process: serve, and leave by the shortest way, for nothing of the parent's is to be undone."""
         exit_code = 1
         try:
@@ -170,8 +169,9 @@ class Workers:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until its loop hears it: the start reads all files anyway
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.setpgid(0, 0)  # Ctrl-C is told by the parent, once
-            os.close(reading)
             os.close(self._parent[1])
+            for running in (other for other in self._workers if other.pid):
+                os.close(running.ready)
             assert self._wakeup is not None
             for sock in (*self._wakeup, *(each for other in self._workers for each in other.sockets)):
                 if sock not in worker.sockets:
@@ -188,15 +188,20 @@ class Workers:
                 sys.stderr.flush()
             os._exit(exit_code)
 
-    def _wait_for(self, worker: _Worker, ready: int) -> bool:
+    def _wait_for(self, worker: _Worker) -> bool:
         """Wait until the first worker serves; False where it ended, or was told to, before."""
         while worker.pid:
-            if self._heard(None, ready):
-                return os.read(ready, 1) != b"" or self._gone(worker)
+            if self._heard(None, worker.ready):
+                return self._has_served(worker) or self._gone(worker)
             if self._stopping:
                 self._exit_code = self._end()
                 return False
         return False
+
+    def _has_served(self, worker: _Worker) -> bool:
+        """Whether it has said that it serves. Asked when its pipe has something to say, or has ended with it."""
+        worker.serves = worker.serves or (worker.ready >= 0 and os.read(worker.ready, 1) != b"")
+        return worker.serves
 
     def _gone(self, worker: _Worker) -> bool:
         """The pipe ended without a word: so has the worker, or is about to."""
@@ -216,7 +221,7 @@ class Workers:
 
     def _start_or_later(self, worker: _Worker) -> None:
         try:
-            os.close(self._start(worker))
+            self._start(worker)
         except OSError as error:
             worker.failures += 1
             pause = self._pause(worker)
@@ -278,7 +283,13 @@ class Workers:
         worker.failures = 0 if lived >= LIVED_SECONDS else worker.failures + 1
         worker.pid = 0
         pause = self._pause(worker)
-        unborn = self._stopping and code == -signal.SIGTERM  # it was still starting, and serving nobody
+        # Still starting, so serving nobody: told to end before it could hear that, or while it met what keeps it from
+        # serving, as a store that is away. Where that is the first of all, it has said why nobody is served.
+        unborn = self._stopping and (
+            code == -signal.SIGTERM or (code == 2 and self._serving and not self._has_served(worker))
+        )
+        os.close(worker.ready)
+        worker.ready = -1
         self._exit_code = self._exit_code or (0 if unborn else _exit_code(code))
         if self._serving and not self._stopping:
             log.warning("worker_ended", worker=worker.number, code=code, again_in_seconds=pause)

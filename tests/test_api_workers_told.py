@@ -17,7 +17,7 @@ from tests.server_process import PROJECT, eventually, free_port
 from tests.wire import Connection, request_bytes
 
 SERVE = """
-import asyncio, contextlib, errno, os, sys, time
+import asyncio, contextlib, errno, os, signal, sys, time
 from prometheus_client import CollectorRegistry, Counter
 from api import logs, server
 from api.settings import Settings
@@ -26,6 +26,11 @@ from api.workers import Workers
 from tests.serving import Shower
 
 def serve(settings, seat):
+    if os.environ.get("WHO_ENDS_WITH_2") == "starting" and seat.number == 1:
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        print("starting", flush=True)
+        signal.pause()
+        return 2
     print("starting", flush=True)
     time.sleep(float(sys.argv[2]))
     counted = CollectorRegistry()
@@ -36,7 +41,8 @@ def serve(settings, seat):
         with contextlib.suppress(OSError):  # the parent listens to its first worker alone
             os.write(seat.ready, b"1")
         print("serving", flush=True)
-    return server.run(Shower(), settings, sockets=seat.sockets, on_ready=ready)
+    code = server.run(Shower(), settings, sockets=seat.sockets, on_ready=ready)
+    return 2 if os.environ.get("WHO_ENDS_WITH_2") == "serving" and seat.number == 1 else code
 
 def fork(forked=[], fork=os.fork):
     forked.append(True)
@@ -52,9 +58,14 @@ sys.exit(Workers(settings, serve).run())
 
 
 class Told:
-    """The parent of two workers, in a process of its own; the system refuses it some of its forks, counted from 1."""
+    """The parent of two workers, in a process of its own; the system refuses it some of its forks, counted from 1.
 
-    def __init__(self, folder: Path, start_seconds: float = 0.0, *, refused: Sequence[int] = ()) -> None:
+    Where that is said the second worker ends with 2 once it is told to end: while it is `starting`, or `serving`.
+    """
+
+    def __init__(
+        self, folder: Path, start_seconds: float = 0.0, *, refused: Sequence[int] = (), ends_with_2: str = ""
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.said = folder / "said"
@@ -62,7 +73,7 @@ class Told:
             self.parent = subprocess.Popen(
                 [sys.executable, "-c", SERVE, *map(str, (self.port, start_seconds, *refused))],
                 cwd=PROJECT,
-                env={**os.environ, "TMPDIR": str(folder)},
+                env={**os.environ, "TMPDIR": str(folder), "WHO_ENDS_WITH_2": ends_with_2},
                 stdout=said,
                 stderr=said,
             )
@@ -157,6 +168,21 @@ def test_a_hangup_does_no_harm_to_a_worker_that_is_still_starting(tmp_path: Path
         told.wait_for("serving\n", 2)
         assert told.parent.poll() is None
         assert 0 == told.count("event=worker_ended")
+    finally:
+        told.end()
+
+
+@pytest.mark.parametrize(("which", "code"), [("starting", 0), ("serving", 2)])
+def test_what_kept_a_worker_from_serving_is_nothing_once_all_are_told_to_end(
+    tmp_path: Path, which: str, code: int
+) -> None:
+    """The store went away while it was starting: it has served nobody. One that has, and that meets it then, counts."""
+    told = Told(tmp_path, ends_with_2=which)
+    try:
+        told.wait_for("starting\n", 2)
+        told.wait_for("serving\n", 1 if which == "starting" else 2)
+        told.tell(signal.SIGTERM)
+        assert code == told.parent.wait(5)
     finally:
         told.end()
 

@@ -10,6 +10,7 @@ from api.settings import Settings, SettingsError
 from ledger.application import Ledger, Options
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
+from ledger.owner import Owned
 from ledger.randomness import system_randomness
 from ledger.recorders.errors import StoreError
 from ledger.recorders.sqlite import SQLiteStore
@@ -149,7 +150,12 @@ def _ring(keys_file: Path, database: Database, create: bool) -> KeyRing:
         raise LedgerError(
             f"{keys_file}: there is no key ring here, and {database} works with its own alone: put it back"
         )
-    return KeyRing.create(keys_file)
+    try:
+        return KeyRing.create(keys_file)
+    except LedgerError:
+        if keys_file.exists():
+            raise Owned(f"{keys_file}: another process has just made it, and makes {database}") from None
+        raise
 
 
 @asynccontextmanager

@@ -5,10 +5,15 @@ import os
 import sqlite3
 import subprocess
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from api.cli import init
+from ledger.keyring import KeyRing
+from ledger.owner import OwnerLock
 from tests.commands import run_here
 from tests.places import DAMAGED_AUTHORITY, Place
 from tests.server_process import program
@@ -56,6 +61,42 @@ def test_init_goes_on_after_a_crash_between_key_ring_and_database(place: Place) 
     assert 0 == place.here("init").returncode
     assert ring == (place.folder / "token-ledger.keys").read_bytes()
     assert [] == asked(place, "grants")["grants"]
+
+
+def test_of_several_inits_at_once_one_makes_the_ledger(place: Place) -> None:
+    """The others find it there: who sets up machines may start one on each."""
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: place.run("init"), range(4)))
+    assert {(0, "")} == {(each.returncode, each.stderr) for each in done}
+    assert any("back up the database together with the key ring" in each.stdout for each in done)
+    assert [] == asked(place, "grants")["grants"]
+
+
+def test_init_waits_for_whoever_has_the_database_open(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a moment; who keeps it is named."""
+    assert 0 == place.here("init").returncode
+    with OwnerLock.take(place.folder / "token-ledger.db") as owner:
+        monkeypatch.setattr(init, "OWNER_SECONDS_MAX", 0.1)
+        refused = place.here("init")
+        assert (2, True) == (refused.returncode, "already has the database open" in refused.stderr)
+        monkeypatch.undo()
+        monkeypatch.setattr(time, "sleep", lambda _: owner.release())
+        assert 2 == place.here("init").stdout.count("there already, unchanged")
+
+
+def test_init_takes_the_key_ring_of_another_that_was_quicker(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It found none, and then there was one: never two rings for one database."""
+    create = KeyRing.create
+
+    def late(path: Path) -> KeyRing:
+        create(path)
+        return create(path)
+
+    monkeypatch.setattr(KeyRing, "create", late)
+    done = place.here("init")
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "token-ledger.keys: there already, unchanged\n" in done.stdout
+    assert 0 == place.here("grants").returncode
 
 
 def test_a_whole_day_without_a_server(known: Place) -> None:

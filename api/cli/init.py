@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
@@ -10,6 +12,21 @@ from api.cli.options import settings_option
 from api.cli.output import Failed, say
 from api.local import connect, socket_path
 from api.settings import Settings
+from ledger.owner import Owned
+
+if TYPE_CHECKING:
+    from api.wiring import Database
+
+OWNER_SECONDS_MAX: Final = 2.0
+"""How long it waits for another that makes the same ledger, or has it for a moment."""
+
+
+class _Made(NamedTuple):
+    """What was not there before, and what the ledger lacks to serve."""
+
+    ring: bool
+    database: bool
+    lacking: str | None
 
 
 @click.command("init")
@@ -19,28 +36,42 @@ def init(settings: Settings) -> None:
 
     On PostgreSQL it also makes the functions of this release: run it once more with each new one.
     """
-    from api.wiring import Database, open_ledger
+    from api.wiring import Database
 
     database = Database(settings)
-    ring_is_new, database_is_new = not settings.keys_file.exists(), database.is_new()
     logs.configure("warning", settings.log_format, sys.stderr)
-    lacking: str | None = None
+    until = time.monotonic() + OWNER_SECONDS_MAX
+    while True:
+        try:
+            made = _made(settings, database)
+            break
+        except Owned:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+    name = f"database {database}" if settings.sqlite_path is not None else str(database)
+    kept = "there already, unchanged"
+    say(f"key ring {settings.keys_file}: {'created' if made.ring else kept}")
+    functions = "" if settings.sqlite_path is not None else "; its functions are those of this release"
+    say(f"{name}: {'created' if made.database else kept + functions}")
+    if made.ring or made.database:  # of two that made them together each may have made one
+        say("back up the database together with the key ring, never one without the other")
+    if made.lacking is not None:
+        raise Failed(f"{database}: {made.lacking}", 2)
+
+
+def _made(settings: Settings, database: "Database") -> _Made:
+    """Make what is not there. Raises Owned where somebody else has the ledger open, or is making it."""
+    from api.wiring import open_ledger
+
+    ring_is_new, database_is_new = not settings.keys_file.exists(), database.is_new()
     running = None if settings.sqlite_path is None else connect(socket_path(settings.sqlite_path))
     if running is not None:
         running.close()
-    else:
+        return _Made(ring_is_new, database_is_new, None)
 
-        async def opened() -> str | None:
-            async with open_ledger(settings, create=True) as ledger:
-                return None if ledger.behind is None else ledger.readiness()
+    async def lacking() -> str | None:
+        async with open_ledger(settings, create=True) as ledger:
+            return None if ledger.behind is None else ledger.readiness()
 
-        lacking = asyncio.run(opened())
-    name = f"database {database}" if settings.sqlite_path is not None else str(database)
-    kept = "there already, unchanged"
-    say(f"key ring {settings.keys_file}: {'created' if ring_is_new else kept}")
-    functions = "" if settings.sqlite_path is not None else "; its functions are those of this release"
-    say(f"{name}: {'created' if database_is_new else kept + functions}")
-    if ring_is_new:
-        say("back up the database together with the key ring, never one without the other")
-    if lacking is not None:
-        raise Failed(f"{database}: {lacking}", 2)
+    return _Made(ring_is_new, database_is_new, asyncio.run(lacking()))

@@ -1,6 +1,7 @@
 """The command `token-ledger`."""
 
 import os
+import resource
 import sys
 
 from api.cli import run
@@ -11,6 +12,7 @@ _STANDARD = ("stdin", "stdout", "stderr")
 def main() -> None:
     """Run the command that the arguments name and end the process with its exit code."""
     fill_standard_streams()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys: commands read them, too
     sys.exit(run(sys.argv[1:]))
 
 

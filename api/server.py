@@ -357,14 +357,13 @@ def protocol_class(parser: Parser) -> Callable[..., Connection]:
 
 
 def _prepare_process() -> None:
-    """As many open files as the system gives, and no core file: it would hold the keys. Raises StartError."""
+    """As many open files as the system gives. Raises StartError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     if wanted < _OPEN_FILES_MIN:
         raise StartError(f"a server needs {_OPEN_FILES_MIN} open files at least, and may have {wanted} (ulimit -n)")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -49,6 +49,22 @@ def test_a_command_without_standard_streams_does_what_it_says(made: Place, close
     assert 1 == len(json.loads(made.here("grants", "--json").stdout)["grants"])
 
 
+LIMITED = """
+import resource
+from api import __main__
+most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+__main__.run = lambda arguments: print(resource.getrlimit(resource.RLIMIT_CORE))
+__main__.main()
+"""
+
+
+def test_no_process_leaves_a_core_file() -> None:
+    """It would hold the keys: a command that works on the store alone reads the ring, too."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=PROJECT, capture_output=True, timeout=30, check=False)
+    assert (0, b"(0, 0)\n", b"") == (done.returncode, done.stdout, done.stderr)
+
+
 HUNG_UP = """
 import os, signal
 from api import serving

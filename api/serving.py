@@ -11,7 +11,7 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -82,7 +82,8 @@ class Serving:
     async def _open(self, server: Server) -> None:
         settings = server.settings
         if settings.clients_file is not None:
-            self._clients = clients_file.load(settings.clients_file)
+            with self._clients_file_may_be_wrong():
+                self._clients = clients_file.load(settings.clients_file)
         # On SQLite this does what `init` does; tables of PostgreSQL are made by `init` alone.
         new = settings.sqlite_path is not None and is_new(settings.sqlite_path)
         ledger = await self._opened.enter_async_context(
@@ -127,12 +128,24 @@ class Serving:
     async def _begin(self, ledger: Ledger) -> None:
         """Let the clients file rule, and record that a server began."""
         if self._clients is not None:
-            await self._apply(ledger, self._clients)
+            with self._clients_file_may_be_wrong():
+                await self._apply(ledger, self._clients)
         await ledger.started()
         self._opened.push_async_callback(ledger.stopped)
         if self._settings.archive_after_days is not None:
             archiver = Archiver(ledger, self._settings)
             await self._opened.enter_async_context(archiver.from_time_to_time())
+
+    @contextlib.contextmanager
+    def _clients_file_may_be_wrong(self) -> Iterator[None]:
+        """A worker that follows another, or comes beside one, serves by what the store holds, as after a SIGHUP: else
+        a mistake in the file, which harms nobody until then, would cost one worker after the other."""
+        try:
+            yield
+        except LedgerError as error:
+            if self._seat is None or not self._seat.has_served:
+                raise
+            log.error("clients_file_not_applied", why=str(error))
 
     async def _begin_after_restore(self, ledger: Ledger) -> None:
         """Wait until the loss is acknowledged: what is recorded before would stand at positions already given away."""

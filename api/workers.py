@@ -51,7 +51,7 @@ log = Log("api.workers")
 
 class Seat(NamedTuple):
     """What a worker is given: its sockets, where figures are shared, how failures are told, a pipe to say that it
-    serves, and one that ends with the parent."""
+    serves, one that ends with the parent, and whether the server has served before this worker."""
 
     number: int
     sockets: list[socket.socket]
@@ -59,6 +59,7 @@ class Seat(NamedTuple):
     failures: Failures
     ready: int
     parent: int
+    has_served: bool
 
 
 Serve = Callable[[Settings, Seat], int]
@@ -178,7 +179,7 @@ class Workers:
                     sock.close()
             told = [telling for number, (_, telling) in enumerate(self._failures) if number != worker.number]
             failures = Failures(self._failures[worker.number][0], told)
-            seat = Seat(worker.number, worker.sockets, self._folder, failures, writing, self._parent[0])
+            seat = Seat(worker.number, worker.sockets, self._folder, failures, writing, self._parent[0], self._serving)
             exit_code = self._serve(self._settings, seat)
         except BaseException:
             traceback.print_exc()

@@ -35,6 +35,10 @@ class Together(Server):
         """Whether two workers listen: each has a line in the log that says so."""
         return len(self.workers()) == 2 and self.log().count(" event=serving ") >= 2
 
+    def serving(self, number: int) -> None:
+        """Wait until so many have said, over time, that they serve."""
+        eventually(lambda: self.log().count(" event=serving ") >= number, what=f"worker {number}")
+
     def over_each(self, ask: Callable[["Together"], Answer], times: int = 12) -> set[tuple[int, str]]:
         """Ask over so many connections that both workers have answered; every answer's status and error."""
         answers = [ask(self) for _ in range(times)]
@@ -159,6 +163,33 @@ def test_who_comes_is_served_while_a_worker_cannot_be_started_again(
         postgres.let_in(postgres_url, who_comes=True)
     eventually(lambda: together.log().count(" event=serving ") >= 3, within_seconds=20.0, what="the next")
     assert {200} == {together.health("/readyz", timeout_seconds=1.0) for _ in range(24)}
+
+
+@pytest.mark.parametrize(
+    ("clients", "why"),
+    [(clients_toml(more='[[client]]\nid = "new"\ncolour = "red"\n'), "colour"), ("serial = 1", "serial")],
+)
+def test_a_clients_file_that_is_wrong_costs_no_worker(together: Together, clients: str, why: str) -> None:
+    """Whoever follows one that was killed serves by what the store holds, and says so; also where both were. Only the
+    server as a whole does not start on it."""
+    together.hangup("serial = 2\n" + clients_toml())
+    eventually(lambda: together.log().count('event=reloaded what="key ring"') == 2, what="two reloads")
+    together.hangup(clients)
+    eventually(lambda: together.log().count("event=reload_failed") == 2, what="two that did not take it")
+    for number in (1, 2):
+        serving = together.log().count(" event=serving ") + number
+        for pid in together.workers()[:number]:
+            os.kill(pid, signal.SIGKILL)
+        together.serving(serving)
+        assert {200} == {together.health("/readyz") for _ in range(12)}
+        assert 200 == together.refresh("www", together.issue().refresh_token).status
+    said = [line for line in together.log().splitlines() if "event=clients_file_not_applied" in line]
+    assert 3 == len(said)
+    assert all("level=error" in line and "clients.toml: " in line and why in line for line in said)
+    assert 0 == together.terminate()
+    done = together.command("serve")
+    assert (2, 1) == (done.returncode, done.stderr.count(b"\n"))
+    assert why.encode() in done.stderr
 
 
 def test_workers_go_on_when_a_command_has_acknowledged_a_restore(together: Together) -> None:

@@ -28,6 +28,11 @@ class ServerView(Protocol):
         """What was refused or closed on the connections' level; names from a closed list."""
         ...
 
+    @property
+    def certificate_expires_at(self) -> int | None:
+        """When its certificate runs out, in seconds since 1970; None without TLS."""
+        ...
+
 
 class Health:
     """The endpoints."""
@@ -96,3 +101,6 @@ def ledger_families(ledger: Ledger, server: ServerView | None) -> Iterable[Metri
             ("why",),
             {(why,): count for why, count in server.counts.items()},
         )
+        if (expires_at := server.certificate_expires_at) is not None:
+            text = "When the server's certificate runs out, in seconds since 1970."
+            yield gauge("tls_certificate_expires_timestamp_seconds", text, expires_at)

@@ -112,6 +112,11 @@ class Server:
         """How many connections are open."""
         return len(self._state.connections)
 
+    @property
+    def certificate_expires_at(self) -> int | None:
+        """When the certificate runs out that is shown now, in seconds since 1970; None without TLS."""
+        return None if self.acceptor.tls is None else self.acceptor.tls.expires_at
+
     # -- begin ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:

@@ -7,13 +7,17 @@ only ever added while the context serves, and one too many lets somebody in who 
 """
 
 import ssl
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography import x509
+
 from api.certificates import Authorities, ClientCertificates
 from api.logs import Log
 from api.settings import Settings, SettingsError
+from ledger import times
 from ledger.authority import Authority
 from ledger.certificates import registered, thumbprint
 
@@ -21,6 +25,9 @@ log = Log("api.tls")
 
 _CERT: Final = "TOKEN_LEDGER_TLS_CERT"
 _KEY: Final = "TOKEN_LEDGER_TLS_KEY"
+_SOON_SECONDS: Final = 14 * 86_400
+"""So long before the certificate runs out whoever looks after the server is told at a start or reload."""
+
 _MISMATCH: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
 
 
@@ -39,6 +46,8 @@ class Context(ssl.SSLContext):
     def __init__(self, *_: Any) -> None:
         self._newest: ssl.SSLContext | None = None
         self._anchors: set[bytes] = set()
+        self.expires_at: int | None = None
+        """When the newest certificate runs out, in seconds since 1970; None where that cannot be read."""
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
         """Begin a connection: both event loops call this for each."""
@@ -64,6 +73,15 @@ class Context(ssl.SSLContext):
         if self._anchors:
             _trust(newest, self._anchors)
         self._newest = newest
+        self.note_end(settings.tls_cert)
+
+    def note_end(self, certificate: Path) -> None:
+        """Note when a certificate that has just been read runs out. It is shown all the same, and clients refuse it
+        then: let whoever looks after the server know before."""
+        self.expires_at = _end_of(certificate)
+        if self.expires_at is not None and self.expires_at - time.time() < _SOON_SECONDS:
+            expired = self.expires_at < time.time()
+            log.warning("certificate_expires", expires_at=times.text(self.expires_at * times.SECOND), expired=expired)
 
 
 def context_of(settings: Settings) -> Context | None:
@@ -81,6 +99,7 @@ def context_of(settings: Settings) -> Context | None:
         )
     context = Context(ssl.PROTOCOL_TLS_SERVER)
     _equip(context, settings.tls_cert, settings.tls_key)
+    context.note_end(settings.tls_cert)
     if settings.tls_client_ca is not None:
         context.trust(Authorities.load(settings.tls_client_ca).der)
     return context
@@ -146,6 +165,14 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         name, file = (_KEY, key) if _holds_certificate(certificate) else (_CERT, certificate)
         what = "private key" if name == _KEY else "certificate"
         raise SettingsError(f"{name}: {file} holds no {what} in PEM that OpenSSL accepts") from None
+
+
+def _end_of(certificate: Path) -> int | None:
+    """When the first certificate of a file runs out, which is the server's own."""
+    try:
+        return int(x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp())
+    except (OSError, ValueError):  # OpenSSL has read it, and reads more than `cryptography`
+        return None
 
 
 def _check_readable(name: str, file: Path) -> None:

@@ -25,7 +25,14 @@ SAVE_SECONDS: Final = 1.0
 ENDED: Final = "ended"
 _LIVE: Final = "live-"
 # How the gauges of several processes become one; all others add up.
-_LEAST: Final = frozenset({"token_ledger_ready", "process_start_time_seconds", "process_max_fds"})
+_LEAST: Final = frozenset(
+    {
+        "token_ledger_ready",
+        "token_ledger_tls_certificate_expires_timestamp_seconds",
+        "process_start_time_seconds",
+        "process_max_fds",
+    }
+)
 _GREATEST: Final = frozenset({"token_ledger_position"})
 _SAME: Final = "info"
 

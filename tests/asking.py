@@ -48,6 +48,15 @@ class Seconds:
         return self.now
 
 
+class Served:
+    """What a server that is asked for its figures tells of itself."""
+
+    def __init__(self, certificate_expires_at: int | None) -> None:
+        self.connections = 1
+        self.counts: Mapping[str, int] = {}
+        self.certificate_expires_at = certificate_expires_at
+
+
 class Asking:
     """One application over one ledger, its clocks, and short ways to ask."""
 
@@ -177,6 +186,7 @@ async def asking(
     *,
     more: str = "",
     settings: Settings | None = None,
+    server: Served | None = None,
     checked: bool = True,
     clock: Clock | None = None,
     seed: int = 1,
@@ -193,7 +203,8 @@ async def asking(
     async with open_ledger(folder, clock=clock, seed=seed, options=options, clients=None) as opened:
         await opened.ledger.operators.apply(wanted.clients, wanted.operators, serial=wanted.serial)
         seconds = Seconds()
-        app = create_app(opened.ledger, settings or Settings(issuer=ISSUER_URL), monotonic=seconds)
+        settings = settings or Settings(issuer=ISSUER_URL)
+        app = create_app(opened.ledger, settings, server=server, monotonic=seconds)
         yield Asking(opened, app, seconds)
     if checked:
         check_ledger(opened.path)

@@ -15,7 +15,7 @@ from api.guides import GUIDES
 from api.openapi import document
 from api.settings import Settings
 from ledger.policy import PRESETS, Policy
-from tests.asking import asking
+from tests.asking import Served, asking
 
 FOLDER = Path(api.__file__).parent / "docs"
 HOUSE = FOLDER.parent.parent
@@ -114,7 +114,7 @@ def test_the_guide_for_running_tells_each_line_of_the_log_that_warns() -> None:
 async def test_guides_name_only_metrics_and_settings_that_there_are(tmp_path: Path) -> None:
     """A rule for an alarm, or a setting, is copied from there."""
     text = "\n".join(file.read_text("utf-8") for file in FOLDER.iterdir())
-    async with asking(tmp_path) as ledger:
+    async with asking(tmp_path, server=Served(0)) as ledger:
         families = set(re.findall(r"^# TYPE (\w+) ", (await ledger.ask("GET", "/metrics")).text, re.MULTILINE))
     metrics = set(re.findall(r"\btoken_ledger_\w+", text))
     assert metrics <= families, metrics - families

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.asking import asking, basic
+from tests.asking import Served, asking, basic
 from tests.serving import logged
 
 
@@ -120,6 +120,16 @@ async def test_no_request_makes_a_label(tmp_path: Path) -> None:
         text = (await ledger.ask("GET", "/metrics")).text
         for word in ("zzz", "ZZZ", '/a"', issued["grant_id"], issued["refresh_token"][-24:], "Secr3t!"):
             assert word not in text
+
+
+async def test_when_the_certificate_runs_out_is_told_where_there_is_one(tmp_path: Path) -> None:
+    """Nothing that is no moment, behind a proxy: an alarm would ring. A certificate read later is told from then on."""
+    name = ("token_ledger_tls_certificate_expires_timestamp_seconds", ())
+    server = Served(None)
+    async with asking(tmp_path, server=server) as ledger:
+        assert name not in await ledger.scraped()
+        server.certificate_expires_at = 1_800_000_000
+        assert 1_800_000_000 == (await ledger.scraped())[name]
 
 
 async def test_the_scraper_gets_the_format_it_asks_for(tmp_path: Path) -> None:

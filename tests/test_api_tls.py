@@ -20,11 +20,12 @@ from api import tls
 from api.certificates import ClientCertificates
 from api.server import Parser
 from api.settings import Settings, SettingsError
+from ledger import times
 from ledger.authority import Authority
 from ledger.clients import Client
 from ledger.clients import Settings as ClientSettings
 from tests.certificates import Party, authority, certificate
-from tests.serving import PARSERS, Running, Shower, check_quiet, check_refused, logged, serving
+from tests.serving import PARSERS, Lines, Running, Shower, check_quiet, check_refused, logged, serving
 from tests.wire import Connection, request_bytes
 
 
@@ -299,6 +300,48 @@ def serial(running: Running, client: ssl.SSLContext) -> int:
         assert isinstance(connection.socket, ssl.SSLSocket)
         certificate: Any = connection.socket.getpeercert()
         return int(certificate["serialNumber"], 16)
+
+
+def end_of(lines: Lines) -> dict[str, Any]:
+    """What the one line about the certificate's end says; it is forgotten then."""
+    found = [record for record in lines.records if record.msg == "certificate_expires"]
+    lines.records.clear()
+    if not found:
+        return {}
+    [record] = found
+    assert logging.WARNING == record.levelno
+    return dict(record.__dict__["fields"])
+
+
+def test_a_certificate_that_runs_out_soon_is_a_warning_and_shown_all_the_same(files: Files) -> None:
+    """From two weeks before, at the start and at each reload; the moment is told of the one that is shown now."""
+
+    def written(ends: float) -> int:
+        assert files.settings.tls_cert is not None
+        assert files.settings.tls_key is not None
+        made = certificate("CN=localhost", days=(-2, ends))
+        files.settings.tls_cert.write_text(made.pem + authority(days=(-9, -8)).pem)
+        files.settings.tls_key.write_bytes(made.written(files.settings.tls_cert.parent).read_bytes())
+        return int(made.certificate.not_valid_after_utc.timestamp())
+
+    files.client.check_hostname, files.client.verify_mode = False, ssl.CERT_NONE
+    expected = written(13.9)
+    with logged() as lines, serving(Shower(), settings=files.settings) as running:
+        for ends, warned in (13.9, {"expired": False}), (-1, {"expired": True}), (14.1, None):
+            if ends != 13.9:
+                expected = written(ends)
+                running.do(running.server.reload())
+            told = end_of(lines)
+            assert expected == running.server.certificate_expires_at
+            assert ({**warned, "expires_at": times.text(expected * times.SECOND)} if warned else {}) == told
+            with running.connect(tls=files.client) as connection:
+                assert 200 == connection.exchange(request_bytes("GET", "/a")).status
+        assert files.settings.tls_key is not None
+        files.settings.tls_key.write_text("nothing of the kind")
+        running.do(running.server.reload())
+        assert expected == running.server.certificate_expires_at
+    with serving(Shower()) as plain:
+        assert plain.server.certificate_expires_at is None
 
 
 def serial_of(leaf: trustme.LeafCert) -> int:

@@ -30,6 +30,7 @@ class Figures:
             gauge("ready", "Ready.", self.ready),
             gauge("position", "Position.", self.position),
             gauge("connections", "Open.", 5),
+            gauge("tls_certificate_expires_timestamp_seconds", "Its end.", 1000 + self.counted),
             histogram,
             InfoMetricFamily("token_ledger", "Release.", value={"version": "0.1.0"}),
         ]
@@ -45,7 +46,8 @@ def lines(of: Shared) -> set[str]:
 
 
 def test_counters_add_up_and_gauges_as_they_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums; but ready where all are, the position of who is furthest, one release. Own figures are of this moment."""
+    """Sums; but ready where all are, the position of who is furthest, one release, the certificate that ends first. Own
+    figures are of this moment."""
     mine = Figures(0, position=7)
     one = shared(tmp_path, 1, mine, monkeypatch)
     shared(tmp_path, 2, Figures(4, ready=0, position=9), monkeypatch).save()
@@ -57,6 +59,7 @@ def test_counters_add_up_and_gauges_as_they_mean(tmp_path: Path, monkeypatch: py
         "token_ledger_ready 0.0",
         "token_ledger_position 9.0",
         "token_ledger_connections 10.0",
+        "token_ledger_tls_certificate_expires_timestamp_seconds 1003.0",
         'token_ledger_seconds_bucket{le="0.1"} 7.0',
         'token_ledger_seconds_bucket{le="+Inf"} 9.0',
         "token_ledger_seconds_count 9.0",

@@ -51,7 +51,7 @@ class LogEnd:
         known = [each for each in (self._head, self._lost_file.read()) if each is not None]
         self.position, self._at = self._read_end(reads)
         self._lost = _last_of(each for each in known if _lacks(reads, self.position, each))
-        self._written = 0
+        self._written = (head_file, 0)
 
     def _read_end(self, reads: Reads) -> tuple[int, str]:
         position = self._end()
@@ -63,7 +63,7 @@ class LogEnd:
         lost = self._lost
         if lost is not None:
             self.behind = lost
-            self._written = lost.position  # it was read from there
+            self._written = (self._lost_file, lost.position)  # it was read from there, or from the head file
             fields = {"log": self.position, "head_file": lost.position, "lost_at": times.text(lost.at)}
             log.error("log_behind_head_file", extra={"fields": fields})
             return
@@ -137,16 +137,16 @@ class LogEnd:
         """Bring the head file up to date, unless somebody else on this machine has acknowledged more. Where the log
         lacks what was acknowledged say that beside it, so that the next start knows. Raises LedgerError."""
         known = self.behind or Acknowledged(self.position, times.micros(self._at))
-        if known.position == self._written:
-            return
         file = self._head_file if self.behind is None else self._lost_file
+        if (file, known.position) == self._written:  # what is lost may stand in the head file, which others write over
+            return
         try:
             there = file.read()
         except LedgerError:  # damaged since: written anew
             there = None
         if there is None or there.position < known.position:
             file.write(known.position, known.at)
-        self._written = known.position
+        self._written = (file, known.position)
 
 
 def _last_of(known: Iterable[Acknowledged]) -> Acknowledged | None:

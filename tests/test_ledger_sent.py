@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,11 +62,35 @@ async def begun(tmp_path: Path, left: list[Exception | None]) -> AsyncIterator[B
         yield Begun(opened, answer)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop waits as long as it takes, however busy the machine is."""
+    monkeypatch.setattr(Sent.leave, "__defaults__", (3600.0,))
+
+
 def slow(opened: Opened, seconds: float) -> None:
     """Let the function that writes refreshes take its time from now on, once all is written."""
+    at_its_end(opened, f"PERFORM pg_sleep({seconds});")
+
+
+@contextmanager
+def held(opened: Opened) -> Iterator[Callable[[], None]]:
+    """Let the function sleep, once all is written, until this is called, or the block ends."""
+    here = "(SELECT oid FROM pg_database WHERE datname = current_database())"
+    is_held = (
+        f"EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 7 AND objid = 7 AND database = {here})"
+    )
+    at_its_end(opened, f"WHILE {is_held} LOOP PERFORM pg_sleep(0.02); END LOOP;")
+    with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(7, 7)")
+        yield connection.close
+
+
+def at_its_end(opened: Opened, statements: str) -> None:
+    """Let the function that writes refreshes do this from now on, once all is written."""
     function = postgres_refresh.function()
     assert 1 == function.count(WRITTEN)
-    slower = WRITTEN.replace("END\n", f"  PERFORM pg_sleep({seconds});\nEND\n")
+    slower = WRITTEN.replace("END\n", f"  {statements}\nEND\n")
     with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
         connection.execute(function.replace(WRITTEN, slower).encode())
 
@@ -87,14 +112,15 @@ async def test_a_plain_refresh_wakes_no_thread(begun: Begun, left: list[Exceptio
     assert [] == left
 
 
+@pytest.mark.usefixtures("patient")
 async def test_nobody_is_answered_before_it_is_durable(begun: Begun, left: list[Exception | None]) -> None:
     """I-02: written and not committed is nothing yet. Here the loop waits."""
     opened, answer = begun
-    slow(opened, PATIENCE_SECONDS / 4)
-    refreshing = asyncio.ensure_future(opened.refresh(answer))
-    await sleeping(opened)
-    assert not refreshing.done()
-    assert 1 == opened.topics(answer).count("token_rotated")
+    with held(opened):
+        refreshing = asyncio.ensure_future(opened.refresh(answer))
+        await sleeping(opened)
+        assert not refreshing.done()
+        assert 1 == opened.topics(answer).count("token_rotated")
     await refreshing
     assert 2 == opened.topics(answer).count("token_rotated")
     assert [] == left
@@ -110,26 +136,30 @@ async def test_what_takes_long_is_left_to_the_thread(begun: Begun, left: list[Ex
     assert 2 == opened.topics(answer).count("token_rotated")
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_connection_that_ends_meanwhile_is_the_threads(begun: Begun, left: list[Exception | None]) -> None:
     """I-11: what became of it is found out, here nothing; it is decided again, and answered once."""
     opened, answer = begun
-    slow(opened, PATIENCE_SECONDS / 2)
-    refreshing = asyncio.ensure_future(opened.refresh(answer))
-    pid = await sleeping(opened)
-    with psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
-        connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    with held(opened), psycopg.connect(url_of(opened.path) or "", autocommit=True) as connection:
+        refreshing = asyncio.ensure_future(opened.refresh(answer))
+        connection.execute("SELECT pg_terminate_backend(%s)", (await sleeping(opened),))
     await refreshing
     assert ["StoreUnreachable"] == [type(problem).__name__ for problem in left]
     assert 2 == opened.topics(answer).count("token_rotated")
 
 
+@pytest.mark.usefixtures("patient")
 async def test_who_ends_while_something_is_sent_waits_for_it(begun: Begun) -> None:
     """Closing answers who is in line, and leaves nothing on its way."""
     opened, answer = begun
-    slow(opened, PATIENCE_SECONDS / 4)
-    refreshing = asyncio.ensure_future(opened.refresh(answer))
-    await sleeping(opened)
-    assert await opened.ledger.commits.close()
+    with held(opened) as let_go:
+        refreshing = asyncio.ensure_future(opened.refresh(answer))
+        await sleeping(opened)
+        closing = asyncio.ensure_future(opened.ledger.commits.close())
+        await asyncio.sleep(0)  # it has begun
+        assert not refreshing.done()
+        let_go()
+        assert await closing
     assert (await refreshing).refresh_token != answer.refresh_token
 
 

@@ -218,3 +218,31 @@ async def test_looking_is_never_kept_waiting_by_the_store(tmp_path: Path) -> Non
         with locked_by_another_process(opened.path):
             assert opened.ledger.readiness() is None
             assert opened.ledger.acknowledged_position == opened.last_position()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM streams WHERE {}",
+        "UPDATE streams SET name = 'subject:x' WHERE {}",
+        "UPDATE streams SET name = 'sudject:x' WHERE {}",
+    ],
+)
+async def test_a_person_who_was_ended_is_not_back_where_their_head_is_gone(tmp_path: Path, damage: str) -> None:
+    """I-06: without it nothing says that they were. A counter that was altered hides nobody, and is no such head."""
+    async with open_ledger(tmp_path) as opened:
+        first = await opened.issue()
+        await opened.ledger.operators.revoke_subject(SECURITY, "alice", None, None)
+        await opened.issue("bob")
+        await opened.ledger.operators.revoke_subject(SECURITY, "bob", None, None)
+    async with open_ledger(tmp_path, seed=2, clients=None) as opened:
+        await opened.refused(first)
+    for change in ("counter + 1", "counter - 1"):
+        assert 1 == alter(opened.path, f"UPDATE control SET counter = {change}")
+        async with open_ledger(tmp_path, seed=3, clients=None):
+            pass
+    ((name, *_), *_) = opened.rows("SELECT name FROM streams WHERE name LIKE 'subject:%'")
+    assert 1 == alter(opened.path, damage.format(f"name = '{name}'"))
+    with pytest.raises(StoreError, match=f"^{name}: there are events that no stream's head speaks of; rebuild puts it"):
+        async with open_ledger(tmp_path, seed=4, clients=None):
+            pass

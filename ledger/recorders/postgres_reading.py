@@ -47,6 +47,23 @@ _HEADLESS = (
     " AND ((SELECT 1 FROM events WHERE stream = n.id AND v % 64 = 1 AND v = 1 LIMIT 1) IS NOT NULL"
     " OR (SELECT 1 FROM archived WHERE stream = n.id LIMIT 1) IS NOT NULL) LIMIT 1"
 )
+# Each event of authority moves the counter by one, so the versions of their heads come to it, of any one moment; and a
+# head that was renamed stands at another key than its name's (`postgres_keys.py`).
+_HEADS_LACK = (
+    "SELECT (SELECT counter FROM control) > coalesce(sum(v), 0) OR coalesce(bool_or(renamed), false) FROM ("  # noqa: S608  # words of ours alone
+    " SELECT v, false AS renamed FROM streams WHERE name = 'keys'"
+    " UNION ALL SELECT v, false FROM streams WHERE name >= 'client:' AND name < 'client;'"
+    " UNION ALL SELECT v, false FROM streams WHERE name >= 'operator:' AND name < 'operator;'"
+    " UNION ALL SELECT v, uuid_send(id) <> set_byte(set_byte(hash, 6, get_byte(hash, 6) & 15 | 128),"
+    " 8, get_byte(hash, 8) & 63 | 128) FROM"
+    f" (SELECT id, v, substr(sha256(convert_to(name, 'UTF8')), 1, 16) AS hash FROM streams WHERE {SUBJECTS}) AS persons"
+    ") AS heads"
+)
+_HEADLESS_PERSONS = (
+    'SELECT person FROM (SELECT stream, substring(body from \'"stream":"(subject:[^"]*)"\') AS person FROM events'
+    " WHERE v % 64 = 1 AND v = 1) AS e LEFT JOIN streams s ON s.id = e.stream"
+    " WHERE person IS NOT NULL AND s.name IS DISTINCT FROM person LIMIT 1"
+)
 _AT_POSITION = "SELECT position, stream, v, back, textsend(body) FROM events WHERE position = $1 AND stream = $2"
 _TOLD = (
     "SELECT e.position, s.name, e.v, e.body FROM events e JOIN streams s ON s.id = e.stream"
@@ -116,6 +133,13 @@ class PostgresReader(StoreReader):
             for (place,) in self._rows(_HEADLESS, (self._keys(names[first : first + STREAMS_AT_ONCE]),)):
                 return names[first + int(place) - 1]
         return None
+
+    def headless_persons(self) -> list[str]:
+        """All events are looked at where heads lack what the control counter counts, or one stands at another's key;
+        else the heads of authority alone."""
+        if self._rows(_HEADS_LACK, ()) != [(True,)]:
+            return []
+        return [name for (name,) in self._rows(_HEADLESS_PERSONS, ())]
 
     def reason(self, event_id: str) -> tuple[bytes, str] | None:
         """The salt and the text of the reason that an event holds a commitment to; None once it was erased."""

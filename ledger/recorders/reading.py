@@ -131,10 +131,10 @@ class StoreReader(ABC):
     def headless(self, names: Sequence[str]) -> str | None:
         """One of these streams, none of a grant, of which the log may have events and has no head."""
 
+    @abstractmethod
     def headless_persons(self) -> list[str]:
-        """A stream of a person of which the log has events and no head of that name, as far as the engine finds one
-        without a look at every stream. Whom such a stream has ended would seem never to have been ended."""
-        return []
+        """A stream of a person of which the log has events and no head of that name. Whom such a stream has ended would
+        seem never to have been ended. To be asked at a start."""
 
     def grants(self, names: Sequence[str]) -> GrantsFound:
         """Many grants in one question, with what is needed to decide on them. Those that do not exist are left out."""

@@ -17,6 +17,7 @@ from ledger import snapshots
 from ledger.bounded import make_room
 from ledger.clients import Client, Operator
 from ledger.commands import ClientRules, EpochEnd, Rules
+from ledger.credentials import Credentials, of_client, of_operator, taken_back
 from ledger.epochs import Epoch, Raise, Subject, first_hit
 from ledger.events import (
     AnyEvent,
@@ -50,13 +51,6 @@ ENDS_IN_MEMORY_MAX = 10_000
 RAISES_IN_MEMORY_MAX = 4_096
 RULES_IN_MEMORY_MAX = 10_000
 PAGE_EVENTS = 1_000
-CREDENTIALS: Final = (
-    "auth", "secret_hashes", "jwks", "jwks_uri", "token_endpoint_auth_signing_alg", "assertion_audience",
-    "tls_client_auth_subject_dn", "tls_client_auth_san_dns", "tls_client_auth_san_uri", "tls_client_auth_san_ip",
-    "tls_client_auth_san_email", "grant_types", "dpop_nonce_required",
-)  # fmt: skip
-"""The settings of a client that say who it is, how it has to show it, and what else is looked at before a request gets
-in line."""
 
 _HEAD: Final = "SELECT name, id, v, position, head, state FROM streams WHERE "
 _NAMED: Final = f"{_HEAD}name IN"
@@ -174,22 +168,21 @@ class Authority:
     def still(self, client: Client) -> bool:
         """Whether a client that was asked for earlier is there, and shows who it is as it did then."""
         now = self.client(client.client_id)
-        return now is client or (now is not None and _shown_by(now) == _shown_by(client))
+        return now is client or (now is not None and of_client(now) == of_client(client))
 
-    def credentials(self) -> dict[str, tuple[object, ...]]:
-        """What authentication goes by, of each client and operator by stream, to be compared with what it was. Whether
-        a client is enabled is left out: whoever decides sees that."""
-        clients = {f"client:{client_id}": _shown_by(client) for client_id, client in self._clients.items()}
-        return clients | {f"operator:{name}": _known_by(each) for name, each in self._operators.items()}
+    def credentials(self) -> dict[str, Credentials]:
+        """What authentication goes by, of each client and operator by stream, to be compared with what it was."""
+        clients = {f"client:{client_id}": of_client(client) for client_id, client in self._clients.items()}
+        return clients | {f"operator:{name}": of_operator(each) for name, each in self._operators.items()}
 
-    def credentials_of(self, stream: str) -> tuple[object, ...] | None:
+    def credentials_of(self, stream: str) -> Credentials | None:
         """As `credentials`, of one; None where there was none yet."""
         kind, _, name = stream.partition(":")
         if kind == "client":
             client = self._clients.get(name)
-            return None if client is None else _shown_by(client)
+            return None if client is None else of_client(client)
         operator = self._operators.get(name) if kind == "operator" else None
-        return None if operator is None else _known_by(operator)
+        return None if operator is None else of_operator(operator)
 
     # ------------------------------------------------------------ rules
 
@@ -423,17 +416,6 @@ class Authority:
         self._raises[event.stream] = [*raises, (self._raises_folded, event)]
 
 
-def taken_back(before: tuple[object, ...], now: tuple[object, ...] | None) -> bool:
-    """Whether somebody who showed what one of `credentials` went by before may not count any more. Another secret or
-    token beside those that were there takes nothing back: that is how they are changed without an outage."""
-    if now is None or (*before[:1], *before[2:]) != (*now[:1], *now[2:]):
-        return True
-    (_, had, *_), (_, has, *_) = before, now
-    assert isinstance(had, tuple)
-    assert isinstance(has, tuple)
-    return not set(had) <= set(has)
-
-
 @contextmanager
 def _for_one_alone(what: str) -> Iterator[None]:
     """Where events of one stream are not what was recorded, are not there any more, or lie where the archive is
@@ -446,14 +428,6 @@ def _for_one_alone(what: str) -> Iterator[None]:
         raise Forgotten(str(error)) from None
     except (ArchiveDamaged, HistoryBroken) as error:
         raise Unavailable(str(error)) from None
-
-
-def _shown_by(client: Client) -> tuple[object, ...]:
-    return tuple(getattr(client.settings, name) for name in CREDENTIALS)
-
-
-def _known_by(operator: Operator) -> tuple[object, ...]:
-    return operator.enabled, operator.token_hashes, operator.roles, operator.clients
 
 
 def _moved(reads: Reads, above: int) -> list[tuple[str, int, snapshots.Aggregate]]:

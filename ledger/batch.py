@@ -6,7 +6,7 @@ from typing import ClassVar, TypeVar
 import msgspec
 
 from ledger import snapshots
-from ledger.authority import taken_back
+from ledger.credentials import taken_back
 from ledger.events import AnyEvent, decode, linked
 from ledger.grant import Grant
 from ledger.inline import grants_tables

@@ -10,9 +10,10 @@ import msgspec
 
 from ledger import snapshots
 from ledger.answers import Source
-from ledger.authority import Authority, taken_back
+from ledger.authority import Authority
 from ledger.bounded import make_room
 from ledger.commands import AccessToken, Rules
+from ledger.credentials import taken_back
 from ledger.private import PrivateGrant
 from ledger.randomness import Randomness
 from ledger.recorders.rows import Reads, StreamKey

@@ -16,10 +16,10 @@ from api.endpoint import Call
 from api.remote_keys import RemoteKeys
 from api.settings import Settings
 from ledger.answers import TokenAnswer
-from ledger.authority import CREDENTIALS
 from ledger.batch import Batch
 from ledger.client_keys import VerifyingKey, verifying_keys
 from ledger.clients import Client
+from ledger.credentials import CREDENTIALS
 from ledger.refusals import Unavailable
 from tests.asking import ASKED, HOME, ISSUER_URL, Asking, Seconds, asking, bearer
 from tests.asking_with_proofs import shown
@@ -302,7 +302,7 @@ async def test_a_setting_that_no_node_would_ask_anew_for_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     """The broken twin of the test above."""
-    monkeypatch.setattr("ledger.authority.CREDENTIALS", tuple(name for name in CREDENTIALS if name != cut))
+    monkeypatch.setattr("ledger.credentials.CREDENTIALS", tuple(name for name in CREDENTIALS if name != cut))
     status, _ = await _cut_elsewhere(tmp_path, cut)
     assert 200 == status
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger import times
-from ledger.authority import Authority, taken_back
+from ledger.authority import Authority
 from ledger.batch import Batch
 from ledger.clients import Operator
+from ledger.credentials import taken_back
 from ledger.epochs import Epoch
 from ledger.events import AnyEvent
 from ledger.recorders.rows import Reads

@@ -181,6 +181,21 @@ def _has_null(value: Json) -> bool:
 
 
 @asynccontextmanager
+async def asking_two(folder: Path) -> AsyncIterator[tuple[Asking, Asking]]:
+    """Two applications over one store that nobody is registered in, as two nodes have them."""
+    clock, options = Clock(), msgspec.structs.replace(OPTIONS, issuer=ISSUER_URL)
+    async with (
+        open_ledger(folder, clock=clock, options=options, clients=None) as one,
+        open_ledger(folder, clock=clock, seed=2, options=options, clients=None) as other,
+    ):
+        here, there = (
+            Asking(each, create_app(each.ledger, Settings(issuer=ISSUER_URL), monotonic=Seconds()), Seconds())
+            for each in (one, other)
+        )
+        yield here, there
+
+
+@asynccontextmanager
 async def asking(
     folder: Path,
     *,

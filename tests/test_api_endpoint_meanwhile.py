@@ -21,10 +21,10 @@ from ledger.client_keys import VerifyingKey, verifying_keys
 from ledger.clients import Client
 from ledger.credentials import CREDENTIALS
 from ledger.refusals import Unavailable
-from tests.asking import ASKED, HOME, ISSUER_URL, Asking, Seconds, asking, bearer
+from tests.asking import ASKED, HOME, ISSUER_URL, Asking, asking, asking_two, bearer
 from tests.asking_with_proofs import shown
 from tests.assertions import NOW
-from tests.ledgers import OPERATORS, OPTIONS, SECURITY, Clock, client, open_ledger
+from tests.ledgers import OPERATORS, SECURITY, client, open_ledger
 from tests.servers import FIXTURES
 from tests.signers import Signer, derived_key
 
@@ -265,18 +265,10 @@ CUTS = {
 async def _cut_elsewhere(folder: Path, cut: str) -> tuple[int, str]:
     """Cut it on one node, ask the other, which has heard nothing yet, twice: the first status, the second's error."""
     before, after, _ = CUTS[cut]
-    clock, options = Clock(), msgspec.structs.replace(OPTIONS, issuer=ISSUER_URL)
-    async with (
-        open_ledger(folder, clock=clock, options=options, clients=None) as one,
-        open_ledger(folder, clock=clock, seed=2, options=options, clients=None) as other,
-    ):
-        here, there = (
-            Asking(each, create_app(each.ledger, Settings(issuer=ISSUER_URL), monotonic=Seconds()), Seconds())
-            for each in (one, other)
-        )
+    async with asking_two(folder) as (here, there):
         await apply(here, before)
         issued = await here.issue("x")
-        assert await other.ledger.introspect(SECURITY, issued["access_token"])
+        assert await there.ledger.introspect(SECURITY, issued["access_token"])
         await apply(here, after)
         fields = {
             "grant_type": "refresh_token", "refresh_token": issued["refresh_token"], "client_id": "x",
@@ -312,19 +304,11 @@ async def test_a_setting_that_no_node_would_ask_anew_for_is_caught(
 async def test_a_change_elsewhere_costs_nobody_who_showed_nothing_of_it_an_answer(tmp_path: Path, more: str) -> None:
     """CASES, a secret changed without an outage: the first refresh on a node that has heard nothing yet is served, of
     a client that has one more secret, and of one of which nothing was changed."""
-    clock, options = Clock(), msgspec.structs.replace(OPTIONS, issuer=ISSUER_URL)
-    async with (
-        open_ledger(tmp_path, clock=clock, options=options, clients=None) as one,
-        open_ledger(tmp_path, clock=clock, seed=2, options=options, clients=None) as other,
-    ):
-        here, there = (
-            Asking(each, create_app(each.ledger, Settings(issuer=ISSUER_URL), monotonic=Seconds()), Seconds())
-            for each in (one, other)
-        )
+    async with asking_two(tmp_path) as (here, there):
         oth = '\n[[client]]\nid = "y"\nsecret = "{}"\nscope = "read openid profile"\n'
         await apply(here, ENTRY + oth.format("yy-Secret"))
         issued = await here.issue("x")
-        assert await other.ledger.introspect(SECURITY, issued["access_token"])
+        assert await there.ledger.introspect(SECURITY, issued["access_token"])
         await apply(here, more + oth.format("Changed!"))
         fields = {
             "grant_type": "refresh_token", "refresh_token": issued["refresh_token"], "client_id": "x",

@@ -39,14 +39,17 @@ def test_a_batch_that_failed_leaves_no_trace_in_the_view(house: House) -> None:
         assert house.authority.operator_by_token(house.ring, "two") is None
 
 
+class Broken:
+    """A store of which nothing can be read."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OSError("input/output error")
+
+
 def test_a_view_that_could_not_be_read_whole_stands_for_no_store(house: House) -> None:
     """Half of the clients would pass for all: the counter says that it must be read again."""
     with house.batch() as batch:
         house.register(batch)
-
-    class Broken:
-        def __getattr__(self, name: str) -> Any:
-            raise OSError("input/output error")
 
     with pytest.raises(OSError, match="input/output error"):
         house.authority.reload(Broken(), 1)
@@ -209,10 +212,6 @@ def test_a_view_that_could_not_follow_stands_for_no_store(house: House) -> None:
     """What was read before is left as it is, and is read again: also what this node is yet to hear of."""
     with house.batch() as batch:
         house.register(batch)
-
-    class Broken:
-        def __getattr__(self, name: str) -> Any:
-            raise OSError("input/output error")
 
     with pytest.raises(OSError, match="input/output error"):
         house.authority.follow(Broken(), house.authority.control + 1)

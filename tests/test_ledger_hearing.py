@@ -5,20 +5,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import psycopg
 import pytest
 
 from api import clients_file
-from api.app import create_app
-from api.settings import Settings
 from ledger import hearing
 from ledger.application import Ledger
 from ledger.recorders.postgres_schema import LOCK
-from tests.asking import ASKED, ISSUER_URL, Asking, Seconds
+from tests.asking import ASKED, ISSUER_URL, Asking, asking_two
 from tests.assertions import NOW
 from tests.engines import url_of
-from tests.ledgers import OPTIONS, SECURITY, Clock, open_ledger
+from tests.ledgers import SECURITY
 from tests.servers import FIXTURES
 from tests.signers import Signer, derived_key
 
@@ -31,18 +28,10 @@ KIOSK = '\n[[operator]]\nname = "kiosk"\ntoken = "kiosk-token-6cc1"\nroles = ["i
 
 @asynccontextmanager
 async def two_servers(folder: Path) -> AsyncIterator[tuple[Asking, Asking]]:
-    """Two nodes of one store that hear of each other by nothing but their batches."""
-    clock, options = Clock(), msgspec.structs.replace(OPTIONS, issuer=ISSUER_URL)
-    async with (
-        open_ledger(folder, clock=clock, options=options, clients=None) as one,
-        open_ledger(folder, clock=clock, seed=2, options=options, clients=None) as other,
-    ):
-        here, there = (
-            Asking(each, create_app(each.ledger, Settings(issuer=ISSUER_URL), monotonic=Seconds()), Seconds())
-            for each in (one, other)
-        )
+    """Two nodes of one store, both of which know of the clients of the transcripts."""
+    async with asking_two(folder) as (here, there):
         await apply(here, "")
-        await other.ledger.introspect(SECURITY, (await here.issue("www"))["access_token"])  # it has heard of the others
+        await there.ledger.introspect(SECURITY, (await here.issue("www"))["access_token"])
         yield here, there
 
 

@@ -96,6 +96,28 @@ async def test_a_store_that_fails_midway_is_told_in_the_last_line(
         assert "no room left on the disk" in told["error_description"]
 
 
+async def test_what_was_found_is_the_last_line_however_soon_the_thread_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it has ended before anybody waits, as it may from Python 3.14 on, its progress waits for the loop still."""
+
+    def short(readers: Any, inline: Any, apply_heal: Any, progress: Any, lookup: Any, at: Any) -> Rebuilt:
+        progress(2, 2)
+        return NOTHING
+
+    async def ended_already(work: Any) -> Any:
+        return work()
+
+    monkeypatch.setattr(rebuilding, "rebuild", short)
+    async with asking(tmp_path) as ledger:
+        sent: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "to_thread", ended_already)
+            await _sent(Rebuilding(ledger.ledger).start(), sent)
+    told = [json.loads(each["body"]) for each in sent[1:-1]]
+    assert [{"done": 2, "total": 2}, True] == [told[0], told[1]["healed"]]
+
+
 async def test_refreshes_go_on_beside_a_rebuild_that_heals(tmp_path: Path) -> None:
     """Healing takes its turns between batches, and whoever refreshes meanwhile notices nothing."""
     async with asking(tmp_path) as ledger:

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -144,7 +145,7 @@ def found_after_a_crash(log_of: Path, database: Path, tmp_path: Path) -> list[tu
     lost = tmp_path / "lost.db"
     shutil.copy(database, lost)
     shutil.copy(f"{log_of}-wal", f"{lost}-wal")
-    with sqlite3.connect(lost) as connection:
+    with closing(sqlite3.connect(lost)) as connection:
         return connection.execute("SELECT position, body FROM events ORDER BY position").fetchall()
 
 

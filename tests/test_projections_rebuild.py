@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -41,6 +41,9 @@ class Copied:
         self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._segments = Segments(folder_of(path))
         self._ring = KeyRing.load(path.with_name("ledger.keys"))
+
+    def close(self) -> None:
+        self.connection.close()
 
     def lookup(self, subject: str) -> bytes:
         return subject_lookup(self._ring, subject)
@@ -101,11 +104,12 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(past: Path, tmp_path: Path) -> Copied:
+def copied(past: Path, tmp_path: Path) -> Iterator[Copied]:
     """That past, a copy for each test."""
     shutil.copy(past, tmp_path / "copy.db")
     shutil.copy(past.with_name("ledger.keys"), tmp_path)
-    return Copied(tmp_path / "copy.db")
+    with closing(Copied(tmp_path / "copy.db")) as made:
+        yield made
 
 
 def named(found: Rebuilt) -> set[tuple[str, str]]:

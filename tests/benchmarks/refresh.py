@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -121,7 +121,7 @@ def pid_of(server: Server) -> int:
 
 
 def events_in(folder: Path) -> int:
-    with sqlite3.connect(f"file:{folder}/token-ledger.db?mode=ro", uri=True) as database:
+    with closing(sqlite3.connect(f"file:{folder}/token-ledger.db?mode=ro", uri=True)) as database:
         return int(database.execute("SELECT count(*) FROM events").fetchone()[0])
 
 

@@ -51,7 +51,7 @@ class Rebuilding:
         self._running = True
         work = _Work(self._ledger, asyncio.get_running_loop(), tell)
         try:
-            await asyncio.to_thread(work.run)
+            tell(await asyncio.to_thread(work.run))
         finally:
             work.broken_off = True
             self._running = False
@@ -98,12 +98,7 @@ class _Work:
         self._tell = tell
         self._told_at = 0.0
 
-    def run(self) -> None:
-        """Rebuild, and tell what was found on the way that progress takes: a thread's answer may arrive before what it
-        has told."""
-        self._loop.call_soon_threadsafe(self._tell, self._found())
-
-    def _found(self) -> Any:
+    def run(self) -> Any:
         store = self._ledger.store
         try:
             at = self._ledger.memory.clock()

@@ -5,7 +5,6 @@ An error is one line on standard error.
 """
 
 import importlib
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from api.cli.output import Failed, say_error
+from api.cli.output import Failed, say_error, silence
 from api.settings import SettingsError
 from ledger.refusals import LedgerError
 
@@ -97,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(end, SystemExit) and not end.code:  # it has completed a command line for a shell
             return 0
         # Whoever read our output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 141
     except OSError as error:  # the system's doing: no room or no place to write, no file to be opened any more
         return say_error(f"{error.strerror or type(error).__name__} (at {_place(error)})", 2)

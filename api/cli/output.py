@@ -3,12 +3,11 @@
 Whatever others sent is escaped before it is printed, so that one fact stays on one line and no terminal obeys it.
 """
 
-import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from api.logs import one_line, without_secrets
 
@@ -37,9 +36,17 @@ class Failed(Exception):
 
 def say_error(message: str, exit_code: int) -> int:
     """Print one line on standard error, no token in it; return the exit code."""
-    with contextlib.suppress(OSError):  # nobody reads it any more: what happened is the code's to say
+    try:
         print(f"token-ledger: {one_line(without_secrets(message))}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it any more: what happened is the code's to say
+        silence(sys.stderr)
     return exit_code
+
+
+def silence(stream: TextIO) -> None:
+    """Let what this stream still holds go nowhere: Python tries again at the end, and would end with a code of its
+    own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(text: str = "") -> None:

@@ -51,7 +51,9 @@ class Rebuilding:
         self._running = True
         work = _Work(self._ledger, asyncio.get_running_loop(), tell)
         try:
-            tell(await asyncio.to_thread(work.run))
+            found = await asyncio.to_thread(work.run)
+            await asyncio.sleep(0)  # a thread that has ended by now is not waited for: let what it told come first
+            tell(found)
         finally:
             work.broken_off = True
             self._running = False

@@ -3,6 +3,7 @@
 import json
 import ssl
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,12 @@ class Ledger:
         return connection
 
     def let_in(self, shown: Party | ssl.SSLContext) -> bool:
-        """Whether the handshake lets a certificate in."""
+        """Whether the handshake lets a certificate in. In a thread of its own: OpenSSL keeps errors by thread, and
+        Python 3.14 lets one that is left over come up where the next connection is used."""
+        with ThreadPoolExecutor(1) as apart:
+            return apart.submit(self._let_in, shown).result()
+
+    def _let_in(self, shown: Party | ssl.SSLContext) -> bool:
         try:
             self.connect(shown).close()
         except (ssl.SSLError, ConnectionError):

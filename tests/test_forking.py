@@ -37,6 +37,7 @@ def shown(server: Server) -> list[str]:
     process = Path(f"/proc/{server.process.pid}")
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
     files = [_link(file) for file in (process / "fd").iterdir()]
+    files = [file for file in files if "/libffi." not in file]  # newer ones open themselves where they are loaded
     kinds = sorted(re.sub(r"\d+", "n", file.replace(str(server.folder), "here")) for file in files if file)
     folder = _link(process / "cwd").replace(str(server.folder), "here")
     lasting = [f"{name} {status[name]}" for name in LASTING]

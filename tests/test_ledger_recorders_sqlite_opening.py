@@ -175,7 +175,9 @@ def test_a_database_that_another_program_holds_is_refused(database: Path) -> Non
     store.close()
     with locked_by_another_process(database):
         assert "the database is locked by another program; stop it first" in refusal(database)
-    assert SQLiteStore(database, INLINE).open(RING) is False
+    again = SQLiteStore(database, INLINE)
+    assert again.open(RING) is False
+    again.close()
 
 
 def test_what_an_earlier_life_left_in_the_log_is_in_the_file_before_serving(database: Path) -> None:

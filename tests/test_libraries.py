@@ -132,7 +132,7 @@ def test_a_lost_answer_costs_nothing(world: World, name: str) -> None:
     lost = world.line.lost
     world.line.lose(lambda: len(world.redemptions(grant_id)) == 1)
     if FACTS[name].lost:
-        assert FACTS[name].lost == thrown_by(library.refresh)[0]
+        assert thrown_by(library.refresh)[0] in FACTS[name].lost.split(" or ")  # by what the system's OpenSSL says
     held = library.refresh()
     assert lost + 1 == world.line.lost
     assert held == library.refresh() or FACTS[name].policy != "stable"

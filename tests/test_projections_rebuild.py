@@ -382,14 +382,14 @@ async def test_a_lowered_serial_is_found(tmp_path: Path) -> None:
         await at.clients("www", "app", serial=3)
         await at.clients("www", serial=7)
         await at.clients("www", serial=9)
-    copied = Copied(tmp_path / "ledger.db")
-    assert [] == copied.rebuild().differences
-    for serial in (8, 7):
-        copied.change("UPDATE control SET serial = ?", serial)
+    with closing(Copied(tmp_path / "ledger.db")) as copied:
         assert [] == copied.rebuild().differences
-    for serial in (6, 3, 0, -1):
-        copied.change("UPDATE control SET serial = ?", serial)
-        assert {"control"} == broken(copied)
+        for serial in (8, 7):
+            copied.change("UPDATE control SET serial = ?", serial)
+            assert [] == copied.rebuild().differences
+        for serial in (6, 3, 0, -1):
+            copied.change("UPDATE control SET serial = ?", serial)
+            assert {"control"} == broken(copied)
 
 
 @pytest.mark.parametrize("position", [2**63 - 1, 2**63 - 2])
@@ -470,17 +470,17 @@ async def test_a_living_grant_without_a_nonce_is_named_and_no_other(tmp_path: Pa
         await at.ledger.operators.erase(OPERATOR, "erased")
         await act(OPERATOR, stopped.grant_id, "suspend", None, None)
         later = at.now
-    copied = Copied(tmp_path / "ledger.db")
-    assert [] == rebuild(copied.reader, INLINE, copied.heal, at=later).differences
-    copied.change(how)
-    for _ in range(2):
-        found = rebuild(copied.reader, INLINE, copied.heal, at=later)
-        names = {(each.table, each.key, each.column, each.problem) for each in found.differences}
-        alive = [("private_grants", f"grant:{each.grant_id}", "nonce") for each in (living, stopped)]
-        assert {(*each, "it is gone, and the grant lives") for each in alive} == names
-        assert (True, False) == (found.history_holds, found.healed)
-    much_later = later + 400 * DAY * SECOND
-    assert [] == rebuild(copied.reader, INLINE, copied.heal, at=much_later).differences
+    with closing(Copied(tmp_path / "ledger.db")) as copied:
+        assert [] == rebuild(copied.reader, INLINE, copied.heal, at=later).differences
+        copied.change(how)
+        for _ in range(2):
+            found = rebuild(copied.reader, INLINE, copied.heal, at=later)
+            names = {(each.table, each.key, each.column, each.problem) for each in found.differences}
+            alive = [("private_grants", f"grant:{each.grant_id}", "nonce") for each in (living, stopped)]
+            assert {(*each, "it is gone, and the grant lives") for each in alive} == names
+            assert (True, False) == (found.history_holds, found.healed)
+        much_later = later + 400 * DAY * SECOND
+        assert [] == rebuild(copied.reader, INLINE, copied.heal, at=much_later).differences
 
 
 # ---------------------------------------------------------------- the file beneath
@@ -602,25 +602,25 @@ async def test_healing_takes_in_what_was_appended_since_the_comparison(tmp_path:
     async with stocked(tmp_path) as at:
         issued = await at.issue()
         tokens = [(await at.refresh(issued.refresh_token)).refresh_token]
-        other = Copied(tmp_path / "ledger.db")
-        other.change("UPDATE current_tokens_v1 SET scope = 'x', issued_by = 'nobody'")
-        other.change("UPDATE streams SET generation = 99 WHERE name LIKE 'grant:%'")
-        other.change("DELETE FROM reuse_incidents_v1")
+        with closing(Copied(tmp_path / "ledger.db")) as other:
+            other.change("UPDATE current_tokens_v1 SET scope = 'x', issued_by = 'nobody'")
+            other.change("UPDATE streams SET generation = 99 WHERE name LIKE 'grant:%'")
+            other.change("DELETE FROM reuse_incidents_v1")
 
-        async def serve_on() -> None:
-            tokens.append((await at.refresh(tokens[-1], scope=("read",))).refresh_token)
-            await at.refresh(tokens[-2], source=ELSEWHERE)
+            async def serve_on() -> None:
+                tokens.append((await at.refresh(tokens[-1], scope=("read",))).refresh_token)
+                await at.refresh(tokens[-2], source=ELSEWHERE)
 
-        found = await rebuilt(at, serve_on)
-        assert (3, True) == (found.difference_count, found.healed)
-        rows = (
-            "SELECT s.generation, t.scope, t.issued_by FROM current_tokens_v1 t"
-            " JOIN streams s ON s.name = 'grant:' || t.grant_id"
-        )
-        assert [(2, "read", "operator:login-app")] == other.rows(rows)
-        again = await rebuilt(at, serve_on)
-        assert ([], True) == (again.differences, again.healed)
-        await at.refresh(tokens[-1])
+            found = await rebuilt(at, serve_on)
+            assert (3, True) == (found.difference_count, found.healed)
+            rows = (
+                "SELECT s.generation, t.scope, t.issued_by FROM current_tokens_v1 t"
+                " JOIN streams s ON s.name = 'grant:' || t.grant_id"
+            )
+            assert [(2, "read", "operator:login-app")] == other.rows(rows)
+            again = await rebuilt(at, serve_on)
+            assert ([], True) == (again.differences, again.healed)
+            await at.refresh(tokens[-1])
 
 
 async def test_a_rebuild_beside_refreshes_finds_nothing_that_is_not_there(tmp_path: Path) -> None:

@@ -154,3 +154,8 @@ int unlink(const char *path) {
     }
 NAMES(rename, 'R')
 NAMES(link, 'L')
+
+int linkat(int from_folder, const char *from, int to_folder, const char *to, int flags) { /* Python 3.14's */
+    if (from_folder == AT_FDCWD && to_folder == AT_FDCWD) return link(from, to);
+    return REAL(linkat)(from_folder, from, to_folder, to, flags);
+}

@@ -104,15 +104,16 @@ def test_latency_is_told_beside_its_parts(
     copies = on_sqlite(tmp_path) if store == "sqlite" else on_postgres(tmp_path, request.getfixturevalue("postgres"))
     before = copies.count("twin")
     (found,) = measure(copies, 1, 0.1, 5)
-    assert before + 2 * (2 * 5) == copies.count("twin"), "one round is not counted"
-    assert min(found.refresh, found.request, found.transaction) > 0
+    assert before + 2 * 2 * (2 * 5) == copies.count("twin"), "alone and by requests; one round is not counted"
+    assert min(found.refresh, found.request, found.transaction, found.in_one) > 0
 
 
 def test_the_ratio_is_to_both_parts_together() -> None:
-    """By hand: 1.5 ms beside 0.4 and 0.6."""
-    told = line("SQLite", [Round(refresh=1.5, request=0.4, transaction=0.6)])
+    """By hand: 1.5 ms beside 0.4 and 0.6, and beside 1.2 where one process does both."""
+    told = line("SQLite", [Round(refresh=1.5, request=0.4, transaction=0.6, in_one=1.2)])
     assert told.endswith(
-        "refresh 1.500 ms, bare request 0.400 ms, transaction 0.600 ms: 1.50 [1.50–1.50] of the two together"
+        "refresh 1.500 ms, bare request 0.400 ms, transaction 0.600 ms: 1.50 [1.50–1.50] of the two together;"
+        " in one process 1.200 ms: 1.25 [1.25–1.25]"
     )
 
 

@@ -7,7 +7,9 @@ request takes, as it does between two refreshes: a disk that is never left alone
 while one copy of a store is refreshed, and written into another. Where there are two cores, servers and transactions
 run on the first, client and PostgreSQL on the second.
 
-Quote the ratio of the first to the sum of the other two. After each run the store must hold two events for each answer.
+Quote the ratio of the first to the sum of the other two. How much of it is only that one process does both is told by
+the bare endpoint with that transaction in each request: a program that answers and writes in turn finds less of either
+in the processor's caches. After each run the store must hold two events for each answer.
 """
 
 import argparse
@@ -18,10 +20,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import uvloop
 
 from ledger.answers import Caller, Source
@@ -29,18 +32,18 @@ from ledger.application import Ledger, Options
 from ledger.head_file import HeadFile
 from ledger.keyring import KeyRing
 from ledger.randomness import system_randomness
+from tests.benchmarks.bare_durable import DATABASE, ROWS
 from tests.benchmarks.clients import CLIENTS, FORM
 from tests.benchmarks.latency_rows import (
-    BareOnPostgreSQL,
-    BareOnSQLite,
     Noting,
     NotingPostgres,
     NotingSQLite,
     Rows,
+    bare_on,
     events_on,
     rows_of,
 )
-from tests.benchmarks.load import Job, percentile_ms
+from tests.benchmarks.load import ALL_SECONDS_MAX, Job, percentile_ms
 from tests.benchmarks.nodes import DURABLE, spread
 from tests.benchmarks.peers_processes import pin
 from tests.benchmarks.peers_sides import TOKENS, Stage, fill
@@ -62,13 +65,13 @@ class Bare(Protocol):
 @dataclass(frozen=True)
 class Copies:
     """Three copies of a store with one grant: `made` is served with these settings, `source` tells what a refresh
-    writes, `twin` takes it. `count` says how many events lie in one."""
+    writes, `twin`, a file or a URL, takes it. `count` says how many events lie in one."""
 
     name: str
     folder: Path
     settings: dict[str, str]
     noting: Callable[[], Noting]
-    bare: Callable[[], Bare]
+    twin: str
     count: Callable[[str], int]
 
     def token(self) -> str:
@@ -84,7 +87,7 @@ def on_sqlite(folder: Path) -> Copies:
         folder,
         {},
         lambda: NotingSQLite(folder / "source" / "token-ledger.db"),
-        lambda: BareOnSQLite(folder / "twin" / "token-ledger.db"),
+        str(folder / "twin" / "token-ledger.db"),
         lambda name: events_in(folder / name),
     )
 
@@ -100,7 +103,7 @@ def on_postgres(folder: Path, postgres: Postgres) -> Copies:
         folder,
         settings,
         lambda: NotingPostgres(postgres.over_tcp(urls["source"])),
-        lambda: BareOnPostgreSQL(postgres.over_tcp(urls["twin"])),
+        postgres.over_tcp(urls["twin"]),
         lambda name: events_on(urls[name]),
     )
 
@@ -168,6 +171,7 @@ class Round:
     refresh: float
     request: float
     transaction: float
+    in_one: float
 
     @property
     def parts(self) -> float:
@@ -176,38 +180,50 @@ class Round:
 
 def measure(copies: Copies, rounds: int, seconds: float, transactions: int) -> list[Round]:
     """All rounds on one store, after one that is not counted."""
-    rows = uvloop.run(rows_of_refreshes(copies, (rounds + 1) * transactions))
+    rows, file = uvloop.run(rows_of_refreshes(copies, 2 * (rounds + 1) * transactions)), copies.folder / "rows"
+    # In the order of their positions: those of a round that are written alone, then those that requests write.
+    shares = [rows[begin : begin + transactions] for begin in range(0, len(rows), transactions)]
+    file.write_bytes(msgspec.msgpack.encode([each for share in shares[1::2] for each in share]))
     tokens, found = [copies.token()], []
     with ExitStack() as stack:
         server = stack.enter_context(ledger(copies.folder / "made", settings=copies.settings))
         port, pid = stack.enter_context(bare())
-        twin = copies.bare()
+        both_port, both_pid = stack.enter_context(
+            bare("bare_durable:made --factory", {DATABASE: copies.twin, ROWS: str(file)})
+        )
+        twin = bare_on(copies.twin)
         stack.callback(twin.close)
         for number in range(rounds + 1):
             before = copies.count("made")
             ours = drive(by_secret(server, tokens, 1, seconds))
             check_events(copies.count("made") - before, ours.answers)
             tokens = ours.tokens
-            request = drive(Job(port, pid, ["rt1_" + "r" * 72], 1, seconds, form=FORM))
+            request = drive(_bare_requests(port, pid, seconds))
             before = copies.count("twin")
             with on_first_core():
-                these = rows[number * transactions : (number + 1) * transactions]
-                alone = taken(twin, these, request.p50_ms / 1000)
-            check_events(copies.count("twin") - before, transactions)
+                alone = taken(twin, shares[2 * number], request.p50_ms / 1000)
+            both = drive(replace(_bare_requests(both_port, both_pid, ALL_SECONDS_MAX), answers_max=transactions))
+            check_events(copies.count("twin") - before, transactions + both.answers)
             if number:
-                found.append(Round(ours.p50_ms, request.p50_ms, percentile_ms(alone, 0.5)))
+                found.append(Round(ours.p50_ms, request.p50_ms, percentile_ms(alone, 0.5), both.p50_ms))
                 print(f"round {number}: {line(copies.name, found[-1:])}", flush=True)
     return found
 
 
+def _bare_requests(port: int, pid: int, seconds: float) -> Job:
+    return Job(port, pid, ["rt1_" + "r" * 72], 1, seconds, form=FORM)
+
+
 def line(name: str, rounds: Sequence[Round]) -> str:
-    refresh, request, transaction = (
-        statistics.median(getattr(each, part) for each in rounds) for part in ("refresh", "request", "transaction")
+    refresh, request, transaction, in_one = (
+        statistics.median(getattr(each, part) for each in rounds)
+        for part in ("refresh", "request", "transaction", "in_one")
     )
-    ratio = spread([each.refresh for each in rounds], [each.parts for each in rounds])
+    ours = [each.refresh for each in rounds]
     return (
         f"{name:10} refresh {refresh:.3f} ms, bare request {request:.3f} ms, transaction {transaction:.3f} ms:"
-        f" {ratio} of the two together"
+        f" {spread(ours, [each.parts for each in rounds])} of the two together;"
+        f" in one process {in_one:.3f} ms: {spread(ours, [each.in_one for each in rounds])}"
     )
 
 

@@ -140,6 +140,11 @@ class BareOnPostgreSQL:
         self._connection.close()
 
 
+def bare_on(database: str) -> BareOnSQLite | BareOnPostgreSQL:
+    """A connection to a file, or to a database by its URL."""
+    return BareOnPostgreSQL(database) if "://" in database else BareOnSQLite(Path(database))
+
+
 def events_on(url: str) -> int:
     """How many events lie in a PostgreSQL database."""
     with closing(psycopg.connect(url)) as connection:

@@ -73,11 +73,12 @@ def drive(job: Job) -> Figures:
 
 
 @contextmanager
-def bare() -> Iterator[tuple[int, int]]:
-    """The reference server: (port, process id)."""
+def bare(app: str = "bare:app", settings: Mapping[str, str] | None = None) -> Iterator[tuple[int, int]]:
+    """A reference server, of a module beside this one: (port, process id)."""
     port = free_port()
-    command = [*pinned(0), sys.executable, "-m", "uvicorn", "tests.benchmarks.bare:app", "--port", str(port)]
-    with subprocess.Popen([*command, "--no-access-log", "--log-level", "warning"]) as process:
+    command = [*pinned(0), sys.executable, "-m", "uvicorn", *f"tests.benchmarks.{app}".split(), "--port", str(port)]
+    command += ["--no-access-log", "--log-level", "warning"]
+    with subprocess.Popen(command, env={**os.environ, **(settings or {})}) as process:
         try:
             eventually(lambda: _listens(port), what="the bare server")
             yield port, process.pid

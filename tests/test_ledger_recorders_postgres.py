@@ -23,7 +23,7 @@ from ledger.recorders.premises import CheckedWork, Written
 from ledger.refusals import Unavailable
 from ledger.single_use import SingleUse
 from ledger.times import SECOND
-from tests import engines
+from tests import engines, postgres_proxy
 from tests.engines import url_of
 from tests.ledgers import HOME, OPTIONS, START, Opened, caller, check_ledger, open_ledger
 from tests.postgres import Server, running
@@ -143,6 +143,57 @@ async def test_an_answer_that_was_lost_is_found_out(
             assert answer.position == opened.rows("SELECT position FROM streams WHERE name = ?",
                                                   f"grant:{answer.grant_id}")[0][0]  # fmt: skip
         opened.check_memory()
+    check_ledger(opened.path)
+
+
+async def test_a_batch_that_is_looked_for_cannot_be_written_any_more(tmp_path: Path, postgres: Server) -> None:
+    """I-10, I-11: the way to the server was cut while the batch waited there for a lock, and its backend does not
+    notice. It is ended before anybody looks, or it would write after its requests were decided again."""
+    async with behind_a_proxy(tmp_path, postgres) as (opened, proxy):
+        answer = await opened.issue()
+        url = url_of(opened.path)
+        assert url is not None
+        waits = f"SELECT pid FROM pg_stat_activity WHERE {OURS} AND wait_event_type = 'Lock'"
+        with psycopg.connect(url) as other:
+            other.execute("LOCK TABLE events IN SHARE MODE")
+            refresh = asyncio.create_task(opened.refresh(answer))
+            while not (left := asked(opened, waits)):
+                await asyncio.sleep(0.01)
+            proxy.part()
+            proxy.parted = False
+            deadline = time.monotonic() + 2  # before it gives up by itself
+            while {*left} & {*asked(opened, waits)}:
+                assert time.monotonic() < deadline, "it may still be written"
+                await asyncio.sleep(0.01)
+        await refresh
+        assert ["issued", "token_redeemed", "token_rotated"] == opened.topics(answer)
+    check_ledger(opened.path)
+
+
+async def test_what_another_has_written_meanwhile_is_not_taken_for_ones_own(
+    tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-06, I-11: a revocation was lost on its way, and where its event would stand another node's is by the time that
+    it is looked for. It is decided again: else it would be acknowledged, and the grant would live."""
+    found, loop = postgres_store._found, asyncio.get_running_loop()
+    monkeypatch.setattr(postgres_proxy, "ROTATION", b"grant.revoked")
+    async with (
+        behind_a_proxy(tmp_path, postgres) as (opened, proxy),
+        open_ledger(tmp_path, seed=2, clients=None) as other,
+    ):
+        first = await opened.issue()
+        elsewhere: list[TokenAnswer] = []
+
+        def late(connection: Connection, work: CheckedWork) -> Written | None:
+            if not elsewhere:
+                elsewhere.append(asyncio.run_coroutine_threadsafe(other.refresh(first), loop).result())
+            return found(connection, work)
+
+        monkeypatch.setattr(postgres_store, "_found", late)
+        proxy.cuts, proxy.cut_when = 1, "before"
+        await opened.act("revoke", first.grant_id)
+        assert (1, 1) == (proxy.cut, len(elsewhere))
+        assert ["issued", "token_redeemed", "token_rotated", "revoked"] == opened.topics(first)
     check_ledger(opened.path)
 
 

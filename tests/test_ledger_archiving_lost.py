@@ -17,7 +17,7 @@ from ledger.recorders.errors import ArchiveDamaged
 from ledger.refusals import LedgerError, Unavailable
 from ledger.segments import folder_of
 from tests.archived_twins import archived_twin, asked, lived, log_of, rebuilt
-from tests.archives import archive, differing, reopened
+from tests.archives import archive, differing, reopened, twin
 from tests.engines import alter, only_on_sqlite
 from tests.ledger_check import check_ledger
 from tests.ledgers import SECURITY, START, client, open_ledger
@@ -286,6 +286,81 @@ async def test_a_segment_of_a_number_that_is_taken_is_put_aside(tmp_path: Path) 
     assert expected == log_of(tmp_path / "lived")
     check_ledger(tmp_path / "lived" / "ledger.db")
     assert rebuilt(tmp_path / "lived").history_holds
+
+
+@pytest.mark.usefixtures("made_small")
+async def test_nothing_moves_over_an_event_that_was_altered_since_it_was_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-14: a run was killed between the copy and the first step. Nothing behind that event gives way to a line,
+    so a rebuild finds it as before."""
+
+    async def killed(*_: object) -> None:
+        raise OSError(errno.EIO, "as good as killed")
+
+    async with open_ledger(tmp_path) as opened:
+        over = await opened.issue("ann")
+        await opened.chain(over, 6)
+        await opened.act("revoke", over.grant_id)
+        await opened.issue("bob")
+        with monkeypatch.context() as patched:
+            patched.setattr(Archiving, "_move", killed)
+            with pytest.raises(OSError, match="killed"):
+                await archive(opened)
+        clock = opened.clock
+    sql = "UPDATE events SET body = replace(body, 'openid', 'banana') WHERE v = 4 AND body LIKE '%openid%'"
+    assert 1 == alter(tmp_path / "ledger.db", sql)
+    async with reopened(tmp_path, clock) as opened:
+        await archive(opened)
+        assert [] == opened.rows("SELECT to_v FROM archived WHERE to_v > 4"), "the next event tells that it was altered"
+    assert not rebuilt(tmp_path).history_holds
+
+
+@only_on_sqlite
+@pytest.mark.usefixtures("made_small")
+async def test_another_history_of_the_same_grant_is_left_alone(tmp_path: Path) -> None:
+    """I-23: a backup was put back, the grant has gone on otherwise, and the segments of before lie beside it."""
+    (tmp_path / "lived").mkdir()
+    async with open_ledger(tmp_path / "lived") as opened:
+        answer = await opened.issue("ann")
+        clock = opened.clock
+    other = twin(tmp_path / "lived")
+    for folder, seed in ((other, "before"), (tmp_path / "lived", "since")):
+        async with reopened(folder, clock, seed) as opened:
+            await opened.chain(answer, 2)
+            await opened.act("revoke", answer.grant_id)
+            await opened.issue("bob")
+            if folder == other:
+                assert (await archive(opened)).events
+    shutil.copytree(folder_of(other / "ledger.db"), folder_of(tmp_path / "lived" / "ledger.db"))
+    expected = log_of(tmp_path / "lived")
+    async with reopened(tmp_path / "lived", clock, "next") as opened:
+        await archive(opened)
+    assert expected == log_of(tmp_path / "lived")
+    check_ledger(tmp_path / "lived" / "ledger.db")
+    assert rebuilt(tmp_path / "lived").history_holds
+
+
+@only_on_sqlite
+@pytest.mark.usefixtures("made_small")
+async def test_the_last_event_of_an_older_database_stays(tmp_path: Path) -> None:
+    """Whoever does without the head file has put a backup back beside the archive of after it: from its last event
+    positions go on, so that none is given twice."""
+    (tmp_path / "lived").mkdir()
+    async with open_ledger(tmp_path / "lived") as opened:
+        answer = await opened.issue("ann")
+        await opened.act("revoke", answer.grant_id)
+        clock, last = opened.clock, opened.last_position()
+    other = twin(tmp_path / "lived")
+    async with reopened(other, clock) as opened:
+        await opened.issue("bob")
+        assert (await archive(opened)).events
+    shutil.copytree(folder_of(other / "ledger.db"), folder_of(tmp_path / "lived" / "ledger.db"))
+    async with reopened(tmp_path / "lived", clock, "next") as opened:
+        await archive(opened)
+        assert last == opened.last_position()
+        await opened.issue("eve")
+    check_ledger(tmp_path / "lived" / "ledger.db")
 
 
 @pytest.mark.usefixtures("made_small")

@@ -62,6 +62,21 @@ async def test_an_end_in_a_batch_that_loses_a_grant_is_heard_all_the_same(tmp_pa
         assert Refusal.REVOKED_BY_SUBJECT is (await other.refused(held)).refusal
 
 
+async def test_a_clients_end_in_a_batch_that_loses_a_grant_is_written_all_the_same(tmp_path: Path) -> None:
+    """I-06: what a lost batch has folded into the view of authority never happened. Compared with that the clients file
+    would change nothing the second time: acknowledged here, and unknown there."""
+    async with two_nodes(tmp_path) as (one, other):
+        await other.apply(client(), client("leaves"), operators=OPERATORS)
+        held = await other.refresh(await other.issue("bob", client_id="leaves"), client_id="leaves")
+        contested = await one.refresh(await one.issue("alice"))
+        won = await other.refresh(contested)
+        batches = one.ledger.commits.batches
+        again, _ = await asyncio.gather(one.refresh(contested), one.apply(client(), operators=OPERATORS))
+        assert won.refresh_token == again.refresh_token
+        assert batches + 2 == one.ledger.commits.batches, "one that lost a grant, one that decided both again"
+        assert Refusal.UNKNOWN_TOKEN is (await other.refused(held, client_id="leaves")).refusal
+
+
 _ENDED = {
     "grant": {Refusal.REVOKED_BY_OPERATOR},
     "subject": {Refusal.REVOKED_BY_SUBJECT},

@@ -142,6 +142,22 @@ def test_a_ring_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert ["ring"] == os.listdir(tmp_path)
 
 
+def test_a_saved_ring_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event that names a new key comes after it: a power cut must not leave a log that no ring can serve."""
+    synced, real, path = list[str](), os.fsync, tmp_path / "ledger.keys"
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    ring = KeyRing.create(path)
+    monkeypatch.setattr(os, "fsync", noted)
+    ring.with_new_key(LATER).save(path)
+    content, folder = synced
+    assert content.startswith(str(tmp_path / ".ledger.keys."))
+    assert str(tmp_path) == folder, "its name, too"
+
+
 def test_the_clock_is_read_where_none_is_given(tmp_path: Path) -> None:
     """A key's age is true where nobody says otherwise."""
     assert KeyRing.create(tmp_path / "ring").keys[1].created_at > CREATED_AT - 10**15

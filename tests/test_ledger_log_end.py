@@ -109,6 +109,9 @@ async def test_an_acknowledged_restore_goes_on_above_what_was_lost(tmp_path: Pat
         assert isinstance(rotated, TokenRotated)
         assert (1, 2) == (rotated.generation, rotated.key_id)
         await opened.refresh(answer)
+        elsewhere = HeadFile(tmp_path / "node.head")  # of another machine, which starts after it was all over
+        elsewhere.write(last.position or 0, opened.clock.now)
+        assert node(opened, elsewhere).behind is None
     async with open_ledger(folder, seed=4, clients=None) as opened:
         assert opened.ledger.readiness() is None
     check_ledger(opened.path)
@@ -130,6 +133,21 @@ async def test_a_node_goes_on_when_another_has_acknowledged_the_loss(tmp_path: P
         await opened.issue()
         looked_again(opened, node)
         assert node.behind is None
+
+
+async def test_whoever_has_acknowledged_less_takes_nothing_back(tmp_path: Path) -> None:
+    """I-23: workers have one head file. One that is slower does not write over what another has said in it."""
+    async with open_ledger(tmp_path) as opened:
+        head_file = HeadFile(tmp_path / "node.head")
+        slower, faster = node(opened, head_file), node(opened, head_file)
+        for each in (slower, faster):
+            await opened.issue()
+            each.acknowledge(opened.last_position(), times.text(opened.clock.now))
+        for each in (faster, slower):
+            each.write()
+        head = head_file.read()
+        assert head is not None
+        assert opened.last_position() == head.position
 
 
 async def test_what_another_on_this_machine_had_acknowledged_is_missed_too(tmp_path: Path) -> None:

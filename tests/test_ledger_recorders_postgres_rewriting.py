@@ -1,6 +1,7 @@
 """Healing on PostgreSQL beside other nodes: what they have read of it counts no more (I-13)."""
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from ledger.epochs import Epoch, Subject
 from ledger.grant import Grant
 from ledger.recorders import postgres_rewriting
 from ledger.recorders.postgres_connections import Address
+from ledger.recorders.postgres_schema import LOCK
+from ledger.recorders.rows import Reads
 from ledger.refusals import Refusal
 from tests.engines import url_of
 from tests.ledgers import SECURITY, Opened, open_ledger, refused, two_nodes
-from tests.test_ledger_recorders_postgres import refreshed
+from tests.test_ledger_recorders_postgres import asked, refreshed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("on_postgres")]
 
 MORE = ("read", "write")
+WAITS = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
 
 
 def alter(opened: Opened, name: str, kind: type[Any], member: str, value: object) -> None:
@@ -130,3 +134,23 @@ async def test_whoever_rewrites_is_not_cut_off_itself(tmp_path: Path) -> None:
         address = Address(url + ("&" if "?" in url else "?") + "application_name=token-ledger%20mine")
         of_nobody = "INSERT INTO streams SELECT * FROM streams WHERE name = ?"
         assert 1 == await asyncio.to_thread(postgres_rewriting.rewrite, address, lambda reads: [(of_nobody, [("",)])])
+
+
+async def test_nothing_is_written_anew_beside_a_batch_under_way(tmp_path: Path) -> None:
+    """It would be derived from what stood there before that batch, and put over what the batch has written (I-09)."""
+    async with open_ledger(tmp_path) as opened:
+        url, derived = url_of(opened.path), threading.Event()
+        assert url is not None
+
+        def derive(reads: Reads) -> list[tuple[str, list[tuple[object, ...]]]]:
+            derived.set()
+            return []
+
+        with psycopg.connect(url) as batch:
+            batch.execute(f"SELECT pg_advisory_xact_lock_shared({LOCK})".encode())
+            rewriting = asyncio.create_task(asyncio.to_thread(opened.store.rewrite, derive))
+            while not asked(opened, WAITS):
+                assert not derived.is_set()
+                await asyncio.sleep(0.01)
+        await rewriting
+        assert derived.is_set()

@@ -8,7 +8,7 @@ import pytest
 from ledger import tokens
 from ledger.answers import Caller, IssueRequest, TokenAnswer
 from ledger.refusals import Refusal, Refused
-from tests.ledgers import HOME, ISSUER, LOCAL_OPERATOR, Opened, caller, client, open_ledger
+from tests.ledgers import HOME, ISSUER, LOCAL_OPERATOR, Opened, caller, client, open_ledger, refused
 
 KEY, OTHER_KEY = "k" * 43, "o" * 43
 PUBLIC = client("spa", auth="none")
@@ -80,3 +80,14 @@ async def test_a_wrong_secret_makes_an_unknown_token(tmp_path: Path, who: Caller
         forged = tokens.derive(opened.ledger.desk.ring, 1, answer.grant_id, 0, bytes(32))
         await opened.ledger.revoke_token(who, HOME, forged)
         assert ["issued"] == opened.topics(answer)
+
+
+async def test_a_stranger_is_not_told_that_a_grant_has_ended(tmp_path: Path) -> None:
+    """I-18: whoever gives another's access token back is refused once its grant is over as they were before."""
+    async with open_ledger(tmp_path, clients=(client(), client("other"))) as opened:
+        answer = await opened.issue()
+        for _ in range(2):
+            revoking = opened.ledger.revoke_token(caller("other"), HOME, answer.access_token)
+            assert Refusal.UNKNOWN_TOKEN is await refused(revoking)
+            await opened.act("revoke", answer.grant_id)
+        await opened.ledger.revoke_token(caller(), HOME, answer.access_token)

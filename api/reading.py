@@ -1,6 +1,7 @@
 """Questions to the store that no decision hangs on: in threads, a few at a time, never on the event loop."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,6 +30,12 @@ class Reading:
         self._store = store
         self._seconds_max = seconds_max
         self._places = asyncio.Semaphore(AT_ONCE_MAX)
+
+    def go_on(self) -> Callable[[], bool]:
+        """Whether a question asked now may look at more yet, or is to answer with what it has found: half of its time
+        is left for what it is at, and for the answer."""
+        until = time.monotonic() + self._seconds_max / 2
+        return lambda: time.monotonic() < until
 
     async def ask(self, question: Callable[[Reads], T]) -> T:
         """Answer from one committed moment, which holds every write that was acknowledged before."""

@@ -20,11 +20,10 @@ class Reuse:
         query = call.query("since", "cursor", "limit")
         since = moment_of("since", query.get("since"))
         after, limit = cursor_of(query.get("cursor")), limit_of(query.get("limit"))
-        now = self._ledger.memory.clock()
+        now, waiting = self._ledger.memory.clock(), self._ledger.desk.presentations.waiting
+        go_on = self._reading.go_on()
         page = await self._reading.ask(
-            lambda reader: incidents(
-                reader, now, since=since, after=after, limit=limit, waiting=self._ledger.desk.presentations.waiting
-            )
+            lambda reader: incidents(reader, now, since=since, after=after, limit=limit, waiting=waiting, go_on=go_on)
         )
         await self._ledger.operators.record_read(call.operator, "reuse")
         return json_answer(200, page)

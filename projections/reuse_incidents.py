@@ -4,7 +4,7 @@ An incident says who was first and who came again, the gap between what was pres
 family has obtained since the presented token was first redeemed, and what of that is alive (RFC 9700 4.14.2).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -153,18 +153,21 @@ def incidents(
     after: int = 0,
     limit: int,
     waiting: Waiting = lambda grant_id, *, ended: 0,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> IncidentPage:
     """Incidents after a cursor and not earlier than `since` (microseconds), at most `limit`, told as things are `now`.
 
     `waiting` says how many presentations of a grant are counted in memory and in no event yet, since its end where it
-    has ended.
+    has ended. Once `go_on` says no the page ends where it is, after one row at least: an incident is a dozen questions,
+    so a store far away cannot tell a long page in the time that a request may take, however often it is asked.
     """
     telling = _Telling(reads, now, waiting)
     found: list[Incident] = []
     cursor, more = after, False
     for scanned, (position, event) in enumerate(_candidates(reads, since, after)):
-        incident = telling.incident(event) if event is not None and scanned < SCANNED_MAX else None
-        more = scanned == SCANNED_MAX or (incident is not None and len(found) == limit)
+        over = scanned == SCANNED_MAX or (scanned > 0 and not go_on())
+        incident = telling.incident(event) if event is not None and not over else None
+        more = over or (incident is not None and len(found) == limit)
         if more:
             break
         cursor = position

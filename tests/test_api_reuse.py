@@ -1,8 +1,14 @@
 """Incidents over HTTP: what is told of a reuse, since when, and that reading it is recorded."""
 
+import time
 from pathlib import Path
+from typing import Any
 
-from tests.asking import ELSEWHERE, asking
+import pytest
+
+from api.settings import Settings
+from projections import reuse_incidents
+from tests.asking import ELSEWHERE, ISSUER_URL, asking
 
 
 async def test_an_incident_says_who_came_when_and_what_was_obtained(tmp_path: Path) -> None:
@@ -62,3 +68,26 @@ async def test_since_is_inclusive_and_lists_go_on_by_cursor(tmp_path: Path) -> N
         assert (200, 2) == (status, count)
         assert (200, 1, None) == await found(f"limit=2&cursor={cursor}")
         assert (400, 0, None) == await found("since=2026-11-25T10:02:00")
+
+
+async def test_a_slow_store_tells_all_in_shorter_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dozen questions an incident: where the store is far away a page would take longer than a request may."""
+    incident = reuse_incidents._Telling.incident
+
+    def slowly(*asked: Any) -> Any:
+        time.sleep(0.2)
+        return incident(*asked)
+
+    monkeypatch.setattr(reuse_incidents._Telling, "incident", slowly)
+    async with asking(tmp_path, settings=Settings(issuer=ISSUER_URL, request_timeout_seconds=1.0)) as ledger:
+        for _ in range(6):
+            issued = await ledger.issue("www")
+            await ledger.refresh("www", issued["refresh_token"])
+            await ledger.refresh("www", issued["refresh_token"])
+        found, cursor = 0, "0"
+        while cursor:
+            answer = await ledger.operator("security", "GET", f"/reuse?limit=1000&cursor={cursor}")
+            assert 200 == answer.status_code
+            found += len(answer.json()["incidents"])
+            cursor = answer.json().get("next_cursor", "")
+        assert 6 == found

@@ -222,6 +222,26 @@ async def test_one_page_looks_at_a_bounded_number_of_rows(tmp_path: Path, monkey
         assert (1, False) == (len(page["incidents"]), "next_cursor" in page)
 
 
+async def test_a_page_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    """However slowly the store answers each page tells an incident more, and together they tell all."""
+    async with stocked(tmp_path) as at:
+        for _ in range(3):
+            issued = await at.issue()
+            await at.refresh((await at.refresh(issued.refresh_token)).refresh_token)
+            at.pass_seconds(100)
+            await at.refused(issued.refresh_token)
+        whole = told(at)
+        found, cursor = [], 0
+        for left in (2, 1, 0):
+            page = told(at, after=cursor, go_on=lambda: False)
+            assert (1, left > 0) == (len(page["incidents"]), "next_cursor" in page)
+            found += page["incidents"]
+            cursor = int(page["cursor"])
+        assert (whole["incidents"], whole["cursor"]) == (found, str(cursor))
+        times_up = iter((True, False))
+        assert 2 == len(told(at, go_on=lambda: next(times_up))["incidents"])
+
+
 async def test_only_the_latest_access_tokens_are_listed(tmp_path: Path) -> None:
     """Bounded: the last sixteen, which alone can be alive, and a word that there were more."""
     async with stocked(tmp_path) as at:

@@ -40,8 +40,12 @@ class Reading:
     async def ask(self, question: Callable[[Reads], T]) -> T:
         """Answer from one committed moment, which holds every write that was acknowledged before."""
         try:
-            async with asyncio.timeout(self._seconds_max), self._places:
-                return await asyncio.to_thread(self._asked, question)
+            async with asyncio.timeout(self._seconds_max):
+                await self._places.acquire()
+                thread = asyncio.ensure_future(asyncio.to_thread(self._asked, question))
+                # Nobody can stop a thread: where nobody waits for it any more it has its place until it ends.
+                thread.add_done_callback(lambda _: self._places.release())
+                return await asyncio.shield(thread)
         except Withheld:
             raise Refused(Refusal.NOT_FOUND, detail="the archive's time for what was true then is over") from None
         except (ArchiveDamaged, HistoryBroken) as error:

@@ -60,3 +60,27 @@ async def test_few_questions_run_at_once(tmp_path: Path) -> None:
 
         await asyncio.gather(*(reading.ask(question) for _ in range(20)))
         assert 1 <= most[0] <= AT_ONCE_MAX
+
+
+async def test_a_question_that_nobody_waits_for_any_more_has_its_place_until_it_ends(tmp_path: Path) -> None:
+    """However often such a question is asked again, no more threads than ever take the interpreter from the commits,
+    and those that the archiver needs are left."""
+    async with asking(tmp_path) as ledger:
+        reading, release = Reading(ledger.ledger.store, 0.1), threading.Event()
+        lock, running = threading.Lock(), [0]
+
+        def question(_: object) -> None:
+            with lock:
+                running[0] += 1
+            release.wait(20)
+
+        try:
+            for _ in range(2):
+                several = [reading.ask(question) for _ in range(AT_ONCE_MAX)]
+                outcomes = await asyncio.gather(*several, return_exceptions=True)
+                assert all(isinstance(each, Unavailable) for each in outcomes)
+            assert AT_ONCE_MAX == running[0]
+        finally:
+            release.set()
+        assert 1 == await Reading(ledger.ledger.store, 10).ask(lambda _: 1)
+        assert 1 == await reading.ask(lambda _: 1)

@@ -1,14 +1,20 @@
 """The command line itself: names, help, exit codes, one line for every error."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from api import cli
+from api.cli import grants, options
 from tests.server_process import program
 
 GROUPS: Mapping[str, list[str]] = {
@@ -158,3 +164,27 @@ def test_a_command_loads_only_what_it_needs() -> None:
     heavy = ["uvicorn", "starlette", "cryptography", "asyncio.events", "eventsourcing", "ssl", "prometheus_client"]
     done = subprocess.run([sys.executable, "-c", code % heavy], capture_output=True, text=True, check=True)
     assert "[]" == done.stdout.splitlines()[-1]
+
+
+def test_a_long_history_asks_for_the_state_then_with_its_first_page_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer to it may be a replay from the first event: asked with each page that would be work without end."""
+    questions = []
+
+    def answered(local: object, method: str, path: str, **more: object) -> Any:
+        query = parse_qs(urlsplit(path).query)
+        questions.append(query.get("at"))
+        number = int(query.get("cursor", ["0"])[0]) + 1
+        page: dict[str, Any] = {"grant_id": "0" * 32, "events": [{"v": number}], "cursor": str(number)}
+        page |= {"next_cursor": str(number)} if number < 3 else {}
+        return page | ({"state": {"status": "active"}} if "at" in query else {})
+
+    monkeypatch.setattr(options, "ask", answered)
+    monkeypatch.setattr(grants, "reached", nullcontext)
+    done = CliRunner().invoke(grants.grant, ["history", "0" * 32, "--at", "2026-11-25T10:00:00Z", "--json"])
+    assert [["2026-11-25T10:00:00Z"], None, None] == questions
+    assert {
+        "grant_id": "0" * 32,
+        "events": [{"v": 1}, {"v": 2}, {"v": 3}],
+        "cursor": "3",
+        "state": {"status": "active"},
+    } == json.loads(done.stdout)

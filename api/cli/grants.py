@@ -86,16 +86,17 @@ def show(grant_id: str, as_json: bool, settings: Settings) -> None:
 def history(grant_id: str, at: str | None, as_json: bool, settings: Settings) -> None:
     """Show what happened to a grant, in order."""
     with reached(settings) as local:
-        found = list(pages(local, f"/grants/{_quoted(grant_id)}/events", {"at": at}, INSTEAD))
+        # Its state then is one answer, however many pages there are: that may take a replay from the first event.
+        found = list(pages(local, f"/grants/{_quoted(grant_id)}/events", {}, INSTEAD, first={"at": at}))
     events = [event for page in found for event in page["events"]]
     if as_json:
-        last = {name: value for name, value in found[-1].items() if name != "next_cursor"}
-        say_json(last | {"events": events})
+        whole = found[0] | found[-1] | {"events": events}
+        say_json({name: value for name, value in whole.items() if name != "next_cursor"})
         return
     say_history(events)
-    if "state" in found[-1]:
+    if "state" in found[0]:
         say()
-        say_members(_for_people(found[-1]["state"]))
+        say_members(_for_people(found[0]["state"]))
 
 
 def say_history(events: list[Json]) -> None:

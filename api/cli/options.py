@@ -20,6 +20,7 @@ _Value = TypeVar("_Value")
 
 PAGE_MAX = 1000
 UNCHANGED: Mapping[str, str] = {}
+NOTHING_MORE: Mapping[str, str | None] = {}
 NOT_SO = frozenset({404, 409, 422})
 """Statuses that answer the question with no: exit code 1. Every other error is wrong use, or the ledger is away."""
 
@@ -87,15 +88,20 @@ def accepted(answer: Answer, instead: Mapping[str, str] = UNCHANGED) -> Answer:
 
 
 def pages(
-    local: Local, path: str, query: Mapping[str, str | None], instead: Mapping[str, str] = UNCHANGED
+    local: Local,
+    path: str,
+    query: Mapping[str, str | None],
+    instead: Mapping[str, str] = UNCHANGED,
+    first: Mapping[str, str | None] = NOTHING_MORE,
 ) -> Iterator[Json]:
-    """Get every page of a list, one after the other. What is wrong with the question is raised at once."""
+    """Get every page of a list, one after the other. What is wrong with the question is raised at once; `first` is
+    asked with the first page alone."""
     given = _given(query) | {"limit": str(PAGE_MAX)}
 
-    def page(cursor: Mapping[str, str]) -> Json:
-        return ask(local, "GET", f"{path}?{urlencode({**given, **cursor})}", instead=instead)
+    def page(more: Mapping[str, str]) -> Json:
+        return ask(local, "GET", f"{path}?{urlencode({**given, **more})}", instead=instead)
 
-    return _followed(page, page({}))
+    return _followed(page, page(_given(first)))
 
 
 def searched_grants(local: Local, body: Mapping[str, Json]) -> Iterator[Json]:

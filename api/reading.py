@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -43,8 +43,7 @@ class Reading:
             async with asyncio.timeout(self._seconds_max):
                 await self._places.acquire()
                 thread = asyncio.ensure_future(asyncio.to_thread(self._asked, question))
-                # Nobody can stop a thread: where nobody waits for it any more it has its place until it ends.
-                thread.add_done_callback(lambda _: self._places.release())
+                thread.add_done_callback(self._leave)
                 return await asyncio.shield(thread)
         except Withheld:
             raise Refused(Refusal.NOT_FOUND, detail="the archive's time for what was true then is over") from None
@@ -57,6 +56,13 @@ class Reading:
         except (StoreError, TimeoutError) as error:
             log.warning("question_not_answered", why=str(error) or "it takes too long")
             raise Unavailable from None
+
+    def _leave(self, thread: "asyncio.Future[Any]") -> None:
+        """Nobody can stop a thread: where nobody waits for it any more it has its place until it ends, and what it
+        fails with then is nobody's."""
+        self._places.release()
+        if not thread.cancelled():
+            thread.exception()
 
     def _asked(self, question: Callable[[Reads], T]) -> T:
         with self._store.reader() as reader:

@@ -1,6 +1,7 @@
 """Questions to the store in threads: what they see, and what happens when the store does not answer."""
 
 import asyncio
+import gc
 import threading
 import time
 from pathlib import Path
@@ -67,12 +68,14 @@ async def test_a_question_that_nobody_waits_for_any_more_has_its_place_until_it_
     and those that the archiver needs are left."""
     async with asking(tmp_path) as ledger:
         reading, release = Reading(ledger.ledger.store, 0.1), threading.Event()
-        lock, running = threading.Lock(), [0]
+        lock, running, told = threading.Lock(), [0], list[object]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
 
         def question(_: object) -> None:
             with lock:
                 running[0] += 1
             release.wait(20)
+            raise StoreBusy("told to nobody")
 
         try:
             for _ in range(2):
@@ -84,3 +87,5 @@ async def test_a_question_that_nobody_waits_for_any_more_has_its_place_until_it_
             release.set()
         assert 1 == await Reading(ledger.ledger.store, 10).ask(lambda _: 1)
         assert 1 == await reading.ask(lambda _: 1)
+        gc.collect()
+        assert [] == told

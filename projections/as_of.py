@@ -5,7 +5,7 @@ never runs backwards within its stream, so "at T" is the stream up to its last e
 nothing is later the snapshot answers; else the stream is folded in pages, in constant memory.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, TypeVar
 
 from ledger import snapshots, times
@@ -14,7 +14,7 @@ from ledger.commands import EpochEnd
 from ledger.epochs import Raise, Subject, first_hit
 from ledger.events import AnyEvent, ClientRevoked, SubjectRevoked, decode
 from ledger.recorded import recorded
-from ledger.recorders.rows import Reads, StoredEvent
+from ledger.recorders.rows import Head, Reads, StoredEvent
 from projections.current_tokens import Row
 
 PAGE_EVENTS = 1_000
@@ -48,7 +48,10 @@ def last_reached(last_v: int, reached: Callable[[StoredEvent], bool], event_at: 
 
 def aggregate(reads: Reads, name: str, kind: type[_T], until: int | None = None) -> _T:
     """The aggregate of a stream as it is, or was at a moment (microseconds); a new one where nothing happened yet."""
-    head = reads.stream(name)
+    return _of_head(reads, name, reads.stream(name), kind, until)
+
+
+def _of_head(reads: Reads, name: str, head: Head | None, kind: type[_T], until: int | None) -> _T:
     if head is None:
         return kind()
     now = snapshots.decode(head.state, name, head.v, head.head, kind)
@@ -92,6 +95,17 @@ class Outside:
         self._subjects: dict[str, Subject] = {}
         self._raises: dict[str, list[tuple[int, Raise]]] = {}
 
+    def ask_for(self, rows: Collection[Row]) -> None:
+        """Say of which grants `ended_by` is going to be asked: one by one each client and person is a question, which
+        takes its time where the store is far away."""
+        clients = [f"client:{client_id}" for client_id in {row.client_id for row in rows} - self._clients.keys()]
+        subjects = [f"subject:{subject_id}" for subject_id in {row.subject_id for row in rows} - self._subjects.keys()]
+        heads = self.reads.heads([*clients, *subjects])
+        for name in clients:
+            self._clients[_id_in(name)] = _of_head(self.reads, name, heads.get(name), Client, self._until)
+        for name in subjects:
+            self._subjects[_id_in(name)] = _of_head(self.reads, name, heads.get(name), Subject, self._until)
+
     def client(self, client_id: str) -> Client:
         """The client as it was; a new one, which is not enabled, where it was never registered."""
         found = self._clients.get(client_id)
@@ -128,3 +142,7 @@ class Outside:
             if (end := first_hit((event,), issued_number, issued_at)) is not None:
                 yield Passed(position, event, end)
                 return
+
+
+def _id_in(name: str) -> str:
+    return name.partition(":")[2]

@@ -5,6 +5,7 @@ is that triple, so that whoever reads it can recompute the commitment; once the 
 A text that somebody has put there since opens no commitment and is told to nobody: it would name another culprit.
 """
 
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -13,6 +14,9 @@ from ledger.events import AnyEvent
 from ledger.private import commitment, context_value
 from ledger.recorders.rows import Reads, StreamKey
 
+SUBJECTS_AT_ONCE = 500
+
+_SUBJECTS: Final = "SELECT subject_id, subject FROM private_subjects WHERE subject_id IN"
 _CONTEXTS: Final = ("context", "first_context", "last_context")
 
 
@@ -39,11 +43,21 @@ class Disclosure:
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
         self._grants: dict[str, _Grant | None] = {}
+        self._subjects: dict[str, str | None] = {}
+
+    def ask_for(self, subject_ids: Collection[str]) -> None:
+        """Say of whom `subject` is going to be asked: they are looked up together."""
+        new = list({*subject_ids} - self._subjects.keys())
+        for first in range(0, len(new), SUBJECTS_AT_ONCE):
+            some = new[first : first + SUBJECTS_AT_ONCE]
+            self._subjects.update(dict.fromkeys(some))
+            rows = self._reads.select(f"{_SUBJECTS} ({', '.join('?' * len(some))})", some)
+            self._subjects.update((str(id), str(subject)) for id, subject in rows)
 
     def subject(self, subject_id: str) -> str | None:
         """Who a `subject_id` is; None once the person was erased."""
-        rows = self._reads.select("SELECT subject FROM private_subjects WHERE subject_id = ?", (subject_id,))
-        return str(rows[0][0]) if rows else None
+        self.ask_for((subject_id,))
+        return self._subjects[subject_id]
 
     def of(self, event: AnyEvent) -> dict[str, Disclosed]:
         """For each commitment among an event's members whose text is still there: member → what opens it."""

@@ -172,9 +172,11 @@ def grants(
         after=after,
         limit=limit + 1,
     )
-    outside, disclosure = Outside(reads, at), Disclosure(reads)
-    views = (view(row, outside, disclosure if discloses(row) else None) for row in rows[:limit])
-    cursor = str(rows[:limit][-1].position if rows else after)
+    outside, disclosure, shown = Outside(reads, at), Disclosure(reads), rows[:limit]
+    outside.ask_for(shown)
+    disclosure.ask_for([row.subject_id for row in shown if discloses(row)])
+    views = (view(row, outside, disclosure if discloses(row) else None) for row in shown)
+    cursor = str(shown[-1].position if shown else after)
     return GrantPage(
         grants=[each for each in views if state in (None, each.status)],
         cursor=cursor,

@@ -14,6 +14,7 @@ from ledger import times
 from ledger.clients import Operator
 from ledger.grant import Grant
 from ledger.policy import PRESETS
+from ledger.recorders.rows import Reads
 from projections import grant_views
 from projections.as_of import Outside, aggregate
 from projections.current_tokens import Row, one
@@ -240,3 +241,36 @@ async def test_a_row_is_judged_as_the_aggregate_judges_itself(tmp_path: Path, se
                     assert found.judge(moment, end) == judge(reads, row, moment, end)
                     statuses.add(found.judge(moment, end).status)
         assert {"active", "revoked", "expired"} <= statuses
+
+
+class Counting:
+    """Reading that counts its questions: what is asked for together is one."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+        self.questions = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._reads, name)
+        if callable(found):
+            self.questions += 1
+        return found
+
+
+async def test_a_page_asks_for_all_its_persons_together(tmp_path: Path) -> None:
+    """A store that is far away would else take longer for a long page than a request may. Each is told as by itself,
+    those too who were erased or ended."""
+    async with stocked(tmp_path) as at:
+        ids = [(await at.issue(f"person {number}")).grant_id for number in range(12)]
+        await at.ledger.operators.revoke_subject(OPERATOR, "person 1", None, None)
+        await at.ledger.operators.erase(OPERATOR, "person 2")
+        asked = []
+        with at.store.reader() as reads:
+            for limit in (3, 12):
+                counting = Counting(reads)
+                page = grants(counting, at.now, limit=limit, discloses=lambda row: True).grants
+                assert [grant(reads, each, at.now, lambda row: True) for each in ids[:limit]] == page
+                asked.append(counting.questions)
+        assert asked[0] == asked[1]
+        assert ["person 0", "person 1", msgspec.UNSET] == [each.subject for each in page[:3]]
+        assert ["active", "revoked", "revoked"] == [each.status for each in page[:3]]

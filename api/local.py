@@ -255,9 +255,10 @@ def reach(database: Path | None, open_app: Callable[[], AbstractAsyncContextMana
             opened = open_app()
             try:
                 app = runner.run(_entered(opened))
-            except Owned:
+            except Owned as owned:
                 if time.monotonic() > deadline:
-                    raise
+                    told = f"{owned}; nothing listens on {path}: wait for a command, restart a server"
+                    raise Owned(told) from None
                 time.sleep(0.05)
                 continue
             stack.callback(lambda loop, held: loop.run(_left(held)), runner, opened)

@@ -46,5 +46,5 @@ def _moment(before: str | Unset) -> int | None:
         return None
     moment = times.parse(before)
     if moment is None:
-        raise BadRequest("before is a time of RFC 3339 with its offset")
+        raise BadRequest("before is a time of RFC 3339 with its offset, such as 2026-11-26T12:00:00Z")
     return moment

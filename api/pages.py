@@ -38,5 +38,5 @@ def moment_of(name: str, given: str | None) -> int | None:
     # In a query an unescaped "+" reads as a space, which stands nowhere else in such a time.
     moment = times.parse(given.replace(" ", "+"))
     if moment is None:
-        raise BadRequest(f"{name} is a time of RFC 3339 with its offset")
+        raise BadRequest(f"{name} is a time of RFC 3339 with its offset, such as 2026-11-26T12:00:00Z")
     return moment

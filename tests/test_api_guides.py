@@ -15,6 +15,7 @@ from api.guides import GUIDES
 from api.openapi import document
 from api.settings import Settings
 from ledger.policy import PRESETS, Policy
+from projections.grant_views import CLIENT_DISABLED, GrantView
 from tests.asking import Served, asking
 
 FOLDER = Path(api.__file__).parent / "docs"
@@ -120,3 +121,10 @@ async def test_guides_name_only_metrics_and_settings_that_there_are(tmp_path: Pa
     assert metrics <= families, metrics - families
     settings = {name.removeprefix("TOKEN_LEDGER_").lower() for name in re.findall(r"\bTOKEN_LEDGER_[A-Z_]+", text)}
     assert settings <= set(Settings.__dataclass_fields__), settings - set(Settings.__dataclass_fields__)
+
+
+def test_the_guide_for_operators_tells_each_member_of_a_grant_that_explains_its_status() -> None:
+    """Who tries to reinstate a grant that stays suspended finds there what blocks it."""
+    guide = (FOLDER / "operating.md").read_text("utf-8")
+    assert "blocked_by" in GrantView.__struct_fields__
+    assert f"`blocked_by` (`{CLIENT_DISABLED}`)" in guide

@@ -53,15 +53,16 @@ def _rows(found: Iterator[Json]) -> Iterator[tuple[str, ...]]:
 
 
 def say_pages(member: str, found: Iterator[Json]) -> None:
-    """Print all pages of a list as one, in the shape of a page, without ever holding more than one of them."""
-    separator, cursor = "", None
+    """Print all pages of a list as one, in the shape of a page, without ever holding more than one of them. What pages
+    say beside the list comes after it."""
+    separator, beside = "", dict[str, Json]()
     print(f"{{{json_line(member)}: [", end="")
     for page in found:
         for each in page[member]:
             print(f"{separator}{json_line(each)}", end="")
             separator = ",\n"
-        cursor = page.get("cursor")
-    print("]}" if cursor is None else f'], "cursor": {json_line(cursor)}}}')
+        beside |= {name: value for name, value in page.items() if name not in (member, "next_cursor")}
+    print("".join(["]", *(f", {json_line(name)}: {json_line(value)}" for name, value in beside.items()), "}"]))
 
 
 @click.group("grant")
@@ -87,16 +88,17 @@ def history(grant_id: str, at: str | None, as_json: bool, settings: Settings) ->
     """Show what happened to a grant, in order."""
     with reached(settings) as local:
         # Its state then is one answer, however many pages there are: that may take a replay from the first event.
-        found = list(pages(local, f"/grants/{_quoted(grant_id)}/events", {}, INSTEAD, first={"at": at}))
-    events = [event for page in found for event in page["events"]]
-    if as_json:
-        whole = found[0] | found[-1] | {"events": events}
-        say_json({name: value for name, value in whole.items() if name != "next_cursor"})
-        return
-    say_history(events)
-    if "state" in found[0]:
+        found = pages(local, f"/grants/{_quoted(grant_id)}/events", {}, INSTEAD, first={"at": at})
+        if as_json:
+            say_pages("events", found)
+            return
+        state = None
+        for page in found:
+            say_history(page["events"])
+            state = page.get("state", state)
+    if state is not None:
         say()
-        say_members(_for_people(found[0]["state"]))
+        say_members(_for_people(state))
 
 
 def say_history(events: list[Json]) -> None:

@@ -14,10 +14,11 @@ from psycopg.conninfo import conninfo_to_dict
 from ledger import operators
 from ledger.clients import LOCAL_OPERATOR
 from ledger.recorders import postgres as postgres_store
-from ledger.recorders import postgres_opening
+from ledger.recorders import postgres_opening, postgres_schema
 from ledger.recorders.errors import StoreError
 from ledger.recorders.postgres import PostgresStore
 from ledger.recorders.postgres_connections import Address
+from ledger.recorders.postgres_errors import translated
 from ledger.refusals import LedgerError, Unavailable
 from projections import INLINE
 from tests.engines import url_of
@@ -129,6 +130,25 @@ def test_a_user_who_may_not_see_it_is_told_of_what(postgres_url: str, serving: s
         connection.execute(f"REVOKE SELECT ON control FROM {conninfo_to_dict(serving)['user']}".encode())
     with pytest.raises(StoreError, match=r"^PostgreSQL failed: permission denied for table control \(42501\)$"):
         PostgresStore(serving, INLINE).open("ring")
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_whoever_publishes_the_tables_keeps_nothing_from_being_written(postgres_url: str, *, earlier: bool) -> None:
+    """I-05: of a table that is published the server changes no row that it cannot name to others. Refreshes, which
+    change none of those, would go on, and neither a revocation nor a reuse could be recorded."""
+    store = PostgresStore(postgres_url, INLINE)
+    store.init("ring")
+    with closing(Address(postgres_url).connect()) as connection:
+        connection.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+        if earlier:
+            for table in postgres_schema.identities(INLINE):
+                connection.execute(f"ALTER TABLE {table} REPLICA IDENTITY DEFAULT".encode())
+                with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as refused:
+                    connection.execute(f"DELETE FROM {table}".encode())
+                assert table in str(translated(refused.value))
+            store.init("ring")
+        for table in postgres_schema.tables(INLINE):
+            connection.execute(f"DELETE FROM {table}".encode())
 
 
 def test_who_may_not_clear_pages_does_not_say_that_it_has(postgres_url: str, serving: str) -> None:

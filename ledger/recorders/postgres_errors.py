@@ -17,7 +17,8 @@ _FULL = (errors.DiskFull, errors.OutOfMemory)
 
 def translated(error: psycopg.Error) -> StoreError:
     """What an engine error means for the caller. Never the engine's own text: it may repeat what was sent. But for a
-    right that is lacking, or a key that is there already: those name a table, function or key, and nothing else."""
+    right or a replica identity that is lacking, or a key that is there already: those name a table, function or key,
+    and nothing else."""
     if isinstance(error, errors.UniqueViolation):
         return LostRace(f"somebody else has written in between: {error.diag.constraint_name}")
     if isinstance(error, _BUSY):
@@ -26,7 +27,7 @@ def translated(error: psycopg.Error) -> StoreError:
         return StoreFull("no room left where PostgreSQL keeps its data")
     if error.sqlstate is None or error.sqlstate[:2] in ("08", "57", "25"):
         return StoreUnreachable(f"the connection to PostgreSQL was lost: {_name(error)}")
-    if isinstance(error, errors.InsufficientPrivilege):
+    if isinstance(error, errors.InsufficientPrivilege | errors.ObjectNotInPrerequisiteState):
         return StoreError(f"PostgreSQL failed: {error.diag.message_primary} ({error.sqlstate})")
     return StoreError(f"PostgreSQL failed: {_name(error)}")
 

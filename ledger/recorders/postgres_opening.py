@@ -35,6 +35,7 @@ SELECT string_agg(lacking, ', ' ORDER BY lacking) FROM (
       AND pg_function_is_visible(oid) AND NOT has_function_privilege(oid, 'EXECUTE')
 ) AS each
 """
+_NOT_IDENTIFIED: Final = "SELECT FROM pg_class WHERE oid = to_regclass($1) AND relreplident = 'd'"
 # Above a position that no log comes to nothing goes on: whoever opens the ledger is told of that.
 _TOO_LOW: Final = f"SELECT coalesce(({postgres_schema.END}), 0) BETWEEN {_HORIZON} AND {LAST_POSITION_MAX}"
 _LIFT: Final = f"UPDATE control SET position_offset = position_offset + ({postgres_schema.END}) + 1 - ({_HORIZON})"  # noqa: S608  # words of ours alone
@@ -58,6 +59,7 @@ def make(address: Address, inline: Sequence[Inline], ring_id: str) -> bool:
             for key, value in wanted.items():
                 connection.execute("INSERT INTO meta VALUES ($1, $2)", (key, value))
         _check_meta(connection, address.place, wanted)
+        _identify_rows(connection, inline)
         connection.execute(postgres_archive.FUNCTION.encode())
         connection.execute(postgres_append.function(inline, _types(connection)).encode())
         connection.execute(postgres_moves.function().encode())
@@ -133,6 +135,16 @@ def _check_rights(connection: Connection, place: Place, inline: Sequence[Inline]
     ((lacking,),) = connection.execute(_LACKING, (postgres_schema.tables(inline),)).fetchall()
     if lacking is not None:
         raise LedgerError(f"{place}: the user lacks rights: {lacking}")
+
+
+def _identify_rows(connection: Connection, inline: Sequence[Inline]) -> None:
+    """Give each table whose rows nothing tells apart what does it, also in a database that an earlier release has made.
+
+    Without it the server changes no row there once somebody publishes the tables: what is refused then is what ends
+    grants, while refreshes go on (I-05)."""
+    for table, statement in postgres_schema.identities(inline).items():
+        if connection.execute(_NOT_IDENTIFIED, (table,)).fetchone() is not None:
+            connection.execute(statement.encode())
 
 
 def _exists(connection: Connection, table: str) -> bool:

@@ -82,6 +82,22 @@ def schema(inline: Sequence[Inline]) -> list[str]:
     return [_translated(statement) for statement in statements]
 
 
+def identities(inline: Sequence[Inline]) -> dict[str, str]:
+    """The statements that say by what a row of a table without a primary key is told from all others, by the table.
+
+    Whoever publishes a table for logical replication needs that: without it the server takes inserts of new rows and
+    refuses every other change. Nothing is written for it where nobody replicates."""
+    found = {}
+    for statement in schema(inline):
+        made = re.match(r"CREATE TABLE (\w+) ", statement)
+        if made is not None and "PRIMARY KEY" not in statement:
+            table = made[1]
+            unique = re.search(r"(\w+) uuid NOT NULL UNIQUE", statement)
+            by = f"USING INDEX {table}_{unique[1]}_key" if unique is not None else "FULL"
+            found[table] = f"ALTER TABLE {table} REPLICA IDENTITY {by}"
+    return found
+
+
 def tables(inline: Sequence[Inline]) -> list[str]:
     """The names of all tables."""
     return re.findall(r"^CREATE TABLE (\w+)", "\n".join(schema(inline)), re.MULTILINE)

@@ -132,6 +132,23 @@ def test_a_user_who_may_not_see_it_is_told_of_what(postgres_url: str, serving: s
         PostgresStore(serving, INLINE).open("ring")
 
 
+@pytest.mark.parametrize("table", ["streams", "private_grants"])
+def test_rows_that_a_policy_hides_are_not_taken_for_rows_that_are_gone(
+    postgres_url: str, serving: str, table: str
+) -> None:
+    """I-10: a token whose stream a policy hides would be refused for ever, a person who is erased would be kept. So
+    nothing is served, and who serves already is given an error for an answer."""
+    with closing(PostgresStore(serving, INLINE)) as store, closing(Address(postgres_url).connect()) as owner:
+        store.open("ring")
+        owner.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY".encode())
+        with pytest.raises(StoreError, match=rf'row-level security policy for table "{table}" \(42501\)$'):
+            store._asked(lambda connection: connection.execute(f"SELECT FROM {table}".encode()))
+        with pytest.raises(LedgerError, match=f": the user lacks rights: BYPASSRLS for {table}$"):
+            PostgresStore(serving, INLINE).open("ring")
+        with closing(PostgresStore(postgres_url, INLINE)) as of_the_owner:  # whom no policy holds
+            of_the_owner.open("ring")
+
+
 @pytest.mark.parametrize("earlier", [False, True])
 def test_whoever_publishes_the_tables_keeps_nothing_from_being_written(postgres_url: str, *, earlier: bool) -> None:
     """I-05: of a table that is published the server changes no row that it cannot name to others. Refreshes, which

@@ -30,6 +30,8 @@ SELECT string_agg(lacking, ', ' ORDER BY lacking) FROM (
     FROM unnest($1::text[]) AS name CROSS JOIN unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS asked
     WHERE NOT has_table_privilege(name, asked) AND (name <> 'events' OR asked IN ('SELECT', 'INSERT'))
   UNION
+  SELECT 'BYPASSRLS for ' || name FROM unnest($1::text[]) AS name WHERE row_security_active(name)
+  UNION
   SELECT 'EXECUTE on ' || proname FROM pg_proc
     WHERE proname = ANY ('{ledger_append,ledger_archive,ledger_move,ledger_refresh}')
       AND pg_function_is_visible(oid) AND NOT has_function_privilege(oid, 'EXECUTE')

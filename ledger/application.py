@@ -24,6 +24,7 @@ from ledger.clients import Operator
 from ledger.commits import Commits
 from ledger.decisions import Decisions
 from ledger.events import LedgerStarted, LedgerStopped, ReuseDetected, Words
+from ledger.failed_batches import NEVER_COMMITTED
 from ledger.head_file import Acknowledged, HeadFile
 from ledger.hearing import Hearing
 from ledger.keyring import KeyNotHeld, KeyRing
@@ -398,7 +399,7 @@ class Ledger:
         if lacking := self._ring_file.lacking:
             return f"the key ring lacks key {min(lacking)}, which the log names"
         if not self._commits.ready:
-            return self._commits.last_error or "no commit has succeeded for 5 seconds"
+            return self._commits.last_error or NEVER_COMMITTED
         return None
 
     @property

@@ -235,7 +235,7 @@ class Commits:
         self._memory.trim()
         healthy = batch.writes or self._failed.last_error is None  # a full disk is none to who only reads
         if healthy:
-            self._failed.last_error = None
+            self._failed.healed()
         if batch.writes:
             self.committed += len(done)
             if batch.last_at is not None:
@@ -304,6 +304,8 @@ class Commits:
         self._tell_idle()
         if self._line.unserved_since is not None and self.broken is None:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+            if not self.ready:
+                self._failed.stalled()
             # Everybody was refused, and an unready node is sent nobody: ask the store itself whether it has healed.
             # While requests come they ask: what they want written may have no room where so little still has some.
             if self._loop.time() - self._line.failed_at >= PROBE_AFTER_SECONDS:

@@ -21,6 +21,7 @@ from ledger.waiting import Line, Waiting, refuse, tell
 log = logging.getLogger("ledger")
 
 BUSY_RETRY_SECONDS = 0.02
+NEVER_COMMITTED = "no commit has succeeded for 5 seconds"
 LOST_ALONE_MAX = 5
 """So often a request may lose alone. A race that there was is over at its second decision."""
 
@@ -38,6 +39,7 @@ class FailedBatches:
         self._on_broken = on_broken
         self.broken: StoreError | None = None
         self.last_error: str | None = None
+        self._told: set[str] = set()
 
     def not_written(self, batch: Batch | None, taken: list[Waiting[Any]], error: Exception) -> float:
         """A batch could not be decided or written, so that nothing happened; None: it could not even begin."""
@@ -122,6 +124,20 @@ class FailedBatches:
         memory.credentials_moved, memory.lost_some = frozenset(), False
         self._abandon(batch)
 
+    def stalled(self) -> None:
+        """The store has been busy for so long that nobody is sent here any more: that is a trouble, too."""
+        self._tell(self.last_error or NEVER_COMMITTED)
+
+    def healed(self) -> None:
+        """The store has done what it was asked: what is in its way from now on is another trouble."""
+        self.last_error = None
+        self._told.clear()
+
+    def _tell(self, problem: str) -> None:
+        if problem not in self._told:  # once a trouble, not once a batch
+            self._told.add(problem)
+            log.error("store_failed", extra={"fields": {"problem": problem}})
+
     def halt(self, error: StoreError) -> None:
         """The store must not be used any more, and the process has to end."""
         if self.broken is None:
@@ -137,9 +153,8 @@ class FailedBatches:
             self.halt(StoreBroken(f"what a failed batch had touched cannot be read again: {error}"))
 
     def _store_failed(self, taken: list[Waiting[Any]], error: StoreError) -> float:
-        if self.last_error != str(error):  # once a trouble, not once a batch
-            self.last_error = str(error)
-            log.error("store_failed", extra={"fields": {"problem": str(error)}})
+        self.last_error = str(error)
+        self._tell(self.last_error)
         if isinstance(error, StoreBroken):
             self.halt(error)
         self._line.failed(taken)

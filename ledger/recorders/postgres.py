@@ -114,6 +114,8 @@ class PostgresStore:
         """Check the tables and read back the durability. Raises LedgerError, StoreUnreachable; it is closed then."""
         try:
             postgres_opening.check(self._connected(), self.address.place, self.inline, ring_id)
+            if (problem := postgres_opening.forgetful(self._connected())) is not None:
+                log.warning("store_not_durable", extra={"fields": {"problem": f"{self.address.place}: {problem}"}})
         except psycopg.Error as error:
             self.close()
             raise LedgerError(f"{self.address.place}: {self.address.redacted(error)}") from None

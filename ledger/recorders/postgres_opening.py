@@ -99,6 +99,14 @@ def check_durability(connection: Connection, place: Place) -> None:
         raise LedgerError(f"{place}: synchronous_commit is {commit}: what was acknowledged could be lost")
 
 
+def forgetful(connection: Connection) -> str | None:
+    """Why what is acknowledged could be lost where the server's machine stops at once; None where it could not. The
+    server's owner has decided so, for all of its databases. Raises psycopg.Error."""
+    question = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY 1"
+    off = [str(name) for (name,) in connection.execute(question).fetchall()]
+    return f"off at this server: {', '.join(off)}; a power cut could lose what was acknowledged" if off else None
+
+
 def go_on_above(connection: Connection) -> None:
     """Where the log was moved into another cluster its transaction ids begin anew: positions go on above its end.
 

@@ -120,7 +120,10 @@ class Exchange(TakesWhole):
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: Any) -> None:
-        """Take one message of the answer (ASGI); a start waits for the body, so that both leave together."""
+        """Take one message of the answer (ASGI); a start waits for the body, so that both leave together. Raises
+        ClientGone where an answer is to go on that nobody reads any more: whoever makes it would do so for nobody."""
+        if self.disconnected and message.get("more_body"):
+            raise ClientGone
         held = self.held
         if held is None:
             if message["type"] == "http.response.start" and not self.response_started:

@@ -155,6 +155,16 @@ class Shower:
         for part in (b"one,", b"two,", b""):
             await send({"type": "http.response.body", "body": part, "more_body": bool(part)})
 
+    async def do_endless(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer in parts until nobody reads them."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"one,", "more_body": True})
+                await asyncio.sleep(0.01)
+        finally:
+            self.gone += 1
+
     async def do_empty(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer 204."""
         await answers.Answer(204, b"", []).send(send)

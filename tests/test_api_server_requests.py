@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from api.server import Parser
+from tests.server_process import eventually
 from tests.serving import HOST, PARSERS, Lines, Running, check_quiet, exchange, logged, serving_with
 from tests.wire import check_answer, request_bytes
 
@@ -239,6 +240,18 @@ def test_streams_empty_answers_and_head_go_their_own_way(running: Running) -> No
         head = connection.exchange(request_bytes("HEAD", "/a"))
         assert (200, True, b"") == (head.status, int(head.header("Content-Length") or 0) > 0, head.body)
         assert 200 == connection.exchange(request_bytes("GET", "/b")).status
+
+
+def test_a_stream_ends_when_nobody_reads_it_any_more(running: Running, lines: Lines) -> None:
+    """Whoever presses Ctrl-C in a rebuild waits for no log of an hour, and may begin another."""
+    server = running.server.app
+    gone = server.gone
+    with socket.create_connection(("127.0.0.1", running.port), 5.0) as connection:
+        connection.sendall(request_bytes("GET", "/endless"))
+        assert connection.recv(4).startswith(b"HTTP")
+        assert gone == server.gone
+    eventually(lambda: server.gone > gone, what="the end of the stream")
+    check_quiet(lines)
 
 
 def test_what_is_kept_of_a_head_is_never_another_requests(running: Running) -> None:

@@ -35,6 +35,9 @@ from ledger.refusals import LedgerError, Unavailable
 from ledger.registration import TLS_AUTHS
 
 RESTORE_POLL_SECONDS: Final = 0.2
+BEGIN_AGAIN_SECONDS: Final = 5.0
+"""After a restore was acknowledged: so long after the store has kept a server from beginning it tries again."""
+
 COLLECT_EVERY_OBJECTS: Final = 50_000
 ANSWERED_SECONDS: Final = 0.5
 """So long before it gives up a server that ends has whoever still waits for the store told that it does not answer."""
@@ -139,22 +142,29 @@ class Serving:
     @contextlib.contextmanager
     def _clients_file_may_be_wrong(self) -> Iterator[None]:
         """A worker that follows another, or comes beside one, serves by what the store holds, as after a SIGHUP: else
-        a mistake in the file, which harms nobody until then, would cost one worker after the other."""
+        a mistake in the file, which harms nobody until then, would cost one worker after the other. So does a server
+        that has waited for an acknowledgement: it serves by then, and nobody would learn why it does not begin."""
         try:
             yield
         except LedgerError as error:
-            if self._seat is None or not self._seat.has_served:
+            if self._waiting is None and (self._seat is None or not self._seat.has_served):
                 raise
             log.error("clients_file_not_applied", why=str(error))
 
     async def _begin_after_restore(self, ledger: Ledger) -> None:
-        """Wait until the loss is acknowledged: what is recorded before would stand at positions already given away."""
+        """Wait until the loss is acknowledged: what is recorded before would stand at positions already given away.
+        Whatever keeps it from beginning then is told, and tried again: else no start would be on record, and nothing
+        archived, for as long as the process lives."""
         while ledger.behind is not None:
             await asyncio.sleep(RESTORE_POLL_SECONDS)
-        try:
-            await self._begin(ledger)
-        except (LedgerError, Unavailable) as error:
-            log.error("clients_file_not_applied", why=str(error))
+        while True:
+            try:
+                await self._begin(ledger)
+            except Exception as error:  # a defect, too: nobody else would say it
+                log.error("not_begun", why=f"{type(error).__name__}: {error}", again_in_seconds=BEGIN_AGAIN_SECONDS)
+                await asyncio.sleep(BEGIN_AGAIN_SECONDS)
+            else:
+                return
 
     async def ready(self, server: Server) -> None:
         """Say where it is served."""

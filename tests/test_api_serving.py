@@ -14,18 +14,23 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import api
+from api import serving
 from api.cli.certificate import write_certificate
+from api.serving import Serving
 from api.settings import Settings
 from api.wiring import open_ledger
+from ledger.refusals import Unavailable
 from tests.bulk import issue_many, persons
 from tests.chaos.shims import Faults
 from tests.places import Place
 from tests.server_process import eventually
 from tests.servers import Server, clients_toml, running
+from tests.serving import logged
 from tests.wire import Json
 
 POSITIONS = ("from_position", "lost_position")
@@ -151,6 +156,44 @@ def test_a_restored_backup_waits_for_its_acknowledgement_beside_the_running_serv
     assert 400 == own_server.refresh("www", lost.refresh_token).status
     assert 200 == own_server.refresh("www", own_server.issue("www").refresh_token).status
     assert 1 == own_server.command("restore", "acknowledge").returncode
+
+
+def test_a_clients_file_that_is_wrong_keeps_a_restored_server_from_nothing_else(own_server: Server) -> None:
+    """It is told; but the start is on record, and so is the end."""
+    own_server.hangup("serial = 5\n" + clients_toml())
+    eventually(lambda: lines(own_server, "clients_file"), what="the file applied")
+    restored(own_server)
+    own_server.write_clients("serial = 4\n" + clients_toml())
+    own_server.start(wait=False)
+    eventually(lambda: 200 == own_server.health("/healthz"), what="/healthz 200", within_seconds=20)
+    before = topics(own_server, "ledger")
+    assert 0 == own_server.command("restore", "acknowledge").returncode
+    began = [*before, "ledger.restored", "ledger.started"]
+    eventually(lambda: began == topics(own_server, "ledger"), what="the start recorded")
+    assert "serial: 4 is lower than 5" in lines(own_server, "clients_file_not_applied")[-1]
+    assert 0 == own_server.terminate()
+    assert [*began, "ledger.stopped"] == topics(own_server, "ledger")
+
+
+async def test_what_keeps_a_restored_server_from_beginning_is_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a disk that is full at that very moment: the server lives on for weeks."""
+    monkeypatch.setattr(serving, "BEGIN_AGAIN_SECONDS", 0.0)
+    begun: list[object] = []
+
+    async def begin(ledger: object) -> None:
+        begun.append(ledger)
+        if len(begun) < 3:
+            raise (Unavailable, ValueError)[len(begun) - 1]("not now")
+
+    serves = Serving(Settings())
+    monkeypatch.setattr(serves, "_begin", begin)
+    ledger = SimpleNamespace(behind=None)
+    with logged() as said:
+        await serves._begin_after_restore(ledger)  # type: ignore[arg-type]  # all that it looks at
+    assert [ledger] * 3 == begun
+    assert ["not_begun"] * 2 == said.events
 
 
 def restored(server: Server) -> Json:

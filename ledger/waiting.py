@@ -155,7 +155,8 @@ def decided(batch: Batch, each: Waiting[Any]) -> tuple[Any, bool]:
     try:
         return each.decide(batch), False
     except (Refused, Unavailable, LedgerError) as refusal:
-        return refusal, True
+        # Without the way that it came: its frames hold those of the batch, which holds it, and that is a cycle.
+        return refusal.with_traceback(None), True
 
 
 def made(one: tuple[Waiting[Any], Any, bool]) -> tuple[Waiting[Any], Any, bool]:

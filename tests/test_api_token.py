@@ -263,9 +263,33 @@ async def test_requests_leave_no_reference_cycles(tmp_path: Path) -> None:
             gc.enable()
 
 
+async def test_refusals_leave_no_reference_cycles(tmp_path: Path) -> None:
+    """Neither do those that a batch decides, as of a token that somebody presents again and again."""
+    async with asking(tmp_path) as ledger:
+        token = (await ledger.issue("www"))["refresh_token"]
+        body = "grant_type=refresh_token&client_id=www&client_secret=Secr3t!&scope=admin&refresh_token="
+        await _asked(ledger.app, body + token)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(200):
+                assert 400 == (await _asked(ledger.app, body + token))[0]["status"]
+            assert gc.collect() < 50
+        finally:
+            gc.enable()
+
+
 async def _refreshed(app: Json, body: str, token: str) -> str:
-    """Refresh with nothing between test and application that could make cycles of its own."""
-    received = [{"type": "http.request", "body": (body + token).encode()}]
+    """Refresh, and return the token that came."""
+    sent = await _asked(app, body + token)
+    assert 200 == sent[0]["status"], sent
+    found: str = sent[1]["body"].decode().partition('"refresh_token":"')[2].partition('"')[0]
+    return found
+
+
+async def _asked(app: Json, body: str) -> list[Json]:
+    """Ask with nothing between test and application that could make cycles of its own."""
+    received = [{"type": "http.request", "body": body.encode()}]
     sent: list[Json] = []
 
     async def receive() -> Json:
@@ -279,6 +303,4 @@ async def _refreshed(app: Json, body: str, token: str) -> str:
         "headers": [(b"content-type", b"application/x-www-form-urlencoded")],
     }  # fmt: skip
     await app(scope, receive, send)
-    assert 200 == sent[0]["status"], sent
-    found: str = sent[1]["body"].decode().partition('"refresh_token":"')[2].partition('"')[0]
-    return found
+    return sent

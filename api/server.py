@@ -264,6 +264,7 @@ class Server:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.exception("reload_failed", error)
 
+        hang_up_before = signal.getsignal(signal.SIGHUP) or signal.SIG_DFL
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self.request_stop)
         loop.add_signal_handler(signal.SIGHUP, hang_up)
@@ -274,6 +275,8 @@ class Server:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+            # Else one that comes while the process leaves would end it, with an exit code that speaks of a failure.
+            signal.signal(signal.SIGHUP, hang_up_before)
 
     async def _drain(self) -> None:
         """Answer what was begun, with `Connection: close`, and no longer than REQUEST_TIMEOUT_SECONDS in all.

@@ -5,6 +5,7 @@ import errno
 import json
 import re
 import shutil
+import signal
 import sqlite3
 import ssl
 import stat
@@ -86,6 +87,16 @@ def test_the_clients_file_is_applied_at_the_start_and_at_a_hangup(own_server: Se
     assert ["client.registered", "client.disabled"] == topics(own_server, "client:www")
     said = eventually(lambda: [line for line in lines(own_server, "clients_file") if "www" in line][1:], what="a line")
     assert "disabled" in said[0]
+
+
+def test_a_hangup_while_the_process_leaves_is_no_failure(own_server: Server) -> None:
+    """Whoever renews a certificate does not know that somebody has just asked for the end."""
+    assert own_server.process is not None
+    own_server.signal(signal.SIGTERM)
+    while own_server.process.poll() is None:
+        own_server.signal(signal.SIGHUP)
+        time.sleep(0.001)
+    assert 0 == own_server.process.returncode
 
 
 def test_a_certificate_is_read_again_at_a_hangup(tmp_path: Path) -> None:

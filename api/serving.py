@@ -97,6 +97,8 @@ class Serving:
             log.info("created", database=str(settings.sqlite_path), keys_file=str(settings.keys_file))
         if settings.head_file is None:
             log.warning("head_file_off", means="a restored backup will not be recognised by the log's length")
+        if (problem := ledger.store.power_cut) is not None:
+            log.warning("store_not_durable", problem=problem)
         throttle = None
         if self._seat is not None:
             throttle = Throttle(time.monotonic, tell=self._seat.failures.tell)

@@ -29,6 +29,7 @@ from ledger.refusals import Unavailable
 from tests.bulk import issue_many, persons
 from tests.chaos.shims import Faults
 from tests.places import Place
+from tests.postgres import Server as Postgres
 from tests.server_process import eventually
 from tests.servers import Server, clients_toml, running
 from tests.serving import logged
@@ -142,6 +143,16 @@ def test_a_head_file_that_is_off_is_said_at_every_start(tmp_path: Path) -> None:
         server.restart()
         assert 2 == len(lines(server, "head_file_off"))
         assert not list(server.folder.glob("*.head"))
+
+
+def test_a_store_that_no_power_cut_may_meet_is_said_at_every_start(tmp_path: Path, postgres: Postgres) -> None:
+    """I-09: such as the trials' own PostgreSQL. SQLite's file always is on the disk."""
+    url = postgres.over_tcp(postgres.create_database())
+    with running(tmp_path / "server", settings={"DATABASE_URL": url}) as server:
+        (told,) = lines(server, "store_not_durable")
+        assert "off at this server: fsync, full_page_writes" in told
+    with running(tmp_path / "alone") as server:
+        assert not lines(server, "store_not_durable")
 
 
 def test_a_restored_backup_waits_for_its_acknowledgement_beside_the_running_server(own_server: Server) -> None:

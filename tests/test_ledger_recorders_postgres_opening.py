@@ -229,27 +229,20 @@ async def test_a_store_that_could_lose_what_it_acknowledged_is_refused(tmp_path:
             pass
 
 
-def not_durable(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said of that in the log."""
-    return [vars(each)["fields"]["problem"] for each in caplog.records if each.message == "store_not_durable"]
-
-
-async def test_a_server_that_no_power_cut_may_meet_is_told_of_at_the_start(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """I-09: that is all of the server, so its owner has decided it: the ledger serves, and says so. One that is durable
-    is served without a word."""
-    async with open_ledger(tmp_path) as opened:
-        await opened.issue()
-    (told,) = not_durable(caplog)
-    assert told.endswith("off at this server: fsync, full_page_writes; a power cut could lose what was acknowledged")
-    caplog.clear()
-    with running(fsync="on", full_page_writes="on") as server:
-        store = PostgresStore(server.create_database(), INLINE)
-        store.init("ring")
-        store.open("ring")
-        store.close()
-    assert [] == not_durable(caplog)
+def test_a_server_that_no_power_cut_may_meet_is_told_of(postgres_url: str) -> None:
+    """I-09: that is all of the server, so its owner has decided it: the ledger serves, and says so as it starts."""
+    with running(fsync="on", full_page_writes="on") as durable:
+        problems = []
+        for url in (postgres_url, durable.create_database()):
+            with closing(PostgresStore(url, INLINE)) as store:
+                store.init("ring")
+                store.open("ring")
+                problems.append(store.power_cut)
+    told, nothing = problems
+    assert (told or "").endswith(
+        "off at this server: fsync, full_page_writes; a power cut could lose what was acknowledged"
+    )
+    assert nothing is None
 
 
 async def test_a_node_that_comes_back_to_what_could_lose_it_writes_nothing(
@@ -268,7 +261,7 @@ async def test_a_node_that_comes_back_to_what_could_lose_it_writes_nothing(
             await opened.refresh(answer)
         waiting = asyncio.create_task(refreshed(opened, answer))
         await asyncio.sleep(0.5)
-        _, told = not_durable(caplog)
+        (told,) = [vars(each)["fields"]["problem"] for each in caplog.records if each.message == "store_not_durable"]
         assert "synchronous_commit is off: what was acknowledged could be lost" in told
         assert (told, end) == (opened.ledger.commits.last_error, opened.last_position())
         asked(opened, f"ALTER DATABASE {name} SET synchronous_commit = on")

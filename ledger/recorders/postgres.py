@@ -91,6 +91,7 @@ class PostgresStore:
         self._connection: Connection | None = None
         self._wire: Wire | None = None
         self.reached = 0
+        self.power_cut: str | None = None
         self.segments = PostgresSegments(self.address)
         self._readers = PostgresReaders(self.address)
         self._hops = Hops()
@@ -114,8 +115,7 @@ class PostgresStore:
         """Check the tables and read back the durability. Raises LedgerError, StoreUnreachable; it is closed then."""
         try:
             postgres_opening.check(self._connected(), self.address.place, self.inline, ring_id)
-            if (problem := postgres_opening.forgetful(self._connected())) is not None:
-                log.warning("store_not_durable", extra={"fields": {"problem": f"{self.address.place}: {problem}"}})
+            self.power_cut = postgres_opening.power_cut(self._connected(), self.address.place)
         except psycopg.Error as error:
             self.close()
             raise LedgerError(f"{self.address.place}: {self.address.redacted(error)}") from None

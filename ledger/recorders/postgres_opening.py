@@ -99,12 +99,12 @@ def check_durability(connection: Connection, place: Place) -> None:
         raise LedgerError(f"{place}: synchronous_commit is {commit}: what was acknowledged could be lost")
 
 
-def forgetful(connection: Connection) -> str | None:
-    """Why what is acknowledged could be lost where the server's machine stops at once; None where it could not. The
-    server's owner has decided so, for all of its databases. Raises psycopg.Error."""
+def power_cut(connection: Connection, place: Place) -> str | None:
+    """What the server's settings let a power cut do, which its owner has decided for all of its databases; None where
+    it may do nothing. Raises psycopg.Error."""
     question = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY 1"
-    off = [str(name) for (name,) in connection.execute(question).fetchall()]
-    return f"off at this server: {', '.join(off)}; a power cut could lose what was acknowledged" if off else None
+    off = ", ".join(str(name) for (name,) in connection.execute(question).fetchall())
+    return f"{place}: off at this server: {off}; a power cut could lose what was acknowledged" if off else None
 
 
 def go_on_above(connection: Connection) -> None:

@@ -60,6 +60,7 @@ class SQLiteStore:
 
     optimistic: Final = False
     reached: Final = 1
+    power_cut: Final = None
 
     def __init__(self, path: Path, inline: Sequence[Inline], *, synchronous: str = "FULL") -> None:
         """`synchronous` other than FULL is for the test that must lose data with it; `open` then does not insist."""

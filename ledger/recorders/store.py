@@ -36,6 +36,11 @@ class Store(Protocol):
         ...
 
     @property
+    def power_cut(self) -> str | None:
+        """How a power cut could lose what was acknowledged, as the store's owner has decided; None: it could not."""
+        ...
+
+    @property
     def segments(self) -> SegmentStore:
         """Where its archive lies."""
         ...

@@ -1,6 +1,7 @@
 """What the guide for operators gives an auditor: the record is checked, and told, with nothing of ours."""
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -16,12 +17,15 @@ import pytest
 
 from tests.archived_twins import lived
 from tests.archives import archive, reopened
+from tests.places import Place
 from tests.server_process import PROJECT
+from tests.servers import clients_toml
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("made_small")]
 
 GUIDE = (PROJECT / "api" / "docs" / "operating.md").read_text("utf-8")
 SCRIPT = re.compile(r"^    cat > check\.py <<'END'\n(.*?)^    END\n", re.DOTALL | re.MULTILINE)
+HELD = re.compile(r"^    (AT=.*?)\n\n", re.DOTALL | re.MULTILINE)
 PRINTS = re.compile(r"^    (G=grant:\w+\n.*?\| jq -cs .*?)$", re.DOTALL | re.MULTILINE)
 
 
@@ -99,3 +103,44 @@ async def test_the_events_of_a_grant_are_printed_as_they_were_stored(tmp_path: P
         check=True,
     )
     assert stored == done.stdout.splitlines()
+
+
+IN_SHORT_PAGES = f"""#!{sys.executable}
+import sys
+from api import cli
+from api.cli import options
+
+options.PAGE_MAX = 2
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="no jq here")
+def test_the_list_of_who_held_a_scope_lacks_the_grant_that_cannot_be_told_and_no_other(place: Place) -> None:
+    """Its first page may be told, and its state then with it, before a later one is found to be altered."""
+    (place.folder / "clients.toml").write_text(clients_toml(), "utf-8")
+    assert 0 == place.here("init").returncode
+    assert 0 == place.here("apply", "clients.toml").returncode
+    issued = [place.here("issue", "--client", "www", "--subject", name, "--scope", "read", "--json") for name in "abc"]
+    grants = [json.loads(done.stdout)["grant_id"] for done in issued]
+    for act in ("suspend", "reinstate", "suspend", "reinstate"):
+        assert 0 == place.here("grant", act, grants[0]).returncode
+    at = json.loads(place.here("grant", "history", grants[0], "--json").stdout)["events"][-1]["at"]
+    change(
+        place.folder / "token-ledger.db", """UPDATE events SET body = replace(body, '"at":"2', '"at":"3') WHERE v = 4"""
+    )
+    program = place.folder / "token-ledger"
+    program.write_text(IN_SHORT_PAGES, "utf-8")
+    program.chmod(0o700)
+    (command,) = blocks(HELD)
+    done = subprocess.run(
+        ["bash", "-c", command.replace("2026-11-26T12:00:00Z", at).replace('index("write")', 'index("read")')],
+        cwd=place.folder,
+        env=place.environment() | {"PATH": f"{place.folder}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert f"grant:{grants[0]}/4: what is stored is not what was recorded" in done.stderr
+    assert grants[1:] == [json.loads(line)["grant_id"] for line in done.stdout.splitlines()]

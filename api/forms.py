@@ -49,7 +49,8 @@ class TooLarge(BadRequest):
 
 
 class ClientGone(Exception):
-    """The client has left before its request was whole: there is nobody to answer and nothing has happened."""
+    """The client has left before its request was whole, and nothing has happened; or before the end of an answer in
+    parts. There is nobody to answer."""
 
 
 class Form:

@@ -86,7 +86,7 @@ def identities(inline: Sequence[Inline]) -> dict[str, str]:
     """The statements that say by what a row of a table without a primary key is told from all others, by the table.
 
     Whoever publishes a table for logical replication needs that: without it the server takes inserts of new rows and
-    refuses every other change. Nothing is written for it where nobody replicates."""
+    refuses every other change. Nothing is written for it unless the server's `wal_level` is `logical`."""
     found = {}
     for statement in schema(inline):
         made = re.match(r"CREATE TABLE (\w+) ", statement)

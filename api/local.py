@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -100,11 +101,12 @@ def connect(path: Path) -> socket.socket | None:
 
 
 class OverSocket:
-    """Requests to a running server, one connection for all of them."""
+    """Requests to a running server, one connection for all of them: another only where the server has closed it."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, path: Path) -> None:
         from http.client import HTTPConnection
 
+        self._path = path
         self._connection: HTTPConnection = HTTPConnection("localhost")
         self._connection.sock = connected
         self._connection.auto_open = 0  # a connection that is gone is not opened anew, to another place at that
@@ -122,6 +124,7 @@ class OverSocket:
 
         content, fields = _encoded(body, headers)
         connection = self._connection
+        self._connect_again()
         if connection.sock is not None:
             connection.sock.settimeout(None if on_line else ANSWER_SECONDS_MAX)
         try:
@@ -142,6 +145,16 @@ class OverSocket:
             raise LedgerError(
                 f"the server gave no answer ({detail}): whether it did what was asked is unknown"
             ) from None
+
+    def _connect_again(self) -> None:
+        """A server closes a connection that asks nothing for a while, and whoever reads a list page by page may take
+        longer. Nothing was asked yet. (Where no server listens any more the request says so.)"""
+        held = self._connection.sock
+        if held is not None and not select.select([held], [], [], 0)[0]:
+            return
+        if (connected := connect(self._path)) is not None:
+            self._connection.close()
+            self._connection.sock = connected
 
     def close(self) -> None:
         self._connection.close()
@@ -247,9 +260,8 @@ def reach(database: Path | None, open_app: Callable[[], AbstractAsyncContextMana
     with contextlib.ExitStack() as stack:
         runner: asyncio.Runner | None = None
         while True:
-            connected = None if path is None else connect(path)
-            if connected is not None:
-                yield stack.enter_context(contextlib.closing(OverSocket(connected)))
+            if path is not None and (connected := connect(path)) is not None:
+                yield stack.enter_context(contextlib.closing(OverSocket(connected, path)))
                 return
             runner = runner or stack.enter_context(_new_runner())
             opened = open_app()

@@ -2,13 +2,14 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from api import local, sockets
 from ledger.owner import Owned, OwnerLock
 from ledger.refusals import LedgerError
+from tests.servers import running
 
 Message = MutableMapping[str, Any]
 
@@ -114,7 +116,7 @@ def test_an_answer_over_the_socket_is_read_whole(tmp_path: Path) -> None:
         thread = one_answer(listener, b'HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\nX-A: b\r\n\r\n{"a":1}')
         connected = local.connect(path)
         assert connected is not None
-        over = local.OverSocket(connected)
+        over = local.OverSocket(connected, path)
         assert (404, {"a": 1}) == ((answer := over.request("GET", "/")).status, answer.json())
         assert "b" == answer.headers["x-a"]
         over.close()
@@ -129,11 +131,26 @@ def test_a_server_that_goes_away_leaves_the_outcome_unknown(tmp_path: Path, answ
         thread = one_answer(listener, answer)
         connected = local.connect(path)
         assert connected is not None
-        over = local.OverSocket(connected)
+        over = local.OverSocket(connected, path)
         with pytest.raises(LedgerError, match="whether it did what was asked is unknown"):
             over.request("POST", "/subjects/revoke", {"subject": "a"})
         over.close()
         thread.join()
+
+
+def test_who_reads_a_list_slowly_is_told_its_next_page(tmp_path: Path) -> None:
+    """A history in a pager asks for no more while somebody reads it, and a server closes who asks nothing."""
+    with running(tmp_path / "server", settings={"KEEP_ALIVE_SECONDS": "0.2"}) as server:
+        path = local.socket_path(server.database)
+        connected = local.connect(path)
+        assert connected is not None
+        with closing(local.OverSocket(connected, path)) as over:
+            assert 200 == over.request("GET", "/grants").status
+            assert select.select([connected], [], [], 20)[0], "the server has closed it"
+            assert 200 == over.request("GET", "/grants").status
+            server.stop()
+            with pytest.raises(LedgerError, match="gave no answer"):
+                over.request("GET", "/grants")
 
 
 async def test_the_application_in_process_sees_the_request_that_a_server_would_hand_it() -> None:
